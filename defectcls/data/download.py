@@ -1,0 +1,142 @@
+"""A dataset's archive: fetched, verified and unpacked, so that its root exists whole or not at all."""
+
+import hashlib
+import shutil
+import tarfile
+import time
+import zipfile
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from ssl import SSLError
+from urllib.error import HTTPError, URLError
+from urllib.parse import unquote, urlsplit
+from urllib.request import Request, urlopen
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from defectcls.errors import UserError
+
+TIMEOUT = 15  # seconds to connect, and to wait for the next bytes
+PAUSES = (1, 4, 16)  # seconds before each new attempt after a dropped connection
+BLOCK = 1 << 20  # bytes read at once
+COMPLETE_ALREADY = 416  # "range not satisfiable": the partial file is as long as the archive
+BUSY = (408, 429)  # the refusals that may pass; any other 4xx stays one
+DROPPED = (URLError, ConnectionError, TimeoutError, HTTPException, SSLError)
+
+
+def fetch_archive(url: str, sha256: str, root: Path) -> None:
+    """Downloads a tar or zip archive and unpacks it, so that `root` receives its content.
+
+    A folder in the archive that holds everything and has the name of `root` is `root` itself. What an interrupted
+    download left in `<name>.part`, beside `root`, is resumed.
+
+    Args:
+        url: where the archive is, http or https.
+        sha256: its checksum, in hexadecimal.
+        root: a folder that does not exist yet.
+
+    Raises:
+        UserError: no network, too little space, another checksum, or an archive that would write outside of `root`.
+    """
+    root.parent.mkdir(parents=True, exist_ok=True)
+    part = root.parent / f"{PurePosixPath(unquote(urlsplit(url).path)).name or root.name}.part"
+    for pause in (*PAUSES, None):
+        try:
+            found = download(url, part)
+            break
+        except DROPPED as error:
+            refused = isinstance(error, HTTPError) and error.code < 500 and error.code not in BUSY
+            if refused or pause is None:
+                reason = error.reason if type(error) is URLError else error
+                raise UserError(
+                    f"cannot download {url} ({reason}): check the network and run again, which resumes, "
+                    f"or download it by hand and unpack it into {root}"
+                ) from error
+            time.sleep(pause)
+    if found != sha256.lower():
+        part.unlink()
+        raise UserError(f"{url} has the sha256 {found}, not {sha256}: it was removed, run again to download it anew")
+
+    unpacked = root.parent / f".{root.name}.unpacking"
+    shutil.rmtree(unpacked, ignore_errors=True)  # of a run that was killed
+    try:
+        unpack(part, unpacked)
+        content = list(unpacked.iterdir())
+        wrapped = len(content) == 1 and content[0].is_dir() and content[0].name == root.name
+        (content[0] if wrapped else unpacked).rename(root)
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+    part.unlink()
+
+
+def download(url: str, part: Path) -> str:
+    """Appends to `part` what it lacks of the archive, and returns the sha256 of the whole, in hexadecimal.
+
+    Raises:
+        UserError: too little disk space.
+        one of DROPPED: the connection failed or broke; what has come stays in `part`.
+    """
+    part.touch()
+    with part.open("r+b") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        have = file.seek(0, 2)
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        try:
+            response = urlopen(Request(url, headers=headers), timeout=TIMEOUT)
+        except HTTPError as error:
+            if error.code == COMPLETE_ALREADY:
+                return digest.hexdigest()
+            raise
+        with response, progress_bar() as bar:
+            if response.status != 206:  # the server knows no ranges: from the start
+                have, digest = 0, hashlib.sha256()
+                file.truncate(file.seek(0))
+            length = response.headers["Content-Length"]
+            total = have + int(length) if length else None
+            require_space(part.parent, (total or 0) * 2 - have, url)
+            task = bar.add_task(part.stem, total=total, completed=have)
+            while block := response.read(BLOCK):
+                file.write(block)
+                digest.update(block)
+                have += len(block)
+                bar.update(task, completed=have)
+            if total is not None and have < total:
+                raise ConnectionError(f"the connection broke after {have} of {total} bytes")
+    return digest.hexdigest()
+
+
+def require_space(folder: Path, needed: int, url: str) -> None:
+    """Space for the rest of the archive, and for its content: photos are compressed already, so about as much again."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(f"{url} needs {needed / 1e9:.1f} GB, unpacked too, but {folder} has {free / 1e9:.1f} GB free")
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpacks a tar (plain, gz, bz2, xz) or zip archive into a new folder.
+
+    Raises:
+        UserError: it is neither, or a member would land outside of the folder.
+    """
+    folder.mkdir()
+    if tarfile.is_tarfile(archive):
+        try:
+            with tarfile.open(archive) as tar:
+                tar.extractall(folder, filter="data")
+        except tarfile.FilterError as error:
+            raise UserError(f"{archive} is not safe to unpack: {error}") from error
+    elif zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as zipped:
+            for name in zipped.namelist():
+                if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                    raise UserError(f"{archive} is not safe to unpack: '{name}' is outside of the archive's folder")
+            zipped.extractall(folder)
+    else:
+        raise UserError(f"{archive} is neither a tar nor a zip archive")
+
+
+def progress_bar() -> Progress:
+    """Name, bar, size, speed and time left, on stderr."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))

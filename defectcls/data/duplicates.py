@@ -1,0 +1,47 @@
+"""Byte-identical files: copies of one photo must stand on one side of a split."""
+
+import hashlib
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+
+def identical_files(paths: list[Path]) -> np.ndarray:
+    """For every file the position of the first file with the same bytes, int64 (files,).
+
+    Only files that share their size are read, so a set without copies costs one `stat` a file.
+    """
+    by_size = defaultdict(list)
+    for position, path in enumerate(paths):
+        by_size[path.stat().st_size].append(position)
+    first = np.arange(len(paths))
+    for positions in by_size.values():
+        if len(positions) > 1:
+            seen: dict[bytes, int] = {}
+            for position in positions:
+                with paths[position].open("rb") as file:
+                    digest = hashlib.file_digest(file, "blake2b").digest()
+                first[position] = seen.setdefault(digest, position)
+    return first
+
+
+def split_units(identical: np.ndarray, group: pd.Series | None) -> np.ndarray:
+    """Number of the unit each image belongs to, int64 (images,): images tied by a copy or by a group share one.
+
+    Args:
+        identical: position of the first byte-identical image, (images,).
+        group: photo, part or video; an empty name ties nothing.
+    """
+    count = len(identical)
+    ties = [(np.arange(count), identical)]
+    if group is not None:
+        named = np.flatnonzero(group.to_numpy() != "")
+        _, first, member = np.unique(group.to_numpy()[named].astype(str), return_index=True, return_inverse=True)
+        ties.append((named, named[first[member]]))
+    rows, columns = (np.concatenate(side) for side in zip(*ties, strict=True))
+    graph = coo_array((np.ones(len(rows), dtype=bool), (rows, columns)), shape=(count, count))
+    return connected_components(graph, directed=False)[1].astype(np.int64)

@@ -1,0 +1,51 @@
+"""Your own photos, one folder a class.
+
+    root/
+        good/…                    a sound class: named by `sound`
+        scratch/…  dent/…         every other folder is a defect type; images may lie in folders below it
+
+or the same under folders of the split, if `root` holds no others:
+
+    root/
+        train/good/…  train/scratch/…
+        val/…  test/…             `val` may be called `valid` or `validation`
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from defectcls.data.samples import SPLIT_NAMES, folders_in, images_expected_in, images_in, sample_table
+from defectcls.errors import UserError, did_you_mean
+
+LAYOUT = "<class>/<image> or {train,val,test}/<class>/<image>"
+
+
+def list_samples(root: Path, sound: str | list[str]) -> pd.DataFrame:
+    """The sample table (see `defectcls.data.samples`), with a split where the folders have one.
+
+    Raises:
+        UserError: no class folders, an empty one, none of the name of a sound class, or an image beside them.
+    """
+    sound = [sound] if isinstance(sound, str) else sound
+    folders = folders_in(root)
+    has_split = bool(folders) and set(folders) <= SPLIT_NAMES.keys()
+    parents = [f"{name}/" for name in folders] if has_split else [""]
+    class_folders = [f"{parent}{name}" for parent in parents for name in folders_in(root / parent)]
+    classes = sorted({Path(folder).name for folder in class_folders})
+    if not classes:
+        raise UserError(f"{root} holds no class folders: expected {LAYOUT}")
+    for name in sound:
+        if name not in classes:
+            hint = did_you_mean(name, classes)
+            raise UserError(f"{root} has the class folders {', '.join(classes)}; not sound={name}{hint}")
+    rows = [
+        {"path": path, "defective": Path(folder).name not in sound, "defect_type": Path(folder).name}
+        | ({"split": SPLIT_NAMES[Path(folder).parts[0]]} if has_split else {})
+        for folder in class_folders
+        for path in images_expected_in(root, folder, LAYOUT)
+    ]
+    beside = sorted(set(images_in(root, "")) - {row["path"] for row in rows})
+    if beside:
+        raise UserError(f"'{beside[0]}' in {root} is in no class folder ({len(beside)} such): expected {LAYOUT}")
+    return sample_table(rows)

@@ -1,0 +1,141 @@
+"""Train, validation and test: deterministic in the seed and the sorted paths, stratified, and without leaks.
+
+What is dealt to a part is never an image but a *unit*: all images tied by a byte-identical copy or a common group.
+"""
+
+import numpy as np
+import pandas as pd
+
+from defectcls.data.duplicates import split_units
+from defectcls.errors import UserError
+from defectcls.settings import SplitSettings
+
+PARTS = ("train", "val", "test")
+UNUSED = "unused"
+
+Sizes = dict[str, float | int | None]
+
+
+def split_samples(samples: pd.DataFrame, identical: np.ndarray, settings: SplitSettings, seed: int) -> pd.Series:
+    """The part of every image: train, val, test, or unused where fixed counts leave some over.
+
+    Stratified by class, category and defect type. A published split is kept; parts that it lacks are taken from train.
+
+    Args:
+        samples: labelled sample table, sorted by path.
+        identical: position of the first byte-identical image, (images,).
+
+    Raises:
+        UserError: a class is too small to stand in every part, or the settings ask for more than there is.
+    """
+    units = split_units(identical, samples.get("group"))
+    classes = samples["label"].to_numpy().astype(str)
+    strata = samples.groupby([c for c in ("label", "category", "defect_type") if c in samples]).ngroup().to_numpy()
+
+    keeps_published = settings.published and settings.folds is None and "split" in samples
+
+    parts = np.full(len(samples), "", dtype=object)
+    wanted: Sizes = {"train": settings.train, "val": settings.val, "test": settings.test}
+    if keeps_published:
+        published = samples["split"].to_numpy()
+        # What the dataset publishes is kept; a part that it lacks is dealt from its training images.
+        parts[published != "train"] = published[published != "train"]
+        wanted = {name: size for name, size in wanted.items() if name == "train" or name not in published}
+        wanted["train"] = None if settings.train is None or settings.train < 1 else settings.train
+    elif settings.folds is not None:
+        folds: Sizes = {str(fold): 1 / settings.folds for fold in range(settings.folds)}
+        dealt = _deal(units, classes, strata, folds, np.random.default_rng(seed))
+        parts[dealt == str(settings.fold)] = "test"
+        del wanted["test"]
+    free = np.flatnonzero(parts == "")
+    # A second, different stream, so that the validation images are not tied to the order of the folds.
+    generator = np.random.default_rng([seed, 1])
+    parts[free] = _deal(units[free], classes[free], strata[free], wanted, generator)
+    result = pd.Series(parts, index=samples.index, name="split")
+    _refuse_missing_classes(result, samples["label"], units)
+    return result
+
+
+def leaked_units(parts: pd.Series, units: np.ndarray) -> int:
+    """How many units stand in more than one part; only a published split can do that."""
+    used = parts != UNUSED
+    return int((parts[used].groupby(units[used]).nunique() > 1).sum())
+
+
+def _deal(
+    units: np.ndarray,
+    classes: np.ndarray,
+    strata: np.ndarray,
+    sizes: Sizes,
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """Deal whole units to parts, largest first, each to the part that lacks most of the unit's classes and strata.
+
+    Args:
+        units, classes, strata: of every image, (images,).
+        sizes: for each part a share (float below 1), a count of images per class (int), or None: all that is left.
+    """
+    names = [*sizes, UNUSED]
+    _, unit = np.unique(units, return_inverse=True)
+    class_names, class_of = np.unique(classes, return_inverse=True)
+    _, stratum_of = np.unique(strata, return_inverse=True)
+    class_size = np.bincount(class_of)
+    quota = np.array([_quotas(sizes, int(size), name) for name, size in zip(class_names, class_size, strict=True)])
+
+    # What every class and every stratum still lacks in each part. Each stratum wants the shares of its class.
+    stratum_class = np.zeros(stratum_of.max() + 1, dtype=int)
+    stratum_class[stratum_of] = class_of
+    share = quota / class_size[:, None]
+    of_class = quota.tolist()
+    of_stratum = (share[stratum_class] * np.bincount(stratum_of)[:, None]).tolist()
+    empty = (quota > 0).tolist()  # parts that want this class and have none of it yet
+
+    # Plain lists: a million images take seconds, where numpy's overhead for each would take a minute.
+    unit_size = np.bincount(unit)
+    shuffled = generator.permutation(len(unit_size))
+    largest_first = shuffled[np.argsort(-unit_size[shuffled], kind="stable")].tolist()
+    members = np.argsort(unit, kind="stable").tolist()
+    starts = np.concatenate([[0], np.cumsum(unit_size)]).tolist()
+    image_class, image_stratum = class_of.tolist(), stratum_of.tolist()
+    part = np.empty(len(units), dtype=np.int64)
+    for number in largest_first:
+        images = members[starts[number] : starts[number + 1]]
+        lacking = [of_class[image_class[i]] for i in images]
+        lacking += [of_stratum[image_stratum[i]] for i in images]
+        first = image_class[images[0]]
+        # A part that has none of this class yet comes first, so that the smallest classes stand in every part;
+        # a part that has its fill of it comes last, so that counts per class come out exact.
+        keys = [(empty[first][p], of_class[first][p] > 0, sum(row[p] for row in lacking)) for p in range(len(names))]
+        choice = keys.index(max(keys))
+        for row in lacking:
+            row[choice] -= 1
+        for i in images:
+            empty[image_class[i]][choice] = False
+        part[images] = choice
+    return np.array(names, dtype=object)[part]
+
+
+def _quotas(sizes: Sizes, available: int, class_name: str) -> list[float]:
+    """Images of one class that each part and UNUSED should get."""
+    wanted = [size if size is None or size >= 1 else size * available for size in sizes.values()]
+    left = available - sum(size for size in wanted if size is not None)
+    if left < -1e-9:
+        asked = ", ".join(f"{name}={size}" for name, size in sizes.items() if size is not None)
+        raise UserError(
+            f"the split asks for more images of class '{class_name}' than the {available} there are: {asked}"
+        )
+    rest = [left if size is None else size for size in wanted]
+    return [*rest, 0.0 if None in wanted else left]
+
+
+def _refuse_missing_classes(parts: pd.Series, labels: pd.Series, units: np.ndarray) -> None:
+    """Every class must stand in every part: a class that is never tested is not measured."""
+    for name, of_class in parts.groupby(labels):
+        missing = [part for part in PARTS if part not in set(of_class)]
+        if missing:
+            apart = len(np.unique(units[of_class.index]))
+            raise UserError(
+                f"class '{name}' is too small to split: its {len(of_class)} images form {apart} independent units "
+                f"(copies and groups stay together) and none is left for {' and '.join(missing)}; add images of it, "
+                "merge it with another class, or change dataset.split"
+            )

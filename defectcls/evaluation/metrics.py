@@ -1,0 +1,144 @@
+"""The predictions table as plain numbers, ready for JSON.
+
+A number that the data cannot state is None, never a made-up 0: recall where nothing is defective, precision where
+nothing was predicted defective, AUROC where all images are of one kind. F1 = 2tp / (2tp + fp + fn) is 0 as soon as one
+defect is missed and none is caught. A macro average is the mean over the classes for which the number is defined.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from defectcls.errors import UserError
+from defectcls.evaluation.predictions import PROBABILITY
+
+LEAST_PROBABILITY = np.finfo(np.float64).eps  # a probability of exactly 0 would make the loss infinite; as scikit-learn
+
+
+def compute_metrics(predictions: pd.DataFrame, class_names: list[str], defective_classes: list[bool]) -> dict[str, Any]:
+    """All numbers of one predictions table.
+
+    Always: `n`, `loss` (mean negative log-likelihood of the true class, in nats), `accuracy`, `f1_macro`, `auroc`,
+    `average_precision`, `confusion_matrix` (counts; rows = truth, columns = prediction, in the order of `class_names`).
+
+    Sound against defective: also `precision`, `recall`, `f1`, `escape_rate` (share of the defective images let through,
+    1 - recall) and `overkill_rate` (share of the sound images rejected), all of the defective class.
+
+    Other classes: also `precision_macro`, `recall_macro`, `per_class` {name: n, precision, recall, f1}, and where there
+    are both sound and defective classes `defect`: the numbers above, with all defective classes taken as one. `auroc`
+    and `average_precision` are then macro averages of one class against the rest.
+
+    Raises:
+        UserError: a label or a prediction is none of `class_names`.
+    """
+    matrix = confusion_matrix(predictions, class_names)
+    probabilities = predictions[[PROBABILITY + name for name in class_names]].to_numpy()
+    one_hot = predictions["label"].to_numpy()[:, None] == np.array(class_names)
+    likelihood = probabilities[one_hot].clip(LEAST_PROBABILITY, 1)
+    n = len(predictions)
+    common = {"n": n, "loss": np.log(1 / likelihood).sum() / n if n else None, "accuracy": _ratio(matrix.trace(), n)}
+    per_class = _rates(matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0))
+
+    if defective_classes == [False, True]:
+        numbers = common | _defect_metrics(predictions, matrix, defective_classes)
+        numbers["f1_macro"] = _mean(per_class["f1"])
+    else:
+        ranking = [_ranking(one_hot[:, index], probabilities[:, index]) for index in range(len(class_names))]
+        numbers = common | {f"{name}_macro": _mean(per_class[name]) for name in ("precision", "recall", "f1")}
+        numbers |= {name: _mean([one[name] for one in ranking]) for name in ("auroc", "average_precision")}
+        rows = pd.DataFrame({"n": matrix.sum(axis=1)} | per_class, index=class_names, dtype=object)
+        numbers["per_class"] = rows.to_dict("index")
+        if 0 < sum(defective_classes) < len(defective_classes):
+            numbers["defect"] = _defect_metrics(predictions, matrix, defective_classes)
+    return _plain(numbers | {"confusion_matrix": matrix.tolist()})
+
+
+def confusion_matrix(predictions: pd.DataFrame, class_names: list[str]) -> np.ndarray:
+    """Counts (classes, classes): rows = truth, columns = prediction."""
+    names = pd.Index(class_names)
+    truth, prediction = (
+        names.get_indexer(pd.Index(predictions["label"])),
+        names.get_indexer(pd.Index(predictions["prediction"])),
+    )
+    unknown = set(predictions["label"][truth < 0]) | set(predictions["prediction"][prediction < 0])
+    if unknown:
+        raise UserError(f"the predictions hold {sorted(unknown)}, which are none of the classes {class_names}")
+    size = len(class_names)
+    return np.bincount(truth * size + prediction, minlength=size * size).reshape(size, size)
+
+
+def defect_counts(matrix: np.ndarray | list, defective_classes: list[bool]) -> tuple[int, int, int, int]:
+    """(sound passed, sound rejected, defects missed, defects caught) of a confusion matrix of any classes."""
+    defective = np.array(defective_classes, bool)
+    sides = (~defective, defective)
+    passed, rejected, missed, caught = (int(np.asarray(matrix)[np.ix_(t, p)].sum()) for t in sides for p in sides)
+    return passed, rejected, missed, caught
+
+
+def breakdown(
+    predictions: pd.DataFrame, column: str, class_names: list[str], defective_classes: list[bool]
+) -> pd.DataFrame:
+    """One row a value of `column`: `n`, `n_defective`, `recall` (share caught), `overkill_rate`; worst recall first.
+
+    NaN where a value has no defective (or no sound) image.
+    """
+    rejecting = [name for name, defective in zip(class_names, defective_classes, strict=True) if defective]
+    rejected = predictions["prediction"].isin(rejecting)
+    rows = pd.DataFrame(
+        {
+            column: predictions[column],
+            "n_defective": predictions["defective"],
+            "recall": rejected.where(predictions["defective"]).astype(float),
+            "overkill_rate": rejected.where(~predictions["defective"]).astype(float),
+        }
+    ).groupby(column, sort=True)
+    table = rows.agg({"n_defective": "sum", "recall": "mean", "overkill_rate": "mean"})
+    table.insert(0, "n", rows.size())
+    return table.reset_index().sort_values(
+        ["recall", "overkill_rate"], ascending=[True, False], kind="stable", ignore_index=True
+    )
+
+
+def _defect_metrics(predictions: pd.DataFrame, matrix: np.ndarray, defective_classes: list[bool]) -> dict[str, Any]:
+    passed, rejected, missed, caught = defect_counts(matrix, defective_classes)
+    numbers = _rates(caught, caught + missed, caught + rejected)
+    numbers |= {"escape_rate": _ratio(missed, caught + missed), "overkill_rate": _ratio(rejected, rejected + passed)}
+    return numbers | _ranking(predictions["defective"].to_numpy(), predictions["score"].to_numpy())
+
+
+def _rates(hits: Any, truths: Any, predicted: Any) -> dict[str, Any]:
+    """Precision, recall and F1 of counts: numbers, or one number a class."""
+    return {
+        "precision": _ratio(hits, predicted),
+        "recall": _ratio(hits, truths),
+        "f1": _ratio(2 * hits, truths + predicted),
+    }
+
+
+def _ranking(positive: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    if positive.all() or not positive.any() or not np.isfinite(scores).all():
+        return {"auroc": np.nan, "average_precision": np.nan}
+    return {
+        "auroc": roc_auc_score(positive, scores),
+        "average_precision": average_precision_score(positive, scores),
+    }
+
+
+def _ratio(numerator: Any, denominator: Any) -> Any:
+    return np.where(denominator, numerator / np.maximum(denominator, 1), np.nan)[()]
+
+
+def _mean(values: Any) -> float:
+    defined = np.asarray(values)[~np.isnan(values)]
+    return defined.mean() if len(defined) else np.nan
+
+
+def _plain(value: Any) -> Any:
+    """NumPy numbers as Python's, NaN as None, all the way down."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and np.isnan(value) else value

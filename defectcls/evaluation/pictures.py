@@ -1,0 +1,209 @@
+"""Pictures of a run. Every function returns a Figure and touches no file but the images it shows.
+
+Colours are blue, vermilion and green of Okabe and Ito, and grey: distinct for colour-blind eyes, and in grey on paper.
+"""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
+
+from defectcls.evaluation.predictions import PROBABILITY
+
+RIGHT, WRONG, THIRD, QUIET, INK = "#0072B2", "#D55E00", "#009E73", "#7A8089", "#22262B"
+LOOK: Any = {  # Any: matplotlib 3.11 types the keys, older ones do not
+    "font.size": 9,
+    "text.color": INK,
+    "text.parse_math": False,  # a class may be called "$5"
+    "axes.edgecolor": "#C5C9CF",
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E6E8EB",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+SERIES = {  # panels of the curves, top to bottom: axis label -> column, line style
+    "loss (nats)": {"train/loss": (QUIET, "--"), "val/loss": (RIGHT, "-")},
+    "accuracy, AUROC": {
+        "train/accuracy": (QUIET, "--"),
+        "val/accuracy": (RIGHT, "-"),
+        "val/auroc": (THIRD, "-"),
+    },
+    "learning rate": {"lr": (INK, "-")},
+}
+
+
+def png(figure: Figure, dots_per_inch: int = 130) -> bytes:
+    """The figure as a PNG file's content."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dots_per_inch)
+    return buffer.getvalue()
+
+
+@matplotlib.rc_context(LOOK)
+def plot_confusion_matrix(matrix: np.ndarray | list[list[int]], class_names: list[str]) -> Figure:
+    """Counts (classes, classes), rows = truth, each with its share of the row; hits blue, errors vermilion."""
+    counts = np.asarray(matrix)
+    totals = counts.sum(axis=1, keepdims=True)
+    share = counts / np.maximum(totals, 1)
+    size = len(class_names)
+    blues, reds = (LinearSegmentedColormap.from_list("", ["white", colour]) for colour in (RIGHT, WRONG))
+    tint = np.where(np.eye(size, dtype=bool), share, np.sqrt(share))  # the root, so that a rare error is seen at all
+    tiles = np.where(np.eye(size, dtype=bool)[..., None], blues(tint), reds(tint))
+
+    cell = 1.25 if size <= 3 else 0.85 if size <= 8 else 0.62  # inches
+    figure = Figure(figsize=(cell * size + 2.2, cell * size + 0.7 + 0.5 * (size > 3)), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(tiles)
+    names = [_shorten(name, 24) for name in class_names]
+    axes.set_xticks(range(size), names, rotation=0 if size <= 3 else 45, ha="center" if size <= 3 else "right")
+    axes.set_xticks(np.arange(size + 1) - 0.5, minor=True)
+    axes.set_yticks(range(size), [f"{name}  (n = {total})" for name, total in zip(names, totals[:, 0], strict=True)])
+    axes.set_yticks(np.arange(size + 1) - 0.5, minor=True)
+    axes.grid(False)
+    axes.grid(which="minor", color="white", linewidth=2)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("truth")
+    digits = 1 if size <= 3 else 0
+    for row, column in np.ndindex(size, size):
+        count, part = counts[row, column], share[row, column]
+        text = f"{count}\n{100 * part:.{digits}f} %" if count else "0"
+        colour = "white" if tint[row, column] > 0.65 else INK if count else QUIET
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8 + 2.4 * (cell > 1))
+    return figure
+
+
+@matplotlib.rc_context(LOOK)
+def plot_curves(history: pd.DataFrame) -> Figure:
+    """Loss, accuracy, AUROC and learning rate against the epoch, with the stages shaded.
+
+    `history` has `epoch`, `stage` and any of the columns in SERIES; NaN where a row has no such number, as the row of
+    the probe has none from training.
+    """
+    history = history.sort_values("epoch", kind="stable")
+    panels = {
+        label: {
+            column: style for column, style in series.items() if column in history and history[column].notna().any()
+        }
+        for label, series in SERIES.items()
+    }
+    panels = {label: series for label, series in panels.items() if series}
+    heights = [0.9 if label == "learning rate" else 2.1 for label in panels]
+    figure = Figure(figsize=(7.2, sum(heights) + 0.8), layout="constrained")
+    grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)
+    for axes, (label, series) in zip(grid[:, 0], panels.items(), strict=True):
+        for column, (colour, line) in series.items():
+            known = history[["epoch", column]].dropna()
+            axes.plot(known["epoch"], known[column], line, marker="o", markersize=3.5, color=colour, label=column)
+        axes.set_ylabel(label)
+        if label == "learning rate":
+            axes.set_ylim(0, 1.15 * history["lr"].max() or 1)
+            axes.yaxis.set_major_formatter("{x:g}")
+        else:
+            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        _shade_stages(axes, history, named=axes is grid[0, 0])
+    grid[-1, 0].set_xlabel("epoch")
+    grid[-1, 0].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    figure.align_ylabels()
+    return figure
+
+
+def _shade_stages(axes: Axes, history: pd.DataFrame, named: bool) -> None:
+    first, last = history["epoch"].min() - 0.5, history["epoch"].max() + 0.5
+    axes.set_xlim(first, last)
+    runs = history.groupby((history["stage"] != history["stage"].shift()).cumsum())
+    for number, (_, rows) in enumerate(runs):
+        start = rows["epoch"].min() - 0.5
+        axes.axvspan(
+            start, rows["epoch"].max() + 0.5, color="#EEF1F5" if number % 2 else "white", zorder=0, linewidth=0
+        )
+        if number:
+            axes.axvline(start, color="#C5C9CF", linewidth=0.8)
+        if named:  # on two lines in turn, so that the names of short stages do not run into each other
+            place = (start, 1.03 + 0.09 * (number % 2))
+            axes.text(*place, rows["stage"].iloc[0], transform=axes.get_xaxis_transform(), color=INK, fontsize=8)
+
+
+def worth_seeing(predictions: pd.DataFrame, class_names: list[str], limit: int = 24) -> pd.DataFrame:
+    """Up to `limit` rows, of the test split where there is one: wrong ones first, then by rising p of the truth."""
+    if "split" in predictions and (predictions["split"] == "test").any():
+        predictions = predictions[predictions["split"] == "test"]
+    probabilities = predictions[[PROBABILITY + name for name in class_names]].to_numpy()
+    truth = probabilities[
+        np.arange(len(predictions)), pd.Index(class_names).get_indexer(pd.Index(predictions["label"]))
+    ]
+    wrong = (predictions["prediction"] != predictions["label"]).to_numpy()
+    return predictions.iloc[np.lexsort((truth, ~wrong))[:limit]]
+
+
+@matplotlib.rc_context(LOOK)
+def plot_predictions(predictions: pd.DataFrame, root: Path, class_names: list[str]) -> Figure:
+    """A grid of the predictions `worth_seeing`: truth → prediction with its probability, wrong ones framed vermilion.
+
+    Images are read from `root`. One that cannot be read leaves an empty tile with its name.
+    """
+    shown = worth_seeing(predictions, class_names)
+    columns = min(6, max(3, len(shown)))
+    rows = max(1, -(-len(shown) // columns))
+    figure = Figure(figsize=(1.6 * columns, 1.95 * rows), layout="constrained")
+    tiles = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in tiles:
+        axes.set_axis_off()
+    for axes, sample in zip(tiles, shown.to_dict("records"), strict=False):
+        right = sample["prediction"] == sample["label"]
+        colour = RIGHT if right else WRONG
+        axes.set_axis_on()
+        axes.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axes.grid(False)
+        axes.spines[:].set(visible=True, color=colour, linewidth=2.5)
+        probability = sample[PROBABILITY + sample["prediction"]]
+        names = [_shorten(sample[column], 22) for column in ("label", "prediction")]
+        answer = f"{names[0]}\n→ {names[1]}" if sum(map(len, names)) > 18 else " → ".join(names)
+        axes.set_title(f"{answer}\n{'✓' if right else '✗'} {probability:.0%}", color=colour, fontsize=8)
+        try:
+            image = thumbnail(root / sample["path"], 220)
+        except Exception as reason:  # decoders raise what they like; a picture must not cost the run its report
+            text = f"{_shorten(Path(sample['path']).name, 22)}\n{type(reason).__name__}"
+            axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=7)
+        else:
+            axes.imshow(image, extent=_centred(image.width, image.height))
+            axes.set(xlim=(0, 1), ylim=(0, 1))
+    return figure
+
+
+def thumbnail(path: Path, side: int) -> Image.Image:
+    """The image in RGB, upright, within `side` x `side` pixels; 16-bit and float images stretched to full range."""
+    with Image.open(path) as file:
+        file.draft("RGB", (side, side))  # JPEG: decode only as many pixels as are shown
+        if file.mode[0] in "IF":
+            values = np.asarray(file, np.float64)
+            image = Image.fromarray(np.interp(values, (values.min(), values.max()), (0, 255)).astype(np.uint8))
+        else:
+            image = ImageOps.exif_transpose(file).convert("RGB")
+    image.thumbnail((side, side))
+    return image.convert("RGB")
+
+
+def _centred(width: int, height: int) -> tuple[float, float, float, float]:
+    """(left, right, bottom, top) of an image of this shape in a tile of 1 x 1."""
+    across, up = 0.5 * width / max(width, height), 0.5 * height / max(width, height)
+    return 0.5 - across, 0.5 + across, 0.5 - up, 0.5 + up
+
+
+def _shorten(name: str, length: int) -> str:
+    return name if len(name) <= length else f"{name[: length - 8]}…{name[-7:]}"

@@ -1,0 +1,115 @@
+"""W&B, TensorBoard and MLflow: they mirror what the run folder holds."""
+
+import logging
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from defectcls.errors import UserError
+from defectcls.evaluation.pictures import thumbnail, worth_seeing
+from defectcls.evaluation.predictions import PROBABILITY
+from defectcls.settings import LoggerSettings
+
+log = logging.getLogger(__name__)
+
+THUMBNAIL_PX = 96
+
+
+def build_logger(settings: LoggerSettings, folder: Path, config: dict[str, Any]) -> Logger | None:
+    """The logger of one run, or None for `csv`, which is always written. Never prompts; W&B is offline when logged out.
+
+    A resumed run continues its own W&B run: its id lies in the run folder.
+
+    Raises:
+        UserError: the logger's package is not installed.
+    """
+    name = "/".join(folder.parts[-3:])
+    try:
+        if settings.name == "wandb":
+            return _wandb_logger(settings, folder, config, name)
+        if settings.name == "tensorboard":
+            from lightning.pytorch.loggers import TensorBoardLogger
+
+            return TensorBoardLogger(folder, name="tensorboard", version="")
+        if settings.name == "mlflow":
+            from lightning.pytorch.loggers import MLFlowLogger
+
+            return MLFlowLogger(settings.project, name, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    except ModuleNotFoundError as error:
+        raise UserError(f"logger={settings.name} needs a package: pip install 'defectcls[{settings.name}]'") from error
+    return None
+
+
+def _wandb_logger(settings: LoggerSettings, folder: Path, config: dict[str, Any], name: str) -> WandbLogger:
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    logged_in = wandb.login(prompt=False, verify=False)
+    offline = os.environ.get("WANDB_MODE", "online" if logged_in else "offline") != "online"
+    identity = folder / "wandb" / "id"
+    if not identity.is_file():
+        identity.parent.mkdir(parents=True, exist_ok=True)
+        identity.write_text(secrets.token_hex(4))
+    return WandbLogger(
+        name=name,
+        id=identity.read_text(),
+        save_dir=folder,
+        project=settings.project,
+        group=settings.group,
+        job_type=settings.job_type,
+        tags=settings.tags,
+        offline=offline,
+        resume=None if offline else "allow",
+        config=config,
+        mode="offline" if offline else "online",
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+
+
+def log_results(
+    logger: Logger | None, metrics: dict[str, Any], predictions: pd.DataFrame, root: Path, table_rows: int
+) -> None:
+    """Test metrics to any logger; to W&B also the confusion matrix, PR and ROC curves, and a table with thumbnails."""
+    if logger is None:
+        return
+    numbers = {f"test/{name}": value for name, value in metrics["test"].items() if isinstance(value, float | int)}
+    logger.log_metrics(numbers)
+    if not isinstance(logger, WandbLogger):
+        return
+    import wandb
+
+    names = metrics["class_names"]
+    positions = {name: position for position, name in enumerate(names)}
+    truth = predictions["label"].map(positions).tolist()
+    probabilities = predictions[[PROBABILITY + name for name in names]].to_numpy().tolist()
+    shown = worth_seeing(predictions, names, limit=table_rows).drop(columns="split")
+    shown.insert(0, "image", [wandb.Image(thumbnail(root / path, THUMBNAIL_PX)) for path in shown["path"]])
+    run = logger.experiment
+    run.log(
+        {
+            "test/confusion_matrix": wandb.plot.confusion_matrix(
+                y_true=truth, preds=predictions["prediction"].map(positions).tolist(), class_names=names
+            ),
+            "test/precision_recall": wandb.plot.pr_curve(truth, probabilities, labels=names),  # type: ignore[arg-type]
+            "test/roc": wandb.plot.roc_curve(truth, probabilities, labels=names),
+            "test/predictions": wandb.Table(dataframe=shown),
+        }
+    )
+    run.summary.update(
+        numbers | {f"baseline/{k}": v for k, v in (metrics.get("baseline") or {}).items() if isinstance(v, float)}
+    )
+
+
+def finish(logger: Logger | None, failed: bool) -> None:
+    """End the run; a crash ends it as failed."""
+    if isinstance(logger, WandbLogger):
+        import wandb
+
+        if wandb.run is not None:
+            wandb.finish(exit_code=int(failed))
+    elif logger is not None:
+        logger.finalize("failed" if failed else "success")

@@ -1,0 +1,134 @@
+"""timm backbones and where their weights come from: a file, a local folder, or the hub."""
+
+import logging
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import constants as hub
+from timm.models import load_checkpoint
+from torch import nn
+
+from defectcls.errors import UserError, did_you_mean
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+HUB_TIMEOUT_S = 5.0
+
+
+class Backbone(nn.Module):
+    """Pixels in, pooled features out; normalises with its own constants, so that data never sees them.
+
+    Args:
+        name: timm model, with or without its weight tag.
+        pool: timm `global_pool`, e.g. `catavgmax`; None keeps the model's own.
+        image_size: side in pixels; only models of a fixed input size depend on it.
+        channels_last: memory layout; convolutions are faster in it.
+    """
+
+    def __init__(self, name: str, pool: str | None, image_size: int, channels_last: bool = False) -> None:
+        super().__init__()
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+        self.body: nn.Module
+        self.options: dict[str, Any] = {} if pool is None else {"global_pool": pool}
+        self.pretrained_config = _pretrained_config(name)
+        if self.pretrained_config.fixed_input_size:
+            self.options["img_size"] = image_size
+        try:
+            self.body = timm.create_model(name, num_classes=0, **self.options)
+        except (AssertionError, TypeError) as error:
+            raise UserError(
+                f"model.name={name} cannot be built with model.pool={pool}: {error or 'try model.pool=null'}"
+            ) from error
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.body.to(memory_format=self.memory_format)
+        shape = (1, -1, 1, 1)
+        self.register_buffer("mean", 255 * torch.tensor(self.pretrained_config.mean).view(shape), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(self.pretrained_config.std).view(shape), persistent=False)
+        with torch.no_grad():
+            self.features = Backbone.forward(self.eval(), torch.zeros(1, 3, image_size, image_size)).shape[1]
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Float or uint8 pixels 0..255 (batch, 3, height, width) -> features (batch, features)."""
+        return self.body(((image - self.mean) / self.std).contiguous(memory_format=self.memory_format))
+
+    def layers(self) -> dict[str, int]:
+        """Depth of every parameter, 0 nearest to the pixels."""
+        return timm.models.group_parameters(self.body, self.body.group_matcher(coarse=False), reverse=True)
+
+    def load_pretrained(self, weights: Path | None) -> None:
+        """Load ImageNet weights from `weights` (a file, or a folder of <name>.safetensors or .pth), else from the hub.
+
+        Raises:
+            UserError: no such file, weights of another model, or no network.
+        """
+        name = ".".join(filter(None, (self.pretrained_config.architecture, self.pretrained_config.tag)))
+        file = weights if weights is None or weights.is_file() else _file_in(weights, name)
+        if weights is not None and not weights.exists():
+            raise UserError(f"model.weights={weights} does not exist: give a weights file or a folder of them")
+        if file is None:
+            self._load_from_hub(name, weights)
+        else:
+            log.info("weights from %s", file)
+            _load_file(self.body, file)
+
+    def _load_from_hub(self, name: str, folder: Path | None) -> None:
+        if not self.pretrained_config.hf_hub_id:
+            raise UserError(
+                f"{name} has no pretrained weights: use model.pretrained=false, or give model.weights=<file>"
+            )
+        hub.HF_HUB_OFFLINE = not _reachable(hub.ENDPOINT)
+        try:
+            pretrained = timm.create_model(name, pretrained=True, num_classes=0, **self.options)
+        except (OSError, RuntimeError) as error:
+            looked = f" and not in {folder}" if folder else ""
+            raise UserError(
+                f"the weights of {name} are not on this machine{looked}, and the hub {hub.ENDPOINT} cannot be reached: "
+                "give model.weights=<file or folder> (or DEFECTCLS_WEIGHTS=<folder>), or model.pretrained=false"
+            ) from error
+        self.body.load_state_dict(pretrained.state_dict())
+
+
+def _pretrained_config(name: str) -> timm.models.PretrainedCfg:
+    if not timm.is_model(name.split(".")[0]):
+        raise UserError(f"timm has no model '{name}'{did_you_mean(name.split('.')[0], timm.list_models())}")
+    config = timm.get_pretrained_cfg(name)
+    if config is None:
+        raise UserError(f"timm has no weights '{name}'{did_you_mean(name, timm.list_pretrained())}")
+    return config
+
+
+def _file_in(folder: Path, name: str) -> Path | None:
+    """The weights file of a model: of the very tag, else of the architecture."""
+    stems = (name, name.split(".")[0])
+    return next((file for stem in stems for suffix in SUFFIXES if (file := folder / (stem + suffix)).is_file()), None)
+
+
+def _load_file(body: nn.Module, file: Path) -> None:
+    """Strict but for the classifier, which the body lacks; timm's own filter resizes position embeddings."""
+    filter_checkpoint = getattr(sys.modules[type(body).__module__], "checkpoint_filter_fn", None)
+    try:
+        keys = load_checkpoint(body, str(file), strict=False, filter_fn=filter_checkpoint)
+    except Exception as error:  # whatever a foreign file makes torch, safetensors or timm's filters raise
+        raise UserError(f"{file} does not hold weights of this model: {str(error).splitlines()[0]}") from error
+    if keys.missing_keys:
+        raise UserError(
+            f"{file} holds weights of another model: {len(keys.missing_keys)} are missing, {keys.missing_keys[0]} first"
+        )
+
+
+def _reachable(address: str) -> bool:
+    """Whether the hub answers; asked first, because its client would retry for minutes."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True

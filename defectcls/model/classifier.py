@@ -1,0 +1,188 @@
+"""The LightningModule: uint8 pixels -> augmentation, backbone, head -> logits."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import nn
+from torchmetrics import MetricCollection, classification
+
+from defectcls.data.datamodule import Batch
+from defectcls.errors import UserError
+from defectcls.model.augment import Augment, mixer
+from defectcls.model.backbone import Backbone
+from defectcls.model.losses import build_loss
+from defectcls.model.probe import LinearHead
+from defectcls.model.stages import Stage, build_optimizer, plan_stages, set_learning_rate, stage_at, switch_training
+from defectcls.settings import FinetuneSettings, LossSettings, ModelSettings, OptimSettings
+
+CHECK_FINITE_EVERY = 50  # steps; reading the loss makes a GPU wait
+
+
+class Head(nn.Module):
+    """Standardised features -> logits, in float32 whatever the autocast: bf16 logits would tie."""
+
+    def __init__(self, features: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(features, classes)
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("std", torch.ones(features))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(batch, features) -> (batch, classes)."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self.linear(self.dropout((features.float() - self.mean) / self.std))
+
+    def load(self, solved: LinearHead) -> None:
+        """Take over a probe."""
+        for own, value in zip(
+            (self.mean, self.std, self.linear.weight.data, self.linear.bias.data), solved[:4], strict=True
+        ):
+            own.copy_(torch.from_numpy(value))
+
+
+class Classifier(L.LightningModule):
+    """A timm backbone with a linear head. All arguments are plain values, so that a checkpoint loads without Hydra.
+
+    Args:
+        model, loss, finetune, optim, augment: the settings of these names, as dictionaries.
+        class_weights: factor of each class in the loss, in logit order; None weighs all alike.
+        classes: class name -> defective, in logit order.
+        image_size: side in pixels.
+        channels_last: memory layout that convolutions are faster in.
+        seed: every step draws its augmentation and dropout from (seed, step), so a resumed run repeats nothing.
+    """
+
+    def __init__(
+        self,
+        model: dict[str, Any],
+        loss: dict[str, Any],
+        finetune: dict[str, Any],
+        optim: dict[str, Any],
+        augment: dict[str, Any],
+        class_weights: list[float] | None,
+        classes: dict[str, bool],
+        image_size: int,
+        channels_last: bool,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.finetune, self.optim = FinetuneSettings(**finetune), OptimSettings(**optim)
+        self.classes, self.seed = classes, seed
+        settings, terms = ModelSettings(**model), LossSettings(**loss)
+        self.backbone = Backbone(settings.name, settings.pool, image_size, channels_last)
+        self.head = Head(self.backbone.features, len(classes), settings.dropout)
+        self.augment = Augment(**{k: v for k, v in augment.items() if k not in ("mixup", "cutmix")})
+        self.mix = mixer(augment["mixup"], augment["cutmix"], len(classes))
+        self.loss = build_loss(terms.name, terms.gamma, class_weights, terms.label_smoothing)
+        self.metrics = _metrics(len(classes))
+        self.plan: list[Stage] = []
+        self.stage: Stage | None = None
+        self._outputs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self.evaluated: tuple[np.ndarray, np.ndarray] = (np.empty(0, np.int64), np.empty((0, len(classes)), np.float32))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Pixels 0..255, uint8 or float (batch, 3, side, side) -> logits float32 (batch, classes)."""
+        return self.head(self.backbone(image))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return build_optimizer(self.backbone, self.head, self.optim)
+
+    def on_train_epoch_start(self) -> None:
+        self.plan = plan_stages(self.finetune, int(self.trainer.num_training_batches))
+        self.stage = None  # the evaluation between two epochs may have changed the modes
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002  Lightning's signature
+        step = self.trainer.global_step
+        stage = stage_at(self.plan, step)
+        if stage != self.stage:
+            switch_training(self.backbone, self.head, stage, self.finetune.batchnorm)
+            self.stage = stage
+        set_learning_rate(self.trainer.optimizers[0], self.optim, stage, step)
+        torch.manual_seed((self.seed * 1_000_003 + step) * self.trainer.world_size + self.trainer.global_rank)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        image, target = self.augment(batch["image"]), batch["target"]
+        if self.mix is not None:
+            image, target = self.mix(image, target)
+        logits = self(image)
+        loss = self.loss(logits, target)
+        if batch_idx % CHECK_FINITE_EVERY == 0 and not torch.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss.item()} at step {self.trainer.global_step}: lower optim.lr, set optim.clip=1, "
+                "or try trainer.precision=32"
+            )
+        accuracy = (logits.detach().argmax(1) == batch["target"]).float().mean()
+        values = {"train/loss": loss.detach(), "train/accuracy": accuracy}
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(image), sync_dist=True)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        last = self.plan[-1]
+        if self.trainer.global_step >= last.start + last.steps:
+            self.trainer.should_stop = True
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        self._outputs.append((batch["index"], batch["target"], self(batch["image"])))
+
+    def on_validation_epoch_end(self) -> None:
+        logits, target = self._gather()
+        probabilities = logits.softmax(1)
+        scores = probabilities[:, 1] if len(self.classes) == 2 else probabilities
+        values = {"loss": nn.functional.cross_entropy(logits, target), **self.metrics(scores, target)}
+        self.log_dict({f"val/{name}": value.float() for name, value in values.items()}, rank_zero_only=True)
+        self.metrics.reset()
+
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        self._gather()
+
+    def _gather(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and targets of all processes in the order of `index`, every image once; keeps them in `evaluated`."""
+        index, target, logits = (torch.cat(column) for column in zip(*self._outputs, strict=True))
+        self._outputs.clear()
+        if self.trainer.world_size > 1:
+            gathered = [torch.as_tensor(self.all_gather(column)) for column in (index, target, logits)]
+            index, target, logits = (column.flatten(0, 1) for column in gathered)
+        rows, first = np.unique(index.cpu().numpy(), return_index=True)
+        once = torch.from_numpy(first).to(logits.device)
+        self.evaluated = rows, logits[once].cpu().numpy()
+        return logits[once], target[once]
+
+
+def load_classifier(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
+    """The trained model and the configuration of its run. Runs no code that the file might hold.
+
+    Raises:
+        UserError: not a checkpoint, of another tool, or with more in it than plain values.
+    """
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever the foreign bytes happen to trip over
+        raise UserError(
+            f"{checkpoint} is damaged, or no checkpoint of plain values; nothing in it was run ({type(error).__name__})"
+        ) from error
+    if not isinstance(content, dict) or "defectcls" not in content:
+        raise UserError(f"{checkpoint} is a checkpoint of another tool: give one that defectcls.train wrote")
+    model = Classifier(**content["hyper_parameters"])
+    model.load_state_dict(content["state_dict"])
+    return model.eval(), content["defectcls"]
+
+
+def _metrics(classes: int) -> MetricCollection:
+    """What validation watches: of class 1, the defective one, with two classes; macro averages with more."""
+    task: dict[str, Any] = {"task": "multiclass", "num_classes": classes, "average": "macro"}
+    if classes == 2:
+        task = {"task": "binary"}
+    names = {"precision": "Precision", "recall": "Recall", "f1": "F1Score", "auroc": "AUROC", "accuracy": "Accuracy"}
+    metrics = {name: getattr(classification, kind)(**task) for name, kind in names.items()}
+    if classes > 2:
+        metrics["accuracy"] = classification.Accuracy("multiclass", num_classes=classes, average="micro")
+    return MetricCollection(metrics)

@@ -1,0 +1,43 @@
+"""Losses over logits (batch, classes) and hard or soft targets."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class FocalLoss(nn.Module):
+    """Cross-entropy that looks away from what is already right: (1 - p)^gamma weighs each class term.
+
+    Lin et al. 2017, "Focal Loss for Dense Object Detection". `gamma` 0 is cross-entropy, and class weights and label
+    smoothing mean what they mean there.
+    """
+
+    def __init__(self, gamma: float, weight: torch.Tensor | None, label_smoothing: float) -> None:
+        super().__init__()
+        self.weight: torch.Tensor | None
+        self.gamma, self.label_smoothing = gamma, label_smoothing
+        self.register_buffer("weight", weight)
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Mean loss of logits (batch, classes) against classes (batch,) or probabilities (batch, classes)."""
+        classes = logits.shape[1]
+        share = F.one_hot(target, classes).to(logits.dtype) if target.ndim == 1 else target
+        weight = torch.ones(classes, device=logits.device) if self.weight is None else self.weight
+        # The same weighted mean as torch's cross-entropy: hard targets divide by their weights, soft ones by the batch.
+        norm = (share * weight).sum() if target.ndim == 1 else len(logits)
+        share = share * (1 - self.label_smoothing) + self.label_smoothing / classes
+        log_p = F.log_softmax(logits, dim=1)
+        return -(share * weight * (1 - log_p.exp()) ** self.gamma * log_p).sum() / norm
+
+
+def build_loss(name: str, gamma: float, weight: list[float] | None, label_smoothing: float) -> nn.Module:
+    """`cross_entropy` or `focal`; `weight` is one factor a class."""
+    factors = None if weight is None else torch.tensor(weight)
+    if name == "focal":
+        return FocalLoss(gamma, factors, label_smoothing)
+    return nn.CrossEntropyLoss(factors, label_smoothing=label_smoothing)
+
+
+def balanced_weights(counts: list[int]) -> list[float]:
+    """images / (classes x images of the class): every class weighs the same in all, and the mean image weighs 1."""
+    return [sum(counts) / (len(counts) * count) for count in counts]

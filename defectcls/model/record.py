@@ -1,0 +1,171 @@
+"""What a training run keeps as it goes: its history, its best and its last checkpoint."""
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+from defectcls.model.classifier import Classifier
+from defectcls.model.stages import stage_at
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+SHOWN = ("epoch", "stage", "train/loss", "val/loss", "val/auroc", "images_per_second")
+
+
+class Record(L.Callback):
+    """Writes metrics.csv, best.ckpt and last.ckpt; its state is the history, one row an evaluation, kept in both.
+
+    The probe that a run begins with is row 0 and a candidate for the best checkpoint like every epoch after it. A stage
+    that ends without having reached the best evaluation before it is rolled back: the next one starts from the best.
+
+    Args:
+        folder: of the run.
+        about: plain values that go into every checkpoint, enough to evaluate it anywhere.
+        batch_size: images a step and process, for the speed.
+    """
+
+    def __init__(self, folder: Path, about: dict[str, Any], batch_size: int) -> None:
+        self.folder, self.about, self.batch_size = folder, about, batch_size
+        self.best, self.last = folder / "checkpoints" / "best.ckpt", folder / "checkpoints" / "last.ckpt"
+        self.history: list[Row] = []
+        self.measured: dict[str, Any] = {}  # what was measured before the first step, for a resumed run
+        self._started = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history, "measured": self.measured}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history, self.measured = state_dict["history"], state_dict["measured"]
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        checkpoint["defectcls"] = self.about
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        self._started = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Classifier, batch: Any, batch_idx: int) -> None:  # type: ignore[override]  # noqa: ARG002
+        starting = stage_at(pl_module.plan, trainer.global_step)
+        before = [stage for stage in pl_module.plan if stage.start < starting.start]
+        if before and trainer.global_step == starting.start and rolled_back(self.history, before[-1].name):
+            log.warning("%s; stage '%s' starts from the best", collapse(self.history, before[-1].name), starting.name)
+            pl_module.load_state_dict(
+                torch.load(self.best, map_location=pl_module.device, weights_only=True)["state_dict"]
+            )
+            trainer.optimizers[0].state.clear()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
+        fitting = pl_module.stage is not None
+        stage = pl_module.stage.name if pl_module.stage else "probe"
+        row = {"epoch": trainer.current_epoch + 1 if fitting else 0, "stage": stage}
+        row |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        self.history.append(row)
+        if best_row(self.history) is row:
+            self._save(trainer, self.best)
+        self._write_history(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        seconds = time.perf_counter() - self._started
+        images = trainer.num_training_batches * self.batch_size * trainer.world_size
+        row = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
+        row |= {
+            "lr": trainer.optimizers[0].param_groups[-1]["lr"],
+            "seconds": seconds,
+            "images_per_second": images / seconds,
+        }
+        self.history[-1].update(row)
+        log.info(
+            "epoch %d (%s): training loss %.4f, validation loss %.4f, AUROC %.4f, %.0f img/s",
+            *(
+                self.history[-1][key]
+                for key in ("epoch", "stage", "train/loss", "val/loss", "val/auroc", "images_per_second")
+            ),
+        )
+        self._save(trainer, self.last)
+        self._write_history(trainer)
+
+    def _save(self, trainer: L.Trainer, path: Path) -> None:
+        """In two steps, so that a kill or a full disk leaves the file before it whole."""
+        unfinished = path.with_suffix(".part")
+        try:
+            trainer.save_checkpoint(unfinished)
+            if trainer.is_global_zero:
+                unfinished.replace(path)
+        finally:
+            if trainer.is_global_zero:
+                unfinished.unlink(missing_ok=True)
+        trainer.strategy.barrier()
+
+    def table(self) -> pd.DataFrame:
+        """The history as the columns of metrics.csv."""
+        return pd.DataFrame(self.history)
+
+    def _write_history(self, trainer: L.Trainer) -> None:
+        if trainer.is_global_zero:
+            self.table().to_csv(self.folder / "metrics.csv", index=False)
+
+
+class Progress(TQDMProgressBar):
+    """Lightning's bar, with images per second and the stage.
+
+    Args:
+        batch_size: images a step and process.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: Classifier) -> dict[str, Any]:  # type: ignore[override]
+        shown = {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+        elapsed = self.train_progress_bar.format_dict["elapsed"]
+        images = self.train_progress_bar.n * self.batch_size * trainer.world_size
+        stage = pl_module.stage.name if pl_module.stage else ""
+        return {"stage": stage, "img/s": round(images / elapsed) if elapsed else 0, **shown}
+
+
+def best_row(history: list[Row]) -> Row:
+    """The evaluation with the highest validation AUROC, of equal ones the lowest loss, of equal ones the first."""
+
+    def rank(row: Row) -> tuple[float, float]:
+        auroc, loss = row["val/auroc"], row["val/loss"]
+        return (-math.inf if math.isnan(auroc) else auroc, -math.inf if math.isnan(loss) else -loss)
+
+    return max(history, key=rank)
+
+
+def rolled_back(history: list[Row], stage: str) -> bool:
+    """Whether a stage was evaluated and never got above the best that came before it."""
+    rows = [position for position, row in enumerate(history) if row["stage"] == stage]
+    return bool(rows) and rows[0] > 0 and best_row(history[: rows[-1] + 1]) not in [history[row] for row in rows]
+
+
+def collapse(history: list[Row], stage: str) -> str:
+    """One sentence on a stage that was rolled back."""
+    best = best_row(history)
+    reached = best_row([row for row in history if row["stage"] == stage])
+    return (
+        f"stage '{stage}' reached a validation AUROC of {reached['val/auroc']:.4f} (loss {reached['val/loss']:.4f}), "
+        f"not above the {best['val/auroc']:.4f} ({best['val/loss']:.4f}) of '{best['stage']}': rolled back"
+    )
+
+
+def stage_summary(history: list[Row]) -> list[dict[str, Any]]:
+    """Each stage that ran: {name, epochs, best: {metric: value}, rolled_back}."""
+    names = list(dict.fromkeys(row["stage"] for row in history))
+    summary = []
+    for name in names:
+        rows = [row for row in history if row["stage"] == name]
+        best = {
+            metric.removeprefix("val/"): value for metric, value in best_row(rows).items() if metric.startswith("val/")
+        }
+        summary.append({"name": name, "epochs": len(rows), "best": best, "rolled_back": rolled_back(history, name)})
+    return summary

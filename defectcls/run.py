@@ -1,0 +1,263 @@
+"""Build a run from its configuration, train it, measure it: the one place that instantiates."""
+
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.loggers import Logger
+from scipy.special import softmax
+
+from defectcls.data.datamodule import DefectDataModule
+from defectcls.evaluation.metrics import compute_metrics
+from defectcls.evaluation.predictions import predictions_table
+from defectcls.model.classifier import Classifier
+from defectcls.model.losses import balanced_weights
+from defectcls.model.probe import extract_features, fit_probe
+from defectcls.model.record import Progress, Record, collapse, stage_summary
+from defectcls.results import provenance
+from defectcls.settings import LossSettings, TrainerSettings, TrainSettings
+
+log = logging.getLogger(__name__)
+
+PARTS = ("train", "val", "test")
+
+
+class Run:
+    """A data module, a classifier and a trainer that fit together, and the seconds that their phases took."""
+
+    def __init__(self, data: DefectDataModule, classifier: Classifier, trainer: L.Trainer) -> None:
+        self.data, self.classifier, self.trainer = data, classifier, trainer
+        self.seconds: dict[str, float] = {}
+        self.images_per_second: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, phase: str, images: int = 0) -> Iterator[None]:
+        """Add to `seconds`, and to `images_per_second` where images are counted."""
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = time.perf_counter() - start
+        if images:
+            self.images_per_second[phase] = images / self.seconds[phase]
+
+    def predict(self, part: str) -> pd.DataFrame:
+        """Predictions table of one part."""
+        self.trainer.test(self.classifier, dataloaders=self.data.part_dataloader(part), verbose=False)
+        index, logits = self.classifier.evaluated
+        classes = self.data.classes
+        probabilities = softmax(logits.astype(np.float64), axis=1)
+        return predictions_table(self.data.samples.loc[index], probabilities, list(classes), list(classes.values()))
+
+    def metrics(self, predictions: pd.DataFrame) -> dict[str, Any]:
+        """Numbers of a predictions table."""
+        return compute_metrics(predictions, list(self.data.classes), list(self.data.classes.values()))
+
+    def describe(self) -> dict[str, Any]:
+        """What metrics.json says of the run besides its numbers."""
+        return {
+            "class_names": list(self.data.classes),
+            "defective_classes": list(self.data.classes.values()),
+            "unreadable": self.data.unreadable,
+            "seconds": self.seconds,
+            "images_per_second": self.images_per_second,
+            "command": " ".join(["python -m", _verb(), *sys.argv[1:]]),
+        }
+
+
+class TrainingRun(Run):
+    """A run that trains: from the probe through the stages to the best checkpoint."""
+
+    def __init__(self, settings: TrainSettings, config: dict[str, Any], folder: Path, logger: Logger | None) -> None:
+        self.settings, self.config, self.folder, self.logger = settings, config, folder, logger
+        start = time.perf_counter()
+        L.seed_everything(settings.seed, workers=True, verbose=False)
+        data = build_data(settings)
+        about = {"config": json.loads(json.dumps(config, default=str))}
+        self.record = Record(folder, about, settings.batch_size)
+        trainer = build_trainer(settings.trainer, folder, logger, self._callbacks(), settings)
+        classifier = build_classifier(settings, data)
+        super().__init__(data, classifier, trainer)
+        self.seconds["data"] = time.perf_counter() - start
+
+    def _callbacks(self) -> list[L.Callback]:
+        callbacks: list[L.Callback] = [self.record]
+        if sys.stdout.isatty():
+            callbacks.append(Progress(self.settings.batch_size))
+        if self.settings.finetune.patience is not None:
+            callbacks.append(EarlyStopping("val/auroc", mode="max", patience=self.settings.finetune.patience))
+        if self.settings.optim.ema is not None:
+            callbacks.append(EMAWeightAveraging(decay=self.settings.optim.ema))
+        return callbacks
+
+    def train(self) -> None:
+        """Baseline, probe, stages; ends with the best weights in place. Goes on from last.ckpt where there is one."""
+        resumed = self.record.last.is_file()
+        if not resumed:
+            self._begin()
+        if self.settings.finetune.active_stages:
+            with self.timed("fit"):
+                self.trainer.fit(
+                    self.classifier,
+                    datamodule=self.data,
+                    ckpt_path=str(self.record.last) if resumed else None,
+                    weights_only=True,
+                )
+            for row in stage_summary(self.record.history):
+                if row["rolled_back"]:
+                    log.warning("%s", collapse(self.record.history, row["name"]))
+            speeds = [row["images_per_second"] for row in self.record.history if "images_per_second" in row]
+            self.images_per_second["fit"] = float(np.median(speeds))
+        best = torch.load(self.record.best, map_location="cpu", weights_only=True)
+        self.classifier.load_state_dict(best["state_dict"])
+
+    def _begin(self) -> None:
+        """Measure the untrained head; then solve the probe, and make it the first candidate for the best checkpoint."""
+        with self.timed("baseline", len(self.data.part("test"))):
+            self.record.measured["baseline"] = self.metrics(self.predict("test"))
+        if not self.settings.finetune.probe:
+            return
+        parts = [self.data.part_dataloader(part) for part in ("train", "val")]
+        with self.timed("probe", sum(len(self.data.part(part)) for part in ("train", "val"))):
+            device = self.trainer.strategy.root_device
+            self.classifier.backbone.to(device)
+            train, val = (
+                extract_features(
+                    self.classifier.backbone, loader, device, self.trainer.precision_plugin.forward_context()
+                )
+                for loader in parts
+            )
+            head = fit_probe(train, val, self.settings.finetune.probe_c, self.classifier.hparams["class_weights"])
+        log.info("probe: C = %g", head.c)
+        self.classifier.head.load(head)
+        self.trainer.validate(self.classifier, datamodule=self.data, verbose=False)
+
+    def measure(self) -> tuple[dict[str, Any], pd.DataFrame]:
+        """metrics.json and the predictions table of all three parts, from the best weights."""
+        tables = {}
+        for part in PARTS:
+            with self.timed(part, len(self.data.part(part))):
+                tables[part] = self.predict(part)
+        metrics: dict[str, Any] = {
+            "dataset": self.settings.dataset.name,
+            "model": self.settings.model.name,
+            "baseline": self.record.measured["baseline"],
+            **{part: self.metrics(table) for part, table in tables.items()},
+            "stages": stage_summary(self.record.history),
+            **self.describe(),
+            **provenance(self.settings.seed, self.config),
+        }
+        return metrics, pd.concat(tables.values()).sort_index()
+
+
+def build_data(settings: TrainSettings, classes: dict[str, bool] | None = None, split: bool = True) -> DefectDataModule:
+    """The dataset of a configuration, listed, read, labelled and split."""
+    data = DefectDataModule(
+        settings.dataset,
+        target=settings.target,
+        image_size=settings.image_size,
+        batch_size=settings.batch_size,
+        sampler=settings.sampler,
+        seed=settings.seed,
+        cache_gb=settings.trainer.cache_gb,
+        workers=settings.trainer.workers,
+        classes=classes,
+        split=split,
+    )
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def build_classifier(settings: TrainSettings, data: DefectDataModule) -> Classifier:
+    """A classifier for the classes of `data`, with its pretrained weights where asked for."""
+    classifier = Classifier(
+        **{
+            part: getattr(settings, part).model_dump(mode="json")
+            for part in ("model", "loss", "finetune", "optim", "augment")
+        },
+        class_weights=class_weights(settings.loss, data),
+        classes=data.classes,
+        image_size=settings.image_size,
+        channels_last=settings.trainer.channels_last,
+        seed=settings.seed,
+    )
+    if settings.model.pretrained:
+        classifier.backbone.load_pretrained(settings.model.weights)
+    return classifier
+
+
+def class_weights(settings: LossSettings, data: DefectDataModule) -> list[float] | None:
+    """Factor of each class in the loss, in logit order."""
+    names = list(data.classes)
+    if settings.class_weights == "none":
+        return None
+    if settings.class_weights == "balanced":
+        return balanced_weights(np.bincount(data.targets[data.part("train")], minlength=len(names)).tolist())
+    return [settings.class_weights[name] for name in names]
+
+
+def build_trainer(
+    settings: TrainerSettings,
+    folder: Path,
+    logger: Logger | None,
+    callbacks: list[L.Callback],
+    training: TrainSettings | None = None,
+) -> L.Trainer:
+    """Lightning's Trainer: it does not save or print by itself."""
+    _quiet()
+    stages = training.finetune.active_stages.values() if training else []
+    epochs = [stage.epochs for stage in stages]
+    strategy = settings.strategy
+    if strategy == "ddp" and any(stage.trainable != "all" for stage in stages):
+        strategy = "ddp_find_unused_parameters_true"  # frozen layers send no gradients
+    return L.Trainer(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        strategy=strategy,
+        precision=precision_of(settings),
+        max_epochs=sum(epoch or 0 for epoch in epochs) if None not in epochs else -1,
+        min_epochs=0,
+        gradient_clip_val=training.optim.clip if training else None,
+        logger=logger or False,
+        callbacks=callbacks,
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        enable_progress_bar=sys.stdout.isatty(),  # a log file gets one line an epoch instead
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the data module deals its own
+        log_every_n_steps=10,
+    )
+
+
+def precision_of(settings: TrainerSettings) -> Any:
+    """Lightning's precision: bf16 autocast where the hardware computes in it, else float32."""
+    if settings.precision != "auto":
+        return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[settings.precision]
+    if settings.accelerator != "cpu" and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return "bf16-mixed" if any(getattr(torch.cpu, check, bool)() for check in checks) else "32-true"
+
+
+def _quiet() -> None:
+    """Lightning's advice on workers and hardware is not for the user of this tool."""
+    for name in ("timm", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", module="torchmetrics")
+    warnings.filterwarnings("ignore", message=".*_register_pytree_node.*")
+
+
+def _verb() -> str:
+    return getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "defectcls")

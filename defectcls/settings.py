@@ -1,0 +1,167 @@
+"""The types of the configuration. Every value comes from conf/: no field here has a default."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Size = Annotated[float, Field(gt=0, lt=1)] | PositiveInt | None
+
+
+class Settings(BaseModel):
+    """Immutable; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SplitSettings(Settings):
+    published: bool
+    train: Size
+    val: Size
+    test: Size
+    folds: Annotated[int, Field(ge=2)] | None
+    fold: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _one_part_takes_the_rest(self) -> "SplitSettings":
+        if [self.train, self.val, self.test].count(None) > 1:
+            raise ValueError("at most one of train, val and test may be null (all that is left)")
+        if self.folds is not None and self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} of {self.folds}: folds are numbered from 0 to {self.folds - 1}")
+        return self
+
+
+class Archive(Settings):
+    url: str
+    sha256: str
+
+
+class DatasetSettings(Settings):
+    """What every dataset has; further keys are the options of its `list_samples`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+    list_samples: str
+    root: Path
+    source: str | None
+    archive: Archive | None
+    download: bool
+    resize: Literal["squash", "pad"]
+    on_unreadable: Literal["error", "skip"]
+    split: SplitSettings
+
+
+class ModelSettings(Settings):
+    name: str
+    pretrained: bool
+    weights: Path | None
+    pool: str | None
+    dropout: Share
+
+
+class StageSettings(Settings):
+    epochs: PositiveInt | None
+    steps: PositiveInt | None
+    trainable: Literal["head", "all"] | Annotated[float, Field(gt=0, le=1)]
+    lr_scale: Positive
+
+    @model_validator(mode="after")
+    def _epochs_or_steps(self) -> "StageSettings":
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give epochs or steps, and null for the other")
+        return self
+
+
+class FinetuneSettings(Settings):
+    name: str
+    probe: bool
+    probe_c: list[Positive]
+    batchnorm: Literal["frozen", "train"]
+    stages: dict[str, StageSettings | None]  # null takes a stage away that a preset inherits
+    patience: PositiveInt | None
+
+    @model_validator(mode="after")
+    def _something_trains(self) -> "FinetuneSettings":
+        if not self.probe and not self.active_stages:
+            raise ValueError("neither a probe nor a stage: nothing would be trained")
+        return self
+
+    @property
+    def active_stages(self) -> dict[str, StageSettings]:
+        """The stages that are not null, in order."""
+        return {name: stage for name, stage in self.stages.items() if stage is not None}
+
+
+class OptimSettings(Settings):
+    name: str
+    lr: Positive
+    weight_decay: NonNegative
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None
+    options: dict[str, Any]
+    schedule: str
+    warmup: Share
+    min_lr_ratio: Share
+    clip: Positive | None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None
+
+
+class LossSettings(Settings):
+    name: Literal["cross_entropy", "focal"]
+    class_weights: Literal["balanced", "none"] | dict[str, Positive]
+    label_smoothing: Share
+    gamma: NonNegative
+
+
+class AugmentSettings(Settings):
+    horizontal_flip: bool
+    vertical_flip: bool
+    quarter_turns: bool
+    rotation: NonNegative
+    scale: Share
+    shift: Share
+    brightness: Share
+    contrast: Share
+    saturation: Share
+    hue: Annotated[float, Field(ge=0, le=0.5)]
+    mixup: NonNegative
+    cutmix: NonNegative
+
+
+class TrainerSettings(Settings):
+    accelerator: Literal["auto", "cpu", "gpu"]
+    devices: PositiveInt | Literal["auto"]
+    strategy: str
+    precision: Literal["auto", "32", "bf16", "16"]
+    channels_last: bool
+    workers: Annotated[int, Field(ge=0)]
+    cache_gb: NonNegative
+
+
+class LoggerSettings(Settings):
+    name: Literal["wandb", "tensorboard", "mlflow", "csv"]
+    project: str
+    group: str | None
+    job_type: str
+    tags: list[str]
+    table_rows: PositiveInt
+
+
+class TrainSettings(Settings):
+    dataset: DatasetSettings
+    model: ModelSettings
+    finetune: FinetuneSettings
+    optim: OptimSettings
+    loss: LossSettings
+    augment: AugmentSettings
+    trainer: TrainerSettings
+    logger: LoggerSettings
+    target: Literal["defect", "defect_type"]
+    image_size: Annotated[int, Field(ge=32)]
+    batch_size: PositiveInt
+    sampler: Literal["shuffle", "balanced"]
+    seed: Annotated[int, Field(ge=0)]
+    resume: Path | None

@@ -1,0 +1,251 @@
+"""The downloader against a server of our own on 127.0.0.1, with its bad days."""
+
+import hashlib
+import io
+import re
+import shutil
+import socket
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from defectcls.data import download
+from defectcls.data.download import fetch_archive
+from defectcls.errors import UserError
+
+FILES = {"good/1.png": b"sound" * 2000, "bad/2.png": b"cracked" * 2000, "readme.txt": b"hello"}
+
+
+def tar_of(files: dict[str, bytes], mode: str = "w:gz") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def zip_of(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as zipped:
+        for name, content in files.items():
+            zipped.writestr(name, content)
+    return buffer.getvalue()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Sends `server.content` in the manner of `server`, and notes which ranges were asked for."""
+
+    def do_GET(self) -> None:
+        server = self.server
+        asked = self.headers["Range"]
+        server.asked.append(asked)
+        if server.statuses:
+            self.send_error(server.statuses.pop(0))
+            return
+        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and server.knows_ranges else 0
+        if start and start >= len(server.content):
+            self.send_error(416)
+            return
+        rest = server.content[start:]
+        self.send_response(206 if start else 200)
+        if server.tells_length:
+            self.send_header("Content-Length", str(len(rest)))
+        self.end_headers()
+        if server.drop_after:
+            rest = rest[: server.drop_after.pop(0)]
+        self.wfile.write(rest)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+    """A server that behaves; a test takes from it what it needs."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(download, "PAUSES", (0, 0, 0))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.content = tar_of(FILES)
+    server.asked, server.statuses, server.drop_after = [], [], []
+    server.knows_ranges = server.tells_length = True
+    server.url = f"http://127.0.0.1:{server.server_port}/files/parts%20one.tar.gz?key=1"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "parts"
+
+
+def part_of(root: Path) -> Path:
+    return root.parent / "parts one.tar.gz.part"
+
+
+def content_of(root: Path) -> dict[str, bytes]:
+    """The files of the dataset, once nothing else lies beside it."""
+    assert [path.name for path in root.parent.iterdir()] == [root.name]
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def refusal(server: ThreadingHTTPServer, root: Path, checksum: str | None = None) -> str:
+    """What the user reads; the root is not there."""
+    with pytest.raises(UserError) as caught:
+        fetch_archive(server.url, checksum or sha256(server.content), root)
+    assert "\n" not in str(caught.value)
+    assert not root.exists()
+    assert not any(path.is_dir() for path in root.parent.iterdir())
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz", "zip"])
+def test_fetch(server: ThreadingHTTPServer, root: Path, mode: str) -> None:
+    server.content = zip_of(FILES) if mode == "zip" else tar_of(FILES, mode)
+    fetch_archive(server.url, sha256(server.content).upper(), root)
+    assert content_of(root) == FILES
+    assert server.asked == [None]
+
+
+def test_folder_of_the_roots_name_is_the_root(server: ThreadingHTTPServer, root: Path) -> None:
+    server.content = zip_of({f"parts/{name}": content for name, content in FILES.items()})
+    fetch_archive(server.url, sha256(server.content), root)
+    assert content_of(root) == FILES
+
+
+def test_any_other_single_folder_stays(server: ThreadingHTTPServer, root: Path) -> None:
+    server.content = zip_of({"bottle/train/good/1.png": b"1"})
+    fetch_archive(server.url, sha256(server.content), root)
+    assert content_of(root) == {"bottle/train/good/1.png": b"1"}
+
+
+def test_resumes_what_an_earlier_run_left(server: ThreadingHTTPServer, root: Path) -> None:
+    root.parent.mkdir()
+    part_of(root).write_bytes(server.content[:100])
+    (root.parent / ".parts.unpacking").mkdir()
+    (root.parent / ".parts.unpacking" / "half.png").touch()
+    fetch_archive(server.url, sha256(server.content), root)
+    assert server.asked == ["bytes=100-"]
+    assert content_of(root) == FILES
+
+
+def test_server_without_ranges_starts_over(server: ThreadingHTTPServer, root: Path) -> None:
+    root.parent.mkdir()
+    part_of(root).write_bytes(server.content + b"of something longer")
+    server.knows_ranges = False
+    assert download.download(server.url, part_of(root)) == sha256(server.content)
+    assert part_of(root).read_bytes() == server.content
+    fetch_archive(server.url, sha256(server.content), root)
+    assert content_of(root) == FILES
+
+
+def test_complete_partial_file_is_only_unpacked(server: ThreadingHTTPServer, root: Path) -> None:
+    root.parent.mkdir()
+    part_of(root).write_bytes(server.content)
+    fetch_archive(server.url, sha256(server.content), root)
+    assert content_of(root) == FILES
+
+
+def test_dropped_connections_are_resumed(server: ThreadingHTTPServer, root: Path) -> None:
+    server.drop_after = [50, 0, 30]
+    fetch_archive(server.url, sha256(server.content), root)
+    assert server.asked == [None, "bytes=50-", "bytes=50-", "bytes=80-"]
+    assert content_of(root) == FILES
+
+
+def test_connection_that_keeps_dropping(server: ThreadingHTTPServer, root: Path) -> None:
+    server.drop_after = [10] * 4
+    message = refusal(server, root)
+    assert f"the connection broke after 40 of {len(server.content)} bytes" in message
+    assert part_of(root).read_bytes() == server.content[:40]  # the next run resumes
+
+
+def test_server_that_is_busy_is_asked_again(server: ThreadingHTTPServer, root: Path) -> None:
+    server.statuses = [503, 429]
+    fetch_archive(server.url, sha256(server.content), root)
+    assert content_of(root) == FILES
+
+
+def test_archive_of_unknown_length(server: ThreadingHTTPServer, root: Path) -> None:
+    server.tells_length = False
+    fetch_archive(server.url, sha256(server.content), root)
+    assert content_of(root) == FILES
+
+
+def test_wrong_checksum(server: ThreadingHTTPServer, root: Path) -> None:
+    assert refusal(server, root, checksum="0" * 64) == (
+        f"{server.url} has the sha256 {sha256(server.content)}, not {'0' * 64}: it was removed, "
+        "run again to download it anew"
+    )
+    assert list(root.parent.iterdir()) == []
+
+
+def test_not_found_is_not_asked_again(server: ThreadingHTTPServer, root: Path) -> None:
+    server.statuses = [404]
+    assert refusal(server, root) == (
+        f"cannot download {server.url} (HTTP Error 404: Not Found): check the network and run again, which resumes, "
+        f"or download it by hand and unpack it into {root}"
+    )
+    assert server.asked == [None]
+
+
+def test_no_network(server: ThreadingHTTPServer, root: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        server.url = f"http://127.0.0.1:{unused.getsockname()[1]}/parts.zip"
+        message = refusal(server, root)
+        assert message.startswith(f"cannot download {server.url} ([Errno ")
+        assert "Connection refused): check the network" in message
+
+
+def test_silent_server(server: ThreadingHTTPServer, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "TIMEOUT", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
+        server.url = f"http://127.0.0.1:{silent.getsockname()[1]}/parts.zip"
+        assert "(timed out)" in refusal(server, root)
+
+
+def test_too_little_space(server: ThreadingHTTPServer, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.content = tar_of({"1.png": bytes(10_000_000)}, "w")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=15_000_000))
+    assert refusal(server, root) == f"{server.url} needs 0.0 GB, unpacked too, but {root.parent} has 0.0 GB free"
+    assert part_of(root).read_bytes() == b""
+
+    part_of(root).write_bytes(server.content[:6_000_000])  # 4 MB of archive and 10 MB of content are to come
+    fetch_archive(server.url, sha256(server.content), root)
+    assert content_of(root) == {"1.png": bytes(10_000_000)}
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "good/../../outside.png", "/outside.png"])
+@pytest.mark.parametrize("archive", ["zip", "tar"])
+def test_archive_that_writes_outside(server: ThreadingHTTPServer, root: Path, name: str, archive: str) -> None:
+    files = {"good/1.png": b"1", name: b"2"}
+    server.content = zip_of(files) if archive == "zip" else tar_of(files)
+    if archive == "tar" and name.startswith("/"):  # tar strips the leading slash, as every tar program does
+        fetch_archive(server.url, sha256(server.content), root)
+        assert content_of(root) == {"good/1.png": b"1", "outside.png": b"2"}
+        return
+    message = refusal(server, root)
+    assert "parts one.tar.gz.part is not safe to unpack: " in message
+    assert name in message
+    assert not list(root.parent.parent.rglob("outside.png"))
+
+
+def test_neither_tar_nor_zip(server: ThreadingHTTPServer, root: Path) -> None:
+    server.content = b"<html>please log in</html>"
+    assert refusal(server, root) == f"{part_of(root)} is neither a tar nor a zip archive"

@@ -1,0 +1,512 @@
+"""Every dataset's lister, on small trees: the whole table by value, and the sentence for each mistake."""
+
+import inspect
+import os
+import random
+import re
+import sys
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+from pydantic import TypeAdapter
+
+from defectcls.data import casting, concrete_crack, folder, mvtec, railway, railway_components, table
+from defectcls.errors import UserError
+
+DATASETS = sorted(Path(__file__).parents[2].glob("conf/dataset/*.yaml"))
+CSV = "path,label\na.png,good\nb.png,dent\n"
+
+
+def write(root: Path, *paths: str) -> None:
+    """Empty files, in a random order: a lister decodes nothing, and the disk's order must not matter."""
+    for path in random.sample(paths, len(paths)):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+
+
+def rows(samples: pd.DataFrame) -> list[tuple]:
+    """The table as plain rows; its columns are asserted apart."""
+    return list(samples.itertuples(index=False, name=None))
+
+
+def sentence(function: Any, *args: Any, **options: Any) -> str:
+    """What the user reads."""
+    with pytest.raises(UserError) as caught:
+        function(*args, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- every dataset ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", DATASETS, ids=lambda file: file.stem)
+def test_yaml_and_function_have_the_same_options(file: Path) -> None:
+    base = OmegaConf.load(file.parents[1] / "dataset_base.yaml")
+    preset = OmegaConf.load(file)
+    module, name = preset.list_samples.rsplit(".", 1)
+    parameters = dict(inspect.signature(getattr(import_module(module), name)).parameters)
+    assert next(iter(parameters)) == "root"
+    del parameters["root"]
+
+    assert preset.name == file.stem
+    assert "source" in preset  # null: made on first use
+    assert "/dataset_base@_here_" in preset.defaults
+    assert any(
+        str(key).startswith("override /augment@") for entry in preset.defaults if entry != "_self_" for key in entry
+    )
+    assert set(preset) - set(base) - {"defaults"} == set(parameters)
+    for option, parameter in parameters.items():
+        assert parameter.default is inspect.Parameter.empty, f"the default of {option} belongs into {file.name}"
+        if not OmegaConf.is_missing(preset, option):
+            value = OmegaConf.to_container(preset)[option]
+            TypeAdapter(parameter.annotation).validate_python(value)
+
+
+def test_datasets_were_found() -> None:
+    assert {"casting", "concrete_crack", "folder", "mvtec", "railway", "railway_components", "table"} <= {
+        file.stem for file in DATASETS
+    }
+
+
+# --- mvtec ------------------------------------------------------------------------------------------------------------
+
+BOTTLE = (
+    "bottle/train/good/000.png",
+    "bottle/test/good/000.png",
+    "bottle/test/broken_large/000.png",
+    "bottle/ground_truth/broken_large/000_mask.png",
+    "bottle/readme.txt",
+    "bottle/license.txt",
+)
+SCREW = ("screw/train/good/000.png", "screw/test/defect/000.png", "screw/test/defect/001.png")
+BOTTLE_ROWS = [
+    (
+        *("bottle/test/broken_large/000.png", True, "broken_large", "bottle", "test"),
+        "bottle/ground_truth/broken_large/000_mask.png",
+    ),
+    ("bottle/test/good/000.png", False, "good", "bottle", "test", ""),
+    ("bottle/train/good/000.png", False, "good", "bottle", "train", ""),
+]
+SCREW_ROWS = [
+    ("screw/test/defect/000.png", True, "defect", "screw", "test", ""),
+    ("screw/test/defect/001.png", True, "defect", "screw", "test", ""),
+    ("screw/train/good/000.png", False, "good", "screw", "train", ""),
+]
+
+
+def test_mvtec(tmp_path: Path) -> None:
+    write(tmp_path, *SCREW, *BOTTLE, "notes/000.png")
+    samples = mvtec.list_samples(tmp_path, categories="all")
+    assert samples.columns.tolist() == ["path", "defective", "defect_type", "category", "split", "mask"]
+    assert rows(samples) == BOTTLE_ROWS + SCREW_ROWS
+    assert rows(mvtec.list_samples(tmp_path, categories=["screw"])) == SCREW_ROWS
+    assert rows(mvtec.list_samples(tmp_path, categories=["screw", "bottle", "screw"])) == BOTTLE_ROWS + SCREW_ROWS
+
+
+def test_mvtec_mask_of_one_image_among_several(tmp_path: Path) -> None:
+    write(tmp_path, *SCREW, "screw/ground_truth/defect/001_mask.png")
+    assert [row[-1] for row in rows(mvtec.list_samples(tmp_path, categories="all"))] == [
+        "",
+        "screw/ground_truth/defect/001_mask.png",
+        "",
+    ]
+
+
+def test_mvtec_unknown_category(tmp_path: Path) -> None:
+    write(tmp_path, *SCREW)
+    message = sentence(mvtec.list_samples, tmp_path, categories=["screw", "botle"])
+    assert message.startswith("MVTec AD has the categories bottle, cable, ")
+    assert message.endswith("not 'botle', did you mean 'bottle'?")
+
+
+def test_mvtec_category_not_on_disk(tmp_path: Path) -> None:
+    write(tmp_path, *SCREW, *BOTTLE)
+    expected = f"category 'pill' is not in {tmp_path}, which holds: bottle, screw"
+    assert sentence(mvtec.list_samples, tmp_path, categories=["pill"]) == expected
+
+
+@pytest.mark.parametrize(("categories", "held"), [("all", "none"), ([], "screw")])
+def test_mvtec_no_category(tmp_path: Path, categories: Any, held: str) -> None:
+    write(tmp_path, *(SCREW if held == "screw" else ("photos/a.png",)))
+    expected = f"no category of MVTec AD to read from {tmp_path}, which holds: {held}"
+    assert sentence(mvtec.list_samples, tmp_path, categories=categories) == expected
+
+
+def test_mvtec_mask_without_image(tmp_path: Path) -> None:
+    orphans = ("bottle/ground_truth/broken_large/002_mask.png", "bottle/ground_truth/broken_large/001_mask.png")
+    write(tmp_path, *BOTTLE, *orphans)
+    assert sentence(mvtec.list_samples, tmp_path, categories="all") == (
+        f"mask 'bottle/ground_truth/broken_large/001_mask.png' belongs to no image (2 such in {tmp_path}/bottle): "
+        "are images missing?"
+    )
+
+
+def test_mvtec_missing_folder(tmp_path: Path) -> None:
+    write(tmp_path, "screw/train/good/000.png")
+    assert sentence(mvtec.list_samples, tmp_path, categories="all") == (
+        f"'screw/test' is missing in {tmp_path}: expected <category>/{{train,test}}/<good or defect type>/<image>"
+    )
+
+
+@pytest.mark.parametrize("path", ["screw/test/000.png", "screw/test/defect/more/000.png"])
+def test_mvtec_image_out_of_place(tmp_path: Path, path: str) -> None:
+    write(tmp_path, *SCREW, path)
+    message = sentence(mvtec.list_samples, tmp_path, categories="all")
+    assert message.startswith(f"'{path}' in {tmp_path} is not where MVTec AD keeps an image: expected <category>/")
+
+
+# --- railway ----------------------------------------------------------------------------------------------------------
+
+RAILWAY = tuple(
+    f"{split}/{name}/1.jpg" for split in ("Train", "Validation", "Test") for name in ("Defective", "Non defective")
+)
+
+
+def test_railway(tmp_path: Path) -> None:
+    write(tmp_path, *RAILWAY)
+    samples = railway.list_samples(tmp_path)
+    assert samples.columns.tolist() == ["path", "defective", "split"]
+    assert rows(samples) == [
+        ("Test/Defective/1.jpg", True, "test"),
+        ("Test/Non defective/1.jpg", False, "test"),
+        ("Train/Defective/1.jpg", True, "train"),
+        ("Train/Non defective/1.jpg", False, "train"),
+        ("Validation/Defective/1.jpg", True, "val"),
+        ("Validation/Non defective/1.jpg", False, "val"),
+    ]
+
+
+@pytest.mark.parametrize("gone", RAILWAY)
+def test_railway_names_the_missing_folder(tmp_path: Path, gone: str) -> None:
+    write(tmp_path, *(path for path in RAILWAY if path != gone))
+    expected = "expected {Train,Validation,Test}/{Defective,Non defective}/<image>"
+    missing = Path(gone).parent.as_posix()
+    assert sentence(railway.list_samples, tmp_path) == f"'{missing}' is missing in {tmp_path}: {expected}"
+    write(tmp_path, f"{missing}/notes.txt")
+    assert sentence(railway.list_samples, tmp_path) == f"'{missing}' in {tmp_path} holds no image: {expected}"
+
+
+# --- railway_components -----------------------------------------------------------------------------------------------
+
+
+def test_railway_components(tmp_path: Path) -> None:
+    write(tmp_path, *(f"{name}/IMG_1.jpg" for name in railway_components.FOLDERS))
+    samples = railway_components.list_samples(tmp_path)
+    assert samples.columns.tolist() == ["path", "defective", "defect_type", "category"]
+    assert rows(samples) == [
+        ("Damaged Crossties/IMG_1.jpg", True, "Damaged Crossties", "Crossties"),
+        ("Damaged Fishplates/IMG_1.jpg", True, "Damaged Fishplates", "Fishplates"),
+        ("Missing Fasteners/IMG_1.jpg", True, "Missing Fasteners", "Fasteners"),
+        ("Perfect Crossties/IMG_1.jpg", False, "Perfect Crossties", "Crossties"),
+        ("Perfect Fasteners/IMG_1.jpg", False, "Perfect Fasteners", "Fasteners"),
+        ("Perfect Fishplates/IMG_1.jpg", False, "Perfect Fishplates", "Fishplates"),
+        ("Perfect Tracks/IMG_1.jpg", False, "Perfect Tracks", "Tracks"),
+    ]
+
+
+def test_railway_components_missing_folder(tmp_path: Path) -> None:
+    write(tmp_path, *(f"{name}/IMG_1.jpg" for name in railway_components.FOLDERS if name != "Missing Fasteners"))
+    message = sentence(railway_components.list_samples, tmp_path)
+    assert message.startswith(f"'Missing Fasteners' is missing in {tmp_path}: expected the folders Perfect Crossties, ")
+
+
+# --- casting ----------------------------------------------------------------------------------------------------------
+
+
+def test_casting_photos(tmp_path: Path) -> None:
+    write(tmp_path, "ok_front/cast_ok_0_1.jpeg", "def_front/cast_def_0_1.jpeg")
+    samples = casting.list_samples(tmp_path)
+    assert samples.columns.tolist() == ["path", "defective"]
+    assert rows(samples) == [("def_front/cast_def_0_1.jpeg", True), ("ok_front/cast_ok_0_1.jpeg", False)]
+
+
+@pytest.mark.parametrize("above", ["", "casting_data/"])
+def test_casting_augmented_version_has_a_split(tmp_path: Path, above: str) -> None:
+    write(
+        tmp_path,
+        *(f"{above}{split}/{name}/1.jpeg" for split in ("train", "test") for name in ("ok_front", "def_front")),
+    )
+    samples = casting.list_samples(tmp_path)
+    assert samples.columns.tolist() == ["path", "defective", "split"]
+    assert rows(samples) == [
+        (f"{above}test/def_front/1.jpeg", True, "test"),
+        (f"{above}test/ok_front/1.jpeg", False, "test"),
+        (f"{above}train/def_front/1.jpeg", True, "train"),
+        (f"{above}train/ok_front/1.jpeg", False, "train"),
+    ]
+
+
+LAYOUT = "{def_front,ok_front}/<image> or casting_data/{train,test}/{def_front,ok_front}/<image>"
+
+
+@pytest.mark.parametrize(
+    ("there", "missing"),
+    [("def_front/1.jpeg", "ok_front"), ("train/ok_front/1.jpeg", "train/def_front"), ("photos/1.jpeg", "def_front")],
+)
+def test_casting_missing_folder(tmp_path: Path, there: str, missing: str) -> None:
+    write(tmp_path, there)
+    assert sentence(casting.list_samples, tmp_path) == f"'{missing}' is missing in {tmp_path}: expected {LAYOUT}"
+
+
+def test_casting_both_versions(tmp_path: Path) -> None:
+    write(tmp_path, "ok_front/1.jpeg", "casting_data/train/ok_front/1.jpeg")
+    assert sentence(casting.list_samples, tmp_path) == (
+        f"{tmp_path} holds both versions of the castings: expected either {LAYOUT}"
+    )
+
+
+# --- folder -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sound", ["good", ["good"]])
+def test_folder(tmp_path: Path, sound: Any) -> None:
+    write(tmp_path, "scratch/b.PNG", "good/cam 1/a.jpg", "good/a.jpg", "good/notes.txt", ".cache/x/a.jpg")
+    samples = folder.list_samples(tmp_path, sound=sound)
+    assert samples.columns.tolist() == ["path", "defective", "defect_type"]
+    assert rows(samples) == [
+        ("good/a.jpg", False, "good"),
+        ("good/cam 1/a.jpg", False, "good"),
+        ("scratch/b.PNG", True, "scratch"),
+    ]
+
+
+def test_folder_with_several_sound_classes(tmp_path: Path) -> None:
+    write(tmp_path, "new/1.png", "worn/1.png", "broken/1.png", "train/1.png")  # `train` among others is a class
+    samples = folder.list_samples(tmp_path, sound=["new", "worn"])
+    assert rows(samples) == [
+        ("broken/1.png", True, "broken"),
+        ("new/1.png", False, "new"),
+        ("train/1.png", True, "train"),
+        ("worn/1.png", False, "worn"),
+    ]
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation"])
+def test_folder_with_published_split(tmp_path: Path, val: str) -> None:
+    write(tmp_path, "train/ok/1.png", "train/dent/1.png", f"{val}/ok/2.png", "test/dent/3.png")
+    samples = folder.list_samples(tmp_path, sound="ok")
+    assert samples.columns.tolist() == ["path", "defective", "defect_type", "split"]
+    assert rows(samples) == [
+        ("test/dent/3.png", True, "dent", "test"),
+        ("train/dent/1.png", True, "dent", "train"),
+        ("train/ok/1.png", False, "ok", "train"),
+        (f"{val}/ok/2.png", False, "ok", "val"),
+    ]
+
+
+def test_folder_mistakes(tmp_path: Path) -> None:
+    layout = "<class>/<image> or {train,val,test}/<class>/<image>"
+    assert (
+        sentence(folder.list_samples, tmp_path, sound="good") == f"{tmp_path} holds no class folders: expected {layout}"
+    )
+    write(tmp_path, "good/1.png", "bad/1.png")
+    assert sentence(folder.list_samples, tmp_path, sound=["bad", "goood"]) == (
+        f"{tmp_path} has the class folders bad, good; not sound=goood, did you mean 'good'?"
+    )
+    write(tmp_path, "lost.png", "also lost.png")
+    assert sentence(folder.list_samples, tmp_path, sound="good") == (
+        f"'also lost.png' in {tmp_path} is in no class folder (2 such): expected {layout}"
+    )
+    write(tmp_path, "empty/notes.txt")
+    assert sentence(folder.list_samples, tmp_path, sound="good") == (
+        f"'empty' in {tmp_path} holds no image: expected {layout}"
+    )
+
+
+# --- table ------------------------------------------------------------------------------------------------------------
+
+
+def listed(root: Path, content: str, sound: Any = ("good", "ok"), classes: list[str] | None = None) -> pd.DataFrame:
+    """The samples of a CSV file beside its images a.png, b.png and c/d.png."""
+    write(root, "a.png", "b.png", "c/d.png", "masks/b.png")
+    (root / "parts.csv").write_text(content, encoding="utf-8")
+    return table.list_samples(root, table=root / "parts.csv", sound=list(sound), classes=classes)
+
+
+def complaint(root: Path, content: str, **options: Any) -> str:
+    """What the user reads, after the name of the table."""
+    message = sentence(listed, root, content, **options)
+    assert message.startswith(f"{root}/parts.csv ")
+    return message.removeprefix(f"{root}/parts.csv ").replace(str(root), "ROOT")
+
+
+def test_table_of_two_columns(tmp_path: Path) -> None:
+    samples = listed(tmp_path, "\ufeffpath, label, camera\nc/d.png, good, 1\nb.png, NA, 2\n.\\a.png, 007, 2\n")
+    assert samples.columns.tolist() == ["path", "defective", "defect_type"]
+    assert rows(samples) == [("a.png", True, "007"), ("b.png", True, "NA"), ("c/d.png", False, "good")]
+
+
+FULL = """defective,label,path,split,group,category,mask,defect_type
+1,bad,b.png,validation,7,bottle,masks/b.png,dent
+False,fine,a.png,test,,bottle,,
+TRUE,bad,c/d.png,train,8,,,hole
+"""
+FULL_COLUMNS = ["defective", "path", "split", "group", "category", "mask", "defect_type"]
+FULL_ROWS = [
+    (False, "a.png", "test", "", "bottle", "", "fine"),
+    (True, "b.png", "val", "7", "bottle", "masks/b.png", "dent"),
+    (True, "c/d.png", "train", "8", "", "", "hole"),
+]
+
+
+def test_table_of_all_columns(tmp_path: Path) -> None:
+    samples = listed(tmp_path, FULL)
+    assert samples.columns.tolist() == FULL_COLUMNS
+    assert rows(samples) == FULL_ROWS
+    assert samples["defective"].dtype == bool
+
+
+def test_parquet_table(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    write(tmp_path, "a.png", "b.png", "c/d.png")
+    file = tmp_path / "parts.parquet"
+    paths = pd.Series(["b.png", "a.png", "c/d.png"], index=[7, 3, 5])
+    pd.DataFrame(
+        {"path": paths, "label": [1, 0, 2], "group": ["x", None, "y"], "defective": [True, False, True]}
+    ).to_parquet(file)
+    samples = table.list_samples(tmp_path, table=file, sound="0", classes=None)
+    assert samples.columns.tolist() == ["path", "group", "defective", "defect_type"]
+    assert rows(samples) == [("a.png", "", False, "0"), ("b.png", "x", True, "1"), ("c/d.png", "y", True, "2")]
+
+
+def test_parquet_without_a_label(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    file = tmp_path / "parts.parquet"
+    pd.DataFrame({"path": ["a.png", "b.png"], "label": ["good", None]}, index=["x", "y"]).to_parquet(file)
+    assert sentence(table.list_samples, tmp_path, table=file, sound="good", classes=None) == (
+        f"{file} has no label in some rows (counted from 1, after the header): 2"
+    )
+
+
+def test_parquet_needs_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "fastparquet", None)
+    file = tmp_path / "parts.parquet"
+    file.touch()
+    assert sentence(table.list_samples, tmp_path, table=file, sound="ok", classes=None) == (
+        f"reading {file} needs pyarrow: pip install 'defectcls[table]'"
+    )
+
+
+def test_table_classes(tmp_path: Path) -> None:
+    assert len(listed(tmp_path, CSV, classes=["good", "dent", "hole"])) == 2
+    assert complaint(tmp_path, CSV + "c/d.png,dnet\n", classes=["good", "hole"]) == (
+        "has labels that the classes do not have: dent, dnet"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("", "cannot read"),
+        ("path,label\n", "has no rows"),
+        ("path,label\na.png,good,\nb.png,dent,\n", "has more cells in a row than columns in the header"),
+        ("path,labels\na.png,good\n", "needs a column 'label', it has: path, labels, did you mean 'labels'?"),
+        ("file,label\na.png,good\n", "needs a column 'path', it has: file, label"),
+        (CSV + "c/d.png,\n", "has no label in some rows (counted from 1, after the header): 3"),
+        (CSV + ",dent\n,dent\n", "has no path in some rows (counted from 1, after the header): 3, 4"),
+        (CSV + "./a.png,good\n", "has images more than once: a.png"),
+        (CSV + "c/../b.png,dent\n", "has images more than once: b.png"),
+        (
+            CSV + "1.png,dent\n2.png,dent\n3.png,dent\n4.png,dent\n",
+            "has paths that are not in root=ROOT: 1.png, 2.png, 3.png … (4 in all)",
+        ),
+        (CSV + "c,dent\n", "has paths that are not in root=ROOT: c"),
+        (CSV + "/a.png,dent\n", "has absolute paths, not relative to root=ROOT: /a.png"),
+        (CSV + "D:\\a.png,dent\n", "has absolute paths, not relative to root=ROOT: D:\\a.png"),
+        ("path,label,mask\na.png,good,\nb.png,dent,no.png\n", "has masks that are not in root=ROOT: no.png"),
+        (
+            "path,label,split\na.png,good,training\nb.png,dent,\n",
+            "has splits that are not train, val or test: (empty), training",
+        ),
+        (
+            "path,label,defective\na.png,good,no\nb.png,dent,1\n",
+            "has values of 'defective' that are not 0, 1, true or false: no",
+        ),
+        (
+            "path,label\na.png,Good\nb.png,dent\n",
+            "has the labels Good, dent, none of them sound: name the sound ones, sound=[...], "
+            "or give a column 'defective'",
+        ),
+    ],
+)
+def test_table_mistakes(tmp_path: Path, content: str, expected: str) -> None:
+    if expected == "cannot read":
+        assert sentence(listed, tmp_path, content).startswith(f"cannot read {tmp_path}/parts.csv: ")
+    else:
+        assert complaint(tmp_path, content) == expected
+
+
+def test_table_file_mistakes(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"sound": "ok", "classes": None}
+    file = tmp_path / "parts.xlsx"
+    assert sentence(table.list_samples, tmp_path, table=file, **options) == f"table={file} is not a file"
+    file.touch()
+    assert sentence(table.list_samples, tmp_path, table=file, **options) == (
+        f"table={file} should be a .csv or a .parquet file"
+    )
+    (tmp_path / "latin.csv").write_bytes("path,label\na.png,schön\n".encode("latin-1"))
+    assert "cannot read" in sentence(table.list_samples, tmp_path, table=tmp_path / "latin.csv", **options)
+    (tmp_path / "ragged.csv").write_text("path,label\na.png,ok\nb.png,ok,1\n")
+    assert re.search(
+        "ragged.csv: .*line 3", sentence(table.list_samples, tmp_path, table=tmp_path / "ragged.csv", **options)
+    )
+    (tmp_path / "no.parquet").write_text("PAR")
+    assert "cannot read" in sentence(table.list_samples, tmp_path, table=tmp_path / "no.parquet", **options)
+
+
+# --- the images at hand -----------------------------------------------------------------------------------------------
+
+
+def data(name: str) -> Path:
+    return Path(os.environ["DEFECTCLS_DATA"]) / name
+
+
+@pytest.mark.realdata
+def test_real_concrete_crack() -> None:
+    samples = concrete_crack.list_samples(data("concrete_crack"))
+    assert Counter(samples["defective"]) == {True: 4000, False: 4000}
+
+
+@pytest.mark.realdata
+def test_real_mvtec() -> None:
+    samples = mvtec.list_samples(data("mvtec"), categories=["bottle", "screw"])
+    assert Counter(zip(samples["category"], samples["split"], samples["defect_type"], strict=True)) == {
+        ("bottle", "train", "good"): 209,
+        ("bottle", "test", "good"): 20,
+        ("bottle", "test", "broken_large"): 20,
+        ("bottle", "test", "broken_small"): 22,
+        ("bottle", "test", "contamination"): 21,
+        ("screw", "train", "good"): 320,
+        ("screw", "test", "good"): 41,
+        ("screw", "test", "defect"): 119,
+    }
+    with_mask = samples["mask"] != ""
+    assert with_mask.tolist() == (samples["defective"] & (samples["category"] == "bottle")).tolist()
+    assert all((data("mvtec") / mask).is_file() for mask in samples["mask"][with_mask])
+
+
+@pytest.mark.realdata
+def test_real_casting() -> None:
+    assert Counter(casting.list_samples(data("casting"))["defective"]) == {True: 781, False: 519}
+
+
+@pytest.mark.realdata
+def test_real_railway_components() -> None:
+    samples = railway_components.list_samples(data("railway_components"))
+    assert Counter(samples["defective"]) == {False: 545, True: 313}
+    assert Counter(samples["defect_type"]) == {
+        "Damaged Crossties": 112,
+        "Damaged Fishplates": 104,
+        "Missing Fasteners": 97,
+        "Perfect Crossties": 110,
+        "Perfect Fasteners": 160,
+        "Perfect Fishplates": 151,
+        "Perfect Tracks": 124,
+    }

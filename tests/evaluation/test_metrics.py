@@ -1,0 +1,203 @@
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torchmetrics.functional.classification as reference
+from sklearn.metrics import log_loss
+
+from defectcls.errors import UserError
+from defectcls.evaluation.metrics import breakdown, compute_metrics, defect_counts
+from defectcls.evaluation.predictions import predictions_table
+
+TWO = (["sound", "defective"], [False, True])
+THREE = (["good", "crack", "hole"], [False, True, True])
+
+
+def table(truth: list[int], probabilities: np.ndarray | list, classes: tuple[list[str], list[bool]], **columns):
+    names, defective = np.array(classes[0]), np.array(classes[1])
+    samples = pd.DataFrame({"label": names[truth], "defective": defective[truth], **columns})
+    return predictions_table(samples, np.asarray(probabilities, float), *classes)
+
+
+def two_class_table(truth: list[int], scores: list[float], **columns) -> pd.DataFrame:
+    return table(truth, np.column_stack([1 - np.array(scores), scores]), TWO, **columns)
+
+
+def test_two_classes_worked_by_hand():
+    scores = [0.9, 0.8, 0.6, 0.3, 0.7, 0.4, 0.3, 0.2, 0.1, 0.1]
+    metrics = compute_metrics(two_class_table([1] * 4 + [0] * 6, scores), *TWO)
+    assert metrics["confusion_matrix"] == [[5, 1], [1, 3]]
+    expected = {
+        "n": 10,
+        "accuracy": 8 / 10,
+        "precision": 3 / 4,
+        "recall": 3 / 4,
+        "f1": 3 / 4,
+        "f1_macro": (3 / 4 + 10 / 12) / 2,
+        "escape_rate": 1 / 4,
+        "overkill_rate": 1 / 6,
+        "auroc": (6 + 6 + 5 + 3.5) / 24,  # pairs that each defective image wins; the tie at 0.3 counts half
+        "average_precision": (1 + 1 + 3 / 4 + 4 / 7) / 4,
+        "loss": -sum(map(math.log, [0.9, 0.8, 0.6, 0.3, 0.3, 0.6, 0.7, 0.8, 0.9, 0.9])) / 10,
+    }
+    assert set(metrics) == {*expected, "confusion_matrix"}
+    assert {key: metrics[key] for key in expected} == pytest.approx(expected)
+
+
+def test_three_classes_worked_by_hand():
+    certain = np.full((3, 3), 0.1) + 0.7 * np.eye(3)
+    truth, prediction = [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 2, 0]
+    metrics = compute_metrics(table(truth, certain[prediction], THREE), *THREE)
+    assert metrics["confusion_matrix"] == [[2, 1, 0], [0, 1, 1], [1, 0, 0]]
+    assert metrics["per_class"] == {
+        "good": {"n": 3, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3},
+        "crack": {"n": 2, "precision": 1 / 2, "recall": 1 / 2, "f1": 1 / 2},
+        "hole": {"n": 1, "precision": 0.0, "recall": 0.0, "f1": 0.0},
+    }
+    assert metrics["recall_macro"] == pytest.approx(7 / 18)
+    assert metrics["loss"] == pytest.approx(-(3 * math.log(0.8) + 3 * math.log(0.1)) / 6)
+    # crack taken for hole is still a defect caught; good taken for crack is overkill; hole taken for good an escape
+    defect = {key: metrics["defect"][key] for key in ("precision", "recall", "f1", "escape_rate", "overkill_rate")}
+    assert defect == {
+        "precision": 2 / 3,
+        "recall": 2 / 3,
+        "f1": 2 / 3,
+        "escape_rate": pytest.approx(1 / 3),
+        "overkill_rate": 1 / 3,
+    }
+    # scores: good 0.2, 0.2, 0.9; crack 0.9, 0.9; hole 0.2: of nine pairs four are won, and four are ties
+    assert metrics["defect"]["auroc"] == pytest.approx((4 + 4 / 2) / 9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("ties", [False, True])
+def test_two_classes_as_torchmetrics(seed, ties):
+    generator = np.random.default_rng(seed)
+    truth = generator.integers(0, 2, 60)
+    scores = (truth + generator.normal(0.3, 1, 60)).clip(-1, 2) / 3 + 1 / 3
+    scores = scores.round(1) if ties else scores
+    metrics = compute_metrics(two_class_table(truth.tolist(), scores), *TWO)
+    score, target = torch.tensor(scores), torch.tensor(truth)
+    for key, function in {
+        "accuracy": reference.binary_accuracy,
+        "precision": reference.binary_precision,
+        "recall": reference.binary_recall,
+        "f1": reference.binary_f1_score,
+        "auroc": reference.binary_auroc,
+        "average_precision": reference.binary_average_precision,
+    }.items():
+        assert metrics[key] == pytest.approx(function(score, target).item(), abs=1e-6), key
+    assert metrics["overkill_rate"] == pytest.approx(1 - reference.binary_specificity(score, target).item(), abs=1e-6)
+    assert metrics["escape_rate"] == pytest.approx(1 - metrics["recall"])
+    assert metrics["confusion_matrix"] == reference.binary_confusion_matrix(score, target).tolist()
+    assert metrics["loss"] == pytest.approx(log_loss(truth, np.column_stack([1 - scores, scores])))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("classes", [3, 7])
+def test_many_classes_as_torchmetrics(seed, classes):
+    generator = np.random.default_rng(seed)
+    truth = np.concatenate([np.arange(classes), generator.integers(0, classes, 80)])
+    probabilities = generator.dirichlet(np.ones(classes), len(truth)).round(2)  # rounded: ties
+    probabilities[np.arange(len(truth)), truth] += 0.25
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    names, defective = [f"class {index}" for index in range(classes)], [False] + [True] * (classes - 1)
+    predictions = table(truth.tolist(), probabilities, (names, defective))
+    metrics = compute_metrics(predictions, names, defective)
+    scores, target = torch.tensor(probabilities), torch.tensor(truth)
+    for key, function in {
+        "precision_macro": reference.multiclass_precision,
+        "recall_macro": reference.multiclass_recall,
+        "f1_macro": reference.multiclass_f1_score,
+        "auroc": reference.multiclass_auroc,
+        "average_precision": reference.multiclass_average_precision,
+    }.items():
+        expected = function(scores, target, num_classes=classes, average="macro").item()
+        assert metrics[key] == pytest.approx(expected, abs=1e-6), key
+    assert metrics["accuracy"] == pytest.approx((probabilities.argmax(1) == truth).mean())
+    assert metrics["confusion_matrix"] == reference.multiclass_confusion_matrix(scores, target, classes).tolist()
+    assert metrics["loss"] == pytest.approx(log_loss(truth, probabilities))
+    score, defect = torch.tensor(predictions["score"]), (target > 0).long()
+    assert metrics["defect"]["auroc"] == pytest.approx(reference.binary_auroc(score, defect).item(), abs=1e-6)
+    caught = reference.binary_recall((scores.argmax(1) > 0).long(), defect).item()
+    assert metrics["defect"]["recall"] == pytest.approx(caught, abs=1e-6)
+
+
+def test_only_sound_images_leave_undefined_what_needs_a_defect():
+    metrics = compute_metrics(two_class_table([0, 0], [0.2, 0.4]), *TWO)
+    undefined = {key for key, value in metrics.items() if value is None}
+    assert undefined == {"precision", "recall", "f1", "escape_rate", "auroc", "average_precision"}
+    assert (metrics["accuracy"], metrics["overkill_rate"], metrics["f1_macro"]) == (1, 0, 1)
+
+
+def test_only_defective_images_all_missed():
+    metrics = compute_metrics(two_class_table([1, 1], [0.2, 0.4]), *TWO)
+    undefined = {key for key, value in metrics.items() if value is None}
+    assert undefined == {"precision", "overkill_rate", "auroc", "average_precision"}
+    assert (metrics["recall"], metrics["f1"], metrics["escape_rate"]) == (0, 0, 1)
+
+
+def test_constant_scores_rank_nothing():
+    metrics = compute_metrics(two_class_table([1, 0, 0, 0], [0.3] * 4), *TWO)
+    assert (metrics["auroc"], metrics["average_precision"]) == (0.5, 0.25)
+    assert (metrics["precision"], metrics["recall"], metrics["accuracy"]) == (None, 0, 0.75)
+
+
+def test_a_class_without_images_is_undefined_and_outside_the_mean():
+    metrics = compute_metrics(table([0, 1], [[0.8, 0.1, 0.1], [0.7, 0.2, 0.1]], THREE), *THREE)
+    assert metrics["per_class"]["hole"] == {"n": 0, "precision": None, "recall": None, "f1": None}
+    assert metrics["per_class"]["crack"] == {"n": 1, "precision": None, "recall": 0, "f1": 0}
+    assert metrics["recall_macro"] == 0.5
+    assert metrics["precision_macro"] == 0.5
+    assert metrics["f1_macro"] == pytest.approx((2 / 3 + 0) / 2)
+    assert metrics["auroc"] == 1
+
+
+def test_two_defective_classes_have_no_sound_side():
+    classes = (["crack", "hole"], [True, True])
+    metrics = compute_metrics(table([0, 1, 1], [[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]], classes), *classes)
+    assert "defect" not in metrics and "escape_rate" not in metrics
+    assert metrics["per_class"]["hole"]["recall"] == 0.5
+
+
+@pytest.mark.parametrize("truth", [[], [1, 0, 0]])
+def test_every_number_is_json_even_without_images_or_probabilities(truth):
+    metrics = compute_metrics(two_class_table(truth, [np.nan] * len(truth)), *TWO)
+    assert (metrics["loss"], metrics["auroc"]) == (None, None)
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+
+
+def test_certain_and_wrong_costs_much_but_not_infinitely():
+    assert compute_metrics(two_class_table([1], [0.0]), *TWO)["loss"] == pytest.approx(36.04, abs=0.01)
+    assert str(compute_metrics(two_class_table([1], [1.0]), *TWO)["loss"]) == "0.0"
+
+
+def test_a_label_that_is_no_class_is_an_error():
+    predictions = two_class_table([0, 1], [0.1, 0.9]).assign(label=["sound", "rust"])
+    with pytest.raises(UserError, match=r"\['rust'\].*\['sound', 'defective'\]"):
+        compute_metrics(predictions, *TWO)
+
+
+def test_defect_counts_of_several_classes():
+    assert defect_counts([[1, 2, 4], [8, 16, 32], [64, 128, 256]], [False, False, True]) == (
+        1 + 2 + 8 + 16,
+        36,
+        192,
+        256,
+    )
+
+
+def test_breakdown_puts_the_worst_first():
+    predictions = two_class_table(
+        [1, 1, 0, 1, 1, 0, 0, 0, 0],
+        [0.9, 0.2, 0.1, 0.9, 0.8, 0.7, 0.1, 0.1, 0.9],
+        category=["nut", "nut", "nut", "cap", "cap", "cap", "cap", "bolt", "bolt"],
+    )
+    rows = breakdown(predictions, "category", *TWO)
+    assert rows.columns.tolist() == ["category", "n", "n_defective", "recall", "overkill_rate"]
+    assert rows.iloc[:2].to_numpy().tolist() == [["nut", 3, 2, 0.5, 0.0], ["cap", 4, 2, 1.0, 0.5]]
+    assert rows.iloc[2, [0, 1, 2, 4]].tolist() == ["bolt", 2, 0, 0.5]
+    assert math.isnan(rows.iloc[2]["recall"])

@@ -1,0 +1,152 @@
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from defectcls.evaluation.pictures import (
+    RIGHT,
+    WRONG,
+    plot_confusion_matrix,
+    plot_curves,
+    plot_predictions,
+    png,
+    thumbnail,
+    worth_seeing,
+)
+from defectcls.evaluation.predictions import predictions_table
+
+TWO = ["sound", "defective"]
+
+
+def predictions_of(truth: list[int], scores: list[float], **columns) -> pd.DataFrame:
+    samples = pd.DataFrame(
+        {
+            "path": [f"{index}.png" for index in range(len(truth))],
+            "label": np.array(TWO)[truth],
+            "defective": np.array(truth, bool),
+            **columns,
+        }
+    )
+    return predictions_table(samples, np.column_stack([1 - np.array(scores), scores]), TWO, [False, True])
+
+
+@pytest.mark.parametrize("size", [2, 3, 15])
+def test_cells_hold_counts_and_row_percent(size):
+    names = [r"$\frac$ 5", "good", *(f"a class with quite a long name {index}" for index in range(size - 2))]
+    matrix = np.zeros((size, size), int)
+    matrix[0, :2] = 1, 3
+    matrix[1, 1] = 7
+    figure = plot_confusion_matrix(matrix, names)
+    (axes,) = figure.axes
+    cells = {text.get_position(): text.get_text() for text in axes.texts}
+    digits = ".0" if size <= 3 else ""
+    assert len(cells) == size * size
+    assert cells[0, 0] == f"1\n25{digits} %"
+    assert cells[1, 0] == f"3\n75{digits} %"  # row 0 is the truth, column 1 the prediction
+    assert cells[0, 1] == "0"
+    assert cells[1, 1] == f"7\n100{digits} %"
+    assert [label.get_text() for label in axes.get_yticklabels()][:2] == [r"$\frac$ 5  (n = 4)", "good  (n = 7)"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("prediction", "truth")
+    image = axes.images[0].get_array()
+    assert image[0, 1, 0] > image[0, 1, 2]  # an error is reddish
+    assert image[1, 1, 0] < image[1, 1, 2]  # a hit is bluish
+    assert png(figure, 40).startswith(b"\x89PNG")
+
+
+def test_curves_draw_each_series_where_it_has_numbers():
+    nan = np.nan
+    history = pd.DataFrame(
+        {
+            "epoch": [0, 1, 2, 3],
+            "stage": ["probe", "head", "full", "full"],
+            "train/loss": [nan, 0.6, 0.4, 0.3],
+            "val/loss": [0.5, 0.45, 0.4, 0.35],
+            "train/accuracy": [nan] * 4,
+            "val/accuracy": [0.7, 0.8, 0.85, 0.9],
+            "lr": [nan, 1e-3, 1e-4, 5e-5],
+        }
+    )
+    figure = plot_curves(history)
+    drawn = {line.get_label(): line.get_xydata().tolist() for axes in figure.axes for line in axes.get_lines()}
+    assert drawn["train/loss"] == [[1, 0.6], [2, 0.4], [3, 0.3]]
+    assert drawn["val/loss"][0] == [0, 0.5]
+    assert drawn["val/accuracy"] == [[0, 0.7], [1, 0.8], [2, 0.85], [3, 0.9]]
+    assert "train/accuracy" not in drawn and "val/auroc" not in drawn
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss (nats)", "accuracy, AUROC", "learning rate"]
+    names = [(text.get_text(), text.get_position()[0]) for text in figure.axes[0].texts]
+    assert names == [("probe", -0.5), ("head", 0.5), ("full", 1.5)]
+    assert png(figure, 40).startswith(b"\x89PNG")
+
+
+def test_curves_of_the_probe_alone():
+    figure = plot_curves(pd.DataFrame({"epoch": [0], "stage": ["probe"], "val/loss": [0.5], "train/loss": [np.nan]}))
+    (axes,) = figure.axes
+    assert [line.get_label() for line in axes.get_lines()] == ["val/loss"]
+    left, right = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if left <= tick <= right] == [0]
+    assert png(figure, 40).startswith(b"\x89PNG")
+
+
+def test_wrong_ones_come_first_then_the_least_certain():
+    predictions = predictions_of([0, 1, 1, 0, 1, 0], [0.4, 0.99, 0.1, 0.8, 0.6, 0.2])
+    assert worth_seeing(predictions, TWO)["path"].tolist() == ["2.png", "3.png", "0.png", "4.png", "5.png", "1.png"]
+    assert worth_seeing(predictions, TWO, limit=3)["path"].tolist() == ["2.png", "3.png", "0.png"]
+
+
+def test_only_test_images_are_shown_where_there_are_any():
+    predictions = predictions_of([0, 1, 0], [0.9, 0.9, 0.2], split=["train", "test", "test"])
+    assert worth_seeing(predictions, TWO)["path"].tolist() == ["2.png", "1.png"]
+    assert len(worth_seeing(predictions.assign(split="val"), TWO)) == 3
+
+
+def test_tiles_tell_truth_prediction_and_what_could_not_be_read(tmp_path):
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "0.png")
+    (tmp_path / "1.png").write_bytes(b"no image")
+    figure = plot_predictions(predictions_of([0, 1, 1], [0.25, 0.2, 0.9]), tmp_path, TWO)
+    first, second, third = figure.axes
+    assert [tile.get_title() for tile in (first, second, third)] == [
+        "defective → sound\n✗ 80%",
+        "sound → sound\n✓ 75%",
+        "defective → defective\n✓ 90%",
+    ]
+    frames = [to_hex(tile.spines["left"].get_edgecolor()).upper() for tile in (first, second, third)]
+    assert frames == [WRONG, RIGHT, RIGHT]
+    assert first.texts[0].get_text() == "1.png\nUnidentifiedImageError"
+    assert third.texts[0].get_text() == "2.png\nFileNotFoundError"
+    assert second.images[0].get_array()[0, 0].tolist() == [255, 0, 0]
+    assert second.images[0].get_extent() == [0, 1, 0.25, 0.75]  # twice as wide as high, centred
+    assert png(figure, 40).startswith(b"\x89PNG")
+
+
+def test_no_predictions_are_an_empty_picture(tmp_path):
+    figure = plot_predictions(predictions_of([], []), tmp_path, TWO)
+    assert not any(axes.images or axes.axison for axes in figure.axes)
+
+
+def test_thumbnail_stretches_sixteen_bits_and_turns_upright(tmp_path):
+    Image.fromarray(np.array([[1000, 1000], [3000, 2000]], np.uint16)).save(tmp_path / "deep.png")
+    assert np.asarray(thumbnail(tmp_path / "deep.png", 8))[..., 0].tolist() == [[0, 0], [255, 127]]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    Image.new("L", (400, 200)).save(tmp_path / "turned.jpg", exif=exif)
+    assert thumbnail(tmp_path / "turned.jpg", 100).size == (50, 100)
+
+
+def test_the_look_stays_inside(tmp_path):
+    before = dict(matplotlib.rcParams)
+    plot_confusion_matrix([[1, 0], [0, 1]], TWO)
+    plot_predictions(predictions_of([0], [0.1]), tmp_path, TWO)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_evaluation_needs_neither_torch_nor_pyplot():
+    code = (
+        "import sys, defectcls.evaluation.report, defectcls.evaluation.pictures;"
+        "print(sorted({'torch', 'hydra', 'matplotlib.pyplot'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

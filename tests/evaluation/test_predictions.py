@@ -1,0 +1,83 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from defectcls.errors import UserError
+from defectcls.evaluation.metrics import compute_metrics
+from defectcls.evaluation.predictions import class_names_of, predictions_table, read_predictions, write_predictions
+
+AWKWARD = ["NA", "a,b", 'say "x"', "two\nlines", "return\r", "null", "p_p_", "ünï ", "1", "<b>"]
+
+
+def awkward_table() -> pd.DataFrame:
+    generator = np.random.default_rng(0)
+    samples = pd.DataFrame(
+        {
+            "path": [f"{name}/é.png" for name in AWKWARD],
+            "label": AWKWARD,
+            "defective": [False] * 4 + [True] * 6,
+            "defect_type": AWKWARD,
+            "group": ["", "001", "1e3", "nan", "None", "True", "-", "0x1", "7", ""],
+            "split": "test",
+        }
+    )
+    probabilities = generator.dirichlet(np.ones(10), size=10) ** 9
+    probabilities[3] = np.nan
+    return predictions_table(samples, probabilities, AWKWARD, [False] * 4 + [True] * 6)
+
+
+def test_prediction_is_the_most_probable_class_and_score_sums_the_defective_ones():
+    samples = pd.DataFrame({"path": ["a", "b"], "label": ["good", "hole"], "defective": [False, True]}, index=[7, 3])
+    table = predictions_table(
+        samples, np.array([[0.4, 0.3, 0.3], [0.125, 0.25, 0.625]]), ["good", "crack", "hole"], [False, True, True]
+    )
+    assert table.columns.tolist() == [*samples, "prediction", "p_good", "p_crack", "p_hole", "score"]
+    assert table["prediction"].tolist() == ["good", "hole"]
+    assert table["score"].tolist() == [0.6, 0.875]
+    assert table.index.tolist() == [7, 3]
+    assert class_names_of(table) == ["good", "crack", "hole"]
+
+
+def test_reading_restores_every_bit_and_so_every_metric(tmp_path):
+    table = awkward_table()
+    write_predictions(table, tmp_path / "predictions.csv")
+    restored = read_predictions(tmp_path / "predictions.csv")
+    pd.testing.assert_frame_equal(restored, table, check_exact=True)
+    write_predictions(table.iloc[:0], tmp_path / "predictions.csv")
+    pd.testing.assert_frame_equal(
+        read_predictions(tmp_path / "predictions.csv"), table.iloc[:0], check_index_type=False
+    )
+    arguments = class_names_of(restored), [False] * 4 + [True] * 6
+    assert compute_metrics(restored.drop(3), *arguments) == compute_metrics(table.drop(3), *arguments)
+
+
+def test_a_failed_write_leaves_the_former_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "predictions.csv"
+    path.write_text("former")
+
+    def full_disk(_, file, **__):
+        file.write_text("half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        write_predictions(awkward_table(), path)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("predictions.csv", "former")]
+
+
+def test_mistakes_are_named(tmp_path):
+    samples = pd.DataFrame({"path": ["a"], "label": ["x"], "defective": [False], "p_value": [1.0]})
+    with pytest.raises(UserError, match="'p_value'"):
+        predictions_table(samples, np.array([[0.5, 0.5]]), ["x", "y"], [False, True])
+    with pytest.raises(ValueError, match=r"\(1, 3\)"):
+        predictions_table(samples.drop(columns="p_value"), np.ones((1, 3)), ["x", "y"], [False, True])
+    samples.to_csv(tmp_path / "other.csv")
+    with pytest.raises(UserError, match=r"other\.csv is no predictions table.*prediction, score"):
+        read_predictions(tmp_path / "other.csv")
+
+
+def test_rounding_never_lifts_a_score_above_one():
+    samples = pd.DataFrame({"path": ["a"], "label": ["good"], "defective": [False]})
+    tenths = np.array([[0.0, *[0.1] * 8, 0.2000000001]])
+    table = predictions_table(samples, tenths, ["good", *"abcdefghi"], [False] + [True] * 9)
+    assert table["score"].tolist() == [1]

@@ -1,0 +1,210 @@
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from defectcls.evaluation.metrics import compute_metrics
+from defectcls.evaluation.predictions import predictions_table
+from defectcls.evaluation.report import caveats, number, percent, render_report, verdict
+
+TWO = (["sound", "defective"], [False, True])
+THREE = (["good", "<b>x</b>", "hole"], [False, True, True])
+
+
+class Page(HTMLParser):
+    """The page's texts, table rows and attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.rows: list[list[str]] = []
+        self.texts: list[str] = []
+        self.in_cell = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("th", "td"):
+            self.in_cell = True
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.in_cell = self.in_cell and tag not in ("th", "td")
+
+    def handle_data(self, data: str) -> None:
+        if self.in_cell:
+            self.rows[-1][-1] += data
+        self.texts += [data.strip()] if data.strip() else []
+
+
+def predictions_from(matrix: list[list[int]], classes: tuple[list[str], list[bool]], **columns) -> pd.DataFrame:
+    """A predictions table that has this confusion matrix."""
+    pairs = [pair for pair, count in np.ndenumerate(np.array(matrix)) for _ in range(count)]
+    truth, prediction = (np.array(side, int) for side in zip(*pairs, strict=True))
+    names, defective = np.array(classes[0]), np.array(classes[1])
+    samples = pd.DataFrame({"path": "x.png", "label": names[truth], "defective": defective[truth], "split": "test"})
+    return predictions_table(samples.assign(**columns), np.eye(len(names))[prediction] * 0.6 + 0.1, *classes)
+
+
+def metrics_of(classes: tuple[list[str], list[bool]], **matrices: list[list[int]]) -> dict:
+    splits = {key: compute_metrics(predictions_from(matrix, classes), *classes) for key, matrix in matrices.items()}
+    return {"class_names": classes[0], "defective_classes": classes[1], **splits}
+
+
+FULL_RUN = {
+    "dataset": "mvtec/<screw>",
+    "model": "resnet18",
+    "seed": 0,
+    "command": "python -m defectcls.train dataset=mvtec 'name=a & b'",
+    "stages": [
+        {"name": "head", "epochs": 2, "best": {"val/auroc": 0.97}, "rolled_back": False},
+        {"name": "full", "epochs": 9, "best": {"val/auroc": None}, "rolled_back": True},
+    ],
+    "seconds": {"fit": 183.24, "test": 3.0},
+    "images_per_second": {"fit": 64.25},
+    "versions": {"torch": "2.11.0"},
+    "commit": "1a2b3c",
+    "hardware": "2 cores",
+    "unreadable": [{"path": "a/<i>.png", "reason": "truncated"}, {"path": "b.png", "reason": "empty"}],
+    "config": {"optim": {"lr": 0.001}},
+}
+
+
+def test_the_verdict_states_the_hand_worked_numbers():
+    assert verdict(metrics_of(TWO, test=[[118, 2], [2, 36]])) == (
+        "Of 38 defective images in the test set 36 were caught: recall 94.7 % (escape rate 5.3 %). "
+        "Of 120 sound images 2 were rejected: overkill 1.7 %."
+    )
+    assert verdict(metrics_of(TWO, val=[[0, 1], [0, 1]])) == (
+        "Of 1 defective image in the validation set 1 was caught: recall 100.0 % (escape rate 0.0 %). "
+        "Of 1 sound image 1 was rejected: overkill 100.0 %."
+    )
+    assert verdict(metrics_of(THREE, test=[[8, 0, 2], [1, 5, 4], [0, 0, 10]])) == (
+        "Of 20 defective images in the test set 19 were caught: recall 95.0 % (escape rate 5.0 %). "
+        "Of 10 sound images 2 were rejected: overkill 20.0 %. "
+        "Of all 30 images 23 were given the right class: accuracy 76.7 %."
+    )
+    assert verdict(metrics_of((["crack", "hole"], [True, True]), test=[[3, 1], [0, 4]])) == (
+        "Of all 8 images 7 were given the right class: accuracy 87.5 %."
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.9473, "94.7 %"), (1, "100.0 %"), (0.9997, "99.97 %"), (0.0003, "0.03 %"), (0, "0.0 %"), (None, "–")],
+)
+def test_percent_never_calls_almost_all_all(value, text):
+    assert percent(value) == text
+
+
+def test_number_keeps_a_distance_from_one_but_not_from_rounding_noise():
+    assert [number(value) for value in (0.99996, 1 - 1e-12, 2.6101, float("nan"))] == ["0.99996", "1.000", "2.610", "–"]
+
+
+def test_a_large_good_run_has_no_caveats():
+    assert caveats(metrics_of(TWO, baseline=[[50, 50], [50, 50]], test=[[98, 2], [1, 99]])) == []
+
+
+def test_caveats_in_words():
+    few = caveats(metrics_of(TWO, test=[[99, 1], [0, 8]]))
+    assert few == [
+        "The test set is small: with 8 defective images, a single one moves the escape rate by 12.5 percentage points."
+    ]
+    collapsed = caveats(metrics_of(TWO, baseline=[[90, 10], [50, 50]], test=[[100, 0], [100, 0]]))
+    assert collapsed[0].startswith("Every image is called “sound”")
+    assert collapsed[1] == "No improvement over the untrained baseline: AUROC 0.500, untrained 0.700."
+    none_defective = caveats(metrics_of(TWO, val=[[60, 0], [0, 0]]))
+    assert none_defective == [
+        "No test set: the verdict is on validation images, which helped to make the model. Expect worse.",
+        "The validation set has no defective image: escape rate and AUROC cannot be stated.",
+    ]
+    assert caveats(
+        metrics_of(TWO, test=[[60, 0], [0, 60]]) | {key: FULL_RUN[key] for key in ("unreadable", "stages")}
+    ) == [
+        "2 images could not be read and were left out; see the end.",
+        "Stage “full” did not beat the stages before it on validation and was rolled back.",
+    ]
+    assert "no image of “hole”" in caveats(metrics_of(THREE, test=[[60, 0, 0], [0, 60, 0], [0, 0, 0]]))[0]
+    diverged = metrics_of(TWO, test=[[60, 0], [0, 60]])
+    diverged["test"]["loss"] = None
+    assert "training has diverged" in caveats(diverged)[0]
+
+
+def test_the_page_of_a_full_run():
+    matrices = {"baseline": [[20, 40], [20, 40]], "train": [[60, 0], [0, 60]], "val": [[59, 1], [0, 60]]}
+    metrics = metrics_of(TWO, **matrices, test=[[57, 3], [6, 54]]) | FULL_RUN
+    categories = ["nut"] * 60 + ["cap"] * 60
+    predictions = predictions_from([[57, 3], [6, 54]], TWO, category=categories, defect_type="same")
+    elsewhere = predictions.assign(split="train", category="only in training")
+    text = render_report(metrics, pd.concat([predictions, elsewhere]), {"curves": b"curve", "predictions": b"tiles"})
+    page = Page(text)
+
+    assert verdict(metrics) in page.texts
+    assert [text for text in caveats(metrics) if text not in page.texts] == []
+    assert ["", "untrained baseline", "train", "validation", "test"] in page.rows
+    assert ["images", "120", "120", "120", "120"] in page.rows
+    assert ["recall (share of defects caught)", "66.7 %", "100.0 %", "100.0 %", "90.0 %"] in page.rows
+    assert ["escape rate (defects let through)", "33.3 %", "0.0 %", "0.0 %", "10.0 %"] in page.rows
+    assert ["overkill rate (sound images rejected)", "66.7 %", "0.0 %", "1.7 %", "5.0 %"] in page.rows
+    assert ["AUROC", "0.500", "1.000", "0.992", "0.925"] in page.rows
+    assert [row for row in page.rows if row[0] in ("nut", "cap", "only in training")] == [
+        ["cap", "60", "60", "90.0 %", "–"],
+        ["nut", "60", "0", "–", "5.0 %"],
+    ]
+    assert not any(text.startswith("By defect type") for text in page.texts)
+    assert ["head", "2", "val/auroc 0.970", "kept"] in page.rows
+    assert ["full", "9", "val/auroc –", "rolled back"] in page.rows
+    assert ["fit", "183.2", "64.2"] in page.rows
+    assert ["test", "3.0", "–"] in page.rows
+    assert ["a/<i>.png", "truncated"] in page.rows
+    assert page.texts[page.texts.index("seed") + 1] == "0"
+    assert FULL_RUN["command"] in page.texts
+    assert any('"lr": 0.001' in text for text in page.texts)
+
+
+def test_the_page_stands_alone():
+    predictions = predictions_from([[1, 0], [0, 1]], TWO)
+    text = render_report(
+        metrics_of(TWO, test=[[1, 0], [0, 1]]) | FULL_RUN, predictions, {"confusion_matrix": b"\x89PNG"}
+    )
+    page = Page(text)
+    links = [value for name, value in page.attributes if name in ("src", "href", "srcset", "action", "data")]
+    assert links == ["data:image/png;base64,iVBORw=="]
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert "url(" not in text and "@import" not in text and "http" not in text
+
+
+def test_many_classes_and_names_that_look_like_html():
+    matrix = [[8, 0, 2], [1, 5, 4], [0, 0, 10]]
+    predictions = predictions_from(matrix, THREE).assign(defect_type=lambda rows: rows["label"])
+    text = render_report(metrics_of(THREE, test=matrix) | {"dataset": "<img src=x>"}, predictions, {})
+    page = Page(text)
+    assert "b" not in page.tags and "img" not in page.tags
+    assert "<img src=x> · unnamed model" in page.texts
+    classes = [row for row in page.rows if row[0] in THREE[0] and row[3].endswith("%") and row[4] != "–"]
+    assert [row for row in page.rows if len(row) == 5 and row[0] == "<b>x</b>"] == [
+        ["<b>x</b>", "10", "50.0 %", "100.0 %", "66.7 %"],  # class by class: images, recall, precision, F1
+        ["<b>x</b>", "10", "10", "90.0 %", "–"],  # by defect type: one of ten escapes as good
+    ]
+    assert [row[0] for row in classes][:3] == ["<b>x</b>", "good", "hole"]  # worst recall first
+    assert ["recall (share of defects caught)", "95.0 %"] in page.rows
+    assert ["recall, mean over classes", "76.7 %"] in page.rows
+    assert any(row[0] == "AUROC, defective against sound" for row in page.rows)
+
+
+def test_evaluate_alone_has_neither_baseline_nor_making():
+    page = Page(render_report(metrics_of(TWO, test=[[57, 3], [6, 54]]), predictions_from([[57, 3], [6, 54]], TWO), {}))
+    assert ["", "test"] in page.rows
+    assert "How it was made" not in page.texts and "How training went" not in page.texts
+    assert not any("untrained" in text for text in page.texts)
+
+
+def test_a_dash_is_explained_only_where_there_is_one():
+    for matrix, dashes in ([[60, 0], [60, 0]], True), ([[59, 1], [1, 59]], False):
+        page = Page(render_report(metrics_of(TWO, test=matrix), predictions_from(matrix, TWO), {}))
+        assert any("precision needs a rejected image" in text for text in page.texts) == dashes
