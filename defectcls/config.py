@@ -1,8 +1,8 @@
 """Hydra and the command line: with errors.py, the only files that know Hydra's machinery."""
 
-import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +13,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from defectcls.errors import UserError, did_you_mean, explain
 
 # In a wheel conf/ lies inside the package, in a checkout beside it.
 _PACKAGE = Path(__file__).resolve().parent
 CONF_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "train.yaml").is_file())
-FULL_ERROR = "HYDRA_FULL_ERROR"
+FULL_ERROR, RUN_DIR = "HYDRA_FULL_ERROR", "hydra.run.dir"
 
 Parsed = TypeVar("Parsed")
 
@@ -31,32 +31,49 @@ def run_verb(verb: str, task: Callable[[dict[str, Any], Path], None]) -> None:
     A user's mistake ends in one sentence on stderr and exit status 2; HYDRA_FULL_ERROR=1 shows its traceback.
     """
     show_all = os.environ.get(FULL_ERROR) == "1"
+    failed: list[Exception] = []
 
     def job(config: DictConfig) -> None:
-        if not show_all:
-            del os.environ[FULL_ERROR]  # not for the processes that a job starts
+        state, typed = HydraConfig.get(), sys.argv
+        folder = Path(state.runtime.output_dir)
         try:
             values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-            task(values, Path(HydraConfig.get().runtime.output_dir))  # type: ignore[arg-type]
+            # The processes that a job starts repeat this job alone, in its folder, and not the sweep. Lightning would
+            # start them on the composed configuration, which no longer knows the presets, if it saw Hydra's state.
+            sys.argv = [typed[0], *state.overrides.task, f"{RUN_DIR}={_quoted(str(folder))}"]
+            HydraConfig.instance().cfg = None
+            if not show_all:
+                del os.environ[FULL_ERROR]
+            task(values, folder)  # type: ignore[arg-type]
         except Exception as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN and (sentence := explain(error)):
-                overrides = HydraConfig.get().job.override_dirname
-                print(f"error in job {HydraConfig.get().job.num} ({overrides}): {sentence}", file=sys.stderr)
-            raise
+            if state.mode == RunMode.MULTIRUN:
+                print(f"error in job {state.job.num}: {explain(error) or repr(error)}", file=sys.stderr)
+                raise  # Hydra records it, and goes on with the other jobs
+            failed.append(error)  # Hydra would announce it in words of its own
         finally:
-            os.environ[FULL_ERROR] = "1"
+            os.environ[FULL_ERROR], sys.argv = "1", typed
+            HydraConfig.instance().set_config(OmegaConf.create({"hydra": state}))
 
-    logging.getLogger("hydra.core.utils").setLevel(logging.CRITICAL)  # it would announce every error a second time
     os.environ[FULL_ERROR] = "1"  # Hydra would print a page of its own and exit; with this it raises
     try:
         sys.argv[1:] = _with_recorded_overrides(sys.argv[1:])
+        if verb == "train" and {"--help", "-h"} & set(sys.argv):
+            sys.argv.append("dataset=synthetic")  # a dataset is required; the help shows the keys of this one
         hydra.main(config_path=str(CONF_DIR), config_name=verb, version_base="1.3")(job)()
+        if failed:
+            raise failed[0]
     except Exception as error:
         sentence = _composition_sentence(error) or explain(error)
         if sentence is None or show_all:
             raise
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)
+
+
+def job_command() -> str:
+    """What to type to repeat this job."""
+    module = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "defectcls")
+    return shlex.join(["python", "-m", module, *(a for a in sys.argv[1:] if not a.startswith((RUN_DIR, "resume=")))])
 
 
 def parse(kind: type[Parsed], config: dict[str, Any]) -> Parsed:
@@ -74,7 +91,7 @@ def _with_recorded_overrides(arguments: list[str]) -> list[str]:
     if not recorded.is_file():
         raise UserError(f"resume={folder} is not a run folder: it has no {recorded.relative_to(folder)}")
     started = [str(override) for override in OmegaConf.load(recorded) if not str(override).startswith("resume=")]
-    return [*started, f"hydra.run.dir={_quoted(str(folder))}", *arguments]
+    return [*started, f"{RUN_DIR}={_quoted(str(folder))}", *arguments]
 
 
 def _quoted(value: str) -> str:
@@ -86,13 +103,12 @@ def _composition_sentence(error: Exception) -> str | None:
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     text, cause = str(error), error.__cause__ if isinstance(error, HydraException) else error
-    if isinstance(cause, ConfigKeyError) and cause.full_key:
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and "." in (cause.full_key or ""):
         parent = cause.parent_node
         known = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
         return _unknown_key(cause.full_key, known)
     if isinstance(cause, MissingMandatoryValue):
-        key = re.search(r"[\w.]+$", text.splitlines()[0])
-        return f"{key.group() if key else text} is not set: add {key.group() if key else 'it'}=<value>"
+        return f"{cause.full_key} is not set: add {cause.full_key}=<value>"
     if match := re.search(r"Could not find '([^']+)'\n\nAvailable options in '([^']+)':\n((?:\t.*\n?)+)", text):
         missing, group, options = match[1].removeprefix(f"{match[2]}/"), match[2], match[3].split()
         return (
@@ -107,7 +123,8 @@ def _composition_sentence(error: Exception) -> str | None:
 
 def _unknown_key(key: str, known: list[str]) -> str:
     stem, _, word = key.rpartition(".")
-    near = did_you_mean(word, known) or f"; known here are {', '.join(known)}"
+    others = f"; known here are {', '.join(known)}" if known else f"; +{key}=<value> adds it"
+    near = did_you_mean(word, known) or others
     return f"unknown key '{key}'{near}" if not stem else f"unknown key '{key}' in {stem}{near}"
 
 

@@ -49,5 +49,5 @@ def _wrong_value(error: Any) -> str:
         near = did_you_mean(
             str(first["input"]), first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         )
-    given = "" if first["type"].startswith("value_error") else f"={first['input']}"
+    given = "" if first["type"] in ("value_error", "missing") else f"={first['input']}"
     return f"{prefix}{'.'.join(steps)}{given}: {'; '.join(sorted(allowed))}{near}"

@@ -18,15 +18,17 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
 from scipy.special import softmax
 
+from defectcls.config import job_command, parse
 from defectcls.data.datamodule import DefectDataModule
+from defectcls.errors import UserError
 from defectcls.evaluation.metrics import compute_metrics
 from defectcls.evaluation.predictions import predictions_table
-from defectcls.model.classifier import Classifier
+from defectcls.model.classifier import Classifier, load_classifier
 from defectcls.model.losses import balanced_weights
 from defectcls.model.probe import extract_features, fit_probe
 from defectcls.model.record import Progress, Record, collapse, stage_summary
 from defectcls.results import provenance
-from defectcls.settings import LossSettings, TrainerSettings, TrainSettings
+from defectcls.settings import EvaluateSettings, LossSettings, TrainerSettings, TrainSettings
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ class Run:
             "unreadable": self.data.unreadable,
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,
-            "command": " ".join(["python -m", _verb(), *sys.argv[1:]]),
+            "command": job_command(),
         }
 
 
@@ -101,17 +103,15 @@ class TrainingRun(Run):
 
     def train(self) -> None:
         """Baseline, probe, stages; ends with the best weights in place. Goes on from last.ckpt where there is one."""
-        resumed = self.record.last.is_file()
-        if not resumed:
+        last = str(self.record.last) if self.record.last.is_file() else None
+        if last is None:
             self._begin()
+        else:
+            self.record.load_state_dict(torch.load(last, map_location="cpu", weights_only=True)["callbacks"]["Record"])
         if self.settings.finetune.active_stages:
-            with self.timed("fit"):
-                self.trainer.fit(
-                    self.classifier,
-                    datamodule=self.data,
-                    ckpt_path=str(self.record.last) if resumed else None,
-                    weights_only=True,
-                )
+            if not self.record.measured.get("fitted"):
+                with self.timed("fit"):
+                    self.trainer.fit(self.classifier, datamodule=self.data, ckpt_path=last, weights_only=True)
             for row in stage_summary(self.record.history):
                 if row["rolled_back"]:
                     log.warning("%s", collapse(self.record.history, row["name"]))
@@ -126,17 +126,18 @@ class TrainingRun(Run):
             self.record.measured["baseline"] = self.metrics(self.predict("test"))
         if not self.settings.finetune.probe:
             return
-        parts = [self.data.part_dataloader(part) for part in ("train", "val")]
-        with self.timed("probe", sum(len(self.data.part(part)) for part in ("train", "val"))):
-            device = self.trainer.strategy.root_device
-            self.classifier.backbone.to(device)
-            train, val = (
-                extract_features(
-                    self.classifier.backbone, loader, device, self.trainer.precision_plugin.forward_context()
-                )
-                for loader in parts
-            )
-            head = fit_probe(train, val, self.settings.finetune.probe_c, self.classifier.hparams["class_weights"])
+        views = self.settings.finetune.probe_views
+        seen = len(self.data.part("train")) * (1 + views) + len(self.data.part("val"))
+        with self.timed("probe", seen):
+            backbone, device = self.classifier.backbone, self.trainer.strategy.root_device
+            backbone.to(device)
+            autocast = self.trainer.precision_plugin.forward_context
+            loaders = [self.data.part_dataloader(part) for part in ("train", "val")]
+            torch.manual_seed(self.settings.seed)
+            train = extract_features(backbone, loaders[0], device, autocast(), self.classifier.augment, views)
+            val = extract_features(backbone, loaders[1], device, autocast())
+            weights = self.classifier.hparams["class_weights"]
+            head = fit_probe(train, val, self.settings.finetune.probe_c, weights, views)
         log.info("probe: C = %g", head.c)
         self.classifier.head.load(head)
         self.trainer.validate(self.classifier, datamodule=self.data, verbose=False)
@@ -145,7 +146,7 @@ class TrainingRun(Run):
         """metrics.json and the predictions table of all three parts, from the best weights."""
         tables = {}
         for part in PARTS:
-            with self.timed(part, len(self.data.part(part))):
+            with self.timed(f"evaluate {part}", len(self.data.part(part))):
                 tables[part] = self.predict(part)
         metrics: dict[str, Any] = {
             "dataset": self.settings.dataset.name,
@@ -157,6 +158,50 @@ class TrainingRun(Run):
             **provenance(self.settings.seed, self.config),
         }
         return metrics, pd.concat(tables.values()).sort_index()
+
+
+class EvaluationRun(Run):
+    """A trained model on one part of its own dataset, or of another, computed as it was in training."""
+
+    def __init__(self, settings: EvaluateSettings, folder: Path) -> None:
+        self.part = settings.part
+        classifier, about = load_classifier(checkpoint_file(settings.checkpoint))
+        # Where it ran is not to be repeated, how it computed is.
+        place = {"accelerator": "auto", "devices": 1, "strategy": "auto"}
+        trained = parse(TrainSettings, about["config"] | {"trainer": about["config"]["trainer"] | place})
+        self.trained = trained.model_copy(update={"dataset": settings.dataset or trained.dataset})
+        data = build_data(self.trained, classifier.classes, split=self.part != "all")
+        super().__init__(data, classifier, build_trainer(self.trained.trainer, folder, None, []))
+
+    def measure(self) -> tuple[dict[str, Any], pd.DataFrame]:
+        """metrics.json and the predictions table of the part."""
+        part = "test" if self.part == "all" else self.part
+        with self.timed(f"evaluate {part}", len(self.data.part(part))):
+            predictions = self.predict(part)
+        metrics = {
+            "dataset": self.trained.dataset.name,
+            "model": self.trained.model.name,
+            part: self.metrics(predictions),
+            **self.describe(),
+            **provenance(self.trained.seed, self.trained.model_dump(mode="json")),
+        }
+        return metrics, predictions
+
+
+def checkpoint_file(path: Path) -> Path:
+    """The file itself, or the best checkpoint of a run folder.
+
+    Raises:
+        UserError: neither is there.
+    """
+    if path.is_file():
+        return path
+    best = path / "checkpoints" / "best.ckpt"
+    if not path.is_dir():
+        raise UserError(f"checkpoint={path} does not exist: give a run folder or a .ckpt file")
+    if not best.is_file():
+        raise UserError(f"the folder {path} holds no checkpoint: {best.relative_to(path)} is missing")
+    return best
 
 
 def build_data(settings: TrainSettings, classes: dict[str, bool] | None = None, split: bool = True) -> DefectDataModule:
@@ -257,7 +302,3 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", module="torchmetrics")
     warnings.filterwarnings("ignore", message=".*_register_pytree_node.*")
-
-
-def _verb() -> str:
-    return getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "defectcls")

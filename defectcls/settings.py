@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -61,6 +61,7 @@ class ModelSettings(Settings):
     weights: Path | None
     pool: str | None
     dropout: Share
+    test_views: Literal[1, 2, 4, 8]
 
 
 class StageSettings(Settings):
@@ -80,6 +81,7 @@ class FinetuneSettings(Settings):
     name: str
     probe: bool
     probe_c: list[Positive]
+    probe_views: Annotated[int, Field(ge=0)]
     batchnorm: Literal["frozen", "train"]
     stages: dict[str, StageSettings | None]  # null takes a stage away that a preset inherits
     patience: PositiveInt | None
@@ -135,7 +137,9 @@ class TrainerSettings(Settings):
     accelerator: Literal["auto", "cpu", "gpu"]
     devices: PositiveInt | Literal["auto"]
     strategy: str
-    precision: Literal["auto", "32", "bf16", "16"]
+    precision: Annotated[
+        Literal["auto", "32", "bf16", "16"], BeforeValidator(str)
+    ]  # the command line gives 32 as a number
     channels_last: bool
     workers: Annotated[int, Field(ge=0)]
     cache_gb: NonNegative
@@ -165,3 +169,10 @@ class TrainSettings(Settings):
     sampler: Literal["shuffle", "balanced"]
     seed: Annotated[int, Field(ge=0)]
     resume: Path | None
+
+
+class EvaluateSettings(Settings):
+    checkpoint: Path
+    part: Literal["train", "val", "test", "all"]
+    augment: AugmentSettings
+    dataset: DatasetSettings | None

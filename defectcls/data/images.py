@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import struct
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +16,11 @@ from defectcls.errors import UserError
 
 Resize = Literal["squash", "pad"]
 
-# A photo beyond this is taken for a decompression bomb: 179 million pixels decode to half a gigabyte.
-Image.MAX_IMAGE_PIXELS = 179_000_000
+# A photo beyond this is taken for a decompression bomb: 179 million pixels decode to half a gigabyte. Pillow raises
+# from twice its own limit and warns before; turning its warning into an error would not be safe among the threads below.
+MAX_PIXELS = 179_000_000
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 DECODED_AHEAD = 256  # images in memory while the reader of `decode_all` is busy
 
@@ -36,15 +40,20 @@ def decode(path: Path, size: int, resize: Resize) -> np.ndarray:
         UnreadableImageError: not an image, empty, truncated, or too large to be one photo.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
             image.draft(None, (size, size))  # JPEG only: decodes at the smallest 1/2, 1/4, 1/8 that is not below size
             upright = _to_rgb(ImageOps.exif_transpose(image))
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise UnreadableImageError(f"over {Image.MAX_IMAGE_PIXELS:,} pixels, as in a decompression bomb") from None
+    except Image.DecompressionBombError:
+        raise UnreadableImageError(f"over {MAX_PIXELS:,} pixels, as in a decompression bomb") from None
     except Image.UnidentifiedImageError:
         raise UnreadableImageError("empty file" if path.stat().st_size == 0 else "not an image") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on broken files
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+    ) as error:  # what Pillow's decoders raise on broken files
         raise UnreadableImageError(str(error)) from None
     if resize == "pad":
         square = ImageOps.pad(upright, (size, size), Image.Resampling.BILINEAR)

@@ -41,7 +41,8 @@ def split_samples(samples: pd.DataFrame, identical: np.ndarray, settings: SplitS
         # What the dataset publishes is kept; a part that it lacks is dealt from its training images.
         parts[published != "train"] = published[published != "train"]
         wanted = {name: size for name, size in wanted.items() if name == "train" or name not in published}
-        wanted["train"] = None if settings.train is None or settings.train < 1 else settings.train
+        if None not in wanted.values() and isinstance(settings.train, float):
+            wanted["train"] = None  # a share of all images says nothing of those that the published parts leave
     elif settings.folds is not None:
         folds: Sizes = {str(fold): 1 / settings.folds for fold in range(settings.folds)}
         dealt = _deal(units, classes, strata, folds, np.random.default_rng(seed))
@@ -50,7 +51,8 @@ def split_samples(samples: pd.DataFrame, identical: np.ndarray, settings: SplitS
     free = np.flatnonzero(parts == "")
     # A second, different stream, so that the validation images are not tied to the order of the folds.
     generator = np.random.default_rng([seed, 1])
-    parts[free] = _deal(units[free], classes[free], strata[free], wanted, generator)
+    if len(free):
+        parts[free] = _deal(units[free], classes[free], strata[free], wanted, generator)
     result = pd.Series(parts, index=samples.index, name="split")
     _refuse_missing_classes(result, samples["label"], units)
     return result

@@ -86,6 +86,12 @@ class Augment(nn.Module):
         return colours.clamp(0, 255).view_as(image)
 
 
+def mirrored(image: torch.Tensor, views: int) -> list[torch.Tensor]:
+    """The first few of the eight ways to lay an image (batch, 3, side, side): as it is, mirrored, upside down …"""
+    turned = (image, image.rot90(2, (2, 3)), image.rot90(1, (2, 3)), image.rot90(3, (2, 3)))
+    return [view for turn in turned for view in (turn, turn.flip(3))][:views]
+
+
 def mixer(mixup: float, cutmix: float, classes: int) -> nn.Module | None:
     """torchvision's mixup and cutmix by their Beta parameters, 0 is off: (image, target) -> (image, soft target)."""
     kinds = [(v2.MixUp, mixup), (v2.CutMix, cutmix)]

@@ -35,7 +35,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.mean: torch.Tensor
         self.std: torch.Tensor
-        self.body: nn.Module
+        self.body: Any
         self.options: dict[str, Any] = {} if pool is None else {"global_pool": pool}
         self.pretrained_config = _pretrained_config(name)
         if self.pretrained_config.fixed_input_size:
@@ -127,8 +127,8 @@ def _reachable(address: str) -> bool:
     """Whether the hub answers; asked first, because its client would retry for minutes."""
     try:
         urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_TIMEOUT_S).close()
-    except urllib.error.HTTPError:
-        return True
+    except urllib.error.HTTPError as error:
+        return error.code < 500  # 404 and the like are an answer
     except (OSError, ValueError):
         return False
     return True

@@ -11,7 +11,7 @@ from torchmetrics import MetricCollection, classification
 
 from defectcls.data.datamodule import Batch
 from defectcls.errors import UserError
-from defectcls.model.augment import Augment, mixer
+from defectcls.model.augment import Augment, mirrored, mixer
 from defectcls.model.backbone import Backbone
 from defectcls.model.losses import build_loss
 from defectcls.model.probe import LinearHead
@@ -74,8 +74,8 @@ class Classifier(L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.finetune, self.optim = FinetuneSettings(**finetune), OptimSettings(**optim)
-        self.classes, self.seed = classes, seed
         settings, terms = ModelSettings(**model), LossSettings(**loss)
+        self.classes, self.seed, self.test_views = classes, seed, settings.test_views
         self.backbone = Backbone(settings.name, settings.pool, image_size, channels_last)
         self.head = Head(self.backbone.features, len(classes), settings.dropout)
         self.augment = Augment(**{k: v for k, v in augment.items() if k not in ("mixup", "cutmix")})
@@ -89,7 +89,9 @@ class Classifier(L.LightningModule):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Pixels 0..255, uint8 or float (batch, 3, side, side) -> logits float32 (batch, classes)."""
-        return self.head(self.backbone(image))
+        if self.training or self.test_views == 1:
+            return self.head(self.backbone(image))
+        return torch.stack([self.head(self.backbone(view)) for view in mirrored(image, self.test_views)]).mean(0)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.backbone, self.head, self.optim)
@@ -105,6 +107,7 @@ class Classifier(L.LightningModule):
             switch_training(self.backbone, self.head, stage, self.finetune.batchnorm)
             self.stage = stage
         set_learning_rate(self.trainer.optimizers[0], self.optim, stage, step)
+        self.log("lr", self.trainer.optimizers[0].param_groups[-1]["lr"])  # the head's, which layer_decay leaves alone
         torch.manual_seed((self.seed * 1_000_003 + step) * self.trainer.world_size + self.trainer.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:

@@ -27,7 +27,8 @@ class FocalLoss(nn.Module):
         norm = (share * weight).sum() if target.ndim == 1 else len(logits)
         share = share * (1 - self.label_smoothing) + self.label_smoothing / classes
         log_p = F.log_softmax(logits, dim=1)
-        return -(share * weight * (1 - log_p.exp()) ** self.gamma * log_p).sum() / norm
+        away = (1 - log_p.exp()).clamp_min(1e-8)  # at 0, a gamma below 1 has an infinite slope
+        return -(share * weight * away**self.gamma * log_p).sum() / norm
 
 
 def build_loss(name: str, gamma: float, weight: list[float] | None, label_smoothing: float) -> nn.Module:

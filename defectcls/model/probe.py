@@ -13,6 +13,9 @@ from tqdm import tqdm
 
 from defectcls.errors import UserError
 
+# Features that hardly move in training are not blown up to unit variance: the least divisor, of the mean deviation.
+LEAST_DEVIATION = 0.3
+
 
 class LinearHead(NamedTuple):
     """logits = ((features - mean) / std) @ weight.T + bias."""
@@ -30,15 +33,26 @@ class LinearHead(NamedTuple):
 
 @torch.inference_mode()
 def extract_features(
-    backbone: nn.Module, loader: DataLoader, device: torch.device, autocast: AbstractContextManager
+    backbone: nn.Module,
+    loader: DataLoader,
+    device: torch.device,
+    autocast: AbstractContextManager,
+    augment: nn.Module | None = None,
+    views: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Frozen features (images, features) float32 and targets (images,) int64 of every image of a loader."""
+    """Frozen features (images x (1 + views), features) float32 and their targets int64.
+
+    Args:
+        views: augmented copies of every image, besides the image as it is.
+    """
     backbone.eval()
     features, targets = [], []
     with autocast:
-        for batch in tqdm(loader, "features", disable=None, leave=False, unit="batch"):
-            features.append(backbone(batch["image"].to(device)).float().cpu().numpy())
-            targets.append(batch["target"].numpy())
+        for view in range(1 + views):
+            for batch in tqdm(loader, "features", disable=None, leave=False, unit="batch"):
+                image = batch["image"].to(device)
+                features.append(backbone(augment(image) if augment and view else image).float().cpu().numpy())
+                targets.append(batch["target"].numpy())
     return np.concatenate(features), np.concatenate(targets)
 
 
@@ -47,6 +61,7 @@ def fit_probe(
     val: tuple[np.ndarray, np.ndarray],
     candidates: list[float],
     class_weights: list[float] | None,
+    views: int = 0,
 ) -> LinearHead:
     """Multinomial logistic regression on standardised features, with the penalty of the lowest validation log-loss.
 
@@ -54,18 +69,17 @@ def fit_probe(
         train, val: features (images, features) and targets (images,).
         candidates: values of C to try, inverse strengths of the L2 penalty, as in scikit-learn.
         class_weights: one factor a class; None weighs all images alike.
+        views: how many copies of every image `train` holds besides it; they share the weight of one image.
     """
     features, targets = train
     if not np.isfinite(features).all():
         raise UserError("the backbone's features are not finite: try trainer.precision=32, or other weights")
-    mean, std = (
-        features.mean(0),
-        np.maximum(features.std(0), float(__import__("os").environ.get("FLOOR", "0")) * features.std(0).mean()),
-    )
+    mean, std = features.mean(0), features.std(0)
+    std = np.maximum(std, LEAST_DEVIATION * std.mean())
     weights = None if class_weights is None else dict(enumerate(class_weights))
     heads = []
     for c in candidates:
-        model = LogisticRegression(C=c, class_weight=weights, max_iter=1000)
+        model = LogisticRegression(C=c / (1 + views), class_weight=weights, max_iter=1000)
         model.fit((features - mean) / std, targets)
         weight, bias = model.coef_, model.intercept_
         if len(weight) == 1:  # two classes share one vector: its two halves give the same softmax

@@ -92,6 +92,10 @@ class Record(L.Callback):
         self._save(trainer, self.last)
         self._write_history(trainer)
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        self.measured["fitted"] = True  # a run that stopped early must not go on when it is resumed
+        self._save(trainer, self.last)
+
     def _save(self, trainer: L.Trainer, path: Path) -> None:
         """In two steps, so that a kill or a full disk leaves the file before it whole."""
         unfinished = path.with_suffix(".part")

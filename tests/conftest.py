@@ -1,0 +1,144 @@
+"""What the end-to-end tests share: a user's commands, run in this process or in one of their own, and tiny data."""
+
+import io
+import logging
+import os
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# Before torch is imported, here and in every process started from here: tiny networks wait for threads, not for sums,
+# and sums over one thread have one order.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("WANDB_MODE", "offline")  # no test may reach the account of whoever runs it
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf, open_dict
+from PIL import Image
+
+from defectcls.config import CONF_DIR, FULL_ERROR, run_verb
+
+CHECKOUT = Path(__file__).parents[1]
+
+
+class Outcome(NamedTuple):
+    """What a command left: its exit status and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+def command(verb: str, *arguments: str) -> Outcome:
+    """`python -m defectcls.<verb> <arguments>` in this process, which has torch already; a bug's exception passes on."""
+    task = getattr(import_module(f"defectcls.{verb}"), verb)
+    out, err, root, code = io.StringIO(), io.StringIO(), logging.getLogger(), 0
+    handlers, level = root.handlers[:], root.level
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", [f"defectcls.{verb}", *arguments])
+        patch.setenv(FULL_ERROR, "0")
+        patch.setenv("PL_GLOBAL_SEED", "0")  # so that what Lightning sets here is taken back
+        try:
+            run_verb(verb, task)
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            root.handlers[:] = handlers
+            root.setLevel(level)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def process(module: str, *arguments: str, cwd: Path, **environment: str) -> Outcome:
+    """`python -m <module> <arguments>` in a process of its own with nothing on stdin: six seconds, if it needs torch."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=cwd,
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def sentence(outcome: Outcome) -> str:
+    """The one sentence that a mistake of the user ends in, without a traceback."""
+    assert outcome.code == 2, outcome
+    assert "Traceback" not in outcome.err
+    line = outcome.err.splitlines()[-1]
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+def composed(*arguments: str, verb: str = "train") -> dict[str, Any]:
+    """The plain configuration that a verb would be called with."""
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = compose(verb, list(arguments), return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        del config["hydra"]
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds of the network."""
+    return torch.load(checkpoint, weights_only=True)["state_dict"]
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether two state dicts hold the same bits."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def paint(path: Path, colour: tuple[int, int, int], side: int = 40) -> None:
+    """An image of one colour with a pixel of its own, so that no two files are copies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", (side, side), colour)
+    image.putpixel((hash(path.name) % side, 0), (0, 0, 0))
+    image.save(path)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A run of one second: 90 drawn photos, 300 thousand weights from scratch, no dashboard."""
+    return [
+        "dataset=synthetic",
+        f"dataset.root={tmp_path_factory.mktemp('photos')}",
+        "dataset.images=90",
+        "dataset.image_side=64",
+        "dataset.crops_per_photo=2",
+        "model=timm",
+        "model.name=test_resnet.r160_in1k",
+        "model.pretrained=false",
+        "image_size=32",
+        "trainer=cpu",
+        "trainer.precision=32",
+        "logger=csv",
+        "logger.group=tests",  # else the second of the start
+    ]
+
+
+@pytest.fixture(scope="session")
+def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that probed, trained two epochs and was mirrored to W&B; to be read only."""
+    folder = tmp_path_factory.mktemp("finished")
+    arguments = ("logger=wandb", "logger.table_rows=10", "finetune.probe=true", "finetune.stages.full.epochs=2")
+    assert command("train", *tiny, *arguments, f"hydra.run.dir={folder}").code == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_types(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that tells the defect types apart; to be read only."""
+    folder = tmp_path_factory.mktemp("types")
+    arguments = ("target=defect_type", "dataset.crops_per_photo=1", "finetune=probe", f"hydra.run.dir={folder}")
+    assert command("train", *tiny, *arguments).code == 0
+    return folder

@@ -1,0 +1,389 @@
+"""Batches: their contract, the order of an epoch, and a sentence for whatever is wrong with the folder."""
+
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from defectcls.data import datamodule
+from defectcls.data.datamodule import DefectDataModule, EpochSampler
+from defectcls.data.images import decode
+from defectcls.data.samples import sample_table
+from defectcls.errors import UserError
+from defectcls.settings import DatasetSettings, SplitSettings
+
+SIDE = 16
+
+
+def photos(root: Path, **folders: int) -> Path:
+    """Images of random pixels, so many in each class folder."""
+    for number, (name, count) in enumerate(folders.items()):
+        (root / name).mkdir(parents=True)
+        for image in range(count):
+            rng = np.random.default_rng([number, image])
+            Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(root / name / f"{image:03d}.png")
+    return root
+
+
+def dataset(root: Path, **changed: Any) -> DatasetSettings:
+    split = {"published": True, "train": None, "val": 0.15, "test": 0.2, "folds": None, "fold": 0}
+    values = {
+        "name": "folder",
+        "list_samples": "defectcls.data.folder.list_samples",
+        "root": root,
+        "source": "a shop",
+        "archive": None,
+        "download": False,
+        "resize": "squash",
+        "on_unreadable": "error",
+        "sound": ["good"],
+        **changed,
+        "split": SplitSettings(**split | changed.get("split", {})),
+    }
+    return DatasetSettings(**values)
+
+
+def module(root: Path, dataset_options: dict[str, Any] | None = None, **changed: Any) -> DefectDataModule:
+    options: dict[str, Any] = {
+        "target": "defect",
+        "image_size": SIDE,
+        "batch_size": 8,
+        "sampler": "shuffle",
+        "seed": 0,
+        "cache_gb": 1,
+        "workers": 0,
+        **changed,
+    }
+    return DefectDataModule(dataset(root, **(dataset_options or {})), **options)
+
+
+def ready(root: Path, dataset_options: dict[str, Any] | None = None, **changed: Any) -> DefectDataModule:
+    data = module(root, dataset_options, **changed)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 good images and 20 bad ones of two kinds."""
+    return photos(tmp_path_factory.mktemp("photos"), good=40, dent=10, crack=10)
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cache_gb", [0, 1])
+@pytest.mark.parametrize("resize", ["squash", "pad"])
+def test_a_batch_is_uint8_images_with_targets_and_rows_of_the_sample_table(root: Path, cache_gb: float, resize: str) -> None:
+    data = ready(root, {"resize": resize}, cache_gb=cache_gb)
+    assert (data.images.pixels is None) == (cache_gb == 0)
+    seen = []
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        for batch in loader:
+            assert set(batch) == {"image", "target", "index"}
+            count = len(batch["index"])
+            assert batch["image"].dtype == torch.uint8
+            assert batch["image"].shape == (count, 3, SIDE, SIDE)
+            assert batch["target"].dtype == batch["index"].dtype == torch.int64
+            assert batch["target"].shape == (count,)
+            for image, target, row in zip(batch["image"], batch["target"], batch["index"].tolist(), strict=True):
+                assert (image.numpy() == decode(root / data.samples["path"][row], SIDE, resize)).all()
+                assert target == data.samples["defective"][row]
+                assert data.samples["path"][row].startswith("good/") == (target == 0)
+                seen.append(row)
+    assert len(seen) == len(set(seen)) == 60 - len(data.part("train")) % 8
+
+
+def test_parts_hold_every_image_once_in_the_order_of_rows(root: Path) -> None:
+    data = ready(root)
+    rows = {part: torch.cat([b["index"] for b in data.part_dataloader(part)]).tolist() for part in ("train", "val", "test")}
+    assert sorted(sum(rows.values(), [])) == list(range(60))
+    for part, of_part in rows.items():
+        assert of_part == np.flatnonzero(data.samples["split"] == part).tolist() == data.part(part).tolist()
+
+
+def test_images_kept_in_memory_and_decoded_anew_give_the_same_batches(root: Path) -> None:
+    kept, anew = ready(root, cache_gb=1).train_dataloader(), ready(root, cache_gb=0).train_dataloader()
+    for one, other in zip(kept, anew, strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in ("image", "target", "index"))
+
+
+def test_the_cache_is_for_what_fits(root: Path) -> None:
+    bytes_needed = 60 * 3 * SIDE * SIDE
+    assert ready(root, cache_gb=bytes_needed / 1e9).images.pixels is not None
+    assert ready(root, cache_gb=(bytes_needed - 1) / 1e9).images.pixels is None
+
+
+def test_workers_decode_only_what_is_not_in_memory(root: Path) -> None:
+    assert ready(root, workers=2).train_dataloader().num_workers == 0
+    assert ready(root, workers=2, cache_gb=0).train_dataloader().num_workers == 2
+
+
+def test_defect_types_are_classes_of_their_own(root: Path) -> None:
+    data = ready(root, target="defect_type")
+    assert data.classes == {"good": False, "crack": True, "dent": True}
+    assert Counter(data.targets.tolist()) == {0: 40, 1: 10, 2: 10}
+    names = list(data.classes)
+    assert [names[target] for target in data.targets] == data.samples["label"].tolist()
+    assert data.samples["path"].str.split("/").str[0].tolist() == data.samples["label"].tolist()
+
+
+def test_a_left_over_training_batch_is_dropped_and_a_small_set_is_not(root: Path) -> None:
+    """BatchNorm cannot train on one image; a set smaller than a batch would otherwise give no step at all."""
+    data = ready(root)
+    assert len(data.part("train")) % 8 != 0
+    assert [len(batch["index"]) for batch in data.train_dataloader()] == [8] * (len(data.part("train")) // 8)
+    data.batch_size = 1000
+    assert [len(batch["index"]) for batch in data.train_dataloader()] == [len(data.part("train"))]
+
+
+def test_a_second_setup_changes_nothing(root: Path) -> None:
+    data = ready(root)
+    samples, images = data.samples, data.images
+    data.setup("fit")
+    assert data.samples is samples
+    assert data.images is images
+
+
+def test_copies_stand_in_one_part(tmp_path: Path) -> None:
+    photos(tmp_path, good=20, dent=20)
+    content = (tmp_path / "good" / "000.png").read_bytes()
+    for number in (3, 11, 17):
+        (tmp_path / "good" / f"{number:03d}.png").write_bytes(content)
+    for seed in range(5):
+        samples = ready(tmp_path, seed=seed).samples.set_index("path")["split"]
+        assert samples[[f"good/{number:03d}.png" for number in (0, 3, 11, 17)]].nunique() == 1
+
+
+# --- what a trained model asks for ------------------------------------------------------------------------------------
+
+
+def test_without_a_split_all_images_are_tested(root: Path) -> None:
+    data = ready(root, split=False)
+    assert data.part("test").tolist() == list(range(60))
+    assert len(data.part("train")) == len(data.part("val")) == 0
+
+
+def test_given_classes_keep_their_order_and_may_be_absent_from_the_data(root: Path) -> None:
+    known = {"good": False, "dent": True, "rust": True, "crack": True}
+    data = ready(root, target="defect_type", classes=known, split=False)
+    assert data.classes == known
+    assert Counter(data.targets.tolist()) == {0: 40, 1: 10, 3: 10}
+
+
+def test_one_class_alone_is_enough_for_a_trained_model(tmp_path: Path) -> None:
+    data = ready(photos(tmp_path, good=5), classes={"sound": False, "defective": True}, split=False)
+    assert data.targets.tolist() == [0] * 5
+
+
+def test_classes_that_a_model_does_not_know_are_named(root: Path) -> None:
+    with pytest.raises(UserError, match=r"classes that the model does not know: crack; it knows good, dent$"):
+        ready(root, target="defect_type", classes={"good": False, "dent": True}, split=False)
+
+
+# --- sentences --------------------------------------------------------------------------------------------------------
+
+
+def test_one_class_alone_cannot_be_learned(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^a classifier needs two classes, but all 5 images are of one: sound$"):
+        ready(photos(tmp_path, good=5))
+
+
+def no_samples(root: Path, sound: list[str]) -> pd.DataFrame:  # noqa: ARG001
+    """A `list_samples` that finds nothing."""
+    return sample_table([])
+
+
+def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"^the folder {tmp_path} holds no images of 'mine'$"):
+        ready(tmp_path, {"list_samples": f"{__name__}.no_samples", "name": "mine"})
+
+
+def test_a_missing_root_says_where_to_get_the_data(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    with pytest.raises(UserError) as caught:
+        module(gone).prepare_data()
+    assert str(caught.value) == (
+        f"the folder {gone} does not exist: get 'folder' from a shop and put it there, "
+        "or say where it is with dataset.root=<folder>"
+    )
+
+
+def test_a_missing_root_with_a_known_archive_says_that_it_can_be_fetched(tmp_path: Path) -> None:
+    archive = {"url": "https://127.0.0.1/a.zip", "sha256": "0" * 64}
+    with pytest.raises(UserError, match=r"dataset.root=<folder>, or add dataset.download=true$"):
+        module(tmp_path / "gone", {"archive": archive}).prepare_data()
+
+
+def test_download_fetches_a_missing_root_and_leaves_a_present_one_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[tuple] = []
+    monkeypatch.setattr(datamodule, "fetch_archive", lambda *arguments: fetched.append(arguments))
+    options = {"archive": {"url": "https://127.0.0.1/a.zip", "sha256": "0" * 64}, "download": True}
+    module(tmp_path, options).prepare_data()
+    assert fetched == []
+    module(tmp_path / "gone", options).prepare_data()
+    assert fetched == [("https://127.0.0.1/a.zip", "0" * 64, tmp_path / "gone")]
+
+
+def test_a_dataset_that_is_made_on_first_use_needs_no_root(tmp_path: Path) -> None:
+    module(tmp_path / "a" / "b", {"source": None}).prepare_data()
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_unreadable_images_are_counted_and_the_first_three_named(tmp_path: Path) -> None:
+    photos(tmp_path, good=20, dent=20)
+    for number in range(5):
+        (tmp_path / "good" / f"{number:03d}.png").write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        ready(tmp_path)
+    assert str(caught.value) == (
+        "5 of 40 images cannot be read: good/000.png (empty file), good/001.png (empty file), good/002.png (empty file) "
+        "and 2 more; mend or delete them, or leave them out with dataset.on_unreadable=skip"
+    )
+
+
+@pytest.mark.parametrize("cache_gb", [0, 1])
+def test_skipped_images_are_reported_and_the_others_stay_with_their_rows(
+    tmp_path: Path, cache_gb: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    photos(tmp_path, good=20, dent=20)
+    (tmp_path / "dent" / "004.png").write_bytes(b"")
+    (tmp_path / "good" / "007.png").write_bytes(b"what")
+    data = ready(tmp_path, {"on_unreadable": "skip"}, cache_gb=cache_gb)
+    assert data.unreadable == [
+        {"path": "dent/004.png", "reason": "empty file"},
+        {"path": "good/007.png", "reason": "not an image"},
+    ]
+    assert "2 of 40 images cannot be read" in caplog.text
+    assert len(data.samples) == 38
+    assert data.samples.index.tolist() == list(range(38))
+    assert not data.samples["path"].isin(["dent/004.png", "good/007.png"]).any()
+    for batch in data.test_dataloader():
+        for image, row in zip(batch["image"], batch["index"].tolist(), strict=True):
+            assert (image.numpy() == decode(tmp_path / data.samples["path"][row], SIDE, "squash")).all()
+
+
+def test_a_folder_without_one_readable_image_cannot_be_skipped(tmp_path: Path) -> None:
+    photos(tmp_path, good=2, dent=2)
+    for path in tmp_path.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="4 of 4 images cannot be read"):
+        ready(tmp_path, {"on_unreadable": "skip"})
+
+
+def test_a_published_split_that_leaks_is_kept_and_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for part in ("train", "val", "test"):
+        photos(tmp_path / part, good=4, dent=4)
+    data = ready(tmp_path)
+    assert "the published split leaks: 8 groups" in caplog.text
+    assert (data.samples["path"].str.split("/").str[0] == data.samples["split"]).all()
+    caplog.clear()
+    ready(tmp_path, {"split": {"published": False, "val": 0.25, "test": 0.25}})
+    assert "leaks" not in caplog.text
+
+
+# --- the order of an epoch --------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_is_a_permutation_and_the_next_one_another() -> None:
+    sampler = EpochSampler(50, seed=0, shuffle=True)
+    orders = []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+        assert sorted(orders[-1]) == list(range(50))
+        assert orders[-1] != list(range(50))
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_the_order_is_a_function_of_seed_and_epoch_alone() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = EpochSampler(50, seed, shuffle=True)
+        sampler.set_epoch(epoch)
+        torch.rand(epoch + 3)  # the global generator does not matter
+        return list(sampler)
+
+    assert order(3, 7) == order(3, 7)
+    assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+def test_without_shuffling_the_order_is_that_of_the_rows() -> None:
+    assert list(EpochSampler(5, seed=3, shuffle=False)) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize(("count", "world"), [(10, 2), (11, 2), (7, 4), (1, 3), (2, 5)])
+def test_processes_share_an_epoch_evenly_and_pad_with_its_first_images(count: int, world: int, shuffle: bool) -> None:
+    whole = EpochSampler(count, 0, shuffle)
+    ranks = [EpochSampler(count, 0, shuffle, None, rank, world) for rank in range(world)]
+    for sampler in [whole, *ranks]:
+        sampler.set_epoch(2)
+    each = -(-count // world)
+    dealt = [list(sampler) for sampler in ranks]
+    assert [len(own) for own in dealt] == [len(sampler) for sampler in ranks] == [each] * world
+    order = list(whole)
+    padded = (order * (each * world))[: each * world]
+    assert [dealt[position % world][position // world] for position in range(each * world)] == padded
+
+
+def test_balanced_sampling_draws_every_class_equally_often() -> None:
+    """900, 90 and 10 images: a third of 30,000 draws each, give or take four standard deviations of a binomial."""
+    targets = np.repeat([0, 1, 2], [900, 90, 10])
+    weights = torch.from_numpy(1.0 / np.bincount(targets)[targets])
+    sampler = EpochSampler(1000, 0, True, weights)
+    drawn: Counter[int] = Counter()
+    for epoch in range(30):
+        sampler.set_epoch(epoch)
+        drawn.update(targets[list(sampler)].tolist())
+    for of_class in range(3):
+        assert abs(drawn[of_class] - 10_000) < 4 * np.sqrt(30_000 * (1 / 3) * (2 / 3))
+
+
+def test_the_balanced_loader_weighs_training_classes_and_no_other_part(root: Path) -> None:
+    data = ready(root, target="defect_type", sampler="balanced")
+    loader = data.train_dataloader()
+    counts = np.bincount(data.targets[data.part("train")])
+    assert isinstance(loader.sampler, EpochSampler)
+    assert loader.sampler.weights is not None
+    weights = loader.sampler.weights.numpy()
+    for number in range(3):  # the three classes have one sum of weights, though 40, 10 and 10 images
+        assert weights[data.targets[data.part("train")] == number].sum() == pytest.approx(1)
+    assert counts.max() > 2 * counts.min()
+    seen: Counter[int] = Counter()
+    for epoch in range(100):
+        loader.sampler.set_epoch(epoch)
+        seen.update(torch.cat([batch["target"] for batch in loader]).tolist())
+    shares = np.array([seen[number] for number in range(3)]) / sum(seen.values())
+    assert np.abs(shares - 1 / 3).max() < 0.03
+    for part in (data.val_dataloader(), data.test_dataloader()):
+        assert isinstance(part.sampler, EpochSampler)
+        assert part.sampler.weights is None
+
+
+def test_balanced_processes_deal_one_common_draw() -> None:
+    weights = torch.tensor([1.0] * 90 + [9.0] * 10)
+    whole = list(EpochSampler(100, 5, True, weights))
+    first, second = (list(EpochSampler(100, 5, True, weights, rank, 2)) for rank in (0, 1))
+    assert first == whole[0::2]
+    assert second == whole[1::2]
+
+
+def test_loaders_deal_to_the_processes_of_the_trainer(root: Path) -> None:
+    """Two processes see different images, together all of the part, with the padding told by its index."""
+    data = ready(root)
+    count = len(data.part("test"))
+    indices = []
+    for rank in (0, 1):
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]
+        indices.append(torch.cat([batch["index"] for batch in data.test_dataloader()]).tolist())
+    assert len(indices[0]) == len(indices[1]) == -(-count // 2)
+    assert sorted(set(sum(indices, []))) == data.part("test").tolist()

@@ -1,0 +1,76 @@
+"""Copies and groups: what is tied together."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from defectcls.data.duplicates import identical_files, split_units
+
+
+def files(folder: Path, *contents: bytes) -> list[Path]:
+    paths = [folder / f"{number}.png" for number in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content)
+    return paths
+
+
+def partition(units: np.ndarray) -> set[frozenset[int]]:
+    """The sets of images that share a unit; the units' own numbers mean nothing."""
+    return {frozenset(np.flatnonzero(units == unit).tolist()) for unit in np.unique(units)}
+
+
+def test_copies_point_to_the_first_and_equal_size_alone_is_no_copy(tmp_path: Path) -> None:
+    paths = files(tmp_path, b"abc", b"abd", b"abc", b"", b"abcd", b"", b"abc", b"abd")
+    assert identical_files(paths).tolist() == [0, 1, 0, 3, 4, 3, 0, 1]
+
+
+def test_a_difference_in_the_last_byte_of_a_large_file_is_seen(tmp_path: Path) -> None:
+    large = bytes(300_000)
+    assert identical_files(files(tmp_path, large + b"a", large + b"b", large + b"a")).tolist() == [0, 1, 0]
+
+
+def test_a_file_of_its_own_size_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = files(tmp_path, b"a", b"bb", b"ccc")
+    monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("read"))
+    assert identical_files(paths).tolist() == [0, 1, 2]
+
+
+def test_without_groups_a_unit_is_a_set_of_copies() -> None:
+    assert partition(split_units(np.array([0, 1, 0, 3, 1]), None)) == {frozenset({0, 2}), frozenset({1, 4}), frozenset({3})}
+
+
+def test_an_empty_group_name_ties_nothing() -> None:
+    units = split_units(np.arange(4), pd.Series(["", "x", "", "x"]))
+    assert partition(units) == {frozenset({0}), frozenset({2}), frozenset({1, 3})}
+
+
+def test_ties_go_on_through_copies_and_groups_in_turn() -> None:
+    """0 -group a- 1 -copy- 2 -group b- 3 -copy- 4: one unit, though 0 and 4 share neither bytes nor group."""
+    identical = np.array([0, 1, 1, 3, 3, 5])
+    units = split_units(identical, pd.Series(["a", "a", "b", "b", "", "c"]))
+    assert partition(units) == {frozenset({0, 1, 2, 3, 4}), frozenset({5})}
+
+
+def test_units_equal_those_of_a_plain_flood_fill() -> None:
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        count = 25
+        identical = np.array([rng.integers(0, i + 1) if rng.random() < 0.2 else i for i in range(count)])
+        identical = np.array([identical[i] if identical[identical[i]] == identical[i] else i for i in range(count)])
+        group = pd.Series(rng.choice(["", "", "p", "q", "r", "s", "t"], count))
+        expected, left = set(), set(range(count))
+        while left:
+            unit, edge = set(), {left.pop()}
+            while edge:
+                unit |= edge
+                edge = {
+                    j
+                    for j in range(count)
+                    for i in edge
+                    if identical[i] == identical[j] or (group[i] == group[j] != "")
+                } - unit
+            expected.add(frozenset(unit))
+            left -= unit
+        assert partition(split_units(identical, group)) == expected

@@ -1,0 +1,290 @@
+"""Decoding: every mode that cameras write, by value, and one reason for every broken file."""
+
+import os
+import sys
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from defectcls.data.images import DECODED_AHEAD, UnreadableImageError, decode, decode_all
+
+SIDE = 24
+
+
+def pixels(height: int = SIDE, width: int = SIDE, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def saved(folder: Path, image: Image.Image, name: str = "image.png", **options: Any) -> Path:
+    image.save(folder / name, **options)
+    return folder / name
+
+
+def turned(maker: str = "", orientation: int = 6) -> dict[str, Image.Exif]:
+    """The option of `save` that writes an orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    if maker:
+        exif[0x010F] = maker
+    return {"exif": exif}
+
+
+def as_image(chw: np.ndarray) -> np.ndarray:
+    return chw.transpose(1, 2, 0)
+
+
+# --- modes; at its own size an image keeps its values -----------------------------------------------------------------
+
+
+def test_rgb_keeps_values_and_channel_order(tmp_path: Path) -> None:
+    decoded = decode(saved(tmp_path, Image.fromarray(pixels())), SIDE, "squash")
+    assert decoded.dtype == np.uint8
+    assert decoded.shape == (3, SIDE, SIDE)
+    assert decoded.flags["C_CONTIGUOUS"]
+    assert (as_image(decoded) == pixels()).all()
+
+
+def test_16_bit_grey_keeps_its_top_8_bits(tmp_path: Path) -> None:
+    values = np.linspace(0, 65535, SIDE * SIDE).astype(np.uint16).reshape(SIDE, SIDE)
+    decoded = decode(saved(tmp_path, Image.fromarray(values)), SIDE, "squash")
+    assert (decoded == (values >> 8)[None]).all()
+
+
+def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
+    grey = pixels()[..., 0]
+    assert (decode(saved(tmp_path, Image.fromarray(grey)), SIDE, "squash") == grey[None]).all()
+
+
+def test_grey_with_alpha_drops_the_alpha(tmp_path: Path) -> None:
+    both = np.ascontiguousarray(pixels()[..., :2])
+    assert (decode(saved(tmp_path, Image.fromarray(both, "LA")), SIDE, "squash") == both[None, ..., 0]).all()
+
+
+def test_rgba_drops_the_alpha_and_keeps_colours_under_it(tmp_path: Path) -> None:
+    rgba = np.concatenate([pixels(), pixels(seed=1)[..., :1]], 2)
+    assert (as_image(decode(saved(tmp_path, Image.fromarray(rgba)), SIDE, "squash")) == rgba[..., :3]).all()
+
+
+def test_1_bit_is_black_and_white(tmp_path: Path) -> None:
+    bits = pixels()[..., 0] > 127
+    assert (decode(saved(tmp_path, Image.fromarray(bits)), SIDE, "squash") == 255 * bits[None]).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"transparency": 3}, {"transparency": bytes(range(16))}])
+def test_a_palette_gives_its_colours_transparent_or_not(tmp_path: Path, options: dict) -> None:
+    index = np.random.default_rng(0).integers(0, 16, (SIDE, SIDE), dtype=np.uint8)
+    colours = pixels(1, 16)[0]
+    image = Image.fromarray(index, "P")
+    image.putpalette(colours.tobytes())
+    path = saved(tmp_path, image, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Pillow warns of transparency that it would lose
+        assert (as_image(decode(path, SIDE, "squash")) == colours[index]).all()
+
+
+def test_cmyk_jpeg_has_the_colours_it_was_made_of(tmp_path: Path) -> None:
+    flat = np.empty((32, 32, 3), np.uint8)
+    flat[:16, :16], flat[:16, 16:], flat[16:, :16], flat[16:, 16:] = (200, 30, 40), (20, 180, 60), (10, 20, 220), (240, 240, 20)
+    path = saved(tmp_path, Image.fromarray(flat).convert("CMYK"), "image.jpg", quality=100)
+    with Image.open(path) as image:
+        assert image.mode == "CMYK"
+    assert np.abs(as_image(decode(path, 32, "squash")).astype(int) - flat).max() <= 4
+
+
+# --- orientation ------------------------------------------------------------------------------------------------------
+
+UPRIGHT = {
+    1: lambda image: image,
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.transpose(1, 0, 2),
+    6: lambda image: np.rot90(image, -1),  # the camera was turned: the top is on the right
+    7: lambda image: image.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda image: np.rot90(image, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_images_stand_upright_as_exif_says(tmp_path: Path, orientation: int) -> None:
+    path = saved(tmp_path, Image.fromarray(pixels()), **turned(orientation=orientation))
+    assert (as_image(decode(path, SIDE, "squash")) == UPRIGHT[orientation](pixels())).all()
+
+
+def test_a_large_jpeg_that_is_decoded_at_a_fraction_stands_upright_too(tmp_path: Path) -> None:
+    """800 x 400 pixels, orientation 6: the red left edge becomes the top."""
+    frame = np.zeros((400, 800, 3), np.uint8)
+    frame[:, :200] = (255, 0, 0)
+    decoded = decode(saved(tmp_path, Image.fromarray(frame), "image.jpg", quality=95, **turned()), 64, "squash")
+    expected = np.zeros((3, 64, 64))
+    expected[0, :16] = 255
+    assert np.abs(decoded[:, [*range(14), *range(18, 64)]] - expected[:, [*range(14), *range(18, 64)]]).max() < 16
+
+
+# --- resizing ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 90), (200, 31), (10, 12)])
+def test_squash_is_pillows_own_resize_of_the_whole_frame(tmp_path: Path, height: int, width: int) -> None:
+    frame = Image.fromarray(pixels(height, width))
+    expected = np.asarray(frame.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+    assert (as_image(decode(saved(tmp_path, frame), SIDE, "squash")) == expected).all()
+
+
+def test_a_large_jpeg_is_close_to_a_resize_of_all_its_pixels(tmp_path: Path) -> None:
+    """Decoding at 1/8 must not shift or crop the frame."""
+    y, x = np.mgrid[:512, :768]
+    smooth = np.stack([x / 3, y / 2, 255 - (x + y) / 6], 2).astype(np.uint8)
+    path = saved(tmp_path, Image.fromarray(smooth), "image.jpg", quality=98)
+    with Image.open(path) as image:
+        expected = np.asarray(image.resize((64, 64), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(as_image(decode(path, 64, "squash")) - expected).max() <= 4
+
+
+def test_pad_keeps_the_aspect_and_adds_black_borders(tmp_path: Path) -> None:
+    """100 x 50 pixels on a square of 40: 40 x 20 in the middle, 10 black rows above and below."""
+    frame = Image.fromarray(np.maximum(pixels(50, 100), 1))
+    decoded = as_image(decode(saved(tmp_path, frame), 40, "pad"))
+    assert (decoded[:10] == 0).all()
+    assert (decoded[30:] == 0).all()
+    expected = np.asarray(frame.resize((40, 20), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(decoded[10:30] - expected).max() <= 1
+    upright = as_image(decode(saved(tmp_path, ImageOps.exif_transpose(frame).transpose(Image.Transpose.ROTATE_90)), 40, "pad"))
+    assert (upright[:, :10] == 0).all()
+    assert (upright[:, 10:30].mean((0, 2)) > 60).all()
+
+
+def test_pad_leaves_a_square_frame_as_squash_does(tmp_path: Path) -> None:
+    path = saved(tmp_path, Image.fromarray(pixels(60, 60)))
+    assert (decode(path, SIDE, "pad") == decode(path, SIDE, "squash")).all()
+
+
+# --- broken files -----------------------------------------------------------------------------------------------------
+
+
+def broken_files(folder: Path) -> dict[str, Path]:
+    whole = saved(folder, Image.fromarray(pixels(100, 100)), "whole.jpg").read_bytes()
+    png = saved(folder, Image.fromarray(pixels(100, 100)), "whole.png").read_bytes()
+    contents = {
+        "truncated.jpg": whole[: len(whole) // 2],
+        "truncated.png": png[: len(png) // 2],
+        "header.jpg": whole[:20],
+        "empty.jpg": b"",
+        "text.jpg": b"these are not the pixels you are looking for",
+        "zeros.bmp": bytes(5000),
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    (folder / "folder.png").mkdir()
+    return {name: folder / name for name in [*contents, "folder.png", "gone.png"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("truncated.jpg", "truncated"),
+        ("truncated.png", "truncated"),
+        ("header.jpg", "."),
+        ("empty.jpg", "^empty file$"),
+        ("text.jpg", "^not an image$"),
+        ("zeros.bmp", "^not an image$"),
+        ("folder.png", "Is a directory"),
+        ("gone.png", "No such file"),
+    ],
+)
+def test_a_broken_file_gives_one_line_with_the_reason(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(UnreadableImageError, match=reason) as caught:
+        decode(broken_files(tmp_path)[name], SIDE, "squash")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of the damage
+@pytest.mark.parametrize("kind", ["jpg", "png", "bmp", "webp"])
+def test_any_damage_gives_an_image_or_an_unreadable_one(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random bytes changed in the first 300, where the headers are: no other exception may escape."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500_000)
+    path = saved(tmp_path, Image.fromarray(pixels(16, 24)), f"image.{kind}", **({} if kind == "bmp" else turned("maker")))
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        damaged = whole.copy()
+        places = rng.integers(0, min(300, len(whole)), rng.integers(1, 5))
+        damaged[places] = rng.integers(0, 256, len(places))
+        path.write_bytes(damaged.tobytes())
+        try:
+            assert decode(path, 8, "squash").shape == (3, 8, 8)
+        except UnreadableImageError as error:
+            assert str(error)
+
+
+def test_exif_with_text_where_a_number_belongs_stops_nobody(tmp_path: Path) -> None:
+    """Pillow trips over it when it writes the EXIF of the turned image."""
+    path = saved(tmp_path, Image.fromarray(pixels()), "image.jpg", **turned("maker"))
+    path.write_bytes(path.read_bytes().replace(b"\x01\x0f\x00\x02", b"\x01\x00\x00\x02"))  # the maker as the width
+    assert isinstance(next(decode_all([path], SIDE, "squash")), np.ndarray | UnreadableImageError)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_decompression_bomb_is_unreadable_in_every_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """900 pixels pass and 1,600 do not, also while other threads are at it."""
+    small, large = (saved(tmp_path, Image.new("RGB", (side, side)), f"{side}.png") for side in (30, 40))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 799)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        found = list(decode_all([small, large] * 150, SIDE, "squash"))
+    finally:
+        sys.setswitchinterval(before)
+    assert all(isinstance(image, np.ndarray) for image in found[::2])
+    assert all("decompression bomb" in str(error) for error in found[1::2])
+
+
+# --- many -------------------------------------------------------------------------------------------------------------
+
+
+def test_decode_all_keeps_the_order_and_yields_errors_in_place(tmp_path: Path) -> None:
+    count = DECODED_AHEAD + 40  # more than one round
+    bad = {0, 7, DECODED_AHEAD - 1, DECODED_AHEAD, count - 1}
+    paths = [tmp_path / f"{number}.bmp" for number in range(count)]
+    for number, path in enumerate(paths):
+        if number in bad:
+            path.write_bytes(b"")
+        else:
+            Image.new("RGB", (8, 8), (number % 256, number // 256, 99)).save(path)
+    found = list(decode_all(iter(paths), 8, "squash"))
+    assert len(found) == count
+    assert {number for number, image in enumerate(found) if isinstance(image, UnreadableImageError)} == bad
+    for number in set(range(count)) - bad:
+        assert found[number][:, 3, 3].tolist() == [number % 256, number // 256, 99]
+
+
+def test_decode_all_reads_only_so_far_ahead(tmp_path: Path) -> None:
+    """A set larger than memory must not be decoded before the first image is taken."""
+    path = saved(tmp_path, Image.new("L", (4, 4)))
+    asked = 0
+
+    def paths():
+        nonlocal asked
+        while asked < 3 * DECODED_AHEAD:
+            asked += 1
+            yield path
+
+    images = decode_all(paths(), 4, "squash")
+    next(images)
+    assert asked <= DECODED_AHEAD
+    images.close()
+    assert threading.active_count() < 20
+
+
+def test_other_errors_are_not_taken_for_unreadable_images(tmp_path: Path) -> None:
+    path = saved(tmp_path, Image.new("RGB", (8, 8)))
+    with pytest.raises(TypeError):
+        list(decode_all([path], "8", "squash"))  # type: ignore[arg-type]

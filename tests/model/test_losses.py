@@ -1,0 +1,89 @@
+"""Losses against torch's cross-entropy, scikit-learn's balanced weights, and a focal loss worked by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.utils.class_weight import compute_class_weight
+
+from defectcls.model.losses import balanced_weights, build_loss
+
+WEIGHTS = [None, [0.5, 2.0, 1.25]]
+SMOOTHINGS = [0.0, 0.1]
+
+
+@pytest.fixture
+def logits() -> torch.Tensor:
+    return 3 * torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def hard() -> torch.Tensor:
+    return torch.randint(3, (20,), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def soft() -> torch.Tensor:
+    return torch.rand(20, 3, generator=torch.Generator().manual_seed(2)).softmax(1)
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("smoothing", SMOOTHINGS)
+@pytest.mark.parametrize("name", ["cross_entropy", "focal"])
+def test_cross_entropy_and_focal_at_gamma_0_are_torchs_cross_entropy(
+    name: str, weights: list | None, smoothing: float, kind: str, logits: torch.Tensor, request: pytest.FixtureRequest
+) -> None:
+    target = request.getfixturevalue(kind)
+    factors = None if weights is None else torch.tensor(weights)
+    expected = F.cross_entropy(logits, target, factors, label_smoothing=smoothing)
+    assert build_loss(name, 0.0, weights, smoothing)(logits, target).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_focal_by_hand() -> None:
+    """p of the true class is 0.9 and 0.2: the mean of 0.1^2 x -ln 0.9 and 0.8^2 x -ln 0.2."""
+    logits = torch.tensor([[0.9, 0.1], [0.8, 0.2]]).log()
+    expected = (0.01 * -math.log(0.9) + 0.64 * -math.log(0.2)) / 2
+    assert build_loss("focal", 2.0, None, 0.0)(logits, torch.tensor([0, 1])).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_weighted_focal_by_hand() -> None:
+    """The same with weights 1 and 3: a weighted mean, as torch's cross-entropy takes it."""
+    logits = torch.tensor([[0.9, 0.1], [0.8, 0.2]]).log()
+    expected = (0.1 * -math.log(0.9) + 3 * 0.8 * -math.log(0.2)) / 4
+    loss = build_loss("focal", 1.0, [1.0, 3.0], 0.0)(logits, torch.tensor([0, 1]))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_focal_with_soft_targets_by_hand() -> None:
+    """Each class term has its own p: 0.3 x 0.1^2 x -ln 0.9 + 0.7 x 0.9^2 x -ln 0.1."""
+    logits = torch.tensor([[0.9, 0.1]]).log()
+    expected = 0.3 * 0.01 * -math.log(0.9) + 0.7 * 0.81 * -math.log(0.1)
+    assert build_loss("focal", 2.0, None, 0.0)(logits, torch.tensor([[0.3, 0.7]])).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_focal_slopes_are_finite_where_the_model_is_as_sure_as_float32_can_say(gamma: float, hard: torch.Tensor) -> None:
+    sure = (50 * F.one_hot(hard, 3).float()).requires_grad_()
+    build_loss("focal", gamma, None, 0.0)(sure, hard).backward()
+    assert sure.grad is not None
+    assert torch.isfinite(sure.grad).all()
+
+
+def test_the_higher_gamma_the_less_counts_what_is_right(logits: torch.Tensor, hard: torch.Tensor) -> None:
+    losses = [build_loss("focal", gamma, None, 0.0)(logits, hard).item() for gamma in (0.0, 1.0, 2.0, 5.0)]
+    assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize("counts", [[300, 25], [10, 10], [7, 100, 1, 40]])
+def test_balanced_weights_are_scikit_learns(counts: list[int]) -> None:
+    targets = np.repeat(np.arange(len(counts)), counts)
+    expected = compute_class_weight("balanced", classes=np.arange(len(counts)), y=targets)
+    assert balanced_weights(counts) == pytest.approx(expected)
+
+
+def test_weights_move_with_the_loss_to_its_device() -> None:
+    for name in ("cross_entropy", "focal"):
+        assert "weight" in dict(build_loss(name, 2.0, [1.0, 2.0], 0.0).named_buffers())

@@ -1,0 +1,128 @@
+"""The probe against scikit-learn on the same data."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit, softmax
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from defectcls.errors import UserError
+from defectcls.model.probe import extract_features, fit_probe
+
+Part = tuple[np.ndarray, np.ndarray]
+
+
+def blobs(classes: int, count: int = 150, features: int = 8, seed: int = 0) -> Part:
+    """Overlapping classes; every feature has its own mean and spread."""
+    rng = np.random.default_rng(seed)
+    targets = np.arange(count) % classes
+    centres = np.random.default_rng(99).normal(0, 1, (classes, features))
+    scales = np.logspace(-0.3, 0.3, features)
+    return ((centres[targets] + rng.normal(0, 1.5, (count, features))) * scales + 5 * scales).astype(np.float32), targets
+
+
+def reference(train: Part, c: float, class_weights: list[float] | None) -> tuple[StandardScaler, LogisticRegression]:
+    scaler = StandardScaler().fit(train[0].astype(np.float64))
+    weights = None if class_weights is None else dict(enumerate(class_weights))
+    model = LogisticRegression(C=c, class_weight=weights, max_iter=1000)
+    return scaler, model.fit(scaler.transform(train[0]), train[1])
+
+
+@pytest.mark.parametrize("class_weights", [None, "balanced"])
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_probabilities_are_scikit_learns(classes: int, class_weights: str | None) -> None:
+    train, val = blobs(classes), blobs(classes, seed=1)
+    weights = [1.0 + 2 * number for number in range(classes)] if class_weights else None
+    scaler, model = reference(train, 0.1, weights)
+    head = fit_probe(train, val, [0.1], weights)
+    expected = model.predict_proba(scaler.transform(val[0]))
+    assert softmax(head.logits(val[0]), axis=1) == pytest.approx(expected, abs=2e-3)
+
+
+def test_two_classes_are_a_sigmoid_shared_by_two_logits() -> None:
+    train = blobs(2)
+    scaler, model = reference(train, 0.1, None)
+    head = fit_probe(train, train, [0.1], None)
+    logits = head.logits(train[0])
+    assert logits[:, 0] == pytest.approx(-logits[:, 1])
+    assert softmax(logits, axis=1)[:, 1] == pytest.approx(
+        expit(model.decision_function(scaler.transform(train[0]))), abs=2e-3
+    )
+    assert (logits.argmax(1) == train[1]).mean() > 0.7
+
+
+def test_standardisation_is_folded_into_the_head() -> None:
+    """The same features in other units give the same logits."""
+    train, val = blobs(3), blobs(3, seed=1)
+    plain = fit_probe(train, val, [0.01], None)
+    moved = fit_probe((train[0] * 7 + 3, train[1]), (val[0] * 7 + 3, val[1]), [0.01], None)
+    assert moved.logits(val[0] * 7 + 3) == pytest.approx(plain.logits(val[0]), abs=5e-3)
+    assert plain.mean == pytest.approx(train[0].mean(0), rel=1e-4)
+    assert plain.logits(val[0]) == pytest.approx((val[0] - plain.mean) / plain.std @ plain.weight.T + plain.bias)
+
+
+def test_features_that_never_change_say_nothing_and_blow_nothing_up() -> None:
+    """Dead ReLU channels: constant in training, and a little alive in validation."""
+    train, val = blobs(2), blobs(2, seed=1)
+    without = fit_probe(train, val, [0.1], None)
+
+    def with_dead(part: Part, value: float) -> Part:
+        dead = np.full((len(part[0]), 3), value, np.float32)
+        return np.concatenate([part[0], dead], 1), part[1]
+
+    head = fit_probe(with_dead(train, 0.0), with_dead(val, 0.0), [0.1], None)
+    assert all(np.isfinite(value).all() for value in head[:4])
+    assert (head.std > 0).all()
+    alive = head.logits(with_dead(val, 0.01)[0])
+    assert np.isfinite(alive).all()
+    assert np.abs(alive - without.logits(val[0])).max() < 1
+
+
+def test_the_penalty_of_the_lowest_validation_loss_is_chosen() -> None:
+    train, val = blobs(3, count=60, features=30), blobs(3, count=300, features=30, seed=1)
+    candidates = [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 100.0]
+    losses = {}
+    for c in candidates:
+        probabilities = softmax(fit_probe(train, val, [c], None).logits(val[0]), axis=1)
+        losses[c] = log_loss(val[1], probabilities)
+    best = min(losses, key=losses.__getitem__)
+    assert best not in (candidates[0], candidates[-1])  # else the data would not tell
+    assert fit_probe(train, val, candidates, None).c == best
+    assert fit_probe(train, val, candidates[::-1], None).c == best
+    assert fit_probe(train, train, candidates, None).c == 100.0  # judged on training data, no penalty is best
+
+
+def test_a_class_that_validation_lacks_is_no_obstacle() -> None:
+    train, val = blobs(3), blobs(3, seed=1)
+    some = val[1] != 2
+    assert fit_probe(train, (val[0][some], val[1][some]), [0.01, 0.1], None).weight.shape == (3, 8)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_an_error_with_a_way_out(value: float) -> None:
+    features, targets = blobs(2)
+    features[3, 2] = value
+    with pytest.raises(UserError, match="features are not finite: try trainer.precision=32"):
+        fit_probe((features, targets), blobs(2), [0.1], None)
+
+
+class Mean(nn.Module):
+    """A backbone whose features are the channel means; in training mode it would answer otherwise."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.float().mean((2, 3)).to(torch.bfloat16) + (1000 if self.training else 0)
+
+
+def test_features_are_of_every_image_in_order_in_float32_and_evaluation_mode() -> None:
+    images = torch.arange(7 * 3).view(7, 3, 1, 1).expand(7, 3, 4, 4).to(torch.uint8)
+    targets = torch.tensor([0, 1, 1, 0, 0, 1, 1])
+    loader = [{"image": images[rows], "target": targets[rows]} for rows in (slice(0, 3), slice(3, 6), slice(6, 7))]
+    features, found = extract_features(Mean(), loader, torch.device("cpu"), nullcontext())  # type: ignore[arg-type]
+    assert features.dtype == np.float32
+    assert features.tolist() == np.arange(21).reshape(7, 3).tolist()
+    assert found.tolist() == targets.tolist()

@@ -1,0 +1,102 @@
+"""An evaluation gives the numbers of the training run again, and honest ones on other images."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import metrics as sk
+
+from tests.conftest import Outcome, command, paint, sentence
+
+
+def evaluate(folder: Path, *arguments: str) -> Outcome:
+    return command("evaluate", *arguments, f"hydra.run.dir={folder}")
+
+
+def numbers(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def table(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "predictions.csv", keep_default_na=False, float_precision="round_trip")
+
+
+def part_of(folder: Path, part: str) -> pd.DataFrame:
+    return table(folder).query("split == @part").reset_index(drop=True)
+
+
+@pytest.mark.parametrize("checkpoint", ["", "checkpoints/best.ckpt"])
+def test_test_part_comes_out_exactly_as_in_training(finished: Path, tmp_path: Path, checkpoint: str) -> None:
+    assert evaluate(tmp_path, f"checkpoint={finished / checkpoint}").code == 0
+    assert numbers(tmp_path)["test"] == numbers(finished)["test"]
+    pd.testing.assert_frame_equal(table(tmp_path), part_of(finished, "test"), check_exact=True)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_other_part_comes_out_exactly_as_in_training(finished_types: Path, tmp_path: Path, part: str) -> None:
+    assert evaluate(tmp_path, f"checkpoint={finished_types}", f"part={part}").code == 0
+    found = numbers(tmp_path)
+    assert found[part] == numbers(finished_types)[part]
+    assert "test" not in found
+    pd.testing.assert_frame_equal(table(tmp_path), part_of(finished_types, part), check_exact=True)
+
+
+def test_all_is_every_image_of_the_dataset(finished: Path, tmp_path: Path) -> None:
+    assert evaluate(tmp_path, f"checkpoint={finished}", "part=all").code == 0
+    found, trained = table(tmp_path), table(finished)
+    assert found["path"].tolist() == trained["path"].tolist()
+    assert found["score"].to_numpy() == pytest.approx(trained["score"].to_numpy(), abs=1e-5)
+    counts = sum(np.array(numbers(finished)[part]["confusion_matrix"]) for part in ("train", "val", "test"))
+    assert numbers(tmp_path)["test"]["confusion_matrix"] == counts.tolist()
+
+
+def test_other_images_are_measured_with_the_classes_of_the_model(finished: Path, tmp_path: Path) -> None:
+    for number in range(5):
+        paint(tmp_path / f"photos/good/{number}.png", (20 * number, 90, 200))
+        paint(tmp_path / f"photos/dent/{number}.png", (200, 20 * number, 30))
+        paint(tmp_path / f"photos/hole/{number}.png", (10, 20, 50 * number))
+    photos = ("dataset=folder", f"dataset.root={tmp_path / 'photos'}", "part=all")
+    assert evaluate(tmp_path / "new", f"checkpoint={finished}", *photos).code == 0
+    metrics, rows = numbers(tmp_path / "new"), table(tmp_path / "new")
+    assert rows["path"].tolist() == [f"{name}/{n}.png" for name in ("dent", "good", "hole") for n in range(5)]
+    assert rows["label"].tolist() == ["defective"] * 5 + ["sound"] * 5 + ["defective"] * 5
+    assert (metrics["dataset"], metrics["class_names"]) == ("folder", ["sound", "defective"])
+    found = metrics["test"]
+    assert found["n"] == 15
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(rows["label"], rows["prediction"]))
+    assert found["auroc"] == pytest.approx(sk.roc_auc_score(rows["defective"], rows["score"]))
+
+
+def test_dataset_of_one_class_is_measured_without_auroc(finished: Path, tmp_path: Path) -> None:
+    for number in range(4):
+        paint(tmp_path / f"photos/good/{number}.png", (20 * number, 90, 200))
+    photos = ("dataset=folder", f"dataset.root={tmp_path / 'photos'}", "part=all")
+    assert evaluate(tmp_path / "new", f"checkpoint={finished}", *photos).code == 0
+    found, rejected = numbers(tmp_path / "new")["test"], table(tmp_path / "new")["prediction"] == "defective"
+    assert (found["n"], found["auroc"], found["recall"]) == (4, None, None)
+    assert found["overkill_rate"] == rejected.mean()
+
+
+def test_classes_that_the_model_does_not_know(finished_types: Path, tmp_path: Path) -> None:
+    paint(tmp_path / "photos/sound/1.png", (0, 90, 200))
+    paint(tmp_path / "photos/moth hole/1.png", (200, 0, 30))
+    photos = ("dataset=folder", f"dataset.root={tmp_path / 'photos'}", "dataset.sound=sound", "part=all")
+    known = ", ".join(numbers(finished_types)["class_names"])
+    assert sentence(evaluate(tmp_path / "new", f"checkpoint={finished_types}", *photos)) == (
+        f"the data has classes that the model does not know: moth hole; it knows {known}"
+    )
+
+
+def test_run_without_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert sentence(evaluate(tmp_path / "new", f"checkpoint={tmp_path / 'run'}")) == (
+        f"the folder {tmp_path / 'run'} holds no checkpoint: checkpoints/best.ckpt is missing"
+    )
+
+
+def test_checkpoint_that_does_not_exist(tmp_path: Path) -> None:
+    assert sentence(evaluate(tmp_path / "new", f"checkpoint={tmp_path / 'rum'}")) == (
+        f"checkpoint={tmp_path / 'rum'} does not exist: give a run folder or a .ckpt file"
+    )

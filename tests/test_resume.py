@@ -1,0 +1,182 @@
+"""A run that is killed and resumed is the run that was never killed."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from defectcls import results
+from defectcls.model.classifier import Classifier
+from defectcls.model.record import Record
+from tests.conftest import command, equal, process, sentence, weights
+
+NUMBERS = ("baseline", "train", "val", "test", "stages", "class_names")
+TIMES = ["seconds", "images_per_second"]
+
+
+class PowerCutError(Exception):
+    """Nobody expects it."""
+
+
+def before(owner: Any, name: str, when: Callable[..., bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The power goes once, where the method is called and `when` holds."""
+    method, cut = getattr(owner, name), []
+
+    def until_then(*arguments: Any, **options: Any) -> Any:
+        if not cut and when(*arguments):
+            cut.append(True)
+            raise PowerCutError
+        return method(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, until_then)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """`other` was resumed; all that a run leaves is the same but for times."""
+    for name in ("best", "last"):
+        file = f"checkpoints/{name}.ckpt"
+        assert equal(weights(one / file), weights(other / file)), name
+    states = [torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (one, other)]
+    assert states[0]["global_step"] == states[1]["global_step"]
+    assert str(states[0]["optimizer_states"]) == str(states[1]["optimizer_states"])
+    assert (one / "predictions.csv").read_bytes() == (other / "predictions.csv").read_bytes()
+    numbers = [json.loads((folder / "metrics.json").read_text()) for folder in (one, other)]
+    for name in NUMBERS:
+        assert numbers[0][name] == numbers[1][name]
+    assert numbers[0]["config"] | {"resume": str(other)} == numbers[1]["config"]
+    history = [pd.read_csv(folder / "metrics.csv").drop(columns=TIMES) for folder in (one, other)]
+    pd.testing.assert_frame_equal(*history)
+    assert history[0]["epoch"].is_unique
+
+
+STAGES = ("finetune.probe=true", "finetune.stages.full.epochs=3", "batch_size=16")
+RECIPES = {
+    "random": (*STAGES, "model.dropout=0.3", "augment.mixup=1", "augment=any_angle", "sampler=balanced"),
+    "ema": (*STAGES, "optim.ema=0.9"),
+    "sgd": (*STAGES, "optim=sgd", "optim.layer_decay=0.7", "finetune.batchnorm=train"),
+    "gradual": (
+        *("finetune=gradual", "finetune.probe=true", "batch_size=16", "finetune.stages.deepest_third.epochs=1"),
+        *("finetune.stages.two_thirds.epochs=1", "finetune.stages.whole.epochs=1"),
+    ),
+    "rollback": (
+        *("finetune=gradual", "finetune.probe=true", "batch_size=16", "finetune.stages.deepest_third.epochs=2"),
+        *("finetune.stages.deepest_third.lr_scale=1e5", "finetune.stages.two_thirds.epochs=1"),
+        *("finetune.stages.whole=null", "finetune.patience=null"),
+    ),
+    "steps": ("finetune=full", "finetune.stages.full.epochs=null", "finetune.stages.full.steps=7", "batch_size=16"),
+    "impatient": ("finetune=full", "finetune.stages.full.epochs=9", "finetune.patience=1", "optim.lr=0.01"),
+}
+
+
+@pytest.fixture(scope="module")
+def straight(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a run of one recipe that was never interrupted."""
+    folders: dict[str, Path] = {}
+
+    def folder_of(recipe: str) -> Path:
+        if recipe not in folders:
+            folders[recipe] = tmp_path_factory.mktemp(recipe)
+            assert command("train", *tiny, *RECIPES[recipe], f"hydra.run.dir={folders[recipe]}").code == 0
+        return folders[recipe]
+
+    return folder_of
+
+
+MOMENTS = {
+    "between best and last": (Record, "on_train_epoch_end", lambda self, trainer, module: trainer.current_epoch == 1),
+    "in the midst of epoch 2": (Classifier, "training_step", lambda self, batch, number: self.global_step == 4),
+    "while it measures": (results, "write_results", lambda *_: True),
+}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "moment"),
+    [
+        *((recipe, "in the midst of epoch 2") for recipe in ("random", "ema", "sgd", "gradual")),
+        *((recipe, "between best and last") for recipe in ("random", "rollback", "steps")),
+        *((recipe, "while it measures") for recipe in ("random", "steps", "impatient")),
+    ],
+)
+def test_cut_and_resumed_is_the_same_run(
+    tiny: list[str],
+    straight: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recipe: str,
+    moment: str,
+) -> None:
+    expected = straight(recipe)
+    before(*MOMENTS[moment], monkeypatch)
+    with pytest.raises(PowerCutError):
+        command("train", *tiny, *RECIPES[recipe], f"hydra.run.dir={tmp_path}")
+    assert not (tmp_path / "metrics.json").exists()
+    outcome = command("train", f"resume={tmp_path}")
+    assert outcome.code == 0, outcome.err
+    assert_same_run(expected, tmp_path)
+
+
+def test_cut_twice_and_before_the_first_epoch(
+    tiny: list[str], straight: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = straight("random")
+    before(Record, "on_train_epoch_start", lambda self, trainer, module: trainer.current_epoch == 2, monkeypatch)
+    before(Record, "on_train_epoch_start", lambda self, trainer, module: trainer.current_epoch == 0, monkeypatch)
+    for arguments in ((*tiny, *RECIPES["random"], f"hydra.run.dir={tmp_path}"), (f"resume={tmp_path}",)):
+        with pytest.raises(PowerCutError):
+            command("train", *arguments)
+    assert command("train", f"resume={tmp_path}").code == 0
+    assert_same_run(expected, tmp_path)
+
+
+def test_finished_run_is_shown_again_and_left_alone(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+
+    def state() -> dict[str, tuple[float, bytes]]:
+        files = [file for file in folder.rglob("*") if file.is_file() and ".hydra" not in file.parts]
+        return {str(file): (file.stat().st_mtime, file.read_bytes()) for file in files}
+
+    left = state()
+    outcome = command("train", f"resume={folder}")
+    assert outcome.code == 0
+    assert outcome.out.startswith("this run is finished:\n")
+    accuracy = json.loads((folder / "metrics.json").read_text())["test"]["accuracy"]
+    assert f"{accuracy:.4f}" in outcome.out
+    assert state() == left
+
+
+def test_folder_that_is_no_run(tmp_path: Path) -> None:
+    expected = f"resume={tmp_path} is not a run folder: it has no .hydra/overrides.yaml"
+    assert sentence(command("train", f"resume={tmp_path}")) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(3))
+def test_killed_at_a_random_moment_and_resumed_is_the_same_run(tiny: list[str], tmp_path: Path, attempt: int) -> None:
+    long = ("finetune.probe=true", "finetune.stages.full.epochs=40", "finetune.patience=null", "image_size=64")
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert command("train", *tiny, *long, f"hydra.run.dir={straight}").code == 0
+
+    arguments = [sys.executable, "-m", "defectcls.train", *tiny, *long, f"hydra.run.dir={killed}"]
+    with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        while not (killed / "checkpoints/last.ckpt").exists():
+            assert running.poll() is None
+            time.sleep(0.01)
+        time.sleep(random.Random(attempt).random() * 2)
+        os.kill(running.pid, signal.SIGKILL)
+    assert running.returncode == -signal.SIGKILL
+    assert not (killed / "metrics.json").exists()
+    outcome = process("defectcls.train", f"resume={killed}", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert_same_run(straight, killed)

@@ -1,0 +1,283 @@
+"""A whole training run: its numbers against scikit-learn, its table against the disk, its seed, its stages."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn import metrics as sk
+
+from defectcls.config import parse
+from defectcls.run import build_classifier, build_data
+from defectcls.settings import TrainSettings
+from tests.conftest import CHECKOUT, command, composed, equal, weights
+
+PARTS = ("train", "val", "test")
+
+
+def numbers(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def table(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "predictions.csv", keep_default_na=False, float_precision="round_trip")
+
+
+def run(folder: Path, *arguments: str) -> dict[str, Any]:
+    outcome = command("train", *arguments, f"hydra.run.dir={folder}")
+    assert outcome.code == 0, outcome.err
+    return numbers(folder)
+
+
+# --- what a run leaves ------------------------------------------------------------------------------------------------
+
+
+def against_scikit_learn(found: dict[str, Any], defective: pd.Series, rejected: pd.Series, score: pd.Series) -> None:
+    """The numbers of sound against defective."""
+    assert found["precision"] == pytest.approx(sk.precision_score(defective, rejected, zero_division=np.nan))
+    assert found["recall"] == pytest.approx(sk.recall_score(defective, rejected))
+    assert found["f1"] == pytest.approx(sk.f1_score(defective, rejected))
+    assert found["auroc"] == pytest.approx(sk.roc_auc_score(defective, score))
+    assert found["average_precision"] == pytest.approx(sk.average_precision_score(defective, score))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_numbers_of_two_classes_are_those_of_scikit_learn(finished: Path, part: str) -> None:
+    found, rows = numbers(finished)[part], table(finished).query("split == @part")
+    truth, answer = rows["label"], rows["prediction"]
+    assert found["n"] == len(rows) > 10
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(truth, answer))
+    assert found["loss"] == pytest.approx(sk.log_loss(truth == "defective", rows[["p_sound", "p_defective"]]))
+    assert found["f1_macro"] == pytest.approx(sk.f1_score(truth, answer, average="macro"))
+    assert found["confusion_matrix"] == sk.confusion_matrix(truth, answer, labels=["sound", "defective"]).tolist()
+    against_scikit_learn(found, rows["defective"], answer == "defective", rows["score"])
+    assert (rows["score"] == rows["p_defective"]).all()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_numbers_of_defect_types_are_those_of_scikit_learn(finished_types: Path, part: str) -> None:
+    metrics, rows = numbers(finished_types), table(finished_types).query("split == @part")
+    found, names = metrics[part], metrics["class_names"]
+    assert names == ["sound", *sorted(set(names) - {"sound"})]
+    truth, answer, probabilities = rows["label"], rows["prediction"], rows[[f"p_{name}" for name in names]]
+    assert set(truth) == set(names)
+    assert (truth == rows["defect_type"]).all()
+    assert found["n"] == len(rows) > 10
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(truth, answer))
+    order = np.argsort(names)  # scikit-learn wants the columns in the order of the sorted names
+    assert found["loss"] == pytest.approx(sk.log_loss(truth, probabilities.iloc[:, order]))
+    assert found["f1_macro"] == pytest.approx(sk.f1_score(truth, answer, average="macro"))
+    assert found["recall_macro"] == pytest.approx(sk.recall_score(truth, answer, average="macro"))
+    assert found["confusion_matrix"] == sk.confusion_matrix(truth, answer, labels=names).tolist()
+    one_hot = truth.to_numpy()[:, None] == np.array(names)
+    assert found["auroc"] == pytest.approx(sk.roc_auc_score(one_hot, probabilities, average="macro"))
+    assert found["average_precision"] == pytest.approx(sk.average_precision_score(one_hot, probabilities))
+    assert rows["score"].to_numpy() == pytest.approx(1 - rows["p_sound"])
+    against_scikit_learn(found["defect"], rows["defective"], answer != "sound", rows["score"])
+
+
+def test_every_image_is_predicted_once_and_no_photo_straddles_the_split(finished: Path) -> None:
+    rows, root = table(finished), Path(numbers(finished)["config"]["dataset"]["root"])
+    (folder,) = {path.split("/")[0] for path in rows["path"]}
+    on_disk = [path.relative_to(root).as_posix() for path in root.glob(f"{folder}/images/*")]
+    assert len(on_disk) == 90
+    assert sorted(rows["path"]) == sorted(on_disk)
+    assert set(rows["split"]) == set(PARTS)
+    assert (rows.groupby("group")["split"].nunique() == 1).all()
+    assert rows["group"].nunique() == 45
+
+
+def test_baseline_is_the_untrained_network_on_the_test_part(finished: Path) -> None:
+    metrics = numbers(finished)
+    settings = parse(TrainSettings, metrics["config"])
+    data = build_data(settings)
+    L.seed_everything(settings.seed, verbose=False)
+    with torch.inference_mode():
+        classifier = build_classifier(settings, data).eval()
+        batch = next(iter(data.test_dataloader()))
+        probability = classifier(batch["image"]).softmax(1)[:, 1]
+    assert len(batch["target"]) == metrics["baseline"]["n"] == metrics["test"]["n"]
+    assert metrics["baseline"]["auroc"] == pytest.approx(sk.roc_auc_score(batch["target"], probability))
+    assert metrics["baseline"]["accuracy"] == pytest.approx(sk.accuracy_score(batch["target"], probability > 0.5))
+
+
+def test_metrics_say_how_they_came_about(finished: Path, tiny: list[str]) -> None:
+    metrics = numbers(finished)
+    assert (metrics["dataset"], metrics["model"], metrics["seed"]) == ("synthetic", "test_resnet.r160_in1k", 0)
+    assert metrics["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert metrics["versions"]["lightning"] == L.__version__
+    head = subprocess.run(["git", "-C", CHECKOUT, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    assert (metrics["commit"] or "").removesuffix("-dirty") == head.stdout[:12]
+    given = ("logger=wandb", "logger.table_rows=10", "finetune.probe=true", "finetune.stages.full.epochs=2")
+    assert metrics["config"] == composed(*tiny, *given)
+    assert " ".join((*tiny, *given)) in metrics["command"]
+    assert metrics["unreadable"] == []
+    assert set(metrics["seconds"]) == {"data", "baseline", "probe", "fit", *PARTS}
+    for phase, images in {"probe": metrics["train"]["n"] + metrics["val"]["n"], "test": metrics["test"]["n"]}.items():
+        assert metrics["seconds"][phase] * metrics["images_per_second"][phase] == pytest.approx(images)
+
+
+def test_metrics_of_the_best_epoch_are_in_the_history(finished: Path) -> None:
+    metrics, history = numbers(finished), pd.read_csv(finished / "metrics.csv")
+    assert history["epoch"].tolist() == [0, 1, 2]
+    assert history["stage"].tolist() == ["probe", "full", "full"]
+    best = history.sort_values(["val/auroc", "val/loss"], ascending=[False, True]).iloc[0]
+    for name in ("auroc", "loss", "accuracy", "recall", "f1"):
+        assert metrics["val"][name] == pytest.approx(best[f"val/{name}"], abs=1e-6)
+
+
+# --- the seed ---------------------------------------------------------------------------------------------------------
+
+
+def test_one_seed_is_one_result_and_another_seed_another(tiny: list[str], tmp_path: Path) -> None:
+    random = ("finetune=full", "finetune.stages.full.epochs=2", "batch_size=16", "model.dropout=0.2", "augment.mixup=1")
+    first, again, other = (tmp_path / name for name in ("first", "again", "other"))
+    for folder, seed in ((first, 0), (again, 0), (other, 1)):
+        run(folder, *tiny, *random, f"seed={seed}")
+    assert (first / "predictions.csv").read_bytes() == (again / "predictions.csv").read_bytes()
+    for name in ("best", "last"):
+        one, same, another = (weights(folder / f"checkpoints/{name}.ckpt") for folder in (first, again, other))
+        assert equal(one, same)
+        assert not equal(one, another)
+    assert table(first)["split"].tolist() != table(other)["split"].tolist()
+
+
+# --- fine-tuning ------------------------------------------------------------------------------------------------------
+
+PRESETS = {
+    "probe": [("probe", 1)],
+    "full": [("full", 5)],
+    "probe_then_full": [("probe", 1), ("full", 5)],
+    "gradual": [("probe", 1), ("deepest_third", 2), ("two_thirds", 2), ("whole", 3)],
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset_runs_its_stages_in_order(tiny: list[str], tmp_path: Path, preset: str) -> None:
+    probe = (preset != "full") and "finetune.probe=true"
+    arguments = [f"finetune={preset}", "finetune.patience=null", *([probe] if probe else [])]
+    metrics = run(tmp_path, *tiny, *arguments)
+    assert [(stage["name"], stage["epochs"]) for stage in metrics["stages"]] == PRESETS[preset]
+    history = pd.read_csv(tmp_path / "metrics.csv")
+    assert history["stage"].tolist() == [name for name, epochs in PRESETS[preset] for _ in range(epochs)]
+    assert history["val/auroc"].notna().all()
+    assert max(stage["best"]["auroc"] for stage in metrics["stages"]) == pytest.approx(metrics["val"]["auroc"])
+
+
+def test_probe_leaves_the_backbone_as_it_was(tiny: list[str], tmp_path: Path) -> None:
+    run(tmp_path, *tiny, "finetune=probe")
+    settings = parse(TrainSettings, composed(*tiny, "finetune=probe"))
+    data = build_data(settings)
+    L.seed_everything(settings.seed, verbose=False)
+    untrained, trained = build_classifier(settings, data).state_dict(), weights(tmp_path / "checkpoints/best.ckpt")
+    changed = {name for name in trained if not torch.equal(trained[name], untrained[name])}
+    assert changed == {"head.mean", "head.std", "head.linear.weight", "head.linear.bias"}
+
+
+def test_stage_of_steps_ends_at_that_step_and_is_validated(tiny: list[str], tmp_path: Path) -> None:
+    steps = ("finetune=full", "finetune.stages.full.epochs=null", "finetune.stages.full.steps=4", "batch_size=16")
+    metrics = run(tmp_path, *tiny, *steps)
+    assert metrics["train"]["n"] // 16 == 3  # so that the fourth step is the first one of the second epoch
+    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+    history = pd.read_csv(tmp_path / "metrics.csv")
+    assert history["epoch"].tolist() == [1, 2]
+    assert history["val/auroc"].notna().all()
+
+
+def test_collapsed_stage_is_rolled_back_to_the_probe(tiny: list[str], tmp_path: Path) -> None:
+    probe = run(tmp_path / "probe", *tiny, "finetune=probe")
+    arguments = ("finetune.probe=true", "finetune.stages.full.epochs=2", "optim.lr=10")
+    outcome = command("train", *tiny, *arguments, f"hydra.run.dir={tmp_path / 'collapsed'}")
+    metrics = numbers(tmp_path / "collapsed")
+    assert [(stage["name"], stage["rolled_back"]) for stage in metrics["stages"]] == [("probe", False), ("full", True)]
+    for part in PARTS:
+        assert metrics[part] == probe[part]
+    best = [weights(tmp_path / name / "checkpoints/best.ckpt") for name in ("probe", "collapsed")]
+    assert equal(*best)
+    assert "stage 'full' reached a validation AUROC of 0." in outcome.err
+    assert "of 'probe': rolled back" in outcome.err
+
+
+def test_stage_after_a_collapsed_one_starts_from_the_probe(tiny: list[str], tmp_path: Path) -> None:
+    """Its learning rate is next to nothing: what it starts from is what it ends with."""
+    stages = (
+        "finetune=gradual",
+        "finetune.stages.deepest_third.lr_scale=1e5",
+        "finetune.stages.two_thirds.lr_scale=1e-9",
+        "finetune.stages.whole=null",
+        "finetune.patience=null",
+    )
+    run(tmp_path, *tiny, *stages, "finetune.probe=true")
+    best, last = (weights(tmp_path / f"checkpoints/{name}.ckpt") for name in ("best", "last"))
+    for name, value in best.items():
+        torch.testing.assert_close(value, last[name], rtol=1e-6, atol=1e-6, msg=name)
+
+
+OPTIONS = (
+    "optim.ema=0.5",
+    "augment.mixup=1",
+    "augment.cutmix=1",
+    "loss.name=focal",
+    "loss.label_smoothing=0.2",
+    "loss.class_weights={sound:1,defective:9}",
+    "loss.class_weights=none",
+    "sampler=balanced",
+    "optim.layer_decay=0.5",
+    "optim=sgd",
+    "optim.schedule=step",
+    "optim.warmup=0.9",
+    "optim.clip=0.01",
+    "+optim.options.betas=[0.5,0.6]",
+    "finetune.batchnorm=frozen",
+    "model.dropout=0.5",
+    "model.pool=catavgmax",
+    "image_size=64",
+    "batch_size=8",
+    "augment=any_angle",
+)
+
+
+@pytest.fixture(scope="module")
+def plain(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights after two epochs without any option."""
+    folder = tmp_path_factory.mktemp("plain")
+    return fitted(folder, *tiny)
+
+
+def fitted(folder: Path, *arguments: str) -> dict[str, torch.Tensor]:
+    """The weights after two epochs of a run that draws no pictures."""
+    from defectcls.run import TrainingRun
+
+    arguments = ("finetune=full", "finetune.stages.full.epochs=2", "batch_size=16", *arguments)
+    config = composed(*arguments)
+    run = TrainingRun(parse(TrainSettings, config), config, folder, None)
+    run.train()
+    return {name: value.clone() for name, value in run.classifier.state_dict().items()}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_option_changes_what_is_learnt(
+    tiny: list[str], plain: dict[str, torch.Tensor], tmp_path: Path, option: str
+) -> None:
+    found = fitted(tmp_path, *tiny, option)
+    assert all(value.isfinite().all() for value in found.values())
+    assert not equal(found, plain)
+
+
+def test_ema_is_the_average_of_the_steps(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from defectcls.model.classifier import Classifier
+
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        Classifier, "on_train_batch_end", lambda self, *_: seen.append(self.head.linear.weight.detach().clone())
+    )
+    found = fitted(tmp_path, *tiny, "optim.ema=0.75")
+    average = seen[0]
+    for value in seen[1:6]:
+        average = 0.75 * average + 0.25 * value
+    torch.testing.assert_close(found["head.linear.weight"], average)
