@@ -47,7 +47,8 @@ def run_verb(verb: str, task: Callable[[dict[str, Any], Path], None]) -> None:
             task(values, folder)  # type: ignore[arg-type]
         except Exception as error:
             if state.mode == RunMode.MULTIRUN:
-                print(f"error in job {state.job.num}: {explain(error) or repr(error)}", file=sys.stderr)
+                sentence = _composition_sentence(error) or explain(error) or repr(error)
+                print(f"error in job {state.job.num}: {sentence}", file=sys.stderr)
                 raise  # Hydra records it, and goes on with the other jobs
             failed.append(error)  # Hydra would announce it in words of its own
         finally:
@@ -57,6 +58,7 @@ def run_verb(verb: str, task: Callable[[dict[str, Any], Path], None]) -> None:
     os.environ[FULL_ERROR] = "1"  # Hydra would print a page of its own and exit; with this it raises
     try:
         sys.argv[1:] = _with_recorded_overrides(sys.argv[1:])
+        sys.argv[1:] = sorted(sys.argv[1:], key=lambda typed: typed not in ("-m", "--multirun"))  # Hydra wants it first
         if verb == "train" and {"--help", "-h"} & set(sys.argv):
             sys.argv.append("dataset=synthetic")  # a dataset is required; the help shows the keys of this one
         hydra.main(config_path=str(CONF_DIR), config_name=verb, version_base="1.3")(job)()
@@ -103,7 +105,7 @@ def _composition_sentence(error: Exception) -> str | None:
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     text, cause = str(error), error.__cause__ if isinstance(error, HydraException) else error
-    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and "." in (cause.full_key or ""):
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key and "." in cause.full_key:
         parent = cause.parent_node
         known = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
         return _unknown_key(cause.full_key, known)

@@ -22,7 +22,7 @@ THUMBNAIL_PX = 96
 def build_logger(settings: LoggerSettings, folder: Path, config: dict[str, Any]) -> Logger | None:
     """The logger of one run, or None for `csv`, which is always written. Never prompts; W&B is offline when logged out.
 
-    A resumed run continues its own W&B run: its id lies in the run folder.
+    A resumed run continues its own W&B run: its id and group lie in the run folder.
 
     Raises:
         UserError: the logger's package is not installed.
@@ -53,13 +53,14 @@ def _wandb_logger(settings: LoggerSettings, folder: Path, config: dict[str, Any]
     identity = folder / "wandb" / "id"
     if not identity.is_file():
         identity.parent.mkdir(parents=True, exist_ok=True)
-        identity.write_text(secrets.token_hex(4))
+        identity.write_text(f"{secrets.token_hex(4)} {settings.group or ''}")
+    run_id, _, group = identity.read_text().partition(" ")  # a group named after the time would change on resume
     return WandbLogger(
         name=name,
-        id=identity.read_text(),
+        id=run_id,
         save_dir=folder,
         project=settings.project,
-        group=settings.group,
+        group=group or None,
         job_type=settings.job_type,
         tags=settings.tags,
         offline=offline,

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import time
 import warnings
@@ -16,6 +17,7 @@ import pandas as pd
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from scipy.special import softmax
 
 from defectcls.config import job_command, parse
@@ -74,6 +76,14 @@ class Run:
             "images_per_second": self.images_per_second,
             "command": job_command(),
         }
+
+    def close(self) -> None:
+        """Let go of the other processes: the next job of a sweep starts its own."""
+        if torch.distributed.is_initialized():
+            started_here = isinstance(getattr(self.trainer.strategy, "cluster_environment", None), LightningEnvironment)
+            torch.distributed.destroy_process_group()
+            for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE") if started_here else ():
+                os.environ.pop(name, None)
 
 
 class TrainingRun(Run):

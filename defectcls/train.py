@@ -31,6 +31,7 @@ def train(config: dict[str, Any], folder: Path) -> None:
             log_results(logger, metrics, test, settings.dataset.root, settings.logger.table_rows)
             results.write_results(folder, metrics, predictions, run.record.table(), settings.dataset.root)
             results.print_results(folder, metrics)
+        run.close()
         failed = False
     finally:
         finish(logger, failed)

@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
 
 
 def command(verb: str, *arguments: str) -> Outcome:
-    """`python -m defectcls.<verb> <arguments>` in this process, which has torch already; a bug's exception passes on."""
+    """`python -m defectcls.<verb> <arguments>` in this process, which has torch already; a bug's exception passes."""
     task = getattr(import_module(f"defectcls.{verb}"), verb)
     out, err, root, code = io.StringIO(), io.StringIO(), logging.getLogger(), 0
     handlers, level = root.handlers[:], root.level
@@ -54,12 +54,16 @@ def command(verb: str, *arguments: str) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
-def process(module: str, *arguments: str, cwd: Path, **environment: str) -> Outcome:
-    """`python -m <module> <arguments>` in a process of its own with nothing on stdin: six seconds, if it needs torch."""
+def process(module: str, *arguments: str, cwd: Path, **environment: str | None) -> Outcome:
+    """`python -m <module> <arguments>` in a process of its own with nothing on stdin: six seconds, if it needs torch.
+
+    Args:
+        environment: variables to set, or with None to take away.
+    """
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=cwd,
-        env=os.environ | environment,
+        env={name: value for name, value in (os.environ | environment).items() if value is not None},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,9 @@ def spoil(photos: Path) -> None:
 def test_unreadable_images_are_counted_and_named(photos: Path) -> None:
     spoil(photos)
     text = sentence(train(photos))
-    assert text.startswith("4 of 21 images cannot be read: good/0.png (empty file), good/1.png (not an image), scratch/")
+    assert text.startswith(
+        "4 of 21 images cannot be read: good/0.png (empty file), good/1.png (not an image), scratch/"
+    )
     assert text.endswith("and 1 more; mend or delete them, or leave them out with dataset.on_unreadable=skip")
 
 
@@ -130,7 +131,8 @@ def test_no_image_is_readable(photos: Path) -> None:
 
 
 def test_masks_without_images(tmp_path: Path) -> None:
-    for path in ("train/good/0", "test/good/0", "test/broken/0", "ground_truth/broken/0_mask", "ground_truth/cut/1_mask"):
+    masks = ("ground_truth/broken/0_mask", "ground_truth/cut/1_mask")
+    for path in ("train/good/0", "test/good/0", "test/broken/0", *masks):
         paint(tmp_path / f"bottle/{path}.png", (len(path), 0, 0))
     given = ("dataset=mvtec", f"dataset.root={tmp_path}", *SMALL, f"hydra.run.dir={tmp_path / 'run'}")
     text = sentence(command("train", *given))
@@ -156,9 +158,8 @@ def test_split_asks_for_more_than_there_is(photos: Path) -> None:
 
 
 def test_unknown_model(photos: Path) -> None:
-    text = "timm has no model 'resnet81', did you mean 'resnet18'?"
-    assert sentence(train(photos, "model.name=resnet81")).startswith(text[:35])
-    assert "did you mean 'resnet" in sentence(train(photos, "model.name=resnet81"))
+    text = "timm has no model 'mobilnetv2_100', did you mean 'mobilenetv2_100'?"
+    assert sentence(train(photos, "model.name=mobilnetv2_100")) == text
     text = "timm has no weights 'resnet18.a1_in1m', did you mean 'resnet18.a1_in1k'?"
     assert sentence(train(photos, "model.name=resnet18.a1_in1m")) == text
 
@@ -173,9 +174,7 @@ def test_weights_of_another_model(photos: Path, tmp_path: Path) -> None:
     given = ("model.pretrained=true", f"model.weights={tmp_path / 'other.pth'}")
     assert sentence(train(photos, *given)).startswith(f"{tmp_path / 'other.pth'} ")
     missing = sentence(train(photos, "model.pretrained=true", f"model.weights={tmp_path / 'none.pth'}"))
-    assert missing == (
-        f"model.weights={tmp_path / 'none.pth'} does not exist: give a weights file or a folder of them"
-    )
+    assert missing == f"model.weights={tmp_path / 'none.pth'} does not exist: give a weights file or a folder of them"
 
 
 def evaluate(checkpoint: Path) -> Outcome:
@@ -195,9 +194,10 @@ class Intruder:
 def test_code_in_a_checkpoint_does_not_run(finished: Path, tmp_path: Path) -> None:
     content = torch.load(finished / "checkpoints/best.ckpt", weights_only=True)
     torch.save(content | {"extra": Intruder(tmp_path / "broken in")}, tmp_path / "evil.ckpt")
-    pickle.loads((tmp_path / "evil.ckpt").read_bytes()) if False else None
     text = sentence(evaluate(tmp_path / "evil.ckpt"))
-    assert text.startswith(f"{tmp_path / 'evil.ckpt'} is damaged, or no checkpoint of plain values; nothing in it was run")
+    assert text.startswith(
+        f"{tmp_path / 'evil.ckpt'} is damaged, or no checkpoint of plain values; nothing in it was run"
+    )
     assert not (tmp_path / "broken in").exists()
     torch.load(tmp_path / "evil.ckpt", weights_only=False)
     assert (tmp_path / "broken in").exists()  # or the test tests nothing
@@ -221,6 +221,7 @@ def test_checkpoint_of_another_tool(tmp_path: Path) -> None:
 
 # --- the machine ------------------------------------------------------------------------------------------------------
 
+NO_SPACE = "no space left on the disk; what was written is whole: make room, then go on with resume=<run folder>"
 FULL = ("finetune=full", "finetune.stages.full.epochs=2")
 
 
@@ -239,7 +240,7 @@ def test_disk_is_full_while_a_checkpoint_is_written(photos: Path, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", save)
         text = sentence(train(photos, *FULL, "finetune.probe=true"))
-    assert text == "no space left on the disk; what was written is whole: make room, then go on with resume=<run folder>"
+    assert text == NO_SPACE
     folder = photos.parent / "run"
     assert sorted(file.name for file in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     assert equal(weights(folder / "checkpoints/last.ckpt"), earlier)
@@ -251,7 +252,7 @@ def test_disk_is_really_full(photos: Path) -> None:
     (photos.parent / "run").mkdir()
     (photos.parent / "run/metrics.csv").symlink_to("/dev/full")
     text = sentence(train(photos, *FULL))
-    assert text == "no space left on the disk; what was written is whole: make room, then go on with resume=<run folder>"
+    assert text == NO_SPACE
 
 
 def test_loss_that_is_not_finite(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,11 +327,13 @@ def test_terminal_shows_one_sentence_and_no_traceback(photos: Path) -> None:
 def test_sweep_finishes_the_other_jobs_and_names_the_one_that_failed(photos: Path) -> None:
     sweep = photos.parent / "sweep"
     given = ("dataset=folder", f"dataset.root={photos}", *SMALL, "model.pool=null,nonsense,max")
-    outcome = command("train", "-m", *given, f"hydra.sweep.dir={sweep}")
+    outcome = command("train", *given, "-m", f"hydra.sweep.dir={sweep}")
     assert outcome.code == 2
     assert "Traceback" not in outcome.err
     (named,) = (line for line in outcome.err.splitlines() if line.startswith("error in job"))
-    assert named.startswith("error in job 1: model.name=test_resnet.r160_in1k cannot be built with model.pool=nonsense: ")
+    assert named.startswith(
+        "error in job 1: model.name=test_resnet.r160_in1k cannot be built with model.pool=nonsense: "
+    )
     assert sorted(file.parent.name for file in sweep.glob("*/metrics.json")) == ["0", "2"]
     pools = [json.loads((sweep / job / "metrics.json").read_text())["config"]["model"]["pool"] for job in "02"]
     assert pools == [None, "max"]

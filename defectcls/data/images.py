@@ -17,7 +17,7 @@ from defectcls.errors import UserError
 Resize = Literal["squash", "pad"]
 
 # A photo beyond this is taken for a decompression bomb: 179 million pixels decode to half a gigabyte. Pillow raises
-# from twice its own limit and warns before; turning its warning into an error would not be safe among the threads below.
+# from twice its own limit and warns before; to make its warning an error would not be safe among the threads below.
 MAX_PIXELS = 179_000_000
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)

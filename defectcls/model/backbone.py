@@ -98,7 +98,10 @@ class Backbone(nn.Module):
 def _pretrained_config(name: str) -> timm.models.PretrainedCfg:
     if not timm.is_model(name.split(".")[0]):
         raise UserError(f"timm has no model '{name}'{did_you_mean(name.split('.')[0], timm.list_models())}")
-    config = timm.get_pretrained_cfg(name)
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # a tag that the model does not have
+        config = None
     if config is None:
         raise UserError(f"timm has no weights '{name}'{did_you_mean(name, timm.list_pretrained())}")
     return config
@@ -116,7 +119,8 @@ def _load_file(body: nn.Module, file: Path) -> None:
     try:
         keys = load_checkpoint(body, str(file), strict=False, filter_fn=filter_checkpoint)
     except Exception as error:  # whatever a foreign file makes torch, safetensors or timm's filters raise
-        raise UserError(f"{file} does not hold weights of this model: {str(error).splitlines()[0]}") from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__  # torch's first line alone says nothing
+        raise UserError(f"{file} does not hold weights of this model: {reason}") from error
     if keys.missing_keys:
         raise UserError(
             f"{file} holds weights of another model: {len(keys.missing_keys)} are missing, {keys.missing_keys[0]} first"

@@ -139,7 +139,7 @@ class Classifier(L.LightningModule):
         probabilities = logits.softmax(1)
         scores = probabilities[:, 1] if len(self.classes) == 2 else probabilities
         values = {"loss": nn.functional.cross_entropy(logits, target), **self.metrics(scores, target)}
-        self.log_dict({f"val/{name}": value.float() for name, value in values.items()}, rank_zero_only=True)
+        self.log_dict({f"val/{name}": value.float() for name, value in values.items()})  # alike in all processes
         self.metrics.reset()
 
     test_step = validation_step

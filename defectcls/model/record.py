@@ -84,10 +84,7 @@ class Record(L.Callback):
         self.history[-1].update(row)
         log.info(
             "epoch %d (%s): training loss %.4f, validation loss %.4f, AUROC %.4f, %.0f img/s",
-            *(
-                self.history[-1][key]
-                for key in ("epoch", "stage", "train/loss", "val/loss", "val/auroc", "images_per_second")
-            ),
+            *(self.history[-1][key] for key in SHOWN),
         )
         self._save(trainer, self.last)
         self._write_history(trainer)

@@ -81,7 +81,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("cache_gb", [0, 1])
 @pytest.mark.parametrize("resize", ["squash", "pad"])
-def test_a_batch_is_uint8_images_with_targets_and_rows_of_the_sample_table(root: Path, cache_gb: float, resize: str) -> None:
+def test_a_batch_is_uint8_images_with_targets_and_rows_of_the_sample_table(
+    root: Path, cache_gb: float, resize: str
+) -> None:
     data = ready(root, {"resize": resize}, cache_gb=cache_gb)
     assert (data.images.pixels is None) == (cache_gb == 0)
     seen = []
@@ -103,8 +105,10 @@ def test_a_batch_is_uint8_images_with_targets_and_rows_of_the_sample_table(root:
 
 def test_parts_hold_every_image_once_in_the_order_of_rows(root: Path) -> None:
     data = ready(root)
-    rows = {part: torch.cat([b["index"] for b in data.part_dataloader(part)]).tolist() for part in ("train", "val", "test")}
-    assert sorted(sum(rows.values(), [])) == list(range(60))
+    rows = {
+        part: torch.cat([b["index"] for b in data.part_dataloader(part)]).tolist() for part in ("train", "val", "test")
+    }
+    assert sorted(row for of_part in rows.values() for row in of_part) == list(range(60))
     for part, of_part in rows.items():
         assert of_part == np.flatnonzero(data.samples["split"] == part).tolist() == data.part(part).tolist()
 
@@ -196,7 +200,7 @@ def test_one_class_alone_cannot_be_learned(tmp_path: Path) -> None:
         ready(photos(tmp_path, good=5))
 
 
-def no_samples(root: Path, sound: list[str]) -> pd.DataFrame:  # noqa: ARG001
+def no_samples(root: Path, sound: list[str]) -> pd.DataFrame:
     """A `list_samples` that finds nothing."""
     return sample_table([])
 
@@ -246,8 +250,8 @@ def test_unreadable_images_are_counted_and_the_first_three_named(tmp_path: Path)
     with pytest.raises(UserError) as caught:
         ready(tmp_path)
     assert str(caught.value) == (
-        "5 of 40 images cannot be read: good/000.png (empty file), good/001.png (empty file), good/002.png (empty file) "
-        "and 2 more; mend or delete them, or leave them out with dataset.on_unreadable=skip"
+        "5 of 40 images cannot be read: good/000.png (empty file), good/001.png (empty file), good/002.png "
+        "(empty file) and 2 more; mend or delete them, or leave them out with dataset.on_unreadable=skip"
     )
 
 
@@ -386,4 +390,4 @@ def test_loaders_deal_to_the_processes_of_the_trainer(root: Path) -> None:
         data.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]
         indices.append(torch.cat([batch["index"] for batch in data.test_dataloader()]).tolist())
     assert len(indices[0]) == len(indices[1]) == -(-count // 2)
-    assert sorted(set(sum(indices, []))) == data.part("test").tolist()
+    assert sorted({*indices[0], *indices[1]}) == data.part("test").tolist()

@@ -38,7 +38,11 @@ def test_a_file_of_its_own_size_is_not_read(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_without_groups_a_unit_is_a_set_of_copies() -> None:
-    assert partition(split_units(np.array([0, 1, 0, 3, 1]), None)) == {frozenset({0, 2}), frozenset({1, 4}), frozenset({3})}
+    assert partition(split_units(np.array([0, 1, 0, 3, 1]), None)) == {
+        frozenset({0, 2}),
+        frozenset({1, 4}),
+        frozenset({3}),
+    }
 
 
 def test_an_empty_group_name_ties_nothing() -> None:

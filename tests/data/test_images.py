@@ -89,7 +89,12 @@ def test_a_palette_gives_its_colours_transparent_or_not(tmp_path: Path, options:
 
 def test_cmyk_jpeg_has_the_colours_it_was_made_of(tmp_path: Path) -> None:
     flat = np.empty((32, 32, 3), np.uint8)
-    flat[:16, :16], flat[:16, 16:], flat[16:, :16], flat[16:, 16:] = (200, 30, 40), (20, 180, 60), (10, 20, 220), (240, 240, 20)
+    flat[:16, :16], flat[:16, 16:], flat[16:, :16], flat[16:, 16:] = (
+        (200, 30, 40),
+        (20, 180, 60),
+        (10, 20, 220),
+        (240, 240, 20),
+    )
     path = saved(tmp_path, Image.fromarray(flat).convert("CMYK"), "image.jpg", quality=100)
     with Image.open(path) as image:
         assert image.mode == "CMYK"
@@ -154,7 +159,9 @@ def test_pad_keeps_the_aspect_and_adds_black_borders(tmp_path: Path) -> None:
     assert (decoded[30:] == 0).all()
     expected = np.asarray(frame.resize((40, 20), Image.Resampling.BILINEAR)).astype(int)
     assert np.abs(decoded[10:30] - expected).max() <= 1
-    upright = as_image(decode(saved(tmp_path, ImageOps.exif_transpose(frame).transpose(Image.Transpose.ROTATE_90)), 40, "pad"))
+    upright = as_image(
+        decode(saved(tmp_path, ImageOps.exif_transpose(frame).transpose(Image.Transpose.ROTATE_90)), 40, "pad")
+    )
     assert (upright[:, :10] == 0).all()
     assert (upright[:, 10:30].mean((0, 2)) > 60).all()
 
@@ -210,7 +217,9 @@ def test_any_damage_gives_an_image_or_an_unreadable_one(
 ) -> None:
     """Random bytes changed in the first 300, where the headers are: no other exception may escape."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500_000)
-    path = saved(tmp_path, Image.fromarray(pixels(16, 24)), f"image.{kind}", **({} if kind == "bmp" else turned("maker")))
+    path = saved(
+        tmp_path, Image.fromarray(pixels(16, 24)), f"image.{kind}", **({} if kind == "bmp" else turned("maker"))
+    )
     whole = np.frombuffer(path.read_bytes(), np.uint8)
     rng = np.random.default_rng(0)
     for _ in range(150):

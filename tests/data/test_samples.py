@@ -50,8 +50,8 @@ def test_the_order_of_the_disk_does_not_matter(tmp_path: Path, monkeypatch: pyte
     for seed in range(5):
         disk = random.Random(seed)
         walk = [(where, folders, disk.sample(files, len(files))) for where, folders, files in walked]
-        monkeypatch.setattr(os, "walk", lambda _, walk=walk: disk.sample(walk, len(walk)))
-        monkeypatch.setattr(os, "scandir", lambda _: disk.sample(scanned, len(scanned)))
+        monkeypatch.setattr(os, "walk", lambda _, disk=disk, walk=walk: disk.sample(walk, len(walk)))
+        monkeypatch.setattr(os, "scandir", lambda _, disk=disk: disk.sample(scanned, len(scanned)))
         assert images_in(tmp_path, "") == sorted(names)
         assert folders_in(tmp_path) == ["a", "b", "c"]
 
@@ -113,5 +113,5 @@ def test_a_class_is_either_sound_or_defective() -> None:
 
 def test_defect_types_have_to_be_named_to_be_a_target() -> None:
     nameless = sample_table([{"path": "1", "defective": True}])
-    with pytest.raises(UserError, match="names no defect types: use target=defect$"):
+    with pytest.raises(UserError, match=r"names no defect types: use target=defect$"):
         label_samples(nameless, "defect_type")

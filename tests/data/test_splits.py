@@ -101,7 +101,11 @@ def test_counts_are_exact_with_groups_where_whole_groups_can_make_them() -> None
 
 
 def test_at_most_one_part_takes_the_rest() -> None:
-    for pair in ({"train": None, "val": None}, {"train": None, "test": None}, {"train": None, "val": None, "test": None}):
+    for pair in (
+        {"train": None, "val": None},
+        {"train": None, "test": None},
+        {"train": None, "val": None, "test": None},
+    ):
         with pytest.raises(ValidationError, match="at most one of train, val and test may be null"):
             settings(**pair)
     assert settings(train=0.5, val=None).val is None
@@ -190,7 +194,9 @@ def test_groups_are_still_dealt_close_to_the_shares() -> None:
         rng = np.random.default_rng(seed)
         sizes = {name: rng.integers(1, 7, 25) for name in ("a", "b", "c")}
         labels = [name for name, of_class in sizes.items() for _ in range(of_class.sum())]
-        groups = [f"{name}{i}" for name, of_class in sizes.items() for i, size in enumerate(of_class) for _ in range(size)]
+        groups = [
+            f"{name}{i}" for name, of_class in sizes.items() for i, size in enumerate(of_class) for _ in range(size)
+        ]
         samples = table(labels, group=groups)
         for _, of_class in split(samples, seed).groupby(samples["label"]):
             assert abs((of_class == "val").sum() - 0.15 * len(of_class)) <= 3
@@ -257,9 +263,7 @@ def test_folds_are_numbered_from_0() -> None:
 
 # --- published splits -------------------------------------------------------------------------------------------------
 
-PUBLISHED = table(
-    ["a"] * 40 + ["b"] * 20, split=["train"] * 30 + ["test"] * 10 + ["train"] * 15 + ["test"] * 5
-)
+PUBLISHED = table(["a"] * 40 + ["b"] * 20, split=["train"] * 30 + ["test"] * 10 + ["train"] * 15 + ["test"] * 5)
 
 
 def test_a_whole_published_split_is_kept_to_the_row() -> None:

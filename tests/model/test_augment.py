@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from defectcls.model import augment as module
-from defectcls.model.augment import Augment, mixer
+from defectcls.model.augment import Augment, mirrored, mixer
 
 SWITCHES = ("horizontal_flip", "vertical_flip", "quarter_turns")
 RANGES = ("rotation", "scale", "shift", "brightness", "contrast", "saturation", "hue")
@@ -27,7 +27,9 @@ def augment(**on: Any) -> Augment:
 
 
 def pixels(count: int = 8, side: int = 12, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 256, (count, 3, side, side), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (count, 3, side, side), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
 
 
 def draw(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
@@ -265,3 +267,25 @@ def test_mixing_gives_soft_targets_that_tell_the_share_of_each_class(mixup: floa
         assert torch.allclose(image.mean((1, 2, 3)) / 255, soft[:, 1], atol=1e-4)
         mixed += int(((soft > 0.01) & (soft < 0.99)).any())
     assert mixed > 0
+
+
+# --- the eight ways to lay an image -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("views", "expected"),
+    [
+        (1, [(0, False)]),
+        (2, [(0, False), (0, True)]),
+        (4, [(0, False), (0, True), (2, False), (2, True)]),
+        (8, list(DIHEDRAL)),
+    ],
+)
+def test_mirrored_views_are_symmetries_of_the_square_each_once_and_the_image_itself_first(
+    views: int, expected: list
+) -> None:
+    image = pixels(2)
+    found = mirrored(image, views)
+    assert torch.equal(found[0], image)
+    names = [[name for name, turn in DIHEDRAL.items() if torch.equal(view, turn(image))] for view in found]
+    assert sorted(names) == sorted([name] for name in expected)

@@ -65,7 +65,9 @@ def test_focal_with_soft_targets_by_hand() -> None:
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
-def test_focal_slopes_are_finite_where_the_model_is_as_sure_as_float32_can_say(gamma: float, hard: torch.Tensor) -> None:
+def test_focal_slopes_are_finite_where_the_model_is_as_sure_as_float32_can_say(
+    gamma: float, hard: torch.Tensor
+) -> None:
     sure = (50 * F.one_hot(hard, 3).float()).requires_grad_()
     build_loss("focal", gamma, None, 0.0)(sure, hard).backward()
     assert sure.grad is not None

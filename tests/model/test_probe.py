@@ -23,7 +23,9 @@ def blobs(classes: int, count: int = 150, features: int = 8, seed: int = 0) -> P
     targets = np.arange(count) % classes
     centres = np.random.default_rng(99).normal(0, 1, (classes, features))
     scales = np.logspace(-0.3, 0.3, features)
-    return ((centres[targets] + rng.normal(0, 1.5, (count, features))) * scales + 5 * scales).astype(np.float32), targets
+    return ((centres[targets] + rng.normal(0, 1.5, (count, features))) * scales + 5 * scales).astype(
+        np.float32
+    ), targets
 
 
 def reference(train: Part, c: float, class_weights: list[float] | None) -> tuple[StandardScaler, LogisticRegression]:
@@ -83,6 +85,15 @@ def test_features_that_never_change_say_nothing_and_blow_nothing_up() -> None:
     assert np.abs(alive - without.logits(val[0])).max() < 1
 
 
+def test_views_share_the_weight_of_one_image() -> None:
+    """Three equal copies of every image say no more than the image, also against the penalty."""
+    train, val = blobs(3), blobs(3, seed=1)
+    once = fit_probe(train, val, [0.01], None)
+    thrice = fit_probe((np.tile(train[0], (3, 1)), np.tile(train[1], 3)), val, [0.01], None, views=2)
+    assert thrice.logits(val[0]) == pytest.approx(once.logits(val[0]), abs=5e-3)
+    assert thrice.c == 0.01
+
+
 def test_the_penalty_of_the_lowest_validation_loss_is_chosen() -> None:
     train, val = blobs(3, count=60, features=30), blobs(3, count=300, features=30, seed=1)
     candidates = [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 100.0]
@@ -107,7 +118,7 @@ def test_a_class_that_validation_lacks_is_no_obstacle() -> None:
 def test_features_that_are_not_finite_are_an_error_with_a_way_out(value: float) -> None:
     features, targets = blobs(2)
     features[3, 2] = value
-    with pytest.raises(UserError, match="features are not finite: try trainer.precision=32"):
+    with pytest.raises(UserError, match=r"features are not finite: try trainer.precision=32"):
         fit_probe((features, targets), blobs(2), [0.1], None)
 
 
@@ -126,3 +137,24 @@ def test_features_are_of_every_image_in_order_in_float32_and_evaluation_mode() -
     assert features.dtype == np.float32
     assert features.tolist() == np.arange(21).reshape(7, 3).tolist()
     assert found.tolist() == targets.tolist()
+
+
+class Darker(nn.Module):
+    """An augmentation that can be told apart."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.float() - 100
+
+
+def test_views_are_augmented_copies_after_the_images_as_they_are() -> None:
+    images = torch.arange(200, 205).view(5, 1, 1, 1).expand(5, 3, 4, 4).to(torch.uint8)
+    targets = torch.tensor([0, 1, 1, 0, 1])
+    loader = [{"image": images[rows], "target": targets[rows]} for rows in (slice(0, 3), slice(3, 5))]
+    device = torch.device("cpu")
+    features, found = extract_features(Mean(), loader, device, nullcontext(), Darker(), 2)  # type: ignore[arg-type]
+    plain = [200, 201, 202, 203, 204]
+    expected = torch.tensor([*plain, *[value - 100 for value in plain] * 2]).bfloat16().float()
+    assert features[:, 0].tolist() == expected.tolist()
+    assert found.tolist() == targets.tolist() * 3
+    plain_only, _ = extract_features(Mean(), loader, device, nullcontext(), Darker(), 0)  # type: ignore[arg-type]
+    assert plain_only.tolist() == features[:5].tolist()

@@ -1,0 +1,305 @@
+"""Backbones: what they compute, and where their weights come from or why not."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.data import resolve_model_data_config
+
+from defectcls.errors import UserError
+from defectcls.model import backbone as module
+from defectcls.model.backbone import Backbone
+
+RESNET = "test_resnet.r160_in1k"
+WAYS_OUT = "give model.weights=<file or folder> (or DEFECTCLS_WEIGHTS=<folder>), or model.pretrained=false"
+
+
+def pixels(side: int = 64, count: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
+
+
+def plain(name: str = RESNET, **options: object) -> torch.nn.Module:
+    """timm's own model with its classifier and random weights: what a weights file comes from."""
+    torch.manual_seed(7)
+    return timm.create_model(name, **options).eval()
+
+
+def same(backbone: Backbone, model: torch.nn.Module) -> bool:
+    """Whether all that the backbone has is the model's, to the bit."""
+    weights = model.state_dict()
+    return all(torch.equal(value, weights[name]) for name, value in backbone.body.state_dict().items())
+
+
+# --- features ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", [RESNET, "test_vit.r160_in1k", "mobilenetv2_100.ra_in1k"])
+def test_uint8_pixels_are_normalised_with_the_models_own_mean_and_deviation(name: str, channels_last: bool) -> None:
+    backbone = Backbone(name, None, 64, channels_last).eval()
+    config = resolve_model_data_config(timm.create_model(name))
+    mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        expected = backbone.body((pixels() / 255 - mean) / std)
+        assert torch.allclose(backbone(pixels()), expected, atol=1e-4)
+        assert torch.allclose(backbone(pixels().float()), expected, atol=1e-4)
+    assert expected.shape == (3, backbone.features)
+
+
+def test_catavgmax_is_the_average_and_the_maximum_side_by_side() -> None:
+    both, average = Backbone(RESNET, "catavgmax", 64).eval(), Backbone(RESNET, None, 64).eval()
+    both.load_state_dict(average.state_dict())
+    assert both.features == 2 * average.features
+    with torch.no_grad():
+        maps = both.body.forward_features((pixels() - both.mean) / both.std)
+        expected = torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
+        assert torch.allclose(both(pixels()), expected, atol=1e-5)
+
+
+def test_normalisation_is_no_weight_and_not_in_a_checkpoint() -> None:
+    backbone = Backbone(RESNET, None, 32)
+    assert {name.split(".")[0] for name in backbone.state_dict()} == {"body"}
+
+
+def test_layers_count_from_the_pixels() -> None:
+    depth = Backbone(RESNET, None, 32).layers()
+    assert set(depth) == {name for name, _ in Backbone(RESNET, None, 32).body.named_parameters()}
+    assert depth["conv1.0.weight"] == 0
+    assert max(depth.values()) == max(value for name, value in depth.items() if name.startswith("layer4"))
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "pool", "sentence"),
+    [
+        ("resnet19", None, "timm has no model 'resnet19', did you mean 'resnet18'?"),
+        ("mobilnetv2_100.ra_in1k", None, "timm has no model 'mobilnetv2_100.ra_in1k', did you mean 'mobilenetv2_100'?"),
+        ("resnet18.a1_in2k", None, "timm has no weights 'resnet18.a1_in2k', did you mean 'resnet18.a1_in1k'?"),
+        ("qqqqqqqq", None, "timm has no model 'qqqqqqqq'"),
+    ],
+)
+def test_an_unknown_model_is_a_sentence_with_the_nearest_known(name: str, pool: str | None, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Backbone(name, pool, 32)
+    assert str(caught.value) == sentence
+
+
+def test_a_pool_that_the_model_cannot_take_is_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"^model.name=test_vit cannot be built with model.pool=catavgmax: "):
+        Backbone("test_vit", "catavgmax", 32)
+
+
+# --- weights from files -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pool", [None, "catavgmax"])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_weights_file_is_loaded_to_the_bit(tmp_path: Path, suffix: str, pool: str | None) -> None:
+    model, file = plain(), tmp_path / f"any_name.{suffix}"
+    if suffix == "pth":
+        torch.save(model.state_dict(), file)
+    else:
+        save_file(model.state_dict(), file)
+    backbone = Backbone(RESNET, pool, 32)
+    assert not same(backbone, model)
+    backbone.load_pretrained(file)
+    assert same(backbone, model)
+
+
+def test_a_folder_gives_the_file_of_the_tag_before_that_of_the_architecture(tmp_path: Path) -> None:
+    tagged, bare = plain(), plain()
+    with torch.no_grad():
+        for parameter in bare.parameters():
+            parameter.add_(1)
+    torch.save(bare.state_dict(), tmp_path / "test_resnet.pth")
+    torch.save(plain("test_vit").state_dict(), tmp_path / "test_vit.pth")
+    backbone = Backbone(RESNET, None, 32)
+    backbone.load_pretrained(tmp_path)
+    assert same(backbone, bare)
+    torch.save(tagged.state_dict(), tmp_path / f"{RESNET}.pth")
+    backbone.load_pretrained(tmp_path)
+    assert same(backbone, tagged)
+
+
+def test_a_name_without_a_tag_finds_the_file_of_its_default_tag(tmp_path: Path) -> None:
+    model = plain()
+    torch.save(model.state_dict(), tmp_path / f"{RESNET}.pth")
+    backbone = Backbone("test_resnet", None, 32)
+    backbone.load_pretrained(tmp_path)
+    assert same(backbone, model)
+
+
+def test_position_embeddings_are_resized_to_the_image_size(tmp_path: Path) -> None:
+    model = plain("test_vit")
+    torch.save(model.state_dict(), tmp_path / "test_vit.pth")
+    backbone = Backbone("test_vit", None, 64)
+    backbone.load_pretrained(tmp_path)
+    loaded, given = backbone.body.state_dict(), model.state_dict()
+    assert loaded["pos_embed"].shape[1] == 1 + (64 // 16) ** 2 != given["pos_embed"].shape[1]
+    assert all(torch.equal(loaded[name], given[name]) for name in loaded if name != "pos_embed")
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    torch.save(plain("test_vit").state_dict(), tmp_path / "test_resnet.pth")
+    with pytest.raises(UserError, match=r"test_resnet.pth holds weights of another model: \d+ are missing, \S+ first$"):
+        Backbone(RESNET, None, 32).load_pretrained(tmp_path)
+
+
+def test_weights_of_another_width_are_refused(tmp_path: Path) -> None:
+    weights = plain().state_dict()
+    weights["layer1.0.conv1.weight"] = torch.zeros(3, 3, 3, 3)
+    torch.save(weights, tmp_path / "narrow.pth")
+    with pytest.raises(
+        UserError, match=r"narrow.pth does not hold weights of this model: .*size mismatch for layer1.0"
+    ):
+        Backbone(RESNET, None, 32).load_pretrained(tmp_path / "narrow.pth")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "notes.pth", "notes.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"these are not the weights you are looking for", bytes(300)])
+def test_a_file_of_something_else_is_a_sentence(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name} does not hold weights of this model: [^\n]*$"):
+        Backbone(RESNET, None, 32).load_pretrained(tmp_path / name)
+
+
+class Trap:
+    """Unpickled, it touches a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.file,)
+
+
+def test_code_in_a_weights_file_is_not_run(tmp_path: Path) -> None:
+    torch.save({"state_dict": plain().state_dict(), "more": Trap(tmp_path / "sprung")}, tmp_path / "trap.pth")
+    with pytest.raises(UserError, match=r"trap.pth does not hold weights of this model"):
+        Backbone(RESNET, None, 32).load_pretrained(tmp_path / "trap.pth")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=rf"^model.weights={tmp_path}/gone does not exist: give a weights file or a folder"
+    ):
+        Backbone(RESNET, None, 32).load_pretrained(tmp_path / "gone")
+
+
+# --- weights from the hub ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An empty cache, and no wait worth mentioning; all of it is taken back after the test."""
+    monkeypatch.setattr(module.hub, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module.hub, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(module, "HUB_TIMEOUT_S", 0.3)
+    return monkeypatch
+
+
+def point(monkeypatch: pytest.MonkeyPatch, port: int) -> str:
+    address = f"http://127.0.0.1:{port}"
+    monkeypatch.setattr(module.hub, "ENDPOINT", address)
+    monkeypatch.setattr(module.hub, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    return address
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+@pytest.fixture
+def answering() -> Iterator[ThreadingHTTPServer]:
+    """A server that answers every request with its `status` and keeps the paths."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.server.asked.append(self.path)  # type: ignore[attr-defined]
+            self.send_response(self.server.status)  # type: ignore[attr-defined]
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_HEAD  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        server.asked, server.status = [], 404  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def refused(weights: Path | None = None) -> str:
+    with pytest.raises(UserError) as caught:
+        Backbone(RESNET, None, 32).load_pretrained(weights)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_hub_that_refuses_leaves_two_ways_out(hub: pytest.MonkeyPatch, listening: socket.socket) -> None:
+    port = listening.getsockname()[1]
+    listening.close()
+    address = point(hub, port)
+    assert refused() == (
+        f"the weights of {RESNET} are not on this machine, and the hub {address} cannot be reached: {WAYS_OUT}"
+    )
+
+
+def test_a_hub_that_never_answers_is_waited_for_only_once(hub: pytest.MonkeyPatch, listening: socket.socket) -> None:
+    address = point(hub, listening.getsockname()[1])
+    assert refused().endswith(f"the hub {address} cannot be reached: {WAYS_OUT}")
+    listening.settimeout(0.1)
+    listening.accept()[0].close()
+    with pytest.raises(TimeoutError):  # its client would have asked again and again
+        listening.accept()
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 500, 503])
+def test_a_hub_without_the_weights_or_in_trouble_leaves_two_ways_out(
+    hub: pytest.MonkeyPatch, answering: ThreadingHTTPServer, status: int
+) -> None:
+    answering.status = status  # type: ignore[attr-defined]
+    point(hub, answering.server_port)
+    assert refused().endswith(WAYS_OUT)
+    asked = answering.asked  # type: ignore[attr-defined]
+    assert asked[0] == "/"
+    assert (len(asked) == 1) == (status >= 500)  # a hub in trouble would be asked for a minute
+
+
+def test_a_folder_without_the_file_is_named_beside_the_hub(
+    hub: pytest.MonkeyPatch, listening: socket.socket, tmp_path: Path
+) -> None:
+    port = listening.getsockname()[1]
+    listening.close()
+    point(hub, port)
+    (tmp_path / "weights").mkdir()
+    assert f"are not on this machine and not in {tmp_path / 'weights'}, and the hub" in refused(tmp_path / "weights")
+
+
+def test_an_address_that_is_none_is_no_crash(hub: pytest.MonkeyPatch) -> None:
+    hub.setattr(module.hub, "ENDPOINT", "no address")
+    assert refused().endswith(WAYS_OUT)
+
+
+def test_a_model_that_was_never_trained_by_anyone_has_no_weights_to_fetch() -> None:
+    with pytest.raises(UserError, match=r"^test_mambaout has no pretrained weights: use model.pretrained=false"):
+        backbone = Backbone("test_mambaout", None, 32)
+        backbone.pretrained_config.hf_hub_id = None
+        backbone.load_pretrained(None)

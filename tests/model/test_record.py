@@ -1,0 +1,211 @@
+"""What a history says: the best evaluation, and which stages were rolled back."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from defectcls.model.record import Record, best_row, collapse, rolled_back, stage_summary
+from defectcls.model.stages import Stage
+
+NAN = math.nan
+
+
+def history(*rows: tuple[str, float, float]) -> list[dict[str, Any]]:
+    """From (stage, validation AUROC, validation loss), one an evaluation."""
+    return [
+        {"epoch": epoch, "stage": stage, "val/auroc": auroc, "val/loss": loss, "train/loss": 0.1}
+        for epoch, (stage, auroc, loss) in enumerate(rows)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "best"),
+    [
+        ([("probe", 0.9, 0.3)], 0),
+        ([("probe", 0.9, 0.3), ("full", 0.8, 0.1), ("full", 0.95, 0.9)], 2),  # AUROC counts first
+        ([("probe", 0.9, 0.3), ("full", 0.9, 0.2), ("full", 0.9, 0.25)], 1),  # then the loss
+        ([("probe", 0.9, 0.3), ("full", 0.9, 0.3), ("full", 0.9, 0.3)], 0),  # then who was first
+        ([("full", NAN, 0.1), ("full", 0.2, 5.0)], 1),  # not a number is worst
+        ([("full", 0.9, NAN), ("full", 0.9, 9.0)], 1),
+        ([("full", NAN, NAN), ("full", NAN, NAN)], 0),
+        ([("full", NAN, 0.5), ("full", NAN, 0.4)], 1),
+    ],
+)
+def test_best_evaluation(rows: list, best: int) -> None:
+    evaluations = history(*rows)
+    assert best_row(evaluations) is evaluations[best]
+
+
+@pytest.mark.parametrize(
+    ("rows", "back"),
+    [
+        ([("probe", 0.9, 0.3), ("full", 0.8, 0.1), ("full", 0.85, 0.1)], {"probe": False, "full": True}),
+        ([("probe", 0.9, 0.3), ("full", 0.95, 0.1), ("full", 0.5, 0.9)], {"probe": False, "full": False}),
+        ([("probe", 0.9, 0.3), ("full", 0.9, 0.3)], {"full": True}),  # equal is not better
+        ([("probe", 0.9, 0.3), ("full", 0.9, 0.29)], {"full": False}),
+        ([("full", 0.9, 0.3), ("full", 0.5, 0.3)], {"full": False}),  # nothing to go back to
+        ([("a", 0.9, 0.3), ("b", 0.8, 0.3), ("c", 0.85, 0.3)], {"a": False, "b": True, "c": True}),
+        ([("a", 0.7, 0.3), ("b", 0.8, 0.3), ("c", 0.95, 0.3)], {"b": False, "c": False}),  # b was the best of its time
+        ([("probe", 0.9, 0.3), ("full", NAN, NAN)], {"full": True}),
+        ([("probe", 0.9, 0.3)], {"full": False}),  # has not been evaluated
+    ],
+)
+def test_a_stage_that_never_was_the_best_is_rolled_back(rows: list, back: dict) -> None:
+    evaluations = history(*rows)
+    assert {stage: rolled_back(evaluations, stage) for stage in back} == back
+
+
+def test_collapse_names_both_stages_with_their_numbers() -> None:
+    evaluations = history(("probe", 0.9, 0.3), ("full", 0.42, 1.5), ("full", 0.55, 1.25))
+    assert collapse(evaluations, "full") == (
+        "stage 'full' reached a validation AUROC of 0.5500 (loss 1.2500), not above the 0.9000 (0.3000) of 'probe': "
+        "rolled back"
+    )
+
+
+def test_summary_has_each_stage_with_its_best_validation_numbers() -> None:
+    evaluations = history(
+        ("probe", 0.9, 0.3), ("head", 0.8, 0.4), ("head", 0.85, 0.6), ("full", 0.95, 0.2), ("full", 0.7, 0.1)
+    )
+    assert stage_summary(evaluations) == [
+        {"name": "probe", "epochs": 1, "best": {"auroc": 0.9, "loss": 0.3}, "rolled_back": False},
+        {"name": "head", "epochs": 2, "best": {"auroc": 0.85, "loss": 0.6}, "rolled_back": True},
+        {"name": "full", "epochs": 2, "best": {"auroc": 0.95, "loss": 0.2}, "rolled_back": False},
+    ]
+
+
+# --- the callback -----------------------------------------------------------------------------------------------------
+
+
+class Trainer(SimpleNamespace):
+    """What the callback asks of Lightning's: it saves how often it was asked to."""
+
+    def __init__(self, **values: Any) -> None:
+        optimizer = SimpleNamespace(state={"momentum": 1}, param_groups=[{"lr": 0.1}])
+        strategy = SimpleNamespace(barrier=lambda: None)
+        defaults = {"current_epoch": 0, "global_step": 0, "world_size": 1, "is_global_zero": True, "saved": 0}
+        super().__init__(
+            **defaults | {"optimizers": [optimizer], "strategy": strategy, "callback_metrics": {}} | values
+        )
+
+    def save_checkpoint(self, path: Path) -> None:
+        self.saved += 1
+        torch.save({"state_dict": {"weight": torch.full((1, 1), float(self.saved))}}, path)
+
+
+def module(stage: str | None, plan: list[Stage] | None = None) -> Any:
+    linear = nn.Linear(1, 1, bias=False)
+    linear.stage = None if stage is None else SimpleNamespace(name=stage)  # type: ignore[assignment]
+    linear.plan = plan  # type: ignore[assignment]
+    linear.device = torch.device("cpu")  # type: ignore[assignment]
+    return linear
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Record:
+    (tmp_path / "checkpoints").mkdir()
+    return Record(tmp_path, {"config": {"seed": 0}}, batch_size=8)
+
+
+def evaluate(record: Record, trainer: Trainer, stage: str | None, auroc: float, loss: float = 0.3) -> None:
+    trainer.callback_metrics = {
+        "val/auroc": torch.tensor(auroc),
+        "val/loss": torch.tensor(loss),
+        "lr": torch.tensor(1.0),
+    }
+    record.on_validation_end(trainer, module(stage))  # type: ignore[arg-type]
+
+
+def saved_best(record: Record) -> float:
+    return torch.load(record.best, weights_only=True)["state_dict"]["weight"].item()
+
+
+def test_best_checkpoint_is_written_when_an_evaluation_is_the_best_yet_and_only_then(record: Record) -> None:
+    trainer = Trainer()
+    saved = []
+    for stage, auroc in ((None, 0.8), ("full", 0.7), ("full", 0.9), ("full", 0.9), ("full", 0.85)):
+        evaluate(record, trainer, stage, auroc)
+        saved.append((trainer.saved, saved_best(record)))
+    assert saved == [(1, 1.0), (1, 1.0), (2, 2.0), (2, 2.0), (2, 2.0)]
+    assert [(row["epoch"], row["stage"]) for row in record.history] == [(0, "probe"), *[(1, "full")] * 4]
+    assert sorted(path.name for path in record.best.parent.iterdir()) == ["best.ckpt"]
+
+
+def test_a_save_that_fails_leaves_the_file_before_it_whole(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer()
+    evaluate(record, trainer, None, 0.8)
+
+    def full_disk(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(trainer, "save_checkpoint", full_disk, raising=False)
+    with pytest.raises(OSError, match="no space left"):
+        evaluate(record, trainer, "full", 0.9)
+    assert saved_best(record) == 1.0
+    assert sorted(path.name for path in record.best.parent.iterdir()) == ["best.ckpt"]
+
+
+def test_metrics_csv_is_the_history(record: Record) -> None:
+    trainer = Trainer(num_training_batches=5)
+    evaluate(record, trainer, None, 0.8)
+    evaluate(record, trainer, "full", 0.75, 0.5)
+    trainer.callback_metrics |= {"train/loss": torch.tensor(0.25)}
+    record.on_train_epoch_end(trainer, module("full"))  # type: ignore[arg-type]
+    table = pd.read_csv(record.folder / "metrics.csv")
+    assert table["stage"].tolist() == ["probe", "full"]
+    assert table["val/auroc"].tolist() == pytest.approx([0.8, 0.75])
+    assert table["train/loss"].isna().tolist() == [True, False]
+    assert table["train/loss"][1] == 0.25
+    assert table["images_per_second"][1] * table["seconds"][1] == pytest.approx(5 * 8)
+    assert record.last.is_file()
+
+
+STAGE_A, STAGE_B = Stage("a", 0, 10, None), Stage("b", 10, 10, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "step", "goes_back"),
+    [
+        ([(None, 0.9), ("a", 0.8)], 10, True),
+        ([(None, 0.9), ("a", 0.95)], 10, False),  # the stage was worth it
+        ([(None, 0.9), ("a", 0.8)], 11, False),  # only where the next stage starts
+        ([(None, 0.9), ("a", 0.8)], 9, False),
+        ([(None, 0.9)], 0, False),  # nothing came before
+    ],
+)
+def test_the_stage_after_one_that_collapsed_starts_from_the_best(
+    record: Record, evaluations: list, step: int, goes_back: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = Trainer()
+    for stage, auroc in evaluations:
+        evaluate(record, trainer, stage, auroc)
+    trainer.global_step = step
+    trained = module("a", [STAGE_A, STAGE_B])
+    nn.init.constant_(trained.weight, 77)
+    record.on_train_batch_start(trainer, trained, None, 0)  # type: ignore[arg-type]
+    assert trained.weight.item() == (1.0 if goes_back else 77)
+    assert trainer.optimizers[0].state == ({} if goes_back else {"momentum": 1})
+    assert ("stage 'b' starts from the best" in caplog.text) == goes_back
+
+
+def test_the_state_of_the_callback_is_the_history_and_what_was_measured(record: Record, tmp_path: Path) -> None:
+    evaluate(record, Trainer(), None, 0.8)
+    record.measured["baseline"] = {"auroc": 0.5}
+    torch.save(record.state_dict(), tmp_path / "state")  # plain values only
+    other = Record(tmp_path, {}, 8)
+    other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    assert other.history == record.history
+    assert other.measured == {"baseline": {"auroc": 0.5}}
+
+
+def test_every_checkpoint_carries_what_evaluates_it_anywhere(record: Record) -> None:
+    checkpoint: dict[str, Any] = {}
+    record.on_save_checkpoint(Trainer(), module(None), checkpoint)  # type: ignore[arg-type]
+    assert checkpoint["defectcls"] == {"config": {"seed": 0}}

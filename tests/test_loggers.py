@@ -1,0 +1,232 @@
+"""What the dashboards get, read back from the files of an offline W&B run."""
+
+import json
+import struct
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from wandb.proto.wandb_internal_pb2 import Record
+
+from defectcls.model.classifier import Classifier
+from tests.conftest import command, process, sentence
+
+BLOCK = 32768  # bytes; the format is LevelDB's log: blocks of (checksum, length, kind, data), here after 7 bytes
+
+
+def records(file: Path) -> Iterator[Record]:
+    content, at, data = file.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        if BLOCK - at % BLOCK < 7:
+            at += BLOCK - at % BLOCK
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, at)
+        data += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = Record()
+            record.ParseFromString(data)
+            yield record
+            data = b""
+
+
+class OfflineRun:
+    """One offline run as W&B would upload it."""
+
+    def __init__(self, folder: Path) -> None:
+        (file,) = folder.glob("*.wandb")
+        self.files = folder / "files"
+        self.config: dict[str, Any] = {}
+        self.history: dict[str, list] = defaultdict(list)
+        self.summary: dict[str, Any] = {}
+        self.panels: set[str] = set()
+        self.exit_code = -1
+        self.table_images: set[str] = set()
+        for record in records(file):
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
+                self.run = record.run
+                self._add_config(record.run.config.update)
+            elif kind == "config":
+                self._add_config(record.config.update)
+            elif kind == "history":
+                for item in record.history.item:
+                    self.history["/".join(item.nested_key) or item.key].append(json.loads(item.value_json))
+            elif kind == "summary":
+                for item in record.summary.update:
+                    self.summary["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
+            elif kind == "artifact" and "testpredictions" in record.artifact.name:
+                paths = [content.path for content in record.artifact.manifest.contents]
+                self.table_images = {path for path in paths if path.startswith("media/images/")}
+            elif kind == "exit":
+                self.exit_code = record.exit.exit_code
+
+    def _add_config(self, updates: Any) -> None:
+        for update in updates:
+            if update.nested_key[:2] == ["_wandb", "visualize"]:
+                self.panels.add(update.nested_key[2])
+            elif update.key:
+                self.config[update.key] = json.loads(update.value_json)
+
+    def table(self, name: str) -> pd.DataFrame:
+        (file,) = (self.files / "media/table/test").glob(f"{name}_*.table.json")
+        content = json.loads(file.read_text())
+        return pd.DataFrame(content["data"], columns=content["columns"])
+
+
+def offline_runs(folder: Path) -> list[OfflineRun]:
+    return [OfflineRun(run) for run in sorted(folder.glob("wandb/offline-run-*"))]
+
+
+@pytest.fixture(scope="module")
+def logged(finished: Path) -> OfflineRun:
+    (run,) = offline_runs(finished)
+    return run
+
+
+def test_run_is_named_grouped_and_tagged(logged: OfflineRun, finished: Path) -> None:
+    run = logged.run
+    assert (run.project, run.job_type, run.run_group) == ("defectcls", "train", "tests")
+    assert list(run.tags) == ["synthetic", "timm"]
+    assert run.display_name == "/".join(finished.parts[-3:])
+    assert logged.exit_code == 0
+
+
+def test_config_is_that_of_the_run(logged: OfflineRun, finished: Path) -> None:
+    config = json.loads((finished / "metrics.json").read_text())["config"]
+    for key in ("dataset", "trainer", "logger", "target", "seed", "batch_size"):
+        assert logged.config[key] == config[key]
+    assert logged.config["optim"]["lr"] == config["optim"]["lr"]
+
+
+def test_validation_of_the_probe_and_every_epoch_is_in_the_history(logged: OfflineRun, finished: Path) -> None:
+    history = pd.read_csv(finished / "metrics.csv")
+    for name in ("val/auroc", "val/f1", "val/precision", "val/recall", "val/loss"):
+        assert logged.history[name] == pytest.approx(history[name].tolist())
+    for name in ("train/loss", "train/accuracy"):
+        assert logged.history[name] == pytest.approx(history[name].dropna().tolist())
+
+
+def test_summary_holds_the_test_numbers_and_the_baseline(logged: OfflineRun, finished: Path) -> None:
+    metrics = json.loads((finished / "metrics.json").read_text())
+    for name in ("n", "accuracy", "precision", "recall", "f1", "f1_macro", "auroc", "average_precision", "escape_rate"):
+        assert logged.summary[f"test/{name}"] == pytest.approx(metrics["test"][name])
+    assert logged.summary["baseline/accuracy"] == pytest.approx(metrics["baseline"]["accuracy"])
+
+
+def test_confusion_matrix_is_that_of_the_run(logged: OfflineRun, finished: Path) -> None:
+    assert {"test/confusion_matrix", "test/precision_recall", "test/roc"} <= logged.panels
+    found = logged.table("confusion_matrix_table").set_index(["Actual", "Predicted"])["nPredictions"]
+    expected = json.loads((finished / "metrics.json").read_text())["test"]["confusion_matrix"]
+    names = ("sound", "defective")
+    assert [[found[truth, answer] for answer in names] for truth in names] == expected
+
+
+def test_curves_end_where_they_must(logged: OfflineRun) -> None:
+    roc = logged.table("roc_table")
+    assert set(roc["class"]) == {"sound", "defective"}
+    for _, curve in roc.groupby("class"):
+        assert (curve["fpr"].min(), curve["tpr"].min(), curve["fpr"].max(), curve["tpr"].max()) == (0, 0, 1, 1)
+    precision_recall = logged.table("precision_recall_table")
+    assert set(precision_recall["class"]) == {"sound", "defective"}
+    assert precision_recall["recall"].between(0, 1).all()
+
+
+def test_predictions_table_shows_the_worst_ones_with_their_images(logged: OfflineRun, finished: Path) -> None:
+    test = pd.read_csv(finished / "predictions.csv").query("split == 'test'")
+    shown = logged.table("predictions")
+    assert len(shown) == 10 < len(test)  # logger.table_rows
+    assert len(logged.table_images) == 10
+    right = (test["label"] == test["prediction"]).sum()
+    wrong = set(test["path"][test["label"] != test["prediction"]])
+    assert len(wrong & set(shown["path"])) == min(len(wrong), 10), f"{right} are right"
+    scores = shown.set_index("path")["score"]
+    assert scores.to_dict() == pytest.approx(test.set_index("path")["score"][scores.index].to_dict())
+
+
+def test_table_has_no_more_rows_than_test_images(finished: Path, tiny: list[str], tmp_path: Path) -> None:
+    given = ("logger=wandb", "finetune=probe", f"hydra.run.dir={tmp_path}")
+    assert command("train", *tiny, *given).code == 0
+    (run,) = offline_runs(tmp_path)
+    assert len(run.table("predictions")) == json.loads((tmp_path / "metrics.json").read_text())["test"]["n"]
+    assert run.run.run_id != offline_runs(finished)[0].run.run_id
+
+
+def test_crashed_run_ends_as_failed_and_its_resumption_goes_on_with_it(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [argument for argument in tiny if not argument.startswith("logger.group")]
+    given += ["logger=wandb", "finetune=full", "finetune.stages.full.epochs=2", f"hydra.run.dir={tmp_path}"]
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        step = Classifier.training_step
+        patch.setattr(Classifier, "training_step", lambda *a: step(*a) if a[0].global_step < 1 else 1 / 0)
+        command("train", *given)
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime(2031, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr("hydra.core.utils.datetime", Later)
+    assert command("train", f"resume={tmp_path}").code == 0
+    crashed, resumed = sorted(offline_runs(tmp_path), key=lambda run: -run.exit_code)
+    assert (crashed.exit_code, resumed.exit_code) == (1, 0)
+    assert crashed.run.run_id == resumed.run.run_id != ""
+    assert crashed.run.run_group == resumed.run.run_group != ""
+    assert not resumed.run.run_group.startswith("2031")
+    assert "test/accuracy" in resumed.summary
+    assert "test/accuracy" not in crashed.summary
+
+
+def test_sweep_leaves_one_run_a_job_in_one_group(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [argument for argument in tiny if not argument.startswith("logger.group")]
+    given += ["logger=wandb", "finetune=probe", "seed=0,1"]
+    assert command("train", "-m", *given).code == 0
+    (sweep,) = tmp_path.glob("runs/sweeps/*")
+    jobs = [offline_runs(sweep / number) for number in "01"]
+    assert [len(runs) for runs in jobs] == [1, 1]
+    (first,), (second,) = jobs
+    assert first.run.run_id != second.run.run_id
+    assert first.run.run_group == second.run.run_group == sweep.name
+    assert [run.config["seed"] for run in (first, second)] == [0, 1]
+    for run, number in ((first, 0), (second, 1)):
+        metrics = json.loads((sweep / str(number) / "metrics.json").read_text())
+        assert metrics["seed"] == number
+        assert run.summary["test/auroc"] == pytest.approx(metrics["test"]["auroc"])
+
+
+@pytest.mark.parametrize(("name", "module"), [("tensorboard", "tensorboard"), ("mlflow", "mlflow")])
+def test_missing_package_names_the_extra(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str
+) -> None:
+    from lightning.fabric.loggers import tensorboard
+    from lightning.pytorch.loggers import mlflow
+
+    for where in (tensorboard, mlflow):
+        for flag in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE", "_MLFLOW_AVAILABLE"):
+            if hasattr(where, flag):
+                monkeypatch.setattr(where, flag, False)
+    assert sentence(command("train", *tiny, f"logger={name}", f"hydra.run.dir={tmp_path}")) == (
+        f"logger={name} needs a package: pip install 'defectcls[{module}]'"
+    )
+
+
+def test_nobody_is_logged_in_and_nothing_asks(tiny: list[str], tmp_path: Path) -> None:
+    """Nothing is on stdin, no key is anywhere: the run goes offline by itself."""
+    home = {name: str(tmp_path / "home") for name in ("HOME", "NETRC", "WANDB_CONFIG_DIR", "XDG_CONFIG_HOME")}
+    nobody = {"WANDB_API_KEY": None, "WANDB_MODE": None}
+    folder = tmp_path / "run"
+    given = (*tiny, "logger=wandb", "finetune=probe", f"hydra.run.dir={folder}")
+    outcome = process("defectcls.train", *given, cwd=tmp_path, **home, **nobody)
+    assert outcome.code == 0, outcome.err
+    assert all(line.startswith(("train ", "probe: C")) for line in outcome.err.splitlines()), outcome.err
+    (run,) = offline_runs(folder)
+    assert run.exit_code == 0
+    assert run.summary["test/n"] == json.loads((folder / "metrics.json").read_text())["test"]["n"]
