@@ -1,5 +1,6 @@
 """Hydra and the command line: with errors.py, the only files that know Hydra's machinery."""
 
+import difflib
 import os
 import re
 import shlex
@@ -117,6 +118,9 @@ def _composition_sentence(error: Exception) -> str | None:
             f"{group} has no preset '{missing}'{did_you_mean(missing, options) or ','} there are {', '.join(options)}"
         )
     if match := re.search(r"You must specify '(\w+)', e.g, \w+=<OPTION>\nAvailable options:\n((?:\t.*\n?)+)", text):
+        typed = [argument.partition("=")[0] for argument in sys.argv[1:]]
+        if near := difflib.get_close_matches(match[1], typed, n=1):
+            return _unknown_key(near[0], [match[1]])
         return f"{match[1]} is not set: add {match[1]}=<name>, one of {', '.join(match[2].split())}"
     if match := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(match[1], _known_keys())

@@ -28,7 +28,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, MemoryError | RuntimeError) and any(word in str(error).lower() for word in MEMORY_WORDS):
         return f"a batch does not fit into memory: lower batch_size or image_size ({str(error).splitlines()[0]})"
     pydantic = sys.modules.get("pydantic")  # not imported for its sake: --help has to be quick
-    if pydantic is not None and isinstance(error, pydantic.ValidationError):
+    if pydantic is not None and isinstance(error, pydantic.ValidationError) and error.title != "Settings":  # W&B's own
         return _wrong_value(error)
     return None
 

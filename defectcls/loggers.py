@@ -17,6 +17,7 @@ from defectcls.settings import LoggerSettings
 log = logging.getLogger(__name__)
 
 THUMBNAIL_PX = 96
+INIT_TIMEOUT_S = 15.0
 
 
 def build_logger(settings: LoggerSettings, folder: Path, config: dict[str, Any]) -> Logger | None:
@@ -27,7 +28,7 @@ def build_logger(settings: LoggerSettings, folder: Path, config: dict[str, Any])
     Raises:
         UserError: the logger's package is not installed.
     """
-    name = "/".join(folder.parts[-3:])
+    folder, name = folder.resolve(), "/".join(folder.parts[-3:])
     try:
         if settings.name == "wandb":
             return _wandb_logger(settings, folder, config, name)
@@ -38,24 +39,27 @@ def build_logger(settings: LoggerSettings, folder: Path, config: dict[str, Any])
         if settings.name == "mlflow":
             from lightning.pytorch.loggers import MLFlowLogger
 
-            return MLFlowLogger(settings.project, name, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+            server = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+            return MLFlowLogger(settings.project, name, tracking_uri=server)
     except ModuleNotFoundError as error:
         raise UserError(f"logger={settings.name} needs a package: pip install 'defectcls[{settings.name}]'") from error
     return None
 
 
-def _wandb_logger(settings: LoggerSettings, folder: Path, config: dict[str, Any], name: str) -> WandbLogger:
+def _wandb_logger(
+    settings: LoggerSettings, folder: Path, config: dict[str, Any], name: str, mode: str | None = None
+) -> WandbLogger:
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
     logged_in = wandb.login(prompt=False, verify=False)
-    offline = os.environ.get("WANDB_MODE", "online" if logged_in else "offline") != "online"
+    mode = mode or os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
     identity = folder / "wandb" / "id"
     if not identity.is_file():
         identity.parent.mkdir(parents=True, exist_ok=True)
         identity.write_text(f"{secrets.token_hex(4)} {settings.group or ''}")
     run_id, _, group = identity.read_text().partition(" ")  # a group named after the time would change on resume
-    return WandbLogger(
+    logger = WandbLogger(
         name=name,
         id=run_id,
         save_dir=folder,
@@ -63,12 +67,22 @@ def _wandb_logger(settings: LoggerSettings, folder: Path, config: dict[str, Any]
         group=group or None,
         job_type=settings.job_type,
         tags=settings.tags,
-        offline=offline,
-        resume=None if offline else "allow",
+        offline=mode != "online",
+        resume="allow" if mode == "online" else None,
         config=config,
-        mode="offline" if offline else "online",
-        settings=wandb.Settings(silent=True, console="off"),
+        mode=mode,
+        settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_S),
     )
+    try:
+        _ = logger.experiment  # starts the run
+    except wandb.errors.CommError:
+        log.warning(
+            "W&B cannot be reached: this run is kept offline, `wandb sync %s/offline-run-*` sends it later",
+            folder / "wandb",
+        )
+        wandb.teardown()  # its service still holds the id
+        return _wandb_logger(settings, folder, config, name, "offline")
+    return logger
 
 
 def log_results(

@@ -77,8 +77,11 @@ def _cpu() -> str:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout that this code lies in, with `-dirty` where it was edited; None outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
+    """Commit of the checkout that this code runs from, `-dirty` where it was edited; None for an installed wheel."""
+    checkout = Path(__file__).parents[1]
+    if not (checkout / "pyproject.toml").is_file():
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:

@@ -18,11 +18,13 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from pydantic import ValidationError
 from scipy.special import softmax
+from timm.optim import list_optimizers
 
 from defectcls.config import job_command, parse
 from defectcls.data.datamodule import DefectDataModule
-from defectcls.errors import UserError
+from defectcls.errors import UserError, did_you_mean, explain
 from defectcls.evaluation.metrics import compute_metrics
 from defectcls.evaluation.predictions import predictions_table
 from defectcls.model.classifier import Classifier, load_classifier
@@ -175,10 +177,15 @@ class EvaluationRun(Run):
 
     def __init__(self, settings: EvaluateSettings, folder: Path) -> None:
         self.part = settings.part
-        classifier, about = load_classifier(checkpoint_file(settings.checkpoint))
+        checkpoint = checkpoint_file(settings.checkpoint)
         # Where it ran is not to be repeated, how it computed is.
         place = {"accelerator": "auto", "devices": 1, "strategy": "auto"}
-        trained = parse(TrainSettings, about["config"] | {"trainer": about["config"]["trainer"] | place})
+        try:
+            classifier, about = load_classifier(checkpoint)
+            trained = parse(TrainSettings, about["config"] | {"trainer": about["config"]["trainer"] | place})
+        except (ValidationError, TypeError, RuntimeError) as error:  # a key, an argument or a layer that is no more
+            reason = explain(error) or str(error).splitlines()[0]
+            raise UserError(f"{checkpoint} is of another version of defectcls: {reason}") from error
         self.trained = trained.model_copy(update={"dataset": settings.dataset or trained.dataset})
         data = build_data(self.trained, classifier.classes, split=self.part != "all")
         super().__init__(data, classifier, build_trainer(self.trained.trainer, folder, None, []))
@@ -246,6 +253,11 @@ def build_classifier(settings: TrainSettings, data: DefectDataModule) -> Classif
         channels_last=settings.trainer.channels_last,
         seed=settings.seed,
     )
+    try:
+        classifier.configure_optimizers()  # a wrong name or option is told now, not after the probe
+    except (TypeError, ValueError) as error:
+        near = did_you_mean(settings.optim.name, list_optimizers())
+        raise UserError(f"optim.name={settings.optim.name}, {settings.optim.options}: {error}{near}") from error
     if settings.model.pretrained:
         classifier.backbone.load_pretrained(settings.model.weights)
     return classifier
@@ -258,6 +270,9 @@ def class_weights(settings: LossSettings, data: DefectDataModule) -> list[float]
         return None
     if settings.class_weights == "balanced":
         return balanced_weights(np.bincount(data.targets[data.part("train")], minlength=len(names)).tolist())
+    if set(settings.class_weights) != set(names):
+        given = ", ".join(settings.class_weights)
+        raise UserError(f"loss.class_weights names {given}, but the classes are {', '.join(names)}")
     return [settings.class_weights[name] for name in names]
 
 
@@ -270,6 +285,8 @@ def build_trainer(
 ) -> L.Trainer:
     """Lightning's Trainer: it does not save or print by itself."""
     _quiet()
+    if settings.accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise UserError("trainer.accelerator=gpu, but torch finds no GPU here: use trainer=auto or trainer=cpu")
     stages = training.finetune.active_stages.values() if training else []
     epochs = [stage.epochs for stage in stages]
     strategy = settings.strategy

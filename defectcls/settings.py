@@ -104,7 +104,7 @@ class OptimSettings(Settings):
     weight_decay: NonNegative
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None
     options: dict[str, Any]
-    schedule: str
+    schedule: Literal["cosine", "tanh", "wsd", "constant"]
     warmup: Share
     min_lr_ratio: Share
     clip: Positive | None

@@ -10,12 +10,13 @@ def train(config: dict[str, Any], folder: Path) -> None:
     """One run, in its own folder; a finished one is only shown again."""
     import json
 
+    from defectcls.settings import TrainSettings
+
+    settings = parse(TrainSettings, config)  # a wrong type is told before the seconds that torch takes to import
     from defectcls import results
     from defectcls.loggers import build_logger, finish, log_results
     from defectcls.run import TrainingRun
-    from defectcls.settings import TrainSettings
 
-    settings = parse(TrainSettings, config)
     finished = folder / "metrics.json"
     if finished.is_file():
         print("this run is finished:")

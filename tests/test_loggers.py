@@ -10,9 +10,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import wandb
+from lightning.pytorch.loggers import WandbLogger
 from wandb.proto.wandb_internal_pb2 import Record
 
+from defectcls.loggers import build_logger, finish
 from defectcls.model.classifier import Classifier
+from defectcls.settings import LoggerSettings
 from tests.conftest import command, process, sentence
 
 BLOCK = 32768  # bytes; the format is LevelDB's log: blocks of (checksum, length, kind, data), here after 7 bytes
@@ -194,7 +198,7 @@ def test_sweep_leaves_one_run_a_job_in_one_group(
     assert [len(runs) for runs in jobs] == [1, 1]
     (first,), (second,) = jobs
     assert first.run.run_id != second.run.run_id
-    assert first.run.run_group == second.run.run_group == sweep.name
+    assert first.run.run_group == second.run.run_group == f"runs/sweeps/{sweep.name}"
     assert [run.config["seed"] for run in (first, second)] == [0, 1]
     for run, number in ((first, 0), (second, 1)):
         metrics = json.loads((sweep / str(number) / "metrics.json").read_text())
@@ -230,3 +234,20 @@ def test_nobody_is_logged_in_and_nothing_asks(tiny: list[str], tmp_path: Path) -
     (run,) = offline_runs(folder)
     assert run.exit_code == 0
     assert run.summary["test/n"] == json.loads((folder / "metrics.json").read_text())["test"]["n"]
+
+
+def test_a_run_whose_wandb_cannot_be_reached_is_kept_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = wandb.init
+
+    def unreachable(**options: Any) -> Any:
+        if options["mode"] == "online":
+            raise wandb.errors.CommError("no route to host")
+        return start(**options)
+
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr(wandb, "init", unreachable)
+    settings = LoggerSettings(name="wandb", project="p", group=None, job_type="train", tags=[], table_rows=1)
+    logger = build_logger(settings, tmp_path, {})
+    assert isinstance(logger, WandbLogger)
+    assert logger.experiment.offline
+    finish(logger, failed=False)

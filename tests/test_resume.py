@@ -21,6 +21,8 @@ from defectcls.model.classifier import Classifier
 from defectcls.model.record import Record
 from tests.conftest import command, equal, process, sentence, weights
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 NUMBERS = ("baseline", "train", "val", "test", "stages", "class_names")
 TIMES = ["seconds", "images_per_second"]
 
@@ -103,9 +105,15 @@ MOMENTS = {
 @pytest.mark.parametrize(
     ("recipe", "moment"),
     [
-        *((recipe, "in the midst of epoch 2") for recipe in ("random", "ema", "sgd", "gradual")),
-        *((recipe, "between best and last") for recipe in ("random", "rollback", "steps")),
-        *((recipe, "while it measures") for recipe in ("random", "steps", "impatient")),
+        ("random", "in the midst of epoch 2"),
+        ("ema", "in the midst of epoch 2"),
+        ("rollback", "between best and last"),
+        ("steps", "between best and last"),
+        ("steps", "while it measures"),
+        ("impatient", "while it measures"),
+        *(pytest.param(recipe, "in the midst of epoch 2", marks=pytest.mark.slow) for recipe in ("sgd", "gradual")),
+        *(pytest.param(recipe, "while it measures", marks=pytest.mark.slow) for recipe in ("random", "ema")),
+        *(pytest.param(recipe, "between best and last", marks=pytest.mark.slow) for recipe in ("random", "impatient")),
     ],
 )
 def test_cut_and_resumed_is_the_same_run(

@@ -72,10 +72,10 @@ class DefectDataModule(L.LightningDataModule):
         elif not root.is_dir() and self.settings.download and archive:
             fetch_archive(archive.url, archive.sha256, root)
         elif not root.is_dir():
+            public = f"get '{name}' from {source} and put it there, or " if source.startswith("http") else ""
             download = ", or add dataset.download=true" if archive else ""
             raise UserError(
-                f"the folder {root} does not exist: get '{name}' from {source} and put it there, "
-                f"or say where it is with dataset.root=<folder>{download}"
+                f"the folder {root} does not exist: {public}say where it is with dataset.root=<folder>{download}"
             )
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002  Lightning's signature

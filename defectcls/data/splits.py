@@ -48,6 +48,7 @@ def split_samples(samples: pd.DataFrame, identical: np.ndarray, settings: SplitS
         dealt = _deal(units, classes, strata, folds, np.random.default_rng(seed))
         parts[dealt == str(settings.fold)] = "test"
         del wanted["test"]
+        wanted["train"] = wanted["train"] if isinstance(wanted["train"], int) else None
     free = np.flatnonzero(parts == "")
     # A second, different stream, so that the validation images are not tied to the order of the folds.
     generator = np.random.default_rng([seed, 1])
@@ -137,7 +138,7 @@ def _refuse_missing_classes(parts: pd.Series, labels: pd.Series, units: np.ndarr
         if missing:
             apart = len(np.unique(units[of_class.index]))
             raise UserError(
-                f"class '{name}' is too small to split: its {len(of_class)} images form {apart} independent units "
-                f"(copies and groups stay together) and none is left for {' and '.join(missing)}; add images of it, "
-                "merge it with another class, or change dataset.split"
+                f"class '{name}' is too small to split (images: {len(of_class)}, independent of each other: {apart}), "
+                f"none is left for {' and '.join(missing)}; add images of it, merge it with another class, "
+                "or change dataset.split"
             )

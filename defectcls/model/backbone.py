@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 HUB_TIMEOUT_S = 5.0
+STAY_OFFLINE = hub.HF_HUB_OFFLINE  # as the environment variable of this name says
 
 
 class Backbone(nn.Module):
@@ -51,8 +52,11 @@ class Backbone(nn.Module):
         shape = (1, -1, 1, 1)
         self.register_buffer("mean", 255 * torch.tensor(self.pretrained_config.mean).view(shape), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(self.pretrained_config.std).view(shape), persistent=False)
-        with torch.no_grad():
-            self.features = Backbone.forward(self.eval(), torch.zeros(1, 3, image_size, image_size)).shape[1]
+        try:
+            with torch.no_grad():
+                self.features = Backbone.forward(self.eval(), torch.zeros(1, 3, image_size, image_size)).shape[1]
+        except (AssertionError, RuntimeError) as error:  # such as patches that do not tile the image
+            raise UserError(f"model.name={name} cannot take image_size={image_size}: {error}") from error
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Float or uint8 pixels 0..255 (batch, 3, height, width) -> features (batch, features)."""
@@ -83,7 +87,7 @@ class Backbone(nn.Module):
             raise UserError(
                 f"{name} has no pretrained weights: use model.pretrained=false, or give model.weights=<file>"
             )
-        hub.HF_HUB_OFFLINE = not _reachable(hub.ENDPOINT)
+        hub.HF_HUB_OFFLINE = STAY_OFFLINE or not _reachable(hub.ENDPOINT)
         try:
             pretrained = timm.create_model(name, pretrained=True, num_classes=0, **self.options)
         except (OSError, RuntimeError) as error:

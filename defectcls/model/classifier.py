@@ -118,8 +118,8 @@ class Classifier(L.LightningModule):
         loss = self.loss(logits, target)
         if batch_idx % CHECK_FINITE_EVERY == 0 and not torch.isfinite(loss):
             raise UserError(
-                f"the loss is {loss.item()} at step {self.trainer.global_step}: lower optim.lr, set optim.clip=1, "
-                "or try trainer.precision=32"
+                f"the loss is {loss.item()} at step {self.trainer.global_step}: "
+                "lower optim.lr, or try trainer.precision=32"
             )
         accuracy = (logits.detach().argmax(1) == batch["target"]).float().mean()
         values = {"train/loss": loss.detach(), "train/accuracy": accuracy}

@@ -75,7 +75,7 @@ def fit_probe(
     if not np.isfinite(features).all():
         raise UserError("the backbone's features are not finite: try trainer.precision=32, or other weights")
     mean, std = features.mean(0), features.std(0)
-    std = np.maximum(std, LEAST_DEVIATION * std.mean())
+    std = np.maximum(std, LEAST_DEVIATION * std.mean() or 1.0)  # 1: not one feature moves
     weights = None if class_weights is None else dict(enumerate(class_weights))
     heads = []
     for c in candidates:

@@ -154,8 +154,8 @@ def collapse(history: list[Row], stage: str) -> str:
     best = best_row(history)
     reached = best_row([row for row in history if row["stage"] == stage])
     return (
-        f"stage '{stage}' reached a validation AUROC of {reached['val/auroc']:.4f} (loss {reached['val/loss']:.4f}), "
-        f"not above the {best['val/auroc']:.4f} ({best['val/loss']:.4f}) of '{best['stage']}': rolled back"
+        f"stage '{stage}' reached a validation AUROC of {reached['val/auroc']:.4f} (loss {reached['val/loss']:.4g}), "
+        f"not above the {best['val/auroc']:.4f} ({best['val/loss']:.4g}) of '{best['stage']}': rolled back"
     )
 
 

@@ -37,7 +37,7 @@ def dataset(root: Path, **changed: Any) -> DatasetSettings:
         "name": "folder",
         "list_samples": "defectcls.data.folder.list_samples",
         "root": root,
-        "source": "a shop",
+        "source": "https://a.shop",
         "archive": None,
         "download": False,
         "resize": "squash",
@@ -215,7 +215,7 @@ def test_a_missing_root_says_where_to_get_the_data(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         module(gone).prepare_data()
     assert str(caught.value) == (
-        f"the folder {gone} does not exist: get 'folder' from a shop and put it there, "
+        f"the folder {gone} does not exist: get 'folder' from https://a.shop and put it there, "
         "or say where it is with dataset.root=<folder>"
     )
 

@@ -138,18 +138,18 @@ def test_three_images_of_a_class_stand_one_in_each_part() -> None:
 @pytest.mark.parametrize(
     ("size", "said"),
     [
-        (1, r"its 1 images form 1 independent units .* none is left for \w+ and \w+; add images"),
-        (2, r"its 2 images form 2 independent units .* none is left for \w+; add images"),
+        (1, r"\(images: 1, independent of each other: 1\), none is left for \w+ and \w+; add images"),
+        (2, r"\(images: 2, independent of each other: 2\), none is left for \w+; add images"),
     ],
 )
 def test_a_class_too_small_for_three_parts_is_named(size: int, said: str) -> None:
-    with pytest.raises(UserError, match=rf"^class 'crack' is too small to split: {said}"):
+    with pytest.raises(UserError, match=rf"^class 'crack' is too small to split {said}"):
         split(table(["sound"] * 60 + ["crack"] * size))
 
 
 def test_images_of_one_photo_count_as_one_unit_for_being_too_small() -> None:
     samples = table(["sound"] * 60 + ["crack"] * 12, group=[""] * 60 + ["photo 1"] * 6 + ["photo 2"] * 6)
-    with pytest.raises(UserError, match="its 12 images form 2 independent units"):
+    with pytest.raises(UserError, match="images: 12, independent of each other: 2"):
         split(samples)
 
 

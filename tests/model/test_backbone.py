@@ -98,6 +98,11 @@ def test_a_pool_that_the_model_cannot_take_is_a_sentence() -> None:
         Backbone("test_vit", "catavgmax", 32)
 
 
+def test_an_image_size_that_patches_do_not_tile_is_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"^model.name=test_vit cannot take image_size=100: .*divisible by patch size"):
+        Backbone("test_vit", None, 100)
+
+
 # --- weights from files -----------------------------------------------------------------------------------------------
 
 
@@ -281,6 +286,28 @@ def test_a_hub_without_the_weights_or_in_trouble_leaves_two_ways_out(
     asked = answering.asked  # type: ignore[attr-defined]
     assert asked[0] == "/"
     assert (len(asked) == 1) == (status >= 500)  # a hub in trouble would be asked for a minute
+
+
+def test_a_user_who_wants_to_stay_offline_stays_offline(
+    hub: pytest.MonkeyPatch, answering: ThreadingHTTPServer
+) -> None:
+    point(hub, answering.server_port)
+    hub.setattr(module, "STAY_OFFLINE", True)
+    assert refused().endswith(WAYS_OUT)
+    assert answering.asked == []  # type: ignore[attr-defined]
+
+
+def test_a_hub_that_comes_back_is_asked_again(
+    hub: pytest.MonkeyPatch, listening: socket.socket, answering: ThreadingHTTPServer
+) -> None:
+    """The jobs of a sweep share a process: one outage must not keep the others offline."""
+    port = listening.getsockname()[1]
+    listening.close()
+    point(hub, port)
+    refused()
+    point(hub, answering.server_port)
+    refused()
+    assert len(answering.asked) > 1  # type: ignore[attr-defined]
 
 
 def test_a_folder_without_the_file_is_named_beside_the_hub(

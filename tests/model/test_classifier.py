@@ -256,7 +256,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_way_out(tmp_path: Path) 
     model = classifier(finetune=stages(full={}))
     with torch.no_grad():
         model.head.linear.bias[0] = float("nan")
-    with pytest.raises(UserError, match=r"^the loss is nan at step 0: lower optim.lr, set optim.clip=1"):
+    with pytest.raises(UserError, match=r"^the loss is nan at step 0: lower optim.lr"):
         trainer(tmp_path, max_epochs=1).fit(model, batches(), batches())
 
 

@@ -85,6 +85,12 @@ def test_features_that_never_change_say_nothing_and_blow_nothing_up() -> None:
     assert np.abs(alive - without.logits(val[0])).max() < 1
 
 
+def test_features_of_which_not_one_moves_give_the_same_answer_for_all() -> None:
+    part = np.full((20, 4), 7, np.float32), np.arange(20) % 2
+    logits = fit_probe(part, part, [0.1], None).logits(part[0])
+    assert logits == pytest.approx(np.zeros((20, 2)), abs=1e-4)
+
+
 def test_views_share_the_weight_of_one_image() -> None:
     """Three equal copies of every image say no more than the image, also against the penalty."""
     train, val = blobs(3), blobs(3, seed=1)

@@ -64,7 +64,7 @@ def test_a_stage_that_never_was_the_best_is_rolled_back(rows: list, back: dict) 
 def test_collapse_names_both_stages_with_their_numbers() -> None:
     evaluations = history(("probe", 0.9, 0.3), ("full", 0.42, 1.5), ("full", 0.55, 1.25))
     assert collapse(evaluations, "full") == (
-        "stage 'full' reached a validation AUROC of 0.5500 (loss 1.2500), not above the 0.9000 (0.3000) of 'probe': "
+        "stage 'full' reached a validation AUROC of 0.5500 (loss 1.25), not above the 0.9000 (0.3) of 'probe': "
         "rolled back"
     )
 
@@ -134,6 +134,7 @@ def test_best_checkpoint_is_written_when_an_evaluation_is_the_best_yet_and_only_
         saved.append((trainer.saved, saved_best(record)))
     assert saved == [(1, 1.0), (1, 1.0), (2, 2.0), (2, 2.0), (2, 2.0)]
     assert [(row["epoch"], row["stage"]) for row in record.history] == [(0, "probe"), *[(1, "full")] * 4]
+    assert {*record.history[0]} == {"epoch", "stage", "val/auroc", "val/loss"}
     assert sorted(path.name for path in record.best.parent.iterdir()) == ["best.ckpt"]
 
 
