@@ -12,9 +12,10 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
+from defectcls.build import build_classifier, build_data
 from defectcls.config import parse
 from defectcls.model.classifier import Classifier
-from defectcls.run import TrainingRun, build_classifier, build_data
+from defectcls.run import TrainingRun
 from defectcls.settings import TrainSettings
 from tests.conftest import CHECKOUT, command, composed, equal, weights
 
