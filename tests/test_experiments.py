@@ -1,0 +1,30 @@
+"""The studies' texts say what their results say."""
+
+import runpy
+import shlex
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.conftest import CHECKOUT
+
+STUDIES = sorted((CHECKOUT / "experiments").glob("*/results.csv"))
+
+
+def test_table_of_studies_is_the_one_their_results_give() -> None:
+    collect = runpy.run_path(str(CHECKOUT / "experiments" / "collect.py"))
+    assert collect["table"]() in (CHECKOUT / "experiments" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("results", STUDIES, ids=lambda file: file.parent.name)
+def test_results_come_from_the_command_that_the_study_names(results: Path) -> None:
+    text = results.with_name("README.md").read_text(encoding="utf-8")
+    command = shlex.split(text.split("```")[1].replace("\\\n", " "))
+    seeds = [word.removeprefix("seed=").split(",") for word in command if word.startswith("seed=")]
+    table = pd.read_csv(results, dtype={"seed": str})
+    assert [table["seed"].tolist()] == seeds
+    for seed, typed in zip(table["seed"], table["command"], strict=True):
+        named = {word for word in command if word != "-m" and not word.startswith("seed=")} | {f"seed={seed}"}
+        assert set(shlex.split(typed)) == named
+    assert not table["commit"].str.endswith("-dirty").any()
