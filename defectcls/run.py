@@ -174,7 +174,7 @@ class EvaluationRun(Run):
     """A trained model on one part of its own dataset, or of another, computed as it was in training."""
 
     def __init__(self, settings: EvaluateSettings, folder: Path) -> None:
-        self.part = settings.part
+        self.part = settings.part or ("test" if settings.dataset is None else "all")
         checkpoint = checkpoint_file(settings.checkpoint)
         # Where it ran is not to be repeated, how it computed is.
         place = {"accelerator": "auto", "devices": 1, "strategy": "auto"}
@@ -185,6 +185,8 @@ class EvaluationRun(Run):
             reason = explain(error) or str(error).splitlines()[0]
             raise UserError(f"{checkpoint} is of another version of defectcls: {reason}") from error
         self.trained = trained.model_copy(update={"dataset": settings.dataset or trained.dataset})
+        if self.part in ("train", "all") and self.trained.dataset.root.resolve() == trained.dataset.root.resolve():
+            log.warning("these images are, or hold, the ones that the model learnt from: new ones it will judge worse")
         data = build_data(self.trained, classifier.classes, split=self.part != "all")
         super().__init__(data, classifier, build_trainer(self.trained.trainer, folder, None, []))
 

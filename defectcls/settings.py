@@ -173,6 +173,6 @@ class TrainSettings(Settings):
 
 class EvaluateSettings(Settings):
     checkpoint: Path
-    part: Literal["train", "val", "test", "all"]
+    part: Literal["train", "val", "test", "all"] | None
     augment: AugmentSettings
     dataset: DatasetSettings | None

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from datetime import datetime
@@ -38,6 +39,16 @@ def records(file: Path) -> Iterator[Record]:
             data = b""
 
 
+def finished_records(file: Path) -> list[Record]:
+    """All records, once the last one is there: W&B's own process writes them, and may be late on a busy machine."""
+    for _ in range(200):
+        found = list(records(file))
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"{file} was never finished: {len(found)} records")
+
+
 class OfflineRun:
     """One offline run as W&B would upload it."""
 
@@ -50,7 +61,7 @@ class OfflineRun:
         self.panels: set[str] = set()
         self.exit_code = -1
         self.table_images: set[str] = set()
-        for record in records(file):
+        for record in finished_records(file):
             kind = record.WhichOneof("record_type")
             if kind == "run":
                 self.run = record.run
