@@ -1,13 +1,12 @@
 """The report: one self-contained HTML page that a quality engineer can read, print and hand on."""
 
-import base64
 import json
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from defectcls.evaluation.metrics import breakdown, defect_counts
+from defectcls.evaluation.page import render_page
 
 SMALL = 50  # fewer images than this on either side: one image more or less moves the rate by over 2 points
 SPLITS = {"baseline": "untrained baseline", "train": "train", "val": "validation", "test": "test"}
@@ -52,14 +51,9 @@ def render_report(metrics: dict[str, Any], predictions: pd.DataFrame, figures: d
         if column in predictions and predictions[column].nunique() > 1
     }
     rows = _rows(metrics)
-    environment = Environment(
-        loader=PackageLoader("defectcls.evaluation", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        "report",
+        figures,
         run=metrics,
         split=SPLITS[split],
         verdict=verdict(metrics),
@@ -70,7 +64,6 @@ def render_report(metrics: dict[str, Any], predictions: pd.DataFrame, figures: d
         defective_names=[name for name, defective in zip(class_names, defective_classes, strict=True) if defective],
         per_class=_per_class(metrics[split].get("per_class", {})),
         breakdowns=breakdowns,
-        pictures={name: base64.b64encode(content).decode() for name, content in figures.items()},
         stages=_stages(metrics.get("stages", [])),
         phases=_phases(metrics),
         facts=_facts(metrics),
