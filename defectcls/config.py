@@ -23,16 +23,21 @@ _PACKAGE = Path(__file__).resolve().parent
 CONF_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "train.yaml").is_file())
 FULL_ERROR, RUN_DIR = "HYDRA_FULL_ERROR", "hydra.run.dir"
 
+WORDS = {"compare": "runs"}  # verbs that take words that are no key=value, and the key these are the values of
+TRAINING = ("train", "crossval", "audit")  # verbs that need a dataset
+
 Parsed = TypeVar("Parsed")
 
 
-def run_verb(verb: str, task: Callable[[dict[str, Any], Path], None]) -> None:
+def run_verb(verb: str, task: Callable[[dict[str, Any], Path], int | None]) -> None:
     """Compose conf/<verb>.yaml with the command line and call `task(config, run folder)`, in a sweep for every job.
 
-    A user's mistake ends in one sentence on stderr and exit status 2; HYDRA_FULL_ERROR=1 shows its traceback.
+    A user's mistake ends in one sentence on stderr and exit status 2; HYDRA_FULL_ERROR=1 shows its traceback. What the
+    task returns is the exit status, in a sweep the highest.
     """
     show_all = os.environ.get(FULL_ERROR) == "1"
     failed: list[Exception] = []
+    statuses = [0]
 
     def job(config: DictConfig) -> None:
         state, typed = HydraConfig.get(), sys.argv
@@ -45,7 +50,7 @@ def run_verb(verb: str, task: Callable[[dict[str, Any], Path], None]) -> None:
             HydraConfig.instance().cfg = None
             if not show_all:
                 del os.environ[FULL_ERROR]
-            task(values, folder)  # type: ignore[arg-type]
+            statuses.append(task(values, folder) or 0)  # type: ignore[arg-type]
         except Exception as error:
             if state.mode == RunMode.MULTIRUN:
                 sentence = _composition_sentence(error) or explain(error) or repr(error)
@@ -58,9 +63,11 @@ def run_verb(verb: str, task: Callable[[dict[str, Any], Path], None]) -> None:
 
     os.environ[FULL_ERROR] = "1"  # Hydra would print a page of its own and exit; with this it raises
     try:
+        sys.argv[1:] = _with_words_as_values(verb, sys.argv[1:])
         sys.argv[1:] = _with_recorded_overrides(sys.argv[1:])
+        sys.argv[1:] = [word for argument in sys.argv[1:] for word in _spelled_out(argument)]
         sys.argv[1:] = sorted(sys.argv[1:], key=lambda typed: typed not in ("-m", "--multirun"))  # Hydra wants it first
-        if verb == "train" and {"--help", "-h"} & set(sys.argv):
+        if verb in TRAINING and {"--help", "-h"} & set(sys.argv):
             sys.argv.append("dataset=synthetic")  # a dataset is required; the help shows the keys of this one
         hydra.main(config_path=str(CONF_DIR), config_name=verb, version_base="1.3")(job)()
         if failed:
@@ -71,6 +78,8 @@ def run_verb(verb: str, task: Callable[[dict[str, Any], Path], None]) -> None:
             raise
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)
+    if max(statuses):
+        sys.exit(max(statuses))
 
 
 def job_command() -> str:
@@ -95,6 +104,20 @@ def _with_recorded_overrides(arguments: list[str]) -> list[str]:
         raise UserError(f"resume={folder} is not a run folder: it has no {recorded.relative_to(folder)}")
     started = [str(override) for override in OmegaConf.load(recorded) if not str(override).startswith("resume=")]
     return [*started, f"{RUN_DIR}={_quoted(str(folder))}", *arguments]
+
+
+def _with_words_as_values(verb: str, arguments: list[str]) -> list[str]:
+    """`a b level=0.9` as `level=0.9 runs=['a','b']`; a path may hold whatever a path may, "=" too."""
+    words = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
+    words = [word for word in words if verb in WORDS and not word.startswith("-")]
+    rest = [argument for argument in arguments if argument not in words]
+    return [*rest, f"{WORDS[verb]}=[{','.join(map(_quoted, words))}]"] if words else rest
+
+
+def _spelled_out(argument: str) -> list[str]:
+    """`decision=recall>=0.99` as the preset and its key, for Hydra takes no such word; all else as it is."""
+    match = re.fullmatch(r"decision=(?:(recall|precision)>=|(fpr)<=)([\d.]+)", argument)
+    return [f"decision={match[1] or match[2]}", f"decision.target={match[3]}"] if match else [argument]
 
 
 def _quoted(value: str) -> str:

@@ -49,5 +49,7 @@ def _wrong_value(error: Any) -> str:
         near = did_you_mean(
             str(first["input"]), first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         )
+    if not steps:  # of several keys together
+        return "; ".join(sorted(allowed))
     given = "" if first["type"] in ("value_error", "missing") else f"={first['input']}"
     return f"{prefix}{'.'.join(steps)}{given}: {'; '.join(sorted(allowed))}{near}"

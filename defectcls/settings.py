@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -18,6 +18,7 @@ class Settings(BaseModel):
 
 
 class SplitSettings(Settings):
+    together: list[Literal["group", "identical", "near_identical"]]
     published: bool
     train: Size
     val: Size
@@ -52,6 +53,8 @@ class DatasetSettings(Settings):
     download: bool
     resize: Literal["squash", "pad"]
     on_unreadable: Literal["error", "skip"]
+    consecutive: PositiveInt | None
+    cache_dir: Annotated[Path, AfterValidator(Path.expanduser)]
     split: SplitSettings
 
 
@@ -118,6 +121,23 @@ class LossSettings(Settings):
     gamma: NonNegative
 
 
+class DecisionSettings(Settings):
+    policy: Literal["argmax", "f1", "recall", "precision", "fpr", "cost", "review"]
+    target: Annotated[float, Field(gt=0, lt=1)]
+    escape_cost: Positive
+    overkill_cost: Positive
+    escape_rate: Annotated[float, Field(gt=0, lt=1)]
+    overkill_rate: Annotated[float, Field(gt=0, lt=1)]
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    calibrate: bool
+
+
+class InspectSettings(Settings):
+    heat_maps: bool
+    robustness: bool
+    images: PositiveInt
+
+
 class AugmentSettings(Settings):
     horizontal_flip: bool
     vertical_flip: bool
@@ -161,6 +181,7 @@ class TrainSettings(Settings):
     optim: OptimSettings
     loss: LossSettings
     augment: AugmentSettings
+    decision: DecisionSettings
     trainer: TrainerSettings
     logger: LoggerSettings
     target: Literal["defect", "defect_type"]
@@ -168,11 +189,56 @@ class TrainSettings(Settings):
     batch_size: PositiveInt
     sampler: Literal["shuffle", "balanced"]
     seed: Annotated[int, Field(ge=0)]
+    inspect: InspectSettings
     resume: Path | None
 
 
+class FindSettings(Settings):
+    wrong_labels: bool
+    folds: Annotated[int, Field(ge=2)]
+    c: Positive
+
+
+class AuditSettings(TrainSettings):
+    audit: FindSettings
+
+
+class CrossvalSettings(TrainSettings):
+    folds: Annotated[int, Field(ge=2)]
+    repeats: PositiveInt
+
+
 class EvaluateSettings(Settings):
-    checkpoint: Path
+    checkpoint: Path | None
+    predictions: Path | None
     part: Literal["train", "val", "test", "all"] | None
     augment: AugmentSettings
     dataset: DatasetSettings | None
+    decision: DecisionSettings | None
+    update_checkpoint: bool
+    inspect: InspectSettings
+    root: Path | None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "EvaluateSettings":
+        if (self.checkpoint is None) == (self.predictions is None):
+            raise ValueError("give checkpoint=<run folder> or predictions=<csv>, one of both")
+        if self.update_checkpoint and (self.checkpoint is None or self.decision is None):
+            raise ValueError("update_checkpoint=true needs checkpoint=<run folder> and decision=<policy>")
+        return self
+
+
+class CompareSettings(Settings):
+    runs: list[Path]
+    metrics: list[Literal["recall", "overkill_rate", "precision", "f1", "accuracy", "auroc", "average_precision"]]
+    level: Annotated[float, Field(gt=0.5, lt=1)]
+    resamples: Annotated[int, Field(ge=100)]
+    seed: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _something_to_compare(self) -> "CompareSettings":
+        if len(self.runs) < 2:
+            raise ValueError("give two or more: python -m defectcls.compare <run> <run>")
+        if not self.metrics:
+            raise ValueError("give metrics, such as metrics=[recall,auroc]")
+        return self

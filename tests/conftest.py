@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
@@ -110,13 +111,20 @@ def paint(path: Path, colour: tuple[int, int, int], side: int = 40) -> None:
     image.save(path)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or fills the cache of whoever runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEFECTCLS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of a tiny run's time."""
     results = import_module("defectcls.results")
-    for name in ("plot_confusion_matrix", "plot_curves", "plot_predictions"):
-        monkeypatch.setattr(results, name, lambda *_: None)
-    monkeypatch.setattr(results, "png", lambda _: b"")
+    monkeypatch.setattr(results, "draw", lambda *_, **__: {})
+    monkeypatch.setattr(import_module("defectcls.inspection"), "inspect", lambda *_: ({}, {}))
 
 
 @pytest.fixture(scope="session")

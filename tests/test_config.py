@@ -94,8 +94,8 @@ def test_terminal_shows_the_sentence_and_nothing_else(tmp_path: Path) -> None:
     found = process("defectcls.train", SYNTHETIC, "optim.lrr=1", cwd=tmp_path)
     assert found == (2, "", "error: unknown key 'optim.lrr' in optim, did you mean 'lr'?\n")
     assert list(tmp_path.iterdir()) == []
-    found = process("defectcls.evaluate", "part=tets", cwd=tmp_path)
-    assert found == (2, "", "error: checkpoint is not set: add checkpoint=<value>\n")
+    found = process("defectcls.evaluate", "part=test", cwd=tmp_path)
+    assert found == (2, "", "error: give checkpoint=<run folder> or predictions=<csv>, one of both\n")
 
 
 def test_full_error_shows_the_traceback(tmp_path: Path) -> None:

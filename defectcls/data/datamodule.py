@@ -8,14 +8,12 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
-from hydra.utils import get_method
-from pydantic import validate_call
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from defectcls.data.download import fetch_archive
-from defectcls.data.duplicates import identical_files, split_units
+from defectcls.data.duplicates import related_images
 from defectcls.data.images import UnreadableImageError, decode, decode_all
+from defectcls.data.listing import fetch, list_samples
 from defectcls.data.samples import Target, classes_of, label_samples
 from defectcls.data.splits import PARTS, leaked_units, split_samples
 from defectcls.errors import UserError
@@ -61,22 +59,8 @@ class DefectDataModule(L.LightningDataModule):
         self.unreadable: list[dict[str, str]] = []
 
     def prepare_data(self) -> None:
-        """Fetch what is missing.
-
-        Raises:
-            UserError: the root folder is missing; where to get the data and where to put it.
-        """
-        root, name, source, archive = (getattr(self.settings, key) for key in ("root", "name", "source", "archive"))
-        if source is None:
-            root.mkdir(parents=True, exist_ok=True)  # made on first use
-        elif not root.is_dir() and self.settings.download and archive:
-            fetch_archive(archive.url, archive.sha256, root)
-        elif not root.is_dir():
-            public = f"get '{name}' from {source} and put it there, or " if source.startswith("http") else ""
-            download = ", or add dataset.download=true" if archive else ""
-            raise UserError(
-                f"the folder {root} does not exist: {public}say where it is with dataset.root=<folder>{download}"
-            )
+        """Fetch what is missing; see `defectcls.data.listing.fetch`."""
+        fetch(self.settings)
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002  Lightning's signature
         """List, read, label and split the images; a second call does nothing.
@@ -86,7 +70,7 @@ class DefectDataModule(L.LightningDataModule):
         """
         if not self.samples.empty:
             return
-        samples, self.images = self._read(self._list_samples())
+        samples, self.images = self._read(list_samples(self.settings))
         samples = label_samples(samples, self.target)
         found = classes_of(samples)
         if not self.classes and len(found) < 2:
@@ -139,13 +123,6 @@ class DefectDataModule(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def _list_samples(self) -> pd.DataFrame:
-        list_samples = validate_call(get_method(self.settings.list_samples))
-        samples = list_samples(root=self.settings.root, **(self.settings.model_extra or {}))
-        if samples.empty:
-            raise UserError(f"the folder {self.settings.root} holds no images of '{self.settings.name}'")
-        return samples
-
     def _read(self, samples: pd.DataFrame) -> tuple[pd.DataFrame, "Images"]:
         """Decode every image once: to keep it where memory allows, and to know the unreadable ones before training."""
         root, size, resize = self.settings.root, self.image_size, self.settings.resize
@@ -176,11 +153,11 @@ class DefectDataModule(L.LightningDataModule):
         log.warning("%s; left out, as dataset.on_unreadable=skip says", sentence)
 
     def _split(self, samples: pd.DataFrame) -> pd.Series:
-        identical = identical_files(self.images.paths)
-        parts = split_samples(samples, identical, self.settings.split, self.seed)
-        if leaks := leaked_units(parts, split_units(identical, samples.get("group"))):
+        units = related_images(samples, self.settings)
+        parts = split_samples(samples, units, self.settings.split, self.seed)
+        if leaks := leaked_units(parts, units):
             log.warning(
-                "the published split leaks: %d groups of identical or related images stand on both sides; "
+                "the published split leaks: %d groups of copies, near twins or related images stand on both sides; "
                 "dataset.split.published=false splits anew without leaks",
                 leaks,
             )

@@ -70,6 +70,17 @@ def sample_table(rows: Iterable[dict]) -> pd.DataFrame:
     return samples.sort_values("path", ignore_index=True)
 
 
+def group_consecutive(samples: pd.DataFrame, count: int) -> pd.DataFrame:
+    """The table with each `count` files in a row of a folder as one group, where they have none of their own.
+
+    For photos whose names follow the time or the place of capture: neighbours show the same wall, part or light.
+    """
+    folder = samples["path"].str.rpartition("/")[0]
+    block = folder + "/" + (samples.groupby(folder).cumcount() // count).astype(str)
+    own = samples["group"] if "group" in samples else pd.Series("", samples.index)
+    return samples.assign(group=own.where(own != "", block))
+
+
 def label_samples(samples: pd.DataFrame, target: Target) -> pd.DataFrame:
     """The table with its `label` column: sound or defective, or the defect type.
 

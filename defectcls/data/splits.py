@@ -1,12 +1,12 @@
 """Train, validation and test: deterministic in the seed and the sorted paths, stratified, and without leaks.
 
-What is dealt to a part is never an image but a *unit*: all images tied by a byte-identical copy or a common group.
+What is dealt to a part is never an image but a *unit*: all images tied by a copy, a near-identical twin or a common
+group, as `dataset.split.together` says.
 """
 
 import numpy as np
 import pandas as pd
 
-from defectcls.data.duplicates import split_units
 from defectcls.errors import UserError
 from defectcls.settings import SplitSettings
 
@@ -16,19 +16,18 @@ UNUSED = "unused"
 Sizes = dict[str, float | int | None]
 
 
-def split_samples(samples: pd.DataFrame, identical: np.ndarray, settings: SplitSettings, seed: int) -> pd.Series:
+def split_samples(samples: pd.DataFrame, units: np.ndarray, settings: SplitSettings, seed: int) -> pd.Series:
     """The part of every image: train, val, test, or unused where fixed counts leave some over.
 
     Stratified by class, category and defect type. A published split is kept; parts that it lacks are taken from train.
 
     Args:
         samples: labelled sample table, sorted by path.
-        identical: position of the first byte-identical image, (images,).
+        units: number of the unit of every image, (images,).
 
     Raises:
         UserError: a class is too small to stand in every part, or the settings ask for more than there is.
     """
-    units = split_units(identical, samples.get("group"))
     classes = samples["label"].to_numpy().astype(str)
     strata = samples.groupby([c for c in ("label", "category", "defect_type") if c in samples]).ngroup().to_numpy()
 

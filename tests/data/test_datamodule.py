@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from defectcls.data import datamodule
+from defectcls.data import listing
 from defectcls.data.datamodule import DefectDataModule, EpochSampler
 from defectcls.data.images import decode
 from defectcls.data.samples import sample_table
@@ -33,6 +33,7 @@ def photos(root: Path, **folders: int) -> Path:
 
 def dataset(root: Path, **changed: Any) -> DatasetSettings:
     split = {"published": True, "train": None, "val": 0.15, "test": 0.2, "folds": None, "fold": 0}
+    together = ["group", "identical", "near_identical"]
     values = {
         "name": "folder",
         "list_samples": "defectcls.data.folder.list_samples",
@@ -42,9 +43,11 @@ def dataset(root: Path, **changed: Any) -> DatasetSettings:
         "download": False,
         "resize": "squash",
         "on_unreadable": "error",
+        "consecutive": None,
+        "cache_dir": root / ".cache",
         "sound": ["good"],
         **changed,
-        "split": SplitSettings(**split | changed.get("split", {})),
+        "split": SplitSettings(**{"together": together} | split | changed.get("split", {})),
     }
     return DatasetSettings(**values)
 
@@ -230,7 +233,7 @@ def test_download_fetches_a_missing_root_and_leaves_a_present_one_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched: list[tuple] = []
-    monkeypatch.setattr(datamodule, "fetch_archive", lambda *arguments: fetched.append(arguments))
+    monkeypatch.setattr(listing, "fetch_archive", lambda *arguments: fetched.append(arguments))
     options = {"archive": {"url": "https://127.0.0.1/a.zip", "sha256": "0" * 64}, "download": True}
     module(tmp_path, options).prepare_data()
     assert fetched == []
@@ -282,6 +285,65 @@ def test_a_folder_without_one_readable_image_cannot_be_skipped(tmp_path: Path) -
         path.write_bytes(b"")
     with pytest.raises(UserError, match="4 of 4 images cannot be read"):
         ready(tmp_path, {"on_unreadable": "skip"})
+
+
+def with_twins(root: Path, seed: int = 0) -> Path:
+    """30 rough surfaces of two classes, and of ten of the good ones a copy saved at a low quality."""
+    for name, count in (("good", 20), ("dent", 10)):
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            noise = np.random.default_rng([seed, count, number]).normal(size=(24, 24))
+            image = Image.fromarray((128 + 40 * np.clip(noise, -3, 3)).astype(np.uint8)).resize((96, 96))
+            image.save(root / name / f"{number:02d}.png")
+            if number % 2 == 0 and name == "good":
+                image.save(root / name / f"{number:02d}_again.jpg", quality=60)
+    return root
+
+
+def straddling(data: DefectDataModule) -> int:
+    """How many images stand in another part than their re-encoded copy."""
+    origin = data.samples["path"].str.replace(r"(_again)?\.\w+$", "", regex=True)
+    return int((data.samples.groupby(origin)["split"].nunique() > 1).sum())
+
+
+def test_near_identical_images_stay_in_one_part_unless_told_otherwise(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    root = with_twins(tmp_path / "photos")
+    for seed in range(3):
+        assert straddling(ready(root, seed=seed)) == 0
+    assert "near-identical to another: 20 images" in caplog.text
+    caplog.clear()
+    alone = {"split": {"together": ["group", "identical"]}}
+    assert sum(straddling(ready(root, alone, seed=seed)) for seed in range(3)) > 0
+    assert "near-identical" not in caplog.text
+
+
+def test_copies_and_groups_are_kept_together_only_where_asked_for(tmp_path: Path) -> None:
+    root = photos(tmp_path / "photos", good=30, dent=30)
+    for image in (root / "good").glob("00?.png"):
+        (root / "good" / f"copy_of_{image.name}").write_bytes(image.read_bytes())
+
+    def apart(together: list[str]) -> int:
+        found = 0
+        for seed in range(3):
+            samples = ready(root, {"split": {"together": together}}, seed=seed).samples
+            name = samples["path"].str.replace("copy_of_", "")
+            found += int((samples.groupby(name)["split"].nunique() > 1).sum())
+        return found
+
+    assert apart(["identical"]) == 0
+    assert apart([]) > 0
+
+
+def test_a_near_twin_across_a_published_split_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for seed, part in enumerate(("train", "val", "test")):
+        with_twins(tmp_path / part, seed)
+    with Image.open(tmp_path / "train" / "good" / "01.png") as image:
+        image.save(tmp_path / "test" / "good" / "new.jpg", quality=60)
+    ready(tmp_path)
+    assert "the published split leaks: 1 groups of copies, near twins or related images" in caplog.text
 
 
 def test_a_published_split_that_leaks_is_kept_and_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -50,6 +50,15 @@ def test_an_empty_group_name_ties_nothing() -> None:
     assert partition(units) == {frozenset({0}), frozenset({2}), frozenset({1, 3})}
 
 
+def test_near_twins_tie_as_copies_do() -> None:
+    """0 -near- 1 -copy- 2 -near- 4; 3 alone."""
+    near = np.array([[0, 1], [4, 2]])
+    assert partition(split_units(np.array([0, 1, 1, 3, 4]), None, near)) == {
+        frozenset({0, 1, 2, 4}),
+        frozenset({3}),
+    }
+
+
 def test_ties_go_on_through_copies_and_groups_in_turn() -> None:
     """0 -group a- 1 -copy- 2 -group b- 3 -copy- 4: one unit, though 0 and 4 share neither bytes nor group."""
     identical = np.array([0, 1, 1, 3, 3, 5])

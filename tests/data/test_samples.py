@@ -10,6 +10,7 @@ import pytest
 from defectcls.data.samples import (
     classes_of,
     folders_in,
+    group_consecutive,
     images_expected_in,
     images_in,
     label_samples,
@@ -115,3 +116,11 @@ def test_defect_types_have_to_be_named_to_be_a_target() -> None:
     nameless = sample_table([{"path": "1", "defective": True}])
     with pytest.raises(UserError, match=r"names no defect types: use target=defect$"):
         label_samples(nameless, "defect_type")
+
+
+def test_consecutive_files_of_a_folder_are_a_group_where_they_have_none() -> None:
+    paths = ["a/1.png", "a/2.png", "a/3.png", "b/c/1.png", "b/c/2.png", "d.png"]
+    samples = pd.DataFrame({"path": paths, "defective": False})
+    assert group_consecutive(samples, 2)["group"].tolist() == ["a/0", "a/0", "a/1", "b/c/0", "b/c/0", "/0"]
+    own = group_consecutive(samples.assign(group=["", "part 7", "", "", "", ""]), 3)["group"].tolist()
+    assert own == ["a/0", "part 7", "a/0", "b/c/0", "b/c/0", "/0"]

@@ -15,7 +15,7 @@ from defectcls.settings import SplitSettings
 
 
 def settings(**changed: Any) -> SplitSettings:
-    defaults = {"published": True, "train": None, "val": 0.15, "test": 0.2, "folds": None, "fold": 0}
+    defaults = {"together": [], "published": True, "train": None, "val": 0.15, "test": 0.2, "folds": None, "fold": 0}
     return SplitSettings(**{**defaults, **changed})
 
 
@@ -25,7 +25,7 @@ def table(labels: list[str], **columns: list[str]) -> pd.DataFrame:
 
 def split(samples: pd.DataFrame, seed: int = 0, identical: np.ndarray | None = None, **changed: Any) -> pd.Series:
     copies = np.arange(len(samples)) if identical is None else identical
-    return split_samples(samples, copies, settings(**changed), seed)
+    return split_samples(samples, split_units(copies, samples.get("group")), settings(**changed), seed)
 
 
 def counts(parts: pd.Series, *by: pd.Series) -> dict:
