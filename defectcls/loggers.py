@@ -1,5 +1,6 @@
 """W&B, TensorBoard and MLflow: they mirror what the run folder holds."""
 
+import io
 import logging
 import os
 import secrets
@@ -8,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 from lightning.pytorch.loggers import Logger, WandbLogger
+from PIL import Image
 
 from defectcls.errors import UserError
 from defectcls.evaluation.pictures import thumbnail, worth_seeing
@@ -86,12 +88,20 @@ def _wandb_logger(
 
 
 def log_results(
-    logger: Logger | None, metrics: dict[str, Any], predictions: pd.DataFrame, root: Path, table_rows: int
+    logger: Logger | None,
+    metrics: dict[str, Any],
+    predictions: pd.DataFrame,
+    pictures: dict[str, bytes],
+    root: Path,
+    table_rows: int,
 ) -> None:
-    """Test metrics to any logger; to W&B also the confusion matrix, PR and ROC curves, and a table with thumbnails."""
+    """Test metrics and their intervals to any logger; to W&B also what the report shows, and thumbnails."""
     if logger is None:
         return
     numbers = {f"test/{name}": value for name, value in metrics["test"].items() if isinstance(value, float | int)}
+    for name, interval in metrics["test"].get("intervals", {}).items():
+        if isinstance(interval, list):
+            numbers |= {f"test/{name}_low": interval[0], f"test/{name}_high": interval[1]}
     logger.log_metrics(numbers)
     if not isinstance(logger, WandbLogger):
         return
@@ -112,6 +122,12 @@ def log_results(
             "test/precision_recall": wandb.plot.pr_curve(truth, probabilities, labels=names),  # type: ignore[arg-type]
             "test/roc": wandb.plot.roc_curve(truth, probabilities, labels=names),
             "test/predictions": wandb.Table(dataframe=shown),
+            **{f"report/{name}": wandb.Image(Image.open(io.BytesIO(png))) for name, png in pictures.items()},
+            **{
+                f"report/{name}": wandb.Table(dataframe=pd.DataFrame(rows))
+                for name, rows in {"robustness": metrics.get("robustness"), **metrics["test"]["breakdowns"]}.items()
+                if rows
+            },
         }
     )
     run.summary.update(

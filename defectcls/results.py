@@ -7,37 +7,82 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from defectcls.evaluation.pictures import plot_confusion_matrix, plot_curves, plot_predictions, png
-from defectcls.evaluation.predictions import write_predictions
-from defectcls.evaluation.report import judged_split, render_report, verdict
+from defectcls.evaluation.calibration import calibrate
+from defectcls.evaluation.pictures import (
+    plot_confusion_matrix,
+    plot_curves,
+    plot_errors,
+    plot_predictions,
+    plot_reliability,
+    plot_robustness,
+    plot_scores,
+    png,
+    worst_errors,
+)
+from defectcls.evaluation.predictions import PROBABILITY, write_predictions
+from defectcls.evaluation.report import render_report
+from defectcls.evaluation.wording import judged_split, verdict
 
 PACKAGES = ("defectcls", "torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-core", "scikit-learn")
-SHOWN = ("n", "accuracy", "precision", "recall", "f1", "f1_macro", "auroc")
+RATES = ("recall", "overkill_rate", "auroc")  # undefined ones are None in JSON
+SHOWN = ("n", "accuracy", "precision", "recall", "f1", "f1_macro", "auroc", "review_rate")
 
 
-def write_results(
-    folder: Path, metrics: dict[str, Any], predictions: pd.DataFrame, history: pd.DataFrame, root: Path
-) -> None:
+def write_results(folder: Path, metrics: dict[str, Any], predictions: pd.DataFrame, pictures: dict[str, bytes]) -> None:
     """Write all of contract 5; metrics.json comes last, so that it says that the run is finished."""
-    names = metrics["class_names"]
     write_predictions(predictions, folder / "predictions.csv")
-    figures = {
-        "confusion_matrix": png(plot_confusion_matrix(metrics[judged_split(metrics)]["confusion_matrix"], names)),
-        "predictions": png(plot_predictions(predictions, root, names)),
-    }
-    if not history.empty:
-        figures["curves"] = png(plot_curves(history))
-    for name, content in figures.items():
+    for name, content in pictures.items():
         (folder / f"{name}.png").write_bytes(content)
-    (folder / "report.html").write_text(render_report(metrics, predictions, figures), encoding="utf-8")
+    (folder / "report.html").write_text(render_report(metrics, pictures), encoding="utf-8")
     unfinished = folder / "metrics.json.part"
     unfinished.write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     unfinished.replace(folder / "metrics.json")
+
+
+def draw(
+    metrics: dict[str, Any],
+    predictions: pd.DataFrame,
+    root: Path,
+    history: pd.DataFrame | None = None,
+    heat: dict[str, np.ndarray] | None = None,
+) -> dict[str, bytes]:
+    """The pictures of a run as PNG files by name, each where there is something to see.
+
+    Args:
+        history: of the training, one row an epoch.
+        heat: what speaks for a defect, of the paths of some images, (side, side) from 0 to 1.
+    """
+    names, defective_classes = metrics["class_names"], metrics["defective_classes"]
+    judged = judged_split(metrics)
+    rows = predictions[predictions["split"] == judged] if "split" in predictions else predictions
+    figures = {"confusion_matrix": plot_confusion_matrix(metrics[judged]["confusion_matrix"], names)}
+    if rows["defective"].nunique() == 2:
+        decision = metrics.get("decision") or {}
+        figures["scores"] = plot_scores(rows, decision.get("accept_below"), decision.get("reject_from"))
+        scores = {"calibrated": rows["score"].to_numpy()}
+        if "uncalibrated" in metrics[judged]:
+            columns = [PROBABILITY + name for name in names]
+            before = calibrate(rows[columns].to_numpy(), 1 / decision["temperature"])
+            scores = {
+                "before temperature scaling": before[:, defective_classes].sum(axis=1),
+                "after": scores["calibrated"],
+            }
+        figures["reliability"] = plot_reliability(scores, rows["defective"].to_numpy(bool))
+    errors = worst_errors(rows, names, defective_classes)
+    if any(len(table) for table in errors.values()):
+        figures["errors"] = plot_errors(errors, root, heat or {})
+    figures["predictions"] = plot_predictions(predictions, root, names)
+    if metrics.get("robustness"):
+        figures["robustness"] = plot_robustness(pd.DataFrame(metrics["robustness"]).astype(dict.fromkeys(RATES, float)))
+    if history is not None:
+        figures["curves"] = plot_curves(history)
+    return {name: png(figure) for name, figure in figures.items()}
 
 
 def print_results(folder: Path, metrics: dict[str, Any]) -> None:

@@ -5,8 +5,9 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,14 @@ from defectcls.build import build_classifier, build_data, build_trainer
 from defectcls.config import job_command, parse
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.errors import UserError, explain
+from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision
+from defectcls.evaluation.judge import judge
+from defectcls.evaluation.localisation import mask_sizes
 from defectcls.evaluation.metrics import compute_metrics
-from defectcls.evaluation.predictions import predictions_table
+from defectcls.evaluation.predictions import PROBABILITY, predictions_table
 from defectcls.model.classifier import Classifier, load_classifier
 from defectcls.model.probe import extract_features, fit_probe
-from defectcls.model.record import Progress, Record, collapse, stage_summary
+from defectcls.model.record import CRITERION, Progress, Record, collapse, stage_summary, written_whole
 from defectcls.results import provenance
 from defectcls.settings import EvaluateSettings, TrainSettings
 
@@ -42,6 +46,7 @@ class Run:
 
     def __init__(self, data: DefectDataModule, classifier: Classifier, trainer: L.Trainer) -> None:
         self.data, self.classifier, self.trainer = data, classifier, trainer
+        self.decision = MOST_PROBABLE
         self.seconds: dict[str, float] = {}
         self.images_per_second: dict[str, float] = {}
 
@@ -55,22 +60,45 @@ class Run:
             self.images_per_second[phase] = images / self.seconds[phase]
 
     def predict(self, part: str) -> pd.DataFrame:
-        """Predictions table of one part."""
+        """Predictions table of one part, as the network has it: not calibrated, the most probable class predicted."""
         self.trainer.test(self.classifier, dataloaders=self.data.part_dataloader(part), verbose=False)
         index, logits = self.classifier.evaluated
-        classes = self.data.classes
         probabilities = softmax(logits.astype(np.float64), axis=1)
-        return predictions_table(self.data.samples.loc[index], probabilities, list(classes), list(classes.values()))
+        return predictions_table(self.samples.loc[index], probabilities, *self.classes)
 
-    def metrics(self, predictions: pd.DataFrame) -> dict[str, Any]:
-        """Numbers of a predictions table."""
-        return compute_metrics(predictions, list(self.data.classes), list(self.data.classes.values()))
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """The sample table, with the size of each defect that has a mask."""
+        samples, settings = self.data.samples, self.data.settings
+        if "mask" not in samples:
+            return samples
+        return samples.assign(mask_size=mask_sizes(samples, settings.root, self.data.image_size, settings.resize))
+
+    @torch.inference_mode()
+    def logits(self, images: Iterable[torch.Tensor]) -> np.ndarray:
+        """Logits float32 (images, classes) of batches that are no part of the data."""
+        device = self.trainer.strategy.root_device
+        self.classifier.to(device).eval()
+        with self.trainer.precision_plugin.forward_context():
+            return torch.cat([self.classifier(batch.to(device)).cpu() for batch in images]).numpy()
+
+    def judge(self, part: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """One part's predictions by the run's decision, and their numbers."""
+        with self.timed(f"evaluate {part}", len(self.data.part(part))):
+            uncalibrated = self.predict(part)
+        return judge(uncalibrated, self.decision, *self.classes)
+
+    @property
+    def classes(self) -> tuple[list[str], list[bool]]:
+        """Names, and which of them are defective, in logit order."""
+        return list(self.data.classes), list(self.data.classes.values())
 
     def describe(self) -> dict[str, Any]:
         """What metrics.json says of the run besides its numbers."""
         return {
             "class_names": list(self.data.classes),
             "defective_classes": list(self.data.classes.values()),
+            "decision": self.decision.plain(),
             "unreadable": self.data.unreadable,
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,
@@ -106,7 +134,8 @@ class TrainingRun(Run):
         if sys.stdout.isatty():
             callbacks.append(Progress(self.settings.batch_size))
         if self.settings.finetune.patience is not None:
-            callbacks.append(EarlyStopping("val/auroc", mode="max", patience=self.settings.finetune.patience))
+            patience = self.settings.finetune.patience
+            callbacks.append(EarlyStopping(CRITERION, patience=patience, check_finite=False))
         if self.settings.optim.ema is not None:
             callbacks.append(EMAWeightAveraging(decay=self.settings.optim.ema))
         return callbacks
@@ -129,11 +158,21 @@ class TrainingRun(Run):
             self.images_per_second["fit"] = float(np.median(speeds))
         best = torch.load(self.record.best, map_location="cpu", weights_only=True)
         self.classifier.load_state_dict(best["state_dict"])
+        self._choose_decision(best)
+
+    def _choose_decision(self, best: dict[str, Any]) -> None:
+        """On the validation images; kept in the best checkpoint, with what the choice rests on."""
+        validation = self.predict("val")
+        self.decision = choose_decision(self.settings.decision, validation, *self.classes)
+        columns = ["label", "defective", "group", *(PROBABILITY + name for name in self.data.classes)]
+        best["defectcls"]["validation"] = validation.filter(columns).to_dict("list")
+        if self.trainer.is_global_zero:
+            keep_decision(best, self.decision, self.record.best)
 
     def _begin(self) -> None:
         """Measure the untrained head; then solve the probe, and make it the first candidate for the best checkpoint."""
         with self.timed("baseline", len(self.data.part("test"))):
-            self.record.measured["baseline"] = self.metrics(self.predict("test"))
+            self.record.measured["baseline"] = compute_metrics(self.predict("test"), *self.classes)
         if not self.settings.finetune.probe:
             return
         views = self.settings.finetune.probe_views
@@ -154,26 +193,24 @@ class TrainingRun(Run):
 
     def measure(self) -> tuple[dict[str, Any], pd.DataFrame]:
         """metrics.json and the predictions table of all three parts, from the best weights."""
-        tables = {}
-        for part in PARTS:
-            with self.timed(f"evaluate {part}", len(self.data.part(part))):
-                tables[part] = self.predict(part)
+        judged = {part: self.judge(part) for part in PARTS}
         metrics: dict[str, Any] = {
             "dataset": self.settings.dataset.name,
             "model": self.settings.model.name,
             "baseline": self.record.measured["baseline"],
-            **{part: self.metrics(table) for part, table in tables.items()},
+            **{part: numbers for part, (_, numbers) in judged.items()},
             "stages": stage_summary(self.record.history),
             **self.describe(),
             **provenance(self.settings.seed, self.config),
         }
-        return metrics, pd.concat(tables.values()).sort_index()
+        return metrics, pd.concat([table for table, _ in judged.values()]).sort_index()
 
 
 class EvaluationRun(Run):
     """A trained model on one part of its own dataset, or of another, computed as it was in training."""
 
     def __init__(self, settings: EvaluateSettings, folder: Path) -> None:
+        assert settings.checkpoint is not None
         self.part = settings.part or ("test" if settings.dataset is None else "all")
         checkpoint = checkpoint_file(settings.checkpoint)
         # Where it ran is not to be repeated, how it computed is.
@@ -189,20 +226,36 @@ class EvaluationRun(Run):
             log.warning("these images are, or hold, the ones that the model learnt from: new ones it will judge worse")
         data = build_data(self.trained, classifier.classes, split=self.part != "all")
         super().__init__(data, classifier, build_trainer(self.trained.trainer, folder, None, []))
+        if settings.decision is not None:
+            if "validation" not in about:
+                raise UserError(f"{checkpoint} is of a run that did not finish: resume=<run folder> finishes it")
+            validation = pd.DataFrame(about["validation"])
+            self.decision = choose_decision(settings.decision, validation, *self.classes)
+            if settings.update_checkpoint:
+                content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+                keep_decision(content, self.decision, checkpoint)
+        elif "decision" in about:
+            self.decision = Decision.from_plain(about["decision"])
 
     def measure(self) -> tuple[dict[str, Any], pd.DataFrame]:
         """metrics.json and the predictions table of the part."""
         part = "test" if self.part == "all" else self.part
-        with self.timed(f"evaluate {part}", len(self.data.part(part))):
-            predictions = self.predict(part)
+        predictions, numbers = self.judge(part)
         metrics = {
             "dataset": self.trained.dataset.name,
             "model": self.trained.model.name,
-            part: self.metrics(predictions),
+            part: numbers,
             **self.describe(),
             **provenance(self.trained.seed, self.trained.model_dump(mode="json")),
         }
         return metrics, predictions
+
+
+def keep_decision(content: dict[str, Any], decision: Decision, path: Path) -> None:
+    """Write a checkpoint with its decision."""
+    content["defectcls"]["decision"] = decision.plain()
+    with written_whole(path) as unfinished:
+        torch.save(content, unfinished)
 
 
 def checkpoint_file(path: Path) -> Path:

@@ -8,34 +8,50 @@ from defectcls.config import parse, run_verb
 
 def train(config: dict[str, Any], folder: Path) -> None:
     """One run, in its own folder; a finished one is only shown again."""
+    if (folder / "metrics.json").is_file():
+        print("this run is finished:")
+    metrics = train_run(config, folder)
+    if metrics is not None:
+        from defectcls.results import print_results
+
+        print_results(folder, metrics)
+
+
+def train_run(config: dict[str, Any], folder: Path) -> dict[str, Any] | None:
+    """metrics.json of a run, trained unless it is finished; None in all but the first process of a distributed one."""
     import json
 
     from defectcls.settings import TrainSettings
 
     settings = parse(TrainSettings, config)  # a wrong type is told before the seconds that torch takes to import
     from defectcls import results
+    from defectcls.inspection import inspect
     from defectcls.loggers import build_logger, finish, log_results
     from defectcls.run import TrainingRun
 
     finished = folder / "metrics.json"
     if finished.is_file():
-        print("this run is finished:")
-        results.print_results(folder, json.loads(finished.read_text(encoding="utf-8")))
-        return
+        return json.loads(finished.read_text(encoding="utf-8"))
+    folder.mkdir(parents=True, exist_ok=True)
     logger, failed = build_logger(settings.logger, folder, config), True
     try:
         run = TrainingRun(settings, config, folder, logger)
         run.train()
         metrics, predictions = run.measure()
-        if run.trainer.is_global_zero:
+        leads = run.trainer.is_global_zero
+        if leads:
             test = predictions[predictions["split"] == "test"]
-            log_results(logger, metrics, test, settings.dataset.root, settings.logger.table_rows)
-            results.write_results(folder, metrics, predictions, run.record.table(), settings.dataset.root)
-            results.print_results(folder, metrics)
+            found, heat = inspect(run, test, settings.inspect)
+            metrics |= found
+            root = settings.dataset.root
+            pictures = results.draw(metrics, predictions, root, run.record.table(), heat)
+            log_results(logger, metrics, test, pictures, root, settings.logger.table_rows)
+            results.write_results(folder, metrics, predictions, pictures)
         run.close()
         failed = False
     finally:
         finish(logger, failed)
+    return metrics if leads else None
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from tests.conftest import Outcome, command, paint, sentence
+from tests.conftest import Outcome, command, equal, paint, sentence, weights
 
 
 def evaluate(folder: Path, *arguments: str) -> Outcome:
@@ -100,3 +100,75 @@ def test_checkpoint_that_does_not_exist(tmp_path: Path) -> None:
     assert sentence(evaluate(tmp_path / "new", f"checkpoint={tmp_path / 'rum'}")) == (
         f"checkpoint={tmp_path / 'rum'} does not exist: give a run folder or a .ckpt file"
     )
+
+
+# --- the decision, and tables without a model -------------------------------------------------------------------------
+
+
+def test_another_decision_without_training(finished: Path, tmp_path: Path) -> None:
+    assert evaluate(tmp_path, f"checkpoint={finished}", "decision=recall>=0.5").code == 0
+    found, validation, test = numbers(tmp_path)["decision"], part_of(finished, "val"), table(tmp_path)
+    assert found["policy"] == "recall>=0.5"
+    assert found["evidence"]["defective"] == validation["defective"].sum()
+    assert found["temperature"] == pytest.approx(numbers(finished)["decision"]["temperature"])
+    threshold = found["reject_from"]
+    assert found["evidence"]["escapes"] == (validation["score"] < threshold)[validation["defective"]].sum()
+    assert (test["decision"] == "reject").tolist() == (test["score"] >= threshold).tolist()
+    assert (test["prediction"] == "defective").tolist() == (test["decision"] == "reject").tolist()
+    assert test["score"].to_numpy() == pytest.approx(part_of(finished, "test")["score"].to_numpy(), abs=1e-12)
+
+
+def test_decision_is_kept_in_the_checkpoint(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run/checkpoints"
+    run.mkdir(parents=True)
+    (run / "best.ckpt").write_bytes((finished / "checkpoints/best.ckpt").read_bytes())
+    again = (f"checkpoint={tmp_path / 'run'}", "inspect.heat_maps=false", "inspect.robustness=false")
+    assert evaluate(tmp_path / "1", *again, "decision=f1", "update_checkpoint=true").code == 0
+    assert evaluate(tmp_path / "2", *again).code == 0
+    assert numbers(tmp_path / "1")["decision"] == numbers(tmp_path / "2")["decision"]
+    assert numbers(tmp_path / "2")["decision"]["policy"] == "f1"
+    assert equal(weights(run / "best.ckpt"), weights(finished / "checkpoints/best.ckpt"))
+
+
+def test_predictions_of_a_run_give_its_numbers_again(finished: Path, tmp_path: Path) -> None:
+    assert evaluate(tmp_path, f"predictions={finished / 'predictions.csv'}").code == 0
+    for part in ("train", "val", "test"):
+        found, trained = numbers(tmp_path)[part], numbers(finished)[part]
+        assert found == {name: value for name, value in trained.items() if name != "uncalibrated"}
+
+
+def test_predictions_are_decided_anew_on_their_validation_rows(finished: Path, tmp_path: Path) -> None:
+    again = (f"predictions={finished / 'predictions.csv'}", "decision=fpr<=0.5", "part=test")
+    assert evaluate(tmp_path, *again).code == 0
+    metrics, test = numbers(tmp_path), table(tmp_path)
+    assert "val" not in metrics
+    assert metrics["decision"]["promises"][0]["rate"] == "overkill_rate"
+    assert (test["decision"] == "reject").tolist() == (test["score"] >= metrics["decision"]["reject_from"]).tolist()
+
+
+def test_table_of_another_tool(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"path": list("abcd"), "defective": [0, 0, 1, 1], "score": [0.1, 0.6, 0.4, 0.9]})
+    rows.to_csv(tmp_path / "other.csv", index=False)
+    assert evaluate(tmp_path / "new", f"predictions={tmp_path / 'other.csv'}").code == 0
+    found = numbers(tmp_path / "new")["test"]
+    assert (found["recall"], found["overkill_rate"], found["auroc"]) == (0.5, 0.5, 0.75)
+    assert "other" in (tmp_path / "new/report.html").read_text()
+    decided = evaluate(tmp_path / "decided", f"predictions={tmp_path / 'other.csv'}", "decision=f1")
+    assert sentence(decided) == (
+        f"a decision is chosen on validation images, and {tmp_path / 'other.csv'} has no row with split val"
+    )
+    trained = evaluate(tmp_path / "part", f"predictions={tmp_path / 'other.csv'}", "part=train")
+    assert sentence(trained) == f"{tmp_path / 'other.csv'} has no row with split train"
+
+
+def test_report_looks_inside(finished: Path) -> None:
+    """Heat maps are scored on the masks of the test part, and every disturbance is measured."""
+    metrics, test = numbers(finished), part_of(finished, "test")
+    assert metrics["localisation"]["n"] == (test["mask"] != "").sum()
+    assert 0 < metrics["localisation"]["chance"] < 0.5
+    clean, *disturbed = metrics["robustness"]
+    assert (clean["corruption"], clean["strength"]) == ("none", 0)
+    assert clean["recall"] == pytest.approx(metrics["test"]["recall"])
+    assert len({(row["corruption"], row["strength"]) for row in disturbed}) == 21
+    sizes = metrics["test"]["breakdowns"]["mask_size"]
+    assert sum(row["n"] for row in sizes) == len(test)

@@ -119,7 +119,10 @@ def test_metrics_say_how_they_came_about(finished: Path, tiny: list[str]) -> Non
     assert metrics["config"] == composed(*tiny, *given)
     assert " ".join((*tiny, *given)) in metrics["command"]
     assert metrics["unreadable"] == []
-    assert set(metrics["seconds"]) == {"data", "baseline", "probe", "fit", *(f"evaluate {part}" for part in PARTS)}
+    assert set(metrics["seconds"]) == {
+        *("data", "baseline", "probe", "fit", "inspect"),
+        *(f"evaluate {part}" for part in PARTS),
+    }
     counts = {part: metrics[part]["n"] for part in PARTS}
     probed = counts["train"] * (1 + metrics["config"]["finetune"]["probe_views"]) + counts["val"]
     for phase, images in {"probe": probed, "evaluate test": counts["test"]}.items():
@@ -130,9 +133,10 @@ def test_metrics_of_the_best_epoch_are_in_the_history(finished: Path) -> None:
     metrics, history = numbers(finished), pd.read_csv(finished / "metrics.csv")
     assert history["epoch"].tolist() == [0, 1, 2]
     assert history["stage"].tolist() == ["probe", "full", "full"]
-    best = history.sort_values(["val/auroc", "val/loss"], ascending=[False, True]).iloc[0]
-    for name in ("auroc", "loss", "accuracy", "recall", "f1"):
+    best = history.sort_values("val/calibrated_loss", kind="stable").iloc[0]
+    for name in ("auroc", "accuracy", "recall", "f1"):
         assert metrics["val"][name] == pytest.approx(best[f"val/{name}"], abs=1e-6)
+    assert metrics["val"]["uncalibrated"]["loss"] == pytest.approx(best["val/loss"], abs=1e-6)
 
 
 # --- the seed ---------------------------------------------------------------------------------------------------------
@@ -169,7 +173,8 @@ def test_preset_runs_its_stages_in_order(tiny: list[str], tmp_path: Path, preset
     history = pd.read_csv(tmp_path / "metrics.csv")
     assert history["stage"].tolist() == [name for name, epochs in expected for _ in range(epochs)]
     assert history["val/auroc"].notna().all()
-    assert max(stage["best"]["auroc"] for stage in metrics["stages"]) == pytest.approx(metrics["val"]["auroc"])
+    best = min((stage["best"] for stage in metrics["stages"]), key=lambda best: best["calibrated_loss"])
+    assert best["auroc"] == pytest.approx(metrics["val"]["auroc"])
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -205,7 +210,7 @@ def test_collapsed_stage_is_rolled_back_to_the_probe(tiny: list[str], tmp_path: 
         assert metrics[part] == probe[part]
     best = [weights(tmp_path / name / "checkpoints/best.ckpt") for name in ("probe", "collapsed")]
     assert equal(*best)
-    assert "stage 'full' reached a validation AUROC of 0." in outcome.err
+    assert "stage 'full' reached a calibrated validation loss of " in outcome.err
     assert "of 'probe': rolled back" in outcome.err
 
 

@@ -12,7 +12,8 @@ import pandas as pd
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from defectcls.errors import UserError
-from defectcls.evaluation.predictions import PROBABILITY
+from defectcls.evaluation.calibration import brier_score, expected_calibration_error
+from defectcls.evaluation.predictions import PROBABILITY, REVIEW
 
 LEAST_PROBABILITY = np.finfo(np.float64).eps  # a probability of exactly 0 would make the loss infinite; as scikit-learn
 
@@ -20,11 +21,13 @@ LEAST_PROBABILITY = np.finfo(np.float64).eps  # a probability of exactly 0 would
 def compute_metrics(predictions: pd.DataFrame, class_names: list[str], defective_classes: list[bool]) -> dict[str, Any]:
     """All numbers of one predictions table.
 
-    Always: `n`, `loss` (mean negative log-likelihood of the true class, in nats), `accuracy`, `f1_macro`, `auroc`,
-    `average_precision`, `confusion_matrix` (counts; rows = truth, columns = prediction, in the order of `class_names`).
+    Always: `n`, `loss` (mean negative log-likelihood of the true class, in nats), `ece`, `brier` (see calibration.py),
+    `accuracy`, `f1_macro`, `auroc`, `average_precision`, `confusion_matrix` (counts; rows = truth, columns =
+    prediction, in the order of `class_names`).
 
     Sound against defective: also `precision`, `recall`, `f1`, `escape_rate` (share of the defective images let through,
-    1 - recall) and `overkill_rate` (share of the sound images rejected), all of the defective class.
+    1 - recall) and `overkill_rate` (share of the sound images rejected), all of the defective class. Where a decision
+    sends images to review, these count as caught but not as rejected, and `review_rate` is their share.
 
     Other classes: also `precision_macro`, `recall_macro`, `per_class` {name: n, precision, recall, f1}, and where there
     are both sound and defective classes `defect`: the numbers above, with all defective classes taken as one. `auroc`
@@ -36,13 +39,19 @@ def compute_metrics(predictions: pd.DataFrame, class_names: list[str], defective
     matrix = confusion_matrix(predictions, class_names)
     probabilities = predictions[[PROBABILITY + name for name in class_names]].to_numpy()
     one_hot = predictions["label"].to_numpy()[:, None] == np.array(class_names)
-    likelihood = probabilities[one_hot].clip(LEAST_PROBABILITY, 1)
+    likelihood, truth = probabilities[one_hot].clip(LEAST_PROBABILITY, 1), one_hot.argmax(1)
     n = len(predictions)
-    common = {"n": n, "loss": np.log(1 / likelihood).sum() / n if n else None, "accuracy": _ratio(matrix.trace(), n)}
+    common = {
+        "n": n,
+        "loss": np.log(1 / likelihood).sum() / n if n else None,
+        "ece": expected_calibration_error(probabilities, truth),
+        "brier": brier_score(probabilities, truth),
+        "accuracy": _ratio(matrix.trace(), n),
+    }
     per_class = _rates(matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0))
 
     if defective_classes == [False, True]:
-        numbers = common | _defect_metrics(predictions, matrix, defective_classes)
+        numbers = common | _defect_metrics(predictions, class_names, defective_classes)
         numbers["f1_macro"] = _mean(per_class["f1"])
     else:
         ranking = [_ranking(one_hot[:, index], probabilities[:, index]) for index in range(len(class_names))]
@@ -51,7 +60,7 @@ def compute_metrics(predictions: pd.DataFrame, class_names: list[str], defective
         rows = pd.DataFrame({"n": matrix.sum(axis=1)} | per_class, index=class_names, dtype=object)
         numbers["per_class"] = rows.to_dict("index")
         if 0 < sum(defective_classes) < len(defective_classes):
-            numbers["defect"] = _defect_metrics(predictions, matrix, defective_classes)
+            numbers["defect"] = _defect_metrics(predictions, class_names, defective_classes)
     return _plain(numbers | {"confusion_matrix": matrix.tolist()})
 
 
@@ -69,6 +78,20 @@ def confusion_matrix(predictions: pd.DataFrame, class_names: list[str]) -> np.nd
     return np.bincount(truth * size + prediction, minlength=size * size).reshape(size, size)
 
 
+def verdicts(
+    predictions: pd.DataFrame, class_names: list[str], defective_classes: list[bool]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(flagged, rejected), bool (images,): not let through, and rejected without a look by a person.
+
+    They differ only where the decision sends some images to review, in the column `decision`.
+    """
+    rejecting = [name for name, defective in zip(class_names, defective_classes, strict=True) if defective]
+    flagged = predictions["prediction"].isin(rejecting).to_numpy(bool)
+    if "decision" not in predictions:
+        return flagged, flagged
+    return flagged, flagged & (predictions["decision"] != REVIEW).to_numpy(bool)
+
+
 def defect_counts(matrix: np.ndarray | list, defective_classes: list[bool]) -> tuple[int, int, int, int]:
     """(sound passed, sound rejected, defects missed, defects caught) of a confusion matrix of any classes."""
     defective = np.array(defective_classes, bool)
@@ -77,35 +100,18 @@ def defect_counts(matrix: np.ndarray | list, defective_classes: list[bool]) -> t
     return passed, rejected, missed, caught
 
 
-def breakdown(
-    predictions: pd.DataFrame, column: str, class_names: list[str], defective_classes: list[bool]
-) -> pd.DataFrame:
-    """One row a value of `column`: `n`, `n_defective`, `recall` (share caught), `overkill_rate`; worst recall first.
-
-    NaN where a value has no defective (or no sound) image.
-    """
-    rejecting = [name for name, defective in zip(class_names, defective_classes, strict=True) if defective]
-    rejected = predictions["prediction"].isin(rejecting)
-    rows = pd.DataFrame(
-        {
-            column: predictions[column],
-            "n_defective": predictions["defective"],
-            "recall": rejected.where(predictions["defective"]).astype(float),
-            "overkill_rate": rejected.where(~predictions["defective"]).astype(float),
-        }
-    ).groupby(column, sort=True)
-    table = rows.agg({"n_defective": "sum", "recall": "mean", "overkill_rate": "mean"})
-    table.insert(0, "n", rows.size())
-    return table.reset_index().sort_values(
-        ["recall", "overkill_rate"], ascending=[True, False], kind="stable", ignore_index=True
-    )
-
-
-def _defect_metrics(predictions: pd.DataFrame, matrix: np.ndarray, defective_classes: list[bool]) -> dict[str, Any]:
-    passed, rejected, missed, caught = defect_counts(matrix, defective_classes)
-    numbers = _rates(caught, caught + missed, caught + rejected)
-    numbers |= {"escape_rate": _ratio(missed, caught + missed), "overkill_rate": _ratio(rejected, rejected + passed)}
-    return numbers | _ranking(predictions["defective"].to_numpy(), predictions["score"].to_numpy())
+def _defect_metrics(predictions: pd.DataFrame, class_names: list[str], defective_classes: list[bool]) -> dict[str, Any]:
+    flagged, rejected = verdicts(predictions, class_names, defective_classes)
+    defective = predictions["defective"].to_numpy(bool)
+    caught, defects, sound = (flagged & defective).sum(), defective.sum(), (~defective).sum()
+    numbers = _rates(caught, defects, flagged.sum())
+    numbers |= {
+        "escape_rate": _ratio(defects - caught, defects),
+        "overkill_rate": _ratio((rejected & ~defective).sum(), sound),
+    }
+    if "decision" in predictions and (predictions["decision"] == REVIEW).any():
+        numbers["review_rate"] = (predictions["decision"] == REVIEW).mean()
+    return numbers | _ranking(defective, predictions["score"].to_numpy())
 
 
 def _rates(hits: Any, truths: Any, predicted: Any) -> dict[str, Any]:
@@ -133,6 +139,11 @@ def _ratio(numerator: Any, denominator: Any) -> Any:
 def _mean(values: Any) -> float:
     defined = np.asarray(values)[~np.isnan(values)]
     return defined.mean() if len(defined) else np.nan
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A table's rows for JSON."""
+    return [_plain(row) for row in table.to_dict("records")]
 
 
 def _plain(value: Any) -> Any:

@@ -4,6 +4,7 @@
 | ---------------- | -------------------------------------------------------------------------- |
 | the sample's own | `path`, `label` (the true class), `defective`, `split`, `defect_type` …    |
 | `prediction`     | name of the class the model chose                                          |
+| `decision`       | accept, review or reject; where the model has decided (see decision.py)    |
 | `p_<class name>` | float64 probability, one column a class, in the order of the logits        |
 | `score`          | float64 probability of being defective: the sum over the defective classes |
 """
@@ -14,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from defectcls.data.samples import OPTIONAL_COLUMNS
+from defectcls.data.samples import DEFECTIVE, OPTIONAL_COLUMNS, SOUND
 from defectcls.errors import UserError
 
 PROBABILITY = "p_"
+ACCEPT, REVIEW, REJECT = "accept", "review", "reject"
 TEXT_COLUMNS = ("path", "label", "prediction", *OPTIONAL_COLUMNS)
-REQUIRED_COLUMNS = ("path", "label", "defective", "prediction", "score")
+TRUTH = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
 
 
 def predictions_table(
@@ -43,9 +45,29 @@ def predictions_table(
     return samples.join(answers)
 
 
+def groups_of(predictions: pd.DataFrame) -> np.ndarray:
+    """Number of the group each image belongs to, int (images,); an image without a group is one by itself."""
+    if "group" not in predictions:
+        return np.arange(len(predictions))
+    named = predictions["group"].to_numpy() != ""
+    return pd.factorize(predictions["group"].where(named, pd.Series(range(len(predictions)), predictions.index)))[0]
+
+
 def class_names_of(predictions: pd.DataFrame) -> list[str]:
     """The class names in logit order, read from the probability columns."""
     return [column.removeprefix(PROBABILITY) for column in predictions.columns if column.startswith(PROBABILITY)]
+
+
+def classes_of_table(predictions: pd.DataFrame) -> tuple[list[str], list[bool]]:
+    """The class names in logit order, and which of them are defective.
+
+    A class without an image is defective where its probability is part of the score.
+    """
+    names = class_names_of(predictions)
+    known = dict(zip(predictions["label"], predictions["defective"].astype(bool), strict=True))
+    numbers = predictions[[*(PROBABILITY + name for name in names), "score"]].dropna().to_numpy()
+    share = np.linalg.lstsq(numbers[:, :-1], numbers[:, -1])[0]
+    return names, [known.get(name, bool(part > 0.5)) for name, part in zip(names, share, strict=True)]
 
 
 def write_predictions(predictions: pd.DataFrame, path: Path) -> None:
@@ -60,21 +82,54 @@ def write_predictions(predictions: pd.DataFrame, path: Path) -> None:
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
-    """Read what `write_predictions` wrote, or another tool's CSV with the same columns.
+    """Read what `write_predictions` wrote, or another tool's CSV.
+
+    Of another tool, `path`, `defective` (true or false) and `score` (the probability of being defective) are enough: it
+    then tells sound from defective. With one `p_<class>` column a class it needs `label` too; `prediction` is the most
+    probable class where there is no such column.
 
     Raises:
-        UserError: a column is missing.
+        UserError: no such file, a column is missing, or a value is none of what it must be.
     """
-    columns = pd.read_csv(path, nrows=0).columns
-    numbers = [column for column in columns if column.startswith(PROBABILITY)] + ["score"]
-    missing = [column for column in REQUIRED_COLUMNS if column not in columns]
-    if missing or len(numbers) < 3:
-        needed = ", ".join((*REQUIRED_COLUMNS, f"and {PROBABILITY}<class name> for two classes or more"))
-        raise UserError(f"{path} is no predictions table: its columns are {', '.join(columns)}; it needs {needed}")
-    return pd.read_csv(
+    try:
+        columns = pd.read_csv(path, nrows=0).columns
+    except (OSError, ValueError) as error:
+        raise UserError(f"predictions={path} cannot be read as a CSV file: {error}") from error
+    numbers = [column for column in columns if column.startswith(PROBABILITY)]
+    required = ("path", "defective", *(("label",) if numbers else ("score",)))
+    missing = [column for column in required if column not in columns]
+    if missing or len(numbers) == 1:
+        raise UserError(
+            f"{path} is no predictions table, it lacks {', '.join(missing) or 'a second class'}: it needs path, "
+            f"defective and score, or path, defective, label and {PROBABILITY}<class name> for two classes or more"
+        )
+    predictions = pd.read_csv(
         path,
-        dtype={**dict.fromkeys(TEXT_COLUMNS, str), "defective": bool},
+        dtype=dict.fromkeys((*TEXT_COLUMNS, "defective"), str),
         keep_default_na=False,  # a class may be called "NA" or "null"
         # Python's float is exact; that of pandas 2 is not, and its option for it is deprecated in pandas 3
-        converters=dict.fromkeys(numbers, lambda text: float(text or "nan")),
-    ).astype(dict.fromkeys(numbers, np.float64))  # of an empty table too
+        converters=dict.fromkeys([*numbers, *({"score"} & set(columns))], lambda text: float(text or "nan")),
+    )
+    predictions = predictions.astype(dict.fromkeys([*numbers, *({"score"} & set(columns))], np.float64))  # of none too
+    truth = predictions["defective"].str.lower().map(TRUTH)
+    if truth.isna().any():
+        wrong = predictions["defective"][truth.isna()].iloc[0]
+        raise UserError(f"{path}: defective is '{wrong}' in a row; it must be true or false")
+    return _completed(predictions.assign(defective=truth.astype(bool)))
+
+
+def _completed(predictions: pd.DataFrame) -> pd.DataFrame:
+    """With the columns that follow from the others."""
+    if not class_names_of(predictions):
+        predictions = predictions.assign(
+            label=np.where(predictions["defective"], DEFECTIVE, SOUND),
+            **{PROBABILITY + SOUND: 1 - predictions["score"], PROBABILITY + DEFECTIVE: predictions["score"]},
+        )
+    names = class_names_of(predictions)
+    probabilities = predictions[[PROBABILITY + name for name in names]].to_numpy()
+    if "score" not in predictions:
+        defective = set(predictions["label"][predictions["defective"]])
+        predictions["score"] = probabilities[:, [name in defective for name in names]].sum(1).clip(max=1)
+    if "prediction" not in predictions:
+        predictions["prediction"] = np.array(names, dtype=object)[probabilities.argmax(1)]
+    return predictions

@@ -5,51 +5,43 @@ from typing import Any
 
 import pandas as pd
 
-from defectcls.evaluation.metrics import breakdown, defect_counts
+from defectcls.data.samples import DEFECTIVE
 from defectcls.evaluation.page import render_page
+from defectcls.evaluation.wording import (
+    NAMES,
+    SPLITS,
+    caveats,
+    decision_words,
+    judged_split,
+    number,
+    percent,
+    span,
+    verdict,
+)
 
-SMALL = 50  # fewer images than this on either side: one image more or less moves the rate by over 2 points
-SPLITS = {"baseline": "untrained baseline", "train": "train", "val": "validation", "test": "test"}
-NAMES = {  # how the numbers are called and in which order they stand, two classes and many alike
-    "recall": "recall (share of defects caught)",
-    "escape_rate": "escape rate (defects let through)",
-    "overkill_rate": "overkill rate (sound images rejected)",
-    "precision": "precision (rejected images that are defective)",
-    "f1": "F1 of defective",
-    "accuracy": "accuracy (right class)",
-    "recall_macro": "recall, mean over classes",
-    "precision_macro": "precision, mean over classes",
-    "f1_macro": "F1, mean over classes",
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-    "loss": "loss (nats)",
+PLAIN = ("auroc", "average_precision", "loss", "ece", "brier")  # shown as they are; all others in percent
+CALIBRATION = {"ece": "expected calibration error", "brier": "Brier score", "loss": "loss (nats)"}
+FOLD_COLUMNS = ("accuracy", "recall", "overkill_rate", "f1", "f1_macro", "auroc")
+BREAKDOWNS = {
+    "category": "category",
+    "defect_type": "defect type",
+    "mask_size": "size of the defect",
+    "group": "group of images",
 }
-PLAIN = ("auroc", "average_precision", "loss")  # shown as they are; all others in percent
 
 
-def render_report(metrics: dict[str, Any], predictions: pd.DataFrame, figures: dict[str, bytes]) -> str:
+def render_report(metrics: dict[str, Any], figures: dict[str, bytes]) -> str:
     """The page as text.
 
     Args:
         metrics: the content of metrics.json. Of `baseline`, `train`, `val` and `test` one of the last three is enough,
             and of what describes the run `class_names` and `defective_classes`: `evaluate` may know no more.
-        predictions: the predictions table; where it has a `split`, the breakdowns take the rows that the verdict is on.
-        figures: PNG files by name: `confusion_matrix`, `curves`, `predictions`; each may be absent.
+        figures: PNG files by name: `confusion_matrix`, `curves`, `scores`, `reliability`, `errors`, `predictions`,
+            `robustness`; each may be absent.
     """
     split = judged_split(metrics)
-    class_names, defective_classes = metrics["class_names"], metrics["defective_classes"]
-    if "split" in predictions:
-        predictions = predictions[predictions["split"] == split]
-    breakdowns = {
-        column: [
-            (name or "not stated", n, defective, percent(recall), percent(overkill))
-            for name, n, defective, recall, overkill in breakdown(
-                predictions, column, class_names, defective_classes
-            ).itertuples(index=False)
-        ]
-        for column in ("category", "defect_type")
-        if column in predictions and predictions[column].nunique() > 1
-    }
+    judged = metrics[split]
+    classes = zip(metrics["class_names"], metrics["defective_classes"], strict=True)
     rows = _rows(metrics)
     return render_page(
         "report",
@@ -58,12 +50,21 @@ def render_report(metrics: dict[str, Any], predictions: pd.DataFrame, figures: d
         split=SPLITS[split],
         verdict=verdict(metrics),
         caveats=caveats(metrics),
-        columns=[label for key, label in SPLITS.items() if key in metrics],
-        rows=[(name, *values) for name, values in rows],
-        undefined=any("–" in values for _, values in rows),
-        defective_names=[name for name, defective in zip(class_names, defective_classes, strict=True) if defective],
-        per_class=_per_class(metrics[split].get("per_class", {})),
-        breakdowns=breakdowns,
+        decision=decision_words(metrics.get("decision")),
+        columns=[SPLITS[split], "95 % interval", *(SPLITS[other] for other in _others(metrics))],
+        rows=rows,
+        undefined=any("–" in (value, *others) for _, value, _, *others in rows),
+        defective_names=[name for name, defective in classes if defective and name != DEFECTIVE],
+        reviews="review_rate" in judged.get("defect", judged),
+        per_class=_per_class(judged.get("per_class", {})),
+        breakdowns={
+            BREAKDOWNS[column]: _breakdown(column, rows) for column, rows in judged.get("breakdowns", {}).items()
+        },
+        calibration=_calibration(judged),
+        fold_columns=["fold", *FOLD_COLUMNS],
+        folds=_folds(metrics.get("folds", [])),
+        localisation=metrics.get("localisation"),
+        percent=percent,
         stages=_stages(metrics.get("stages", [])),
         phases=_phases(metrics),
         facts=_facts(metrics),
@@ -72,114 +73,58 @@ def render_report(metrics: dict[str, Any], predictions: pd.DataFrame, figures: d
     )
 
 
-def judged_split(metrics: dict[str, Any]) -> str:
-    """The split that the verdict is on: test, or else validation, or else train."""
-    return next(split for split in ("test", "val", "train") if split in metrics)
+def _others(metrics: dict[str, Any]) -> list[str]:
+    """The splits beside the judged one, the nearest to it first."""
+    return [split for split in reversed(SPLITS) if split in metrics and split != judged_split(metrics)]
 
 
-def verdict(metrics: dict[str, Any]) -> str:
-    """What the model did on the judged split, in plain words."""
-    split, judged = judged_split(metrics), metrics[judged_split(metrics)]
-    place = f"the {SPLITS[split]} set"
-    sentences = []
-    if any(metrics["defective_classes"]) and not all(metrics["defective_classes"]):
-        passed, rejected, missed, caught = defect_counts(judged["confusion_matrix"], metrics["defective_classes"])
-        if defects := caught + missed:
-            recall, escape = percent(caught / defects), percent(missed / defects)
-            sentences += [
-                f"Of {_count(defects, 'defective image')} in {place} {caught} {_were(caught)} caught: "
-                f"recall {recall} (escape rate {escape})."
-            ]
-        if sound := passed + rejected:
-            overkill = percent(rejected / sound)
-            sentences += [
-                f"Of {_count(sound, 'sound image')} {rejected} {_were(rejected)} rejected: overkill {overkill}."
-            ]
-    if len(metrics["class_names"]) > 2 or not sentences:
-        right = sum(row[index] for index, row in enumerate(judged["confusion_matrix"]))
-        share = percent(judged["accuracy"])
-        sentences += [
-            f"Of all {_count(judged['n'], 'image')} {right} {_were(right)} given the right class: accuracy {share}."
-        ]
-    return " ".join(sentences)
-
-
-def caveats(metrics: dict[str, Any]) -> list[str]:
-    """What a reader must know before trusting the verdict, in plain words, the gravest first."""
-    split, judged = judged_split(metrics), metrics[judged_split(metrics)]
-    names, defective_classes, matrix = metrics["class_names"], metrics["defective_classes"], judged["confusion_matrix"]
-    passed, rejected, missed, caught = defect_counts(matrix, defective_classes)
-    found = []
-
-    predicted = [name for index, name in enumerate(names) if any(row[index] for row in matrix)]
-    if len(predicted) == 1 and sum(any(row) for row in matrix) > 1:
-        found += [f"Every image is called “{predicted[0]}”: the model tells nothing apart, whatever its accuracy."]
-    if judged["loss"] is None and judged["n"]:
-        found += ["Some probabilities are not numbers: training has diverged. Lower the learning rate."]
-    baseline = metrics.get("baseline", {})
-    for key in ("auroc", "f1_macro"):
-        before, after = baseline.get(key), judged[key]
-        if before is not None and after is not None and after <= before < 1:
-            label = NAMES[key]
-            found += [
-                f"No improvement over the untrained baseline: {label} {number(after)}, untrained {number(before)}."
-            ]
-            break
-    if split != "test":
-        found += [
-            f"No test set: the verdict is on {SPLITS[split]} images, which helped to make the model. Expect worse."
-        ]
-    if any(defective_classes) and not all(defective_classes):
-        for kind, count, rate in (("defective", missed + caught, "escape"), ("sound", passed + rejected, "overkill")):
-            if not count:
-                found += [f"The {SPLITS[split]} set has no {kind} image: {rate} rate and AUROC cannot be stated."]
-            elif count < SMALL:
-                few = _count(count, f"{kind} image")
-                found += [
-                    f"The {SPLITS[split]} set is small: with {few}, a single one moves the {rate} rate by "
-                    f"{number(100 / count, 1)} percentage points."
-                ]
-    unseen = [name for name, row in zip(names, matrix, strict=True) if not any(row)]
-    if unseen and len(names) > 2:
-        found += [f"The {SPLITS[split]} set has no image of {', '.join(f'“{name}”' for name in unseen)}."]
-    if unreadable := metrics.get("unreadable"):
-        found += [
-            f"{_count(len(unreadable), 'image')} could not be read and {_were(len(unreadable))} left out; see the end."
-        ]
-    for stage in metrics.get("stages", []):
-        if stage["rolled_back"]:
-            found += [f"Stage “{stage['name']}” did not beat the stages before it on validation and was rolled back."]
-    return found
-
-
-def percent(value: float | None) -> str:
-    """`94.7 %`, with as many digits as it takes not to call 99.97 % all or 0.03 % none; `–` where undefined."""
-    return "–" if value is None or pd.isna(value) else f"{number(100 * value, 1, 100)} %"
-
-
-def number(value: float | None, digits: int = 3, limit: float = 1) -> str:
-    """The number with `digits` decimals, more where it would round to 0 or to `limit` without being it."""
-    if value is None or pd.isna(value):
-        return "–"
-    while digits < 9 and 1e-9 < value < limit - 1e-9 and float(f"{value:.{digits}f}") in (0, limit):
-        digits += 1
-    return f"{value:.{digits}f}"
-
-
-def _rows(metrics: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """(name, one text a split) of every number; of many classes first those of defective against sound."""
-    splits = [metrics[split] for split in SPLITS if split in metrics]
-    several = any("per_class" in split for split in splits)
-    rows = [("images", [str(split["n"]) for split in splits])]
+def _rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
+    """(name, number, interval, the number in each other split); of many classes first defective against sound."""
+    judged, others = metrics[judged_split(metrics)], [metrics[split] for split in _others(metrics)]
+    intervals = judged.get("intervals", {})
+    several = "per_class" in judged
+    rows: list[tuple[str, ...]] = [("images", str(judged["n"]), "", *(str(split["n"]) for split in others))]
     for sides in (True, False) if several else (False,):
-        tables = [split.get("defect", {}) if sides else split for split in splits]
+        tables = [split.get("defect", {}) if sides else split for split in (judged, *others)]
+        spans = intervals.get("defect", {}) if sides else intervals
         for key, name in NAMES.items():
             if several and key in ("auroc", "average_precision"):
                 name += ", defective against sound" if sides else ", mean over classes"
             if any(key in table for table in tables):
                 show = number if key in PLAIN else percent
-                rows += [(name, [show(table.get(key)) for table in tables])]
+                first, *rest = (show(table.get(key)) for table in tables)
+                rows += [(name, first, span(spans.get(key), key in PLAIN), *rest)]
     return rows
+
+
+def _breakdown(column: str, rows: list[dict[str, Any]]) -> list[tuple]:
+    return [
+        (
+            row[column] or "not stated",
+            row["n"],
+            row["n_defective"],
+            percent(row["recall"]),
+            span((row["recall_low"], row["recall_high"])),
+            percent(row["overkill_rate"]),
+        )
+        for row in rows
+    ]
+
+
+def _calibration(judged: dict[str, Any]) -> list[tuple[str, str, str]]:
+    before = judged.get("uncalibrated", judged)
+    return [(name, number(before[key]), number(judged[key])) for key, name in CALIBRATION.items()]
+
+
+def _folds(folds: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """One row a fold of a cross-validation; below them mean and standard deviation."""
+    if not folds:
+        return []
+    table = pd.DataFrame(folds).reindex(columns=FOLD_COLUMNS).astype(float)
+    names = [f"{fold['fold']} of repeat {fold['repeat']}" for fold in folds]
+    rows = pd.concat([table, table.mean().to_frame().T, table.std().to_frame().T])
+    named = zip([*names, "mean", "standard deviation"], rows.itertuples(index=False), strict=True)
+    return [(name, *(number(value) for value in values)) for name, values in named]
 
 
 def _per_class(per_class: dict[str, dict]) -> list[tuple]:
@@ -211,11 +156,3 @@ def _facts(metrics: dict[str, Any]) -> dict[str, Any]:
     facts = {name: metrics.get(name) for name in ("seed", "commit", "hardware")}
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in metrics.get("versions", {}).items())
     return {name: value for name, value in facts.items() if value not in (None, "", {})}
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _were(count: int) -> str:
-    return "was" if count == 1 else "were"

@@ -11,6 +11,7 @@ from torchmetrics import MetricCollection, classification
 
 from defectcls.data.datamodule import Batch
 from defectcls.errors import UserError
+from defectcls.evaluation.calibration import fit_temperature
 from defectcls.model.augment import Augment, mirrored, mixer
 from defectcls.model.backbone import Backbone
 from defectcls.model.losses import build_loss
@@ -80,8 +81,11 @@ class Classifier(L.LightningModule):
         self.head = Head(self.backbone.features, len(classes), settings.dropout)
         self.augment = Augment(**{k: v for k, v in augment.items() if k not in ("mixup", "cutmix")})
         self.mix = mixer(augment["mixup"], augment["cutmix"], len(classes))
+        weights = torch.ones(len(classes)) if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("class_weights", weights, persistent=False)
         self.loss = build_loss(terms.name, terms.gamma, class_weights, terms.label_smoothing)
         self.metrics = _metrics(len(classes))
+        self.class_weights: torch.Tensor
         self.plan: list[Stage] = []
         self.stage: Stage | None = None
         self._outputs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
@@ -138,7 +142,12 @@ class Classifier(L.LightningModule):
         logits, target = self._gather()
         probabilities = logits.softmax(1)
         scores = probabilities[:, 1] if len(self.classes) == 2 else probabilities
-        values = {"loss": nn.functional.cross_entropy(logits, target), **self.metrics(scores, target)}
+        temperature = fit_temperature(probabilities.double().cpu().numpy(), target.cpu().numpy())
+        values = {
+            "loss": nn.functional.cross_entropy(logits, target),
+            "calibrated_loss": nn.functional.cross_entropy(logits / temperature, target, self.class_weights),
+            **self.metrics(scores, target),
+        }
         self.log_dict({f"val/{name}": value.float() for name, value in values.items()})  # alike in all processes
         self.metrics.reset()
 

@@ -3,6 +3,8 @@
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
-SHOWN = ("epoch", "stage", "train/loss", "val/loss", "val/auroc", "images_per_second")
+CRITERION = "val/calibrated_loss"  # lower is better
+SHOWN = ("epoch", "stage", "train/loss", CRITERION, "val/auroc", "images_per_second")
 
 
 class Record(L.Callback):
@@ -94,15 +97,8 @@ class Record(L.Callback):
         self._save(trainer, self.last)
 
     def _save(self, trainer: L.Trainer, path: Path) -> None:
-        """In two steps, so that a kill or a full disk leaves the file before it whole."""
-        unfinished = path.with_suffix(".part")
-        try:
+        with written_whole(path, trainer.is_global_zero) as unfinished:
             trainer.save_checkpoint(unfinished)
-            if trainer.is_global_zero:
-                unfinished.replace(path)
-        finally:
-            if trainer.is_global_zero:
-                unfinished.unlink(missing_ok=True)
         trainer.strategy.barrier()
 
     def table(self) -> pd.DataFrame:
@@ -112,6 +108,23 @@ class Record(L.Callback):
     def _write_history(self, trainer: L.Trainer) -> None:
         if trainer.is_global_zero:
             self.table().to_csv(self.folder / "metrics.csv", index=False)
+
+
+@contextmanager
+def written_whole(path: Path, leads: bool = True) -> Iterator[Path]:
+    """Where to write what shall stand at `path`: a kill or a full disk leaves the file before it whole.
+
+    Args:
+        leads: of several processes, the one that puts the file in place.
+    """
+    unfinished = path.with_suffix(".part")
+    try:
+        yield unfinished
+        if leads:
+            unfinished.replace(path)
+    finally:
+        if leads:
+            unfinished.unlink(missing_ok=True)
 
 
 class Progress(TQDMProgressBar):
@@ -134,17 +147,21 @@ class Progress(TQDMProgressBar):
 
 
 def best_row(history: list[Row]) -> Row:
-    """The evaluation with the highest validation AUROC, of equal ones the lowest loss, of equal ones the first."""
+    """The evaluation with the lowest calibrated validation loss, of equal ones the highest AUROC, of equal the first.
+
+    Calibrated, because the temperature is chosen anyway when training is over; a loss, because AUROC and accuracy have
+    few values on a small validation part and are all 1 on an easy one.
+    """
 
     def rank(row: Row) -> tuple[float, float]:
-        auroc, loss = row["val/auroc"], row["val/loss"]
-        return (-math.inf if math.isnan(auroc) else auroc, -math.inf if math.isnan(loss) else -loss)
+        loss, auroc = row[CRITERION], row["val/auroc"]
+        return (math.inf if math.isnan(loss) else loss, math.inf if math.isnan(auroc) else -auroc)
 
-    return max(history, key=rank)
+    return min(history, key=rank)
 
 
 def rolled_back(history: list[Row], stage: str) -> bool:
-    """Whether a stage was evaluated and never got above the best that came before it."""
+    """Whether a stage was evaluated and never got better than the best that came before it."""
     rows = [position for position, row in enumerate(history) if row["stage"] == stage]
     return bool(rows) and rows[0] > 0 and best_row(history[: rows[-1] + 1]) not in [history[row] for row in rows]
 
@@ -154,8 +171,9 @@ def collapse(history: list[Row], stage: str) -> str:
     best = best_row(history)
     reached = best_row([row for row in history if row["stage"] == stage])
     return (
-        f"stage '{stage}' reached a validation AUROC of {reached['val/auroc']:.4f} (loss {reached['val/loss']:.4g}), "
-        f"not above the {best['val/auroc']:.4f} ({best['val/loss']:.4g}) of '{best['stage']}': rolled back"
+        f"stage '{stage}' reached a calibrated validation loss of {reached[CRITERION]:.4g} (AUROC "
+        f"{reached['val/auroc']:.4f}), not below the {best[CRITERION]:.4g} ({best['val/auroc']:.4f}) of "
+        f"'{best['stage']}': rolled back"
     )
 
 

@@ -9,7 +9,7 @@ import torchmetrics.functional.classification as reference
 from sklearn.metrics import log_loss
 
 from defectcls.errors import UserError
-from defectcls.evaluation.metrics import breakdown, compute_metrics, defect_counts
+from defectcls.evaluation.metrics import compute_metrics, defect_counts
 from defectcls.evaluation.predictions import predictions_table
 
 TWO = (["sound", "defective"], [False, True])
@@ -42,6 +42,9 @@ def test_two_classes_worked_by_hand():
         "auroc": (6 + 6 + 5 + 3.5) / 24,  # pairs that each defective image wins; the tie at 0.3 counts half
         "average_precision": (1 + 1 + 3 / 4 + 4 / 7) / 4,
         "loss": -sum(map(math.log, [0.9, 0.8, 0.6, 0.3, 0.3, 0.6, 0.7, 0.8, 0.9, 0.9])) / 10,
+        # confidences, each in a bin of its own: 0.9 thrice, 0.8 twice, 0.7 thrice with two wrong, 0.6 twice
+        "ece": (3 * 0.1 + 2 * 0.2 + abs(0.7 * 3 - 1) + 2 * 0.4) / 10,
+        "brier": sum(error**2 for error in [0.1, 0.2, 0.4, 0.7, 0.7, 0.4, 0.3, 0.2, 0.1, 0.1]) / 10,
     }
     assert set(metrics) == {*expected, "confusion_matrix"}
     assert {key: metrics[key] for key in expected} == pytest.approx(expected)
@@ -188,16 +191,3 @@ def test_defect_counts_of_several_classes():
         192,
         256,
     )
-
-
-def test_breakdown_puts_the_worst_first():
-    predictions = two_class_table(
-        [1, 1, 0, 1, 1, 0, 0, 0, 0],
-        [0.9, 0.2, 0.1, 0.9, 0.8, 0.7, 0.1, 0.1, 0.9],
-        category=["nut", "nut", "nut", "cap", "cap", "cap", "cap", "bolt", "bolt"],
-    )
-    rows = breakdown(predictions, "category", *TWO)
-    assert rows.columns.tolist() == ["category", "n", "n_defective", "recall", "overkill_rate"]
-    assert rows.iloc[:2].to_numpy().tolist() == [["nut", 3, 2, 0.5, 0.0], ["cap", 4, 2, 1.0, 0.5]]
-    assert rows.iloc[2, [0, 1, 2, 4]].tolist() == ["bolt", 2, 0, 0.5]
-    assert math.isnan(rows.iloc[2]["recall"])

@@ -11,11 +11,17 @@ from PIL import Image
 from defectcls.evaluation.pictures import (
     RIGHT,
     WRONG,
+    overlay,
     plot_confusion_matrix,
     plot_curves,
+    plot_errors,
     plot_predictions,
+    plot_reliability,
+    plot_robustness,
+    plot_scores,
     png,
     thumbnail,
+    worst_errors,
     worth_seeing,
 )
 from defectcls.evaluation.predictions import predictions_table
@@ -150,3 +156,98 @@ def test_evaluation_needs_neither_torch_nor_pyplot():
         "print(sorted({'torch', 'hydra', 'matplotlib.pyplot'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_an_overlay_is_the_grey_photo_where_it_is_cold_and_still_shows_it_where_it_is_hot():
+    photo = Image.new("RGB", (40, 20), (100, 100, 100))
+    photo.paste((200, 200, 200), (0, 0, 40, 10))  # the upper half is brighter
+    heat = np.zeros((8, 8), np.float32)
+    heat[:, 4:] = 1
+    tinted = np.asarray(overlay(photo, heat)).astype(int)
+    assert tinted.shape == (20, 40, 3)
+    assert tinted[5, 2].tolist() == [200, 200, 200]
+    assert tinted[15, 2].tolist() == [100, 100, 100]
+    yellow = 255 * np.array(matplotlib.colormaps["viridis"](1.0)[:3])
+    assert tinted[5, 37] == pytest.approx(0.4 * 200 + 0.6 * yellow, abs=1)
+    assert (tinted[5, 37] - tinted[15, 37]).tolist() == [40, 40, 40]
+    coloured = Image.new("RGB", (4, 4), (255, 0, 0))
+    assert len(set(overlay(coloured, np.zeros((4, 4))).getpixel((0, 0)))) == 1
+
+
+def test_robustness_is_two_tables_that_redden_with_the_errors():
+    table = pd.DataFrame(
+        [
+            ("none", 0, 0.9, 0.02),
+            *[("blur", strength, 0.9 - 0.2 * strength, 0.02) for strength in (1, 2, 3)],
+            *[("noise", strength, np.nan, 0.3 * strength) for strength in (1, 2, 3)],
+        ],
+        columns=["corruption", "strength", "recall", "overkill_rate"],
+    )
+    figure = plot_robustness(table)
+    recall, overkill = figure.axes
+    assert recall.get_title() == "recall\nclean: 90.0 %"
+    assert overkill.get_title() == "overkill rate\nclean: 2.0 %"
+    cells = [{text.get_position(): text.get_text() for text in axes.texts} for axes in (recall, overkill)]
+    assert [cells[0][column, 0] for column in range(3)] == ["70.0 %", "50.0 %", "30.0 %"]
+    assert cells[0][1, 1] == "–"
+    assert [cells[1][column, 1] for column in range(3)] == ["30.0 %", "60.0 %", "90.0 %"]
+    assert [label.get_text() for label in recall.get_yticklabels()] == ["blur", "noise"]
+    assert [label.get_text() for label in recall.get_xticklabels()] == ["1", "2", "3"]
+    blue = recall.images[0].get_array()[..., 2]
+    assert blue[0, 0] > blue[0, 1] > blue[0, 2]  # the lower the recall the redder
+    assert blue[1, 0] == pytest.approx(1)  # undefined is white
+    assert np.diff(overkill.images[0].get_array()[1, :, 2]).max() < 0
+    assert png(figure, 40).startswith(b"\x89PNG")
+
+
+def test_scores_are_counted_on_both_sides_of_the_thresholds():
+    predictions = predictions_of([0, 0, 0, 1, 1], [0.1, 0.2, 0.6, 0.4, 0.9])
+    figure = plot_scores(predictions, 0.3, 0.5)
+    above, below = figure.axes
+    sound, defective = (patch.get_data().values for patch in above.patches[:2])
+    assert (sound.sum(), defective.sum()) == (3, -2)  # defective ones downwards
+    escape, overkill = (line.get_xydata() for line in below.lines[:2])
+
+    def at(line, score):
+        return line[np.searchsorted(line[:, 0], np.log(score / (1 - score))), 1]
+
+    assert [at(escape, score) for score in (0.3, 0.5, 0.95)] == [0, 0.5, 1]
+    assert [at(overkill, score) for score in (0.05, 0.15, 0.5, 0.7)] == pytest.approx([1, 2 / 3, 1 / 3, 0])
+    marks = sorted(line.get_xdata()[0] for line in above.lines[1:])
+    assert marks == pytest.approx([np.log(3 / 7), 0])
+
+
+def test_scores_of_one_kind_without_a_decision():
+    assert len(plot_scores(predictions_of([0, 0], [0.0, 1.0]), None, None).axes[1].lines) == 1
+
+
+def test_reliability_is_the_share_of_defects_in_each_bin():
+    scores = np.array([0.05, 0.05, 0.05, 0.05, 0.95, 0.95])
+    figure = plot_reliability({"before": 1 - scores, "after": scores}, np.array([0, 0, 0, 1, 1, 1], bool))
+    after, before = (container.lines[0].get_xydata().tolist() for container in figure.axes[0].containers)
+    assert after == [pytest.approx([0.05, 0.25]), pytest.approx([0.95, 1.0])]
+    assert before == [pytest.approx([0.05, 1.0]), pytest.approx([0.95, 0.25])]
+
+
+def test_worst_errors_are_the_most_confident_of_either_kind():
+    predictions = predictions_of([1, 1, 1, 0, 0, 0], [0.4, 0.1, 0.9, 0.6, 0.8, 0.2])
+    errors = worst_errors(predictions, TWO, [False, True])
+    assert errors["escapes"]["path"].tolist() == ["1.png", "0.png"]
+    assert errors["false rejects"]["path"].tolist() == ["4.png", "3.png"]
+    reviewed = predictions.assign(decision=["review"] * 6)
+    assert errors["escapes"].equals(worst_errors(reviewed, TWO, [False, True])["escapes"].drop(columns="decision"))
+    assert worst_errors(reviewed, TWO, [False, True])["false rejects"].empty
+    assert len(worst_errors(predictions, TWO, [False, True], limit=1)["escapes"]) == 1
+
+
+def test_errors_stand_beside_what_speaks_for_a_defect(tmp_path):
+    for name in ("0", "1"):
+        Image.new("L", (8, 8), 100).save(tmp_path / f"{name}.png")
+    predictions = predictions_of([1, 1, 0], [0.4, 0.1, 0.6])  # 2.png is missing
+    figure = plot_errors(worst_errors(predictions, TWO, [False, True]), tmp_path, {"1.png": np.ones((4, 4))})
+    escapes, rejects = figure.subfigs
+    assert escapes.get_suptitle() == "escapes (2 shown)"
+    first, heat, second, none = escapes.axes[:4]
+    assert first.get_title(loc="left") == "1.png\ndefective, score 0.1"
+    assert [len(axes.images) for axes in (first, heat, second, none)] == [1, 1, 1, 0]
+    assert rejects.axes[0].texts[0].get_text() == "FileNotFoundError"

@@ -4,7 +4,13 @@ import pytest
 
 from defectcls.errors import UserError
 from defectcls.evaluation.metrics import compute_metrics
-from defectcls.evaluation.predictions import class_names_of, predictions_table, read_predictions, write_predictions
+from defectcls.evaluation.predictions import (
+    class_names_of,
+    classes_of_table,
+    predictions_table,
+    read_predictions,
+    write_predictions,
+)
 
 AWKWARD = ["NA", "a,b", 'say "x"', "two\nlines", "return\r", "null", "p_p_", "ünï ", "1", "<b>"]
 
@@ -72,8 +78,32 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"\(1, 3\)"):
         predictions_table(samples.drop(columns="p_value"), np.ones((1, 3)), ["x", "y"], [False, True])
     samples.to_csv(tmp_path / "other.csv")
-    with pytest.raises(UserError, match=r"other\.csv is no predictions table.*prediction, score"):
+    with pytest.raises(UserError, match=r"other\.csv is no predictions table, it lacks a second class"):
         read_predictions(tmp_path / "other.csv")
+    samples.drop(columns="p_value").to_csv(tmp_path / "other.csv")
+    with pytest.raises(UserError, match=r"other\.csv is no predictions table, it lacks score"):
+        read_predictions(tmp_path / "other.csv")
+    (tmp_path / "other.csv").write_text("path,defective,score\na,perhaps,0.5\n")
+    with pytest.raises(UserError, match=r"defective is 'perhaps' in a row"):
+        read_predictions(tmp_path / "other.csv")
+    with pytest.raises(UserError, match=r"none\.csv cannot be read"):
+        read_predictions(tmp_path / "none.csv")
+
+
+def test_what_another_tool_leaves_out_follows_from_the_rest(tmp_path):
+    path = tmp_path / "other.csv"
+    path.write_text("path,defective,score\na.png,0,0.25\nb.png,1,0.75\nc.png,1,0.5\n")
+    table = read_predictions(path)
+    assert table["label"].tolist() == ["sound", "defective", "defective"]
+    assert table["prediction"].tolist() == ["sound", "defective", "sound"]  # of equals the first
+    assert table[["p_sound", "p_defective"]].to_numpy().tolist() == [[0.75, 0.25], [0.25, 0.75], [0.5, 0.5]]
+    assert classes_of_table(table) == (["sound", "defective"], [False, True])
+
+    path.write_text("path,defective,label,p_good,p_dent,p_hole\na,false,good,0.5,0.2,0.3\nb,true,dent,0.1,0.3,0.6\n")
+    table = read_predictions(path)
+    assert table["prediction"].tolist() == ["good", "hole"]
+    assert table["score"].tolist() == [0.2, 0.3]  # no image tells that a hole is a defect
+    assert classes_of_table(table.assign(score=[0.5, 0.9])) == (["good", "dent", "hole"], [False, True, True])
 
 
 def test_rounding_never_lifts_a_score_above_one():

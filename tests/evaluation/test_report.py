@@ -4,9 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from defectcls.evaluation.judge import judge
 from defectcls.evaluation.metrics import compute_metrics
 from defectcls.evaluation.predictions import predictions_table
-from defectcls.evaluation.report import caveats, number, percent, render_report, verdict
+from defectcls.evaluation.report import render_report
+from defectcls.evaluation.wording import caveats, decision_words, number, percent, span, verdict
 
 TWO = (["sound", "defective"], [False, True])
 THREE = (["good", "<b>x</b>", "hole"], [False, True, True])
@@ -77,15 +79,15 @@ FULL_RUN = {
 
 def test_the_verdict_states_the_hand_worked_numbers():
     assert verdict(metrics_of(TWO, test=[[118, 2], [2, 36]])) == (
-        "Of 38 defective images in the test set 36 were caught: recall 94.7 % (escape rate 5.3 %). "
+        "Of 38 defective images in the test set 36 were caught: recall 94.7 %, escape rate 5.3 %. "
         "Of 120 sound images 2 were rejected: overkill 1.7 %."
     )
     assert verdict(metrics_of(TWO, val=[[0, 1], [0, 1]])) == (
-        "Of 1 defective image in the validation set 1 was caught: recall 100.0 % (escape rate 0.0 %). "
+        "Of 1 defective image in the validation set 1 was caught: recall 100.0 %, escape rate 0.0 %. "
         "Of 1 sound image 1 was rejected: overkill 100.0 %."
     )
     assert verdict(metrics_of(THREE, test=[[8, 0, 2], [1, 5, 4], [0, 0, 10]])) == (
-        "Of 20 defective images in the test set 19 were caught: recall 95.0 % (escape rate 5.0 %). "
+        "Of 20 defective images in the test set 19 were caught: recall 95.0 %, escape rate 5.0 %. "
         "Of 10 sound images 2 were rejected: overkill 20.0 %. "
         "Of all 30 images 23 were given the right class: accuracy 76.7 %."
     )
@@ -140,21 +142,25 @@ def test_the_page_of_a_full_run():
     metrics = metrics_of(TWO, **matrices, test=[[57, 3], [6, 54]]) | FULL_RUN
     categories = ["nut"] * 60 + ["cap"] * 60
     predictions = predictions_from([[57, 3], [6, 54]], TWO, category=categories, defect_type="same")
-    elsewhere = predictions.assign(split="train", category="only in training")
-    text = render_report(metrics, pd.concat([predictions, elsewhere]), {"curves": b"curve", "predictions": b"tiles"})
+    _, metrics["test"] = judge(predictions, None, *TWO)
+    text = render_report(metrics, {"curves": b"curve", "predictions": b"tiles"})
     page = Page(text)
 
     assert verdict(metrics) in page.texts
     assert [text for text in caveats(metrics) if text not in page.texts] == []
-    assert ["", "untrained baseline", "train", "validation", "test"] in page.rows
-    assert ["images", "120", "120", "120", "120"] in page.rows
-    assert ["recall (share of defects caught)", "66.7 %", "100.0 %", "100.0 %", "90.0 %"] in page.rows
-    assert ["escape rate (defects let through)", "33.3 %", "0.0 %", "0.0 %", "10.0 %"] in page.rows
-    assert ["overkill rate (sound images rejected)", "66.7 %", "0.0 %", "1.7 %", "5.0 %"] in page.rows
-    assert ["AUROC", "0.500", "1.000", "0.992", "0.925"] in page.rows
-    assert [row for row in page.rows if row[0] in ("nut", "cap", "only in training")] == [
-        ["cap", "60", "60", "90.0 %", "–"],
-        ["nut", "60", "0", "–", "5.0 %"],
+    assert ["", "test", "95 % interval", "validation", "train", "untrained baseline"] in page.rows
+    assert ["images", "120", "", "120", "120", "120"] in page.rows
+    rows = {row[0]: [row[1], *row[3:]] for row in page.rows if len(row) == 6}
+    assert rows["recall (share of defects caught)"] == ["90.0 %", "100.0 %", "100.0 %", "66.7 %"]
+    assert rows["escape rate (defects let through)"] == ["10.0 %", "0.0 %", "0.0 %", "33.3 %"]
+    assert rows["overkill rate (sound images rejected)"] == ["5.0 %", "1.7 %", "0.0 %", "66.7 %"]
+    assert rows["AUROC"] == ["0.925", "0.992", "1.000", "0.500"]
+    interval = span(metrics["test"]["intervals"]["recall"])
+    recall = next(row for row in page.rows if row[0] == "recall (share of defects caught)")
+    assert recall[1:3] == ["90.0 %", interval]
+    assert [row for row in page.rows if row[0] in ("nut", "cap")] == [
+        ["cap", "60", "60", "90.0 %", interval, "–"],  # every defect is a cap
+        ["nut", "60", "0", "–", "–", "5.0 %"],
     ]
     assert not any(text.startswith("By defect type") for text in page.texts)
     assert ["head", "2", "val/auroc 0.970", "kept"] in page.rows
@@ -168,10 +174,7 @@ def test_the_page_of_a_full_run():
 
 
 def test_the_page_stands_alone():
-    predictions = predictions_from([[1, 0], [0, 1]], TWO)
-    text = render_report(
-        metrics_of(TWO, test=[[1, 0], [0, 1]]) | FULL_RUN, predictions, {"confusion_matrix": b"\x89PNG"}
-    )
+    text = render_report(metrics_of(TWO, test=[[1, 0], [0, 1]]) | FULL_RUN, {"confusion_matrix": b"\x89PNG"})
     page = Page(text)
     links = [value for name, value in page.attributes if name in ("src", "href", "srcset", "action", "data")]
     assert links == ["data:image/png;base64,iVBORw=="]
@@ -182,29 +185,92 @@ def test_the_page_stands_alone():
 def test_many_classes_and_names_that_look_like_html():
     matrix = [[8, 0, 2], [1, 5, 4], [0, 0, 10]]
     predictions = predictions_from(matrix, THREE).assign(defect_type=lambda rows: rows["label"])
-    text = render_report(metrics_of(THREE, test=matrix) | {"dataset": "<img src=x>"}, predictions, {})
+    metrics = metrics_of(THREE, test=matrix) | {"dataset": "<img src=x>"}
+    _, metrics["test"] = judge(predictions, None, *THREE)
+    text = render_report(metrics, {})
     page = Page(text)
     assert "b" not in page.tags and "img" not in page.tags
     assert "<img src=x> · unnamed model" in page.texts
-    classes = [row for row in page.rows if row[0] in THREE[0] and row[3].endswith("%") and row[4] != "–"]
-    assert [row for row in page.rows if len(row) == 5 and row[0] == "<b>x</b>"] == [
-        ["<b>x</b>", "10", "50.0 %", "100.0 %", "66.7 %"],  # class by class: images, recall, precision, F1
-        ["<b>x</b>", "10", "10", "90.0 %", "–"],  # by defect type: one of ten escapes as good
-    ]
+    classes = [row for row in page.rows if row[0] in THREE[0] and len(row) == 5]
+    assert ["<b>x</b>", "10", "50.0 %", "100.0 %", "66.7 %"] in classes  # images, recall, precision, F1
+    (by_type,) = [row for row in page.rows if len(row) == 6 and row[0] == "<b>x</b>"]
+    assert by_type[1:4] + by_type[5:] == ["10", "10", "90.0 %", "–"]  # one of ten escapes as good
     assert [row[0] for row in classes][:3] == ["<b>x</b>", "good", "hole"]  # worst recall first
-    assert ["recall (share of defects caught)", "95.0 %"] in page.rows
-    assert ["recall, mean over classes", "76.7 %"] in page.rows
+    rows = [row[:2] for row in page.rows]
+    assert ["recall (share of defects caught)", "95.0 %"] in rows
+    assert ["recall, mean over classes", "76.7 %"] in rows
     assert any(row[0] == "AUROC, defective against sound" for row in page.rows)
 
 
 def test_evaluate_alone_has_neither_baseline_nor_making():
-    page = Page(render_report(metrics_of(TWO, test=[[57, 3], [6, 54]]), predictions_from([[57, 3], [6, 54]], TWO), {}))
-    assert ["", "test"] in page.rows
+    page = Page(render_report(metrics_of(TWO, test=[[57, 3], [6, 54]]), {}))
+    assert ["", "test", "95 % interval"] in page.rows
     assert "How it was made" not in page.texts and "How training went" not in page.texts
     assert not any("untrained" in text for text in page.texts)
 
 
 def test_a_dash_is_explained_only_where_there_is_one():
     for matrix, dashes in ([[60, 0], [60, 0]], True), ([[59, 1], [1, 59]], False):
-        page = Page(render_report(metrics_of(TWO, test=matrix), predictions_from(matrix, TWO), {}))
+        _, judged = judge(predictions_from(matrix, TWO), None, *TWO)
+        page = Page(render_report(metrics_of(TWO) | {"test": judged}, {}))
         assert any("precision needs a rejected image" in text for text in page.texts) == dashes
+
+
+PROMISE = {"rate": "escape_rate", "target": 0.05, "confidence": 0.95, "bound": 0.0494, "kept": True}
+PROMISE |= {"independent": 59, "needed": 59, "grouped": False}
+DECISION = {"policy": "recall>=0.95", "temperature": 1.0, "accept_below": 0.25, "reject_from": 0.25}
+DECISION |= {"evidence": {"defective": 59, "sound": 1, "escapes": 0, "false_rejects": 1, "to_review": 0}}
+DECISION |= {"promises": [PROMISE]}
+
+
+def test_a_decision_is_told_with_its_evidence_and_promise():
+    assert decision_words(DECISION) == [
+        "An image is rejected from a score of 0.2500 on (policy recall>=0.95). On the validation set this lets 0 of 59 "
+        "defective images through and rejects 1 of 1 sound image.",
+        "Promise: with 95.0 % confidence the escape rate on images like these is at most 5.0 % (Clopper-Pearson bound "
+        "4.9 % from 59 defective validation images).",
+        "The validation images also chose the weights of the model: test images have the last word.",
+    ]
+    assert decision_words(None) == []
+    argmax = {"policy": "argmax", "accept_below": None, "reject_from": None, "evidence": None, "promises": []}
+    assert decision_words(argmax) == [
+        "An image is rejected when its most probable class is a defective one (policy argmax)."
+    ]
+    band = decision_words(DECISION | {"reject_from": 0.75, "promises": []})
+    assert band[0].startswith("An image is accepted below a score of 0.2500, rejected from 0.7500 on, and goes to a")
+
+
+def test_promises_that_cannot_be_given_or_do_not_hold_are_caveats():
+    good = metrics_of(TWO, test=[[60, 0], [0, 60]])
+    unproven = PROMISE | {"kept": False, "independent": 40, "bound": 0.0722, "grouped": True}
+    assert caveats(good | {"decision": DECISION | {"promises": [unproven]}}) == [
+        "No promise: an escape rate of at most 5.0 % at 95.0 % confidence takes 59 independent defective validation "
+        "images, not one of them misjudged. There are 40 groups of defective validation images, which prove 7.2 %."
+    ]
+    bad = metrics_of(TWO, test=[[60, 0], [20, 40]])
+    bad["test"]["intervals"] = {"escape_rate": [0.23, 0.46]}
+    (caveat,) = caveats(bad | {"decision": DECISION})
+    assert caveat.startswith(
+        "The promise of an escape rate of at most 5.0 % does not hold on this set, where it is 23.0"
+    )
+    assert caveats(good | {"decision": DECISION}) == []
+
+
+def test_the_page_of_a_cross_validation_has_every_fold_and_their_mean():
+    folds = [{"repeat": 0, "fold": 0, "auroc": 0.5, "recall": None}, {"repeat": 0, "fold": 1, "auroc": 1.0}]
+    page = Page(render_report(metrics_of(TWO, test=[[60, 0], [0, 60]]) | {"folds": folds}, {}))
+    found = {row[0]: row[-1] for row in page.rows if len(row) == 7}
+    assert found == {
+        "fold": "auroc",
+        "0 of repeat 0": "0.500",
+        "1 of repeat 0": "1.000",
+        "mean": "0.750",
+        "standard deviation": "0.354",
+    }
+
+
+def test_what_the_model_looks_at_is_told():
+    looked = {"localisation": {"n": 7, "hit": 0.5, "energy": 0.25, "chance": 0.125}}
+    page = Page(render_report(metrics_of(TWO, test=[[60, 0], [0, 60]]) | looked, {}))
+    (words,) = [text for text in page.texts if text.startswith("Does the model look at the defect?")]
+    assert "On 7 defective images" in words and "50.0 %" in words and "12.5 %" in words

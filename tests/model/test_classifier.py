@@ -30,7 +30,9 @@ def preset(file: str, **changed: Any) -> dict[str, Any]:
     return values | changed
 
 
-def classifier(classes: dict[str, bool] | None = None, **changed: Any) -> Classifier:
+def classifier(
+    classes: dict[str, bool] | None = None, class_weights: list[float] | None = None, **changed: Any
+) -> Classifier:
     """A tiny network without pretrained weights, always the same."""
     parts = {
         "model": preset("model/timm.yaml", name="test_resnet.r160_in1k", pretrained=False, weights=None),
@@ -42,7 +44,8 @@ def classifier(classes: dict[str, bool] | None = None, **changed: Any) -> Classi
     for name, values in changed.items():
         parts[name] = parts[name] | values
     torch.manual_seed(0)
-    return Classifier(**parts, class_weights=None, classes=classes or TWO, image_size=SIDE, channels_last=True, seed=0)
+    shape: dict[str, Any] = {"classes": classes or TWO, "image_size": SIDE, "channels_last": True}
+    return Classifier(**parts, **shape, class_weights=class_weights, seed=0)
 
 
 def batches(count: int = 24, classes: int = 2, size: int = 8) -> DataLoader:
@@ -137,7 +140,8 @@ def test_training_sees_each_image_once_however_many_test_views() -> None:
 
 @pytest.mark.parametrize("classes", [TWO, THREE])
 def test_validation_numbers_are_scikit_learns(tmp_path: Path, classes: dict[str, bool]) -> None:
-    model, loader = classifier(classes), batches(60, len(classes))
+    weights = [1.0, 3.0, 2.0][: len(classes)]
+    model, loader = classifier(classes, class_weights=weights), batches(60, len(classes))
     with torch.no_grad():  # so that every class is predicted
         model.head.mean.copy_(model.eval().backbone(next(iter(loader))["image"]).mean(0))
         model.head.linear.weight.mul_(50)
@@ -148,10 +152,14 @@ def test_validation_numbers_are_scikit_learns(tmp_path: Path, classes: dict[str,
     predicted = probabilities.argmax(1)
     assert index.tolist() == list(range(100, 160))
     assert len(set(predicted)) == len(classes)
+    temperature = min(np.geomspace(0.05, 20, 2000), key=lambda t: log_loss(target, softmax(logits / t, axis=1)))
     averaged: dict[str, Any] = {"average": "binary" if len(classes) == 2 else "macro", "zero_division": 0}
     scores = probabilities[:, 1] if len(classes) == 2 else probabilities
     assert logged == {
         "val/loss": pytest.approx(log_loss(target, probabilities), abs=1e-4),
+        "val/calibrated_loss": pytest.approx(
+            log_loss(target, softmax(logits / temperature, axis=1), sample_weight=np.array(weights)[target]), abs=1e-3
+        ),
         "val/auroc": pytest.approx(roc_auc_score(target, scores, multi_class="ovr"), abs=1e-4),
         "val/accuracy": pytest.approx(accuracy_score(target, predicted), abs=1e-4),
         "val/precision": pytest.approx(precision_score(target, predicted, **averaged), abs=1e-4),

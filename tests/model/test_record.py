@@ -19,7 +19,7 @@ NAN = math.nan
 def history(*rows: tuple[str, float, float]) -> list[dict[str, Any]]:
     """From (stage, validation AUROC, validation loss), one an evaluation."""
     return [
-        {"epoch": epoch, "stage": stage, "val/auroc": auroc, "val/loss": loss, "train/loss": 0.1}
+        {"epoch": epoch, "stage": stage, "val/auroc": auroc, "val/calibrated_loss": loss, "train/loss": 0.1}
         for epoch, (stage, auroc, loss) in enumerate(rows)
     ]
 
@@ -28,11 +28,11 @@ def history(*rows: tuple[str, float, float]) -> list[dict[str, Any]]:
     ("rows", "best"),
     [
         ([("probe", 0.9, 0.3)], 0),
-        ([("probe", 0.9, 0.3), ("full", 0.8, 0.1), ("full", 0.95, 0.9)], 2),  # AUROC counts first
-        ([("probe", 0.9, 0.3), ("full", 0.9, 0.2), ("full", 0.9, 0.25)], 1),  # then the loss
+        ([("probe", 0.9, 0.3), ("full", 0.8, 0.1), ("full", 0.95, 0.9)], 1),  # the loss counts first
+        ([("probe", 0.9, 0.3), ("full", 0.92, 0.3), ("full", 0.91, 0.3)], 1),  # then AUROC
         ([("probe", 0.9, 0.3), ("full", 0.9, 0.3), ("full", 0.9, 0.3)], 0),  # then who was first
-        ([("full", NAN, 0.1), ("full", 0.2, 5.0)], 1),  # not a number is worst
-        ([("full", 0.9, NAN), ("full", 0.9, 9.0)], 1),
+        ([("full", NAN, 0.1), ("full", 0.2, 0.1)], 1),  # not a number is worst
+        ([("full", 0.9, NAN), ("full", 0.1, 9.0)], 1),
         ([("full", NAN, NAN), ("full", NAN, NAN)], 0),
         ([("full", NAN, 0.5), ("full", NAN, 0.4)], 1),
     ],
@@ -45,13 +45,13 @@ def test_best_evaluation(rows: list, best: int) -> None:
 @pytest.mark.parametrize(
     ("rows", "back"),
     [
-        ([("probe", 0.9, 0.3), ("full", 0.8, 0.1), ("full", 0.85, 0.1)], {"probe": False, "full": True}),
+        ([("probe", 0.9, 0.3), ("full", 0.8, 0.4), ("full", 0.95, 0.35)], {"probe": False, "full": True}),
         ([("probe", 0.9, 0.3), ("full", 0.95, 0.1), ("full", 0.5, 0.9)], {"probe": False, "full": False}),
         ([("probe", 0.9, 0.3), ("full", 0.9, 0.3)], {"full": True}),  # equal is not better
         ([("probe", 0.9, 0.3), ("full", 0.9, 0.29)], {"full": False}),
         ([("full", 0.9, 0.3), ("full", 0.5, 0.3)], {"full": False}),  # nothing to go back to
-        ([("a", 0.9, 0.3), ("b", 0.8, 0.3), ("c", 0.85, 0.3)], {"a": False, "b": True, "c": True}),
-        ([("a", 0.7, 0.3), ("b", 0.8, 0.3), ("c", 0.95, 0.3)], {"b": False, "c": False}),  # b was the best of its time
+        ([("a", 0.9, 0.3), ("b", 0.8, 0.5), ("c", 0.85, 0.4)], {"a": False, "b": True, "c": True}),
+        ([("a", 0.7, 0.5), ("b", 0.8, 0.4), ("c", 0.95, 0.3)], {"b": False, "c": False}),  # b was the best of its time
         ([("probe", 0.9, 0.3), ("full", NAN, NAN)], {"full": True}),
         ([("probe", 0.9, 0.3)], {"full": False}),  # has not been evaluated
     ],
@@ -64,19 +64,19 @@ def test_a_stage_that_never_was_the_best_is_rolled_back(rows: list, back: dict) 
 def test_collapse_names_both_stages_with_their_numbers() -> None:
     evaluations = history(("probe", 0.9, 0.3), ("full", 0.42, 1.5), ("full", 0.55, 1.25))
     assert collapse(evaluations, "full") == (
-        "stage 'full' reached a validation AUROC of 0.5500 (loss 1.25), not above the 0.9000 (0.3) of 'probe': "
-        "rolled back"
+        "stage 'full' reached a calibrated validation loss of 1.25 (AUROC 0.5500), not below the 0.3 (0.9000) of "
+        "'probe': rolled back"
     )
 
 
 def test_summary_has_each_stage_with_its_best_validation_numbers() -> None:
     evaluations = history(
-        ("probe", 0.9, 0.3), ("head", 0.8, 0.4), ("head", 0.85, 0.6), ("full", 0.95, 0.2), ("full", 0.7, 0.1)
+        ("probe", 0.9, 0.3), ("head", 0.8, 0.4), ("head", 0.85, 0.6), ("full", 0.95, 0.2), ("full", 0.97, 0.25)
     )
     assert stage_summary(evaluations) == [
-        {"name": "probe", "epochs": 1, "best": {"auroc": 0.9, "loss": 0.3}, "rolled_back": False},
-        {"name": "head", "epochs": 2, "best": {"auroc": 0.85, "loss": 0.6}, "rolled_back": True},
-        {"name": "full", "epochs": 2, "best": {"auroc": 0.95, "loss": 0.2}, "rolled_back": False},
+        {"name": "probe", "epochs": 1, "best": {"auroc": 0.9, "calibrated_loss": 0.3}, "rolled_back": False},
+        {"name": "head", "epochs": 2, "best": {"auroc": 0.8, "calibrated_loss": 0.4}, "rolled_back": True},
+        {"name": "full", "epochs": 2, "best": {"auroc": 0.95, "calibrated_loss": 0.2}, "rolled_back": False},
     ]
 
 
@@ -116,7 +116,7 @@ def record(tmp_path: Path) -> Record:
 def evaluate(record: Record, trainer: Trainer, stage: str | None, auroc: float, loss: float = 0.3) -> None:
     trainer.callback_metrics = {
         "val/auroc": torch.tensor(auroc),
-        "val/loss": torch.tensor(loss),
+        "val/calibrated_loss": torch.tensor(loss),
         "lr": torch.tensor(1.0),
     }
     record.on_validation_end(trainer, module(stage))  # type: ignore[arg-type]
@@ -134,7 +134,7 @@ def test_best_checkpoint_is_written_when_an_evaluation_is_the_best_yet_and_only_
         saved.append((trainer.saved, saved_best(record)))
     assert saved == [(1, 1.0), (1, 1.0), (2, 2.0), (2, 2.0), (2, 2.0)]
     assert [(row["epoch"], row["stage"]) for row in record.history] == [(0, "probe"), *[(1, "full")] * 4]
-    assert {*record.history[0]} == {"epoch", "stage", "val/auroc", "val/loss"}
+    assert {*record.history[0]} == {"epoch", "stage", "val/auroc", "val/calibrated_loss"}
     assert sorted(path.name for path in record.best.parent.iterdir()) == ["best.ckpt"]
 
 

@@ -1,0 +1,254 @@
+"""Accept, review or reject: thresholds on the score, chosen on validation images and kept with the model.
+
+The words of the trade beside those of the field: escape rate = 1 - recall, overkill rate = false positive rate.
+
+A promise is a bound that holds for new images of the same kind at the stated confidence, although the threshold was
+chosen on the images that prove it: it is the highest threshold whose upper confidence bound stays below the target, and
+a bound that falls with the threshold may be used so (risk-controlling prediction sets, Bates et al. 2021). The bound is
+that of Clopper and Pearson (1934) where images are independent. Images of one group are not: there the risk is the mean
+over groups of the share of their images that are misjudged, bounded after Hoeffding and Bentkus as in Bates et al.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import brentq
+from scipy.stats import beta, binom
+
+from defectcls.errors import UserError
+from defectcls.evaluation.calibration import calibrate, fit_temperature
+from defectcls.evaluation.predictions import ACCEPT, PROBABILITY, REJECT, REVIEW, groups_of
+from defectcls.settings import DecisionSettings
+
+ABOVE_ALL = float(np.nextafter(1, 2))  # a threshold that no score reaches
+
+
+@dataclass(frozen=True)
+class Promise:
+    """An upper bound on a rate of misjudged images, and what it rests on."""
+
+    rate: str  # escape_rate | overkill_rate
+    target: float
+    confidence: float
+    bound: float  # what the validation images prove, at that confidence
+    kept: bool  # bound <= target
+    independent: int  # validation images of this kind, or their groups
+    needed: int  # how many it takes to promise the target when not one is misjudged
+    grouped: bool
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How a score becomes accept (below `accept_below`), reject (from `reject_from` on), or review (in between).
+
+    Both are None where the most probable class decides. Scores are those after temperature scaling.
+    """
+
+    policy: str
+    temperature: float = 1.0
+    accept_below: float | None = None
+    reject_from: float | None = None
+    evidence: dict[str, Any] | None = None  # counts of validation images, and how many of them were misjudged
+    promises: tuple[Promise, ...] = ()
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> "Decision":
+        """What `plain` gave, from a checkpoint or metrics.json."""
+        return cls(**values | {"promises": tuple(Promise(**promise) for promise in values["promises"])})
+
+    def plain(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint and JSON."""
+        return asdict(self) | {"promises": [asdict(promise) for promise in self.promises]}
+
+
+MOST_PROBABLE = Decision("argmax")
+
+
+def choose_decision(
+    settings: DecisionSettings, validation: pd.DataFrame, class_names: list[str], defective_classes: list[bool]
+) -> Decision:
+    """The decision of a policy.
+
+    Args:
+        validation: predictions table of validation images, not calibrated.
+
+    Raises:
+        UserError: the policy needs sound and defective images, and one kind is missing.
+    """
+    probabilities = validation[[PROBABILITY + name for name in class_names]].to_numpy()
+    truth = pd.Index(class_names).get_indexer(pd.Index(validation["label"]))
+    temperature = fit_temperature(probabilities, truth) if settings.calibrate else 1.0
+    defective = validation["defective"].to_numpy(bool)
+    scores = calibrate(probabilities, temperature)[:, defective_classes].sum(1).clip(max=1)
+    if settings.policy == "argmax" or not np.isfinite(scores).all():
+        return Decision("argmax", temperature)
+    if defective.all() or not defective.any():
+        kind = "sound" if defective.all() else "defective"
+        raise UserError(f"decision={settings.policy} needs {kind} validation images, and there are none")
+
+    groups = groups_of(validation)
+    escape, overkill = _Side(scores, defective, groups, -1), _Side(scores, defective, groups, 1)
+    promises: tuple[Promise, ...] = ()
+    if settings.policy in ("recall", "fpr"):
+        side, target = (
+            (escape, round(1 - settings.target, 12)) if settings.policy == "recall" else (overkill, settings.target)
+        )
+        threshold, promise = side.promise(target, settings.confidence)
+        thresholds, promises = (threshold, threshold), (promise,)
+    elif settings.policy == "review":
+        low, first = escape.promise(settings.escape_rate, settings.confidence)
+        high, second = overkill.promise(settings.overkill_rate, settings.confidence)
+        middle = (low + high) / 2  # where both promises hold for all scores between, nobody has to look
+        thresholds, promises = (low, high) if low < high else (middle, middle), (first, second)
+    else:
+        threshold = _best_threshold(settings, scores, defective)
+        thresholds = (threshold, threshold)
+    accept_below, reject_from = thresholds
+    evidence = {
+        "defective": int(defective.sum()),
+        "sound": int((~defective).sum()),
+        "escapes": int((scores < accept_below)[defective].sum()),
+        "false_rejects": int((scores >= reject_from)[~defective].sum()),
+        "to_review": int(((scores >= accept_below) & (scores < reject_from)).sum()),
+    }
+    return Decision(_name(settings), temperature, accept_below, reject_from, evidence, promises)
+
+
+def decide(
+    predictions: pd.DataFrame, decision: Decision, class_names: list[str], defective_classes: list[bool]
+) -> pd.DataFrame:
+    """The table with calibrated probabilities, and `prediction` and `decision` by the decision.
+
+    An image that is let through gets its most probable sound class, any other its most probable defective one.
+
+    Args:
+        predictions: a predictions table, not calibrated.
+    """
+    columns = [PROBABILITY + name for name in class_names]
+    probabilities = calibrate(predictions[columns].to_numpy(), decision.temperature)
+    defective, names = np.array(defective_classes, bool), np.array(class_names, dtype=object)
+    scores = probabilities[:, defective].sum(1).clip(max=1)
+    if decision.accept_below is None or decision.reject_from is None:
+        chosen = probabilities.argmax(1)
+        verdict = np.where(defective[chosen], REJECT, ACCEPT)
+    else:
+        flagged = scores >= decision.accept_below
+        among = np.where(flagged[:, None] == defective, probabilities, -1.0)
+        chosen = among.argmax(1)
+        verdict = np.where(scores >= decision.reject_from, REJECT, np.where(flagged, REVIEW, ACCEPT))
+    answers = {"prediction": names[chosen], "decision": verdict, "score": scores}
+    return predictions.assign(**answers, **dict(zip(columns, probabilities.T, strict=True)))
+
+
+def upper_bound(misjudged: float, count: int, confidence: float, grouped: bool) -> float:
+    """Upper confidence bound of a risk, from the (mean) number misjudged of `count` independent images or groups."""
+    if not count or misjudged >= count:
+        return 1.0
+    if not grouped:
+        return float(beta.ppf(confidence, misjudged + 1, count - misjudged))
+    mean, limit = misjudged / count, math.log(1 - confidence)
+
+    def excess(risk: float) -> float:  # log of the p-value of this risk, above that of the confidence
+        hoeffding = -count * _divergence(min(mean, risk), risk)
+        bentkus = 1 + binom.logcdf(math.ceil(misjudged - 1e-9), count, risk)
+        return min(hoeffding, bentkus) - limit
+
+    return float(brentq(excess, max(mean, 1e-12), 1 - 1e-12)) if excess(1 - 1e-12) < 0 else 1.0
+
+
+def images_needed(rate: float, confidence: float) -> int:
+    """How many independent images, not one misjudged, prove that a rate is not exceeded."""
+    return math.ceil(round(math.log(1 - confidence) / math.log1p(-rate), 9))
+
+
+class _Side:
+    """The defective images that a threshold lets through (direction -1), or the sound ones that it rejects (1)."""
+
+    def __init__(self, scores: np.ndarray, defective: np.ndarray, groups: np.ndarray, direction: int) -> None:
+        mine = defective if direction < 0 else ~defective
+        self.rate = "escape_rate" if direction < 0 else "overkill_rate"
+        self.all, self.direction = np.unique(scores), direction
+        _, group, sizes = np.unique(groups[mine], return_inverse=True, return_counts=True)
+        order = np.argsort(direction * -scores[mine], kind="stable")  # the first to be misjudged comes first
+        self.scores = scores[mine][order]
+        self.misjudged = np.cumsum(1 / sizes[group][order]).tolist()  # in images, or in groups of them
+        self.independent, self.grouped = len(sizes), bool((sizes > 1).any())
+
+    def promise(self, target: float, confidence: float) -> tuple[float, Promise]:
+        """The boldest threshold whose bound keeps the target, or, where none does, the one that misjudges nothing."""
+
+        def bound(misjudged: float) -> float:
+            return upper_bound(misjudged, self.independent, confidence, self.grouped)
+
+        allowed = bisect_right(self.misjudged, target, key=bound)
+        proven = bound(self.misjudged[allowed - 1] if allowed else 0)
+        threshold = self._threshold(allowed)
+        needed = images_needed(target, confidence)
+        kept = proven <= target
+        return threshold, Promise(self.rate, target, confidence, proven, kept, self.independent, needed, self.grouped)
+
+    def _threshold(self, allowed: int) -> float:
+        """Misjudges the first `allowed` images, and lies halfway to the next score, on the cautious side."""
+        if allowed == len(self.scores):
+            return ABOVE_ALL if self.direction < 0 else 0.0
+        first_right = self.scores[allowed]
+        position = int(np.searchsorted(self.all, first_right))
+        if self.direction < 0:
+            return float(_between(self.all[position - 1], first_right)) if position else float(first_right) / 2
+        following = self.all[position + 1] if position + 1 < len(self.all) else ABOVE_ALL
+        return float(_between(first_right, following))
+
+
+def _best_threshold(settings: DecisionSettings, scores: np.ndarray, defective: np.ndarray) -> float:
+    """The threshold with the most F1 or the least cost, or with the most recall among those of enough precision.
+
+    Of equally good ones that nearest to where it would be if the probabilities were right.
+    """
+    levels = np.unique(scores)
+    thresholds = np.concatenate([[0.0], _between(levels[:-1], levels[1:]), [ABOVE_ALL]])
+    caught = defective.sum() - np.searchsorted(np.sort(scores[defective]), thresholds)
+    rejected = (~defective).sum() - np.searchsorted(np.sort(scores[~defective]), thresholds)
+    missed = defective.sum() - caught
+    expected = 0.5
+    if settings.policy == "f1":
+        worth = 2 * caught / (2 * caught + rejected + missed)
+    elif settings.policy == "cost":
+        worth = -(settings.escape_cost * missed + settings.overkill_cost * rejected)
+        expected = settings.overkill_cost / (settings.escape_cost + settings.overkill_cost)
+    else:
+        precision = np.where(caught + rejected, caught / np.maximum(caught + rejected, 1), 0)
+        worth = np.where(precision >= settings.target, 1 + caught, precision)
+    best = thresholds[worth >= worth.max() - 1e-12]
+    return float(best[np.abs(best - expected).argmin()])
+
+
+def _between(low: np.ndarray | float, high: np.ndarray | float) -> np.ndarray:
+    """A threshold above `low` and not above `high`, halfway where floats allow."""
+    middle = (np.asarray(low) + high) / 2
+    return np.where(middle > low, middle, high)
+
+
+def _divergence(mean: float, risk: float) -> float:
+    """Kullback-Leibler divergence of two coins."""
+
+    def term(p: float, q: float) -> float:
+        return p * math.log(p / q) if p > 0 else 0.0
+
+    return term(mean, risk) + term(1 - mean, 1 - risk)
+
+
+def _name(settings: DecisionSettings) -> str:
+    """The policy as one types it."""
+    words: dict[str, Callable[[], str]] = {
+        "recall": lambda: f"recall>={settings.target:g}",
+        "precision": lambda: f"precision>={settings.target:g}",
+        "fpr": lambda: f"fpr<={settings.target:g}",
+        "cost": lambda: f"cost, an escape {settings.escape_cost:g}, a false reject {settings.overkill_cost:g}",
+        "review": lambda: f"review, escape<={settings.escape_rate:g}, overkill<={settings.overkill_rate:g}",
+    }
+    return words.get(settings.policy, lambda: settings.policy)()

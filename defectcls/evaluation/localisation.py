@@ -1,0 +1,62 @@
+"""How well heat maps find the defects that masks mark."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from defectcls.data.images import Resize, UnreadableImageError, decode
+
+SIZES = {"under 0.1 %": 0.001, "0.1 to 1 %": 0.01, "1 to 10 %": 0.1}  # of the image, up to and with
+LARGEST = "over 10 %"
+
+
+def load_masks(samples: pd.DataFrame, root: Path, side: int, resize: Resize) -> np.ndarray:
+    """Defect pixels of every row of a sample table, bool (n, side, side), brought to size as its image; none for "".
+
+    A pixel counts as soon as the defect reaches into it: else a thin scratch would vanish.
+
+    Raises:
+        UserError: a mask cannot be read.
+    """
+    masks = np.zeros((len(samples), side, side), bool)
+    if "mask" not in samples:
+        return masks
+    for mask, path in zip(masks, samples["mask"], strict=True):
+        if path:
+            try:
+                mask[:] = decode(root / path, side, resize).any(axis=0)
+            except UnreadableImageError as error:
+                raise UnreadableImageError(f"the mask {root / path} cannot be read: {error}") from error
+    return masks
+
+
+def mask_sizes(samples: pd.DataFrame, root: Path, side: int, resize: Resize) -> list[str]:
+    """Share of the image that each defect covers, in words of SIZES that sort by size; "" where there is no mask."""
+    shares = [load_masks(row, root, side, resize).mean() for _, row in samples.groupby(np.arange(len(samples)))]
+    words = [*SIZES, LARGEST]
+    return [words[int(np.searchsorted(list(SIZES.values()), share))] if share else "" for share in shares]
+
+
+def mask_scores(heat: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(hit, energy), float64 (n,) each in 0..1, of heat (n, height, width) against masks bool of the same shape.
+
+    hit: whether the hottest pixel lies in the mask, as a share where several are equally hot; the pointing game of
+    Zhang et al. 2018, "Top-down Neural Attention by Excitation Backprop", with a tolerance of 0.
+    energy: share of the heat that lies in the mask; Wang et al. 2020, "Score-CAM". To be read against `chance`.
+    Both are 0 for a map without heat, and NaN where the mask is empty.
+    """
+    hottest = (heat == heat.max(axis=(1, 2), keepdims=True)) & (heat > 0)
+    return _share_inside(hottest, masks), _share_inside(heat, masks)
+
+
+def chance(masks: np.ndarray) -> np.ndarray:
+    """What heat spread evenly would score: the mask's share of the image, float64 (n,); NaN where it is empty."""
+    return _share_inside(np.ones(masks.shape), masks)
+
+
+def _share_inside(weight: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    inside = np.sum(weight, axis=(1, 2), where=masks, dtype=np.float64)
+    total = np.sum(weight, axis=(1, 2), dtype=np.float64)
+    share = np.divide(inside, total, out=np.zeros(len(masks)), where=total > 0)
+    return np.where(masks.any(axis=(1, 2)), share, np.nan)

@@ -1,0 +1,198 @@
+"""What the numbers of a run mean, in plain words."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from defectcls.evaluation.metrics import defect_counts
+
+SMALL = 50  # fewer images than this on either side: one image more or less moves the rate by over 2 points
+SPLITS = {"baseline": "untrained baseline", "train": "train", "val": "validation", "test": "test"}
+NAMES = {  # how the numbers are called and in which order they stand, two classes and many alike
+    "recall": "recall (share of defects caught)",
+    "escape_rate": "escape rate (defects let through)",
+    "overkill_rate": "overkill rate (sound images rejected)",
+    "precision": "precision (rejected images that are defective)",
+    "f1": "F1 of defective",
+    "accuracy": "accuracy (right class)",
+    "recall_macro": "recall, mean over classes",
+    "precision_macro": "precision, mean over classes",
+    "f1_macro": "F1, mean over classes",
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "review_rate": "to review",
+    "loss": "loss (nats)",
+}
+
+
+def judged_split(metrics: dict[str, Any]) -> str:
+    """The split that the verdict is on: test, or else validation, or else train."""
+    return next(split for split in ("test", "val", "train") if split in metrics)
+
+
+def verdict(metrics: dict[str, Any]) -> str:
+    """What the model did on the judged split, in plain words."""
+    split, judged = judged_split(metrics), metrics[judged_split(metrics)]
+    sentences = []
+    if any(metrics["defective_classes"]) and not all(metrics["defective_classes"]):
+        numbers, intervals = judged.get("defect", judged), judged.get("intervals", {})
+        intervals = intervals.get("defect", intervals)
+        passed, rejected, missed, caught = defect_counts(judged["confusion_matrix"], metrics["defective_classes"])
+        if defects := caught + missed:
+            escape = percent(numbers["escape_rate"]) + _interval(intervals.get("escape_rate"))
+            sentences += [
+                f"Of {_count(defects, 'defective image')} in the {SPLITS[split]} set {caught} {_were(caught)} caught: "
+                f"recall {percent(numbers['recall'])}, escape rate {escape}."
+            ]
+        if sound := passed + rejected:
+            count = round(numbers["overkill_rate"] * sound)  # fewer than flagged, where a person looks at some
+            overkill = percent(numbers["overkill_rate"]) + _interval(intervals.get("overkill_rate"))
+            sentences += [f"Of {_count(sound, 'sound image')} {count} {_were(count)} rejected: overkill {overkill}."]
+        if "review_rate" in numbers:
+            sentences += [f"A person has to look at {percent(numbers['review_rate'])} of the images."]
+    if len(metrics["class_names"]) > 2 or not sentences:
+        right = sum(row[index] for index, row in enumerate(judged["confusion_matrix"]))
+        share = percent(judged["accuracy"]) + _interval(judged.get("intervals", {}).get("accuracy"))
+        sentences += [
+            f"Of all {_count(judged['n'], 'image')} {right} {_were(right)} given the right class: accuracy {share}."
+        ]
+    return " ".join(sentences)
+
+
+def decision_words(decision: dict[str, Any] | None) -> list[str]:
+    """How the model decides and what it can promise, in sentences; none where the decision is not known."""
+    if decision is None:
+        return []
+    if decision["accept_below"] is None:
+        words = ["An image is rejected when its most probable class is a defective one (policy argmax)."]
+    else:
+        evidence = decision["evidence"]
+        low, high = number(decision["accept_below"], 4), number(decision["reject_from"], 4)
+        rule = f"An image is rejected from a score of {high} on"
+        if low != high:
+            rule = f"An image is accepted below a score of {low}, rejected from {high} on, and goes to a person between"
+        words = [
+            f"{rule} (policy {decision['policy']}). On the validation set this lets {evidence['escapes']} of "
+            f"{_count(evidence['defective'], 'defective image')} through and rejects {evidence['false_rejects']} of "
+            f"{_count(evidence['sound'], 'sound image')}."
+        ]
+    kept = [_promise(promise) for promise in decision["promises"] if promise["kept"]]  # the others are caveats
+    words += kept
+    if kept:
+        words += ["The validation images also chose the weights of the model: test images have the last word."]
+    return words
+
+
+def _promise(promise: dict[str, Any]) -> str:
+    rate, kind = ("escape rate", "defective") if promise["rate"] == "escape_rate" else ("overkill rate", "sound")
+    images = f"{promise['independent']} {'groups of ' if promise['grouped'] else ''}{kind} validation images"
+    bound, target, confidence = (percent(promise[key]) for key in ("bound", "target", "confidence"))
+    if promise["kept"]:
+        method = "Hoeffding-Bentkus bound, averaged over groups" if promise["grouped"] else "Clopper-Pearson bound"
+        return (
+            f"Promise: with {confidence} confidence the {rate} on images like these is at most {target} "
+            f"({method} {bound} from {images})."
+        )
+    return (
+        f"No promise: an {rate} of at most {target} at {confidence} confidence takes {promise['needed']} independent "
+        f"{kind} validation images, not one of them misjudged. There are {images}, which prove {bound}."
+    )
+
+
+def caveats(metrics: dict[str, Any]) -> list[str]:
+    """What a reader must know before trusting the verdict, in plain words, the gravest first."""
+    split, judged = judged_split(metrics), metrics[judged_split(metrics)]
+    names, defective_classes, matrix = metrics["class_names"], metrics["defective_classes"], judged["confusion_matrix"]
+    passed, rejected, missed, caught = defect_counts(matrix, defective_classes)
+    found = []
+
+    predicted = [name for index, name in enumerate(names) if any(row[index] for row in matrix)]
+    if len(predicted) == 1 and sum(any(row) for row in matrix) > 1:
+        found += [f"Every image is called “{predicted[0]}”: the model tells nothing apart, whatever its accuracy."]
+    if judged["loss"] is None and judged["n"]:
+        found += ["Some probabilities are not numbers: training has diverged. Lower the learning rate."]
+    baseline = metrics.get("baseline", {})
+    for key in ("auroc", "f1_macro"):
+        before, after = baseline.get(key), judged[key]
+        if before is not None and after is not None and after <= before < 1:
+            label = NAMES[key]
+            found += [
+                f"No improvement over the untrained baseline: {label} {number(after)}, untrained {number(before)}."
+            ]
+            break
+    if split != "test":
+        found += [
+            f"No test set: the verdict is on {SPLITS[split]} images, which helped to make the model. Expect worse."
+        ]
+    if any(defective_classes) and not all(defective_classes):
+        for kind, count, rate in (("defective", missed + caught, "escape"), ("sound", passed + rejected, "overkill")):
+            if not count:
+                found += [f"The {SPLITS[split]} set has no {kind} image: {rate} rate and AUROC cannot be stated."]
+            elif count < SMALL:
+                few = _count(count, f"{kind} image")
+                found += [
+                    f"The {SPLITS[split]} set is small: with {few}, a single one moves the {rate} rate by "
+                    f"{number(100 / count, 1)} percentage points."
+                ]
+    unseen = [name for name, row in zip(names, matrix, strict=True) if not any(row)]
+    if unseen and len(names) > 2:
+        found += [f"The {SPLITS[split]} set has no image of {', '.join(f'“{name}”' for name in unseen)}."]
+    found += _broken_promises(metrics, judged)
+    if unreadable := metrics.get("unreadable"):
+        found += [
+            f"{_count(len(unreadable), 'image')} could not be read and {_were(len(unreadable))} left out; see the end."
+        ]
+    for stage in metrics.get("stages", []):
+        if stage["rolled_back"]:
+            found += [f"Stage “{stage['name']}” did not beat the stages before it on validation and was rolled back."]
+    return found
+
+
+def _broken_promises(metrics: dict[str, Any], judged: dict[str, Any]) -> list[str]:
+    found = []
+    for promise in (metrics.get("decision") or {}).get("promises", []):
+        if not promise["kept"]:
+            found += [_promise(promise)]
+        interval = judged.get("intervals", {}).get("defect", judged.get("intervals", {})).get(promise["rate"])
+        if promise["kept"] and interval and interval[0] > promise["target"]:
+            rate = promise["rate"].replace("_", " ")
+            found += [
+                f"The promise of an {rate} of at most {percent(promise['target'])} does not hold on this set, where it "
+                f"is {span(interval)}. These images differ from those of the validation set."
+            ]
+    return found
+
+
+def percent(value: float | None) -> str:
+    """`94.7 %`, with as many digits as it takes not to call 99.97 % all or 0.03 % none; `–` where undefined."""
+    return "–" if value is None or pd.isna(value) else f"{number(100 * value, 1, 100)} %"
+
+
+def number(value: float | None, digits: int = 3, limit: float = 1) -> str:
+    """The number with `digits` decimals, more where it would round to 0 or to `limit` without being it."""
+    if value is None or pd.isna(value):
+        return "–"
+    while digits < 9 and 1e-9 < value < limit - 1e-9 and float(f"{value:.{digits}f}") in (0, limit):
+        digits += 1
+    return f"{value:.{digits}f}"
+
+
+def span(interval: Sequence[float | None] | None, plain: bool = False) -> str:
+    """`83.1 to 98.5 %`, or with `plain` the numbers as they are; `–` where undefined."""
+    if interval is None or any(end is None or pd.isna(end) for end in interval):
+        return "–"
+    low, high = (float(end or 0) for end in interval)
+    return f"{low:.3f} to {high:.3f}" if plain else f"{100 * low:.1f} to {100 * high:.1f} %"
+
+
+def _interval(interval: Sequence[float | None] | None) -> str:
+    return "" if interval is None else f" (95 % interval {span(interval)})"
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _were(count: int) -> str:
+    return "was" if count == 1 else "were"

@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from defectcls.errors import UserError
+from defectcls.evaluation.localisation import chance, load_masks, mask_scores
+
+
+def test_hit_and_energy_by_hand() -> None:
+    heat = np.zeros((5, 2, 2), np.float32)
+    heat[0] = [[1.0, 0.5], [0.25, 0.25]]
+    heat[1] = [[0.5, 1.0], [0.5, 0.0]]
+    heat[2] = [[1.0, 1.0], [1.0, 0.0]]  # three are equally hot, one of them in the mask
+    masks = np.zeros((5, 2, 2), bool)
+    masks[:4, 0, 0] = masks[0, 1, 1] = True
+    hit, energy = mask_scores(heat, masks)
+    assert hit == pytest.approx([1, 0, 1 / 3, 0, np.nan], nan_ok=True)  # the fourth map is cold, the fifth mask empty
+    assert energy == pytest.approx([1.25 / 2, 0.5 / 2, 1 / 3, 0, np.nan], nan_ok=True)
+    assert chance(masks) == pytest.approx([0.5, 0.25, 0.25, 0.25, np.nan], nan_ok=True)
+
+
+def test_energy_of_random_heat_is_chance() -> None:
+    rng = np.random.default_rng(0)
+    masks = rng.random((200, 16, 16)) < rng.uniform(0.1, 0.9, (200, 1, 1))
+    hit, energy = mask_scores(rng.random((200, 16, 16)).astype(np.float32), masks)
+    assert energy.mean() == pytest.approx(chance(masks).mean(), abs=0.01)
+    assert hit.mean() == pytest.approx(chance(masks).mean(), abs=0.1)
+
+
+def drawn(path: Path, width: int, height: int, box: tuple[int, int, int, int], mode: str = "L") -> None:
+    mask = Image.new(mode, (width, height))
+    mask.paste(Image.new(mode, (box[2] - box[0], box[3] - box[1]), "white"), box)
+    mask.save(path)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "RGB"])
+def test_masks_take_the_shape_of_their_images(tmp_path: Path, mode: str) -> None:
+    drawn(tmp_path / "wide.png", 64, 32, (32, 0, 64, 32), mode)  # the right half
+    samples = pd.DataFrame({"path": ["0.png", "1.png"], "mask": ["", "wide.png"]})
+    none, squashed = load_masks(samples, tmp_path, 16, "squash")
+    assert not none.any()
+    assert squashed[:, 9:].all() and not squashed[:, :7].any()
+    padded = load_masks(samples, tmp_path, 16, "pad")[1]
+    assert padded[5:11, 9:].all() and not padded[:, :7].any()
+    assert not padded[:3].any() and not padded[13:].any()
+
+
+def test_a_thin_scratch_does_not_vanish(tmp_path: Path) -> None:
+    drawn(tmp_path / "scratch.png", 512, 512, (100, 0, 101, 512))
+    (mask,) = load_masks(pd.DataFrame({"mask": ["scratch.png"]}), tmp_path, 64, "squash")
+    assert mask[:, 12].all()
+    assert not mask[:, :11].any() and not mask[:, 15:].any()
+
+
+def test_a_table_without_masks_has_none(tmp_path: Path) -> None:
+    assert not load_masks(pd.DataFrame({"path": ["0.png"]}), tmp_path, 8, "squash").any()
+
+
+def test_a_broken_mask_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"the mask .*broken\.png cannot be read: not an image"):
+        load_masks(pd.DataFrame({"mask": ["broken.png"]}), tmp_path, 8, "squash")

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+from defectcls.evaluation import resampling
+from defectcls.evaluation.resampling import F1, Share, bootstrap, mean_with_error, ranking
+
+
+@pytest.mark.parametrize("digits", [1, 8], ids=["ties", "no ties"])
+@pytest.mark.parametrize("seed", range(5))
+def test_weights_count_as_repeated_rows(digits, seed):
+    generator = np.random.default_rng(seed)
+    positive, scores = generator.random(60) < 0.3, generator.random(60).round(digits)
+    answer = scores > 0.6
+    weights = np.vstack([np.ones(60, int), generator.integers(0, 4, (20, 60))])
+    ranked, f1 = ranking(positive, scores)(weights.astype(float)), F1(answer, positive).weighted(weights.astype(float))
+    recall = Share(answer, positive).weighted(weights.astype(float))
+    for row, times in enumerate(weights):
+        rows = np.repeat(np.arange(60), times)
+        assert ranked["auroc"][row] == pytest.approx(roc_auc_score(positive[rows], scores[rows]), abs=1e-12)
+        expected = average_precision_score(positive[rows], scores[rows])
+        assert ranked["average_precision"][row] == pytest.approx(expected, abs=1e-12)
+        assert f1[row] == pytest.approx(f1_score(positive[rows], answer[rows]), abs=1e-12)
+        assert recall[row] == pytest.approx(answer[rows][positive[rows]].mean(), abs=1e-12)
+
+
+def test_ranking_is_undefined_where_a_resample_holds_one_kind():
+    ranked = ranking(np.array([True, False]), np.array([0.9, 0.1]))(np.array([[1.0, 0], [0, 1], [1, 1]]))
+    assert np.isnan(ranked["auroc"]).tolist() == np.isnan(ranked["average_precision"]).tolist() == [True, True, False]
+    assert np.isnan(ranking(np.array([True, False]), np.array([np.nan, 0.1]))(np.ones((1, 2)))["auroc"])
+
+
+def test_error_of_a_mean_is_that_between_its_groups():
+    values = np.array([1.0, 2, 4, 5, 5, 7])
+    found = mean_with_error(values, np.arange(6))(np.ones((1, 6)))
+    assert (found["mean"][0], found["error"][0]) == pytest.approx((4, values.std(ddof=1) / np.sqrt(6)))
+    pairs = mean_with_error(values, np.array([2, 2, 0, 0, 1, 1]))(np.ones((1, 6)))
+    assert pairs["error"][0] == pytest.approx(np.std([1.5, 4.5, 6], ddof=1) / np.sqrt(3))
+    assert pairs["mean"][0] == 4
+    weighted = mean_with_error(values, np.array([2, 2, 0, 0, 1, 1]))(np.array([[2.0, 2, 0, 0, 1, 1]]))
+    assert weighted["mean"][0] == pytest.approx((1.5 + 1.5 + 6) / 3)
+
+
+def test_resamples_hold_whole_groups_and_as_many_as_there_are(monkeypatch):
+    monkeypatch.setattr(resampling, "CHUNK", 5 * 30)  # several parts, the last one smaller
+    groups = np.array([0, 1, 1, 2, 2])
+    drawn = bootstrap(groups, lambda weights: dict(enumerate(weights.T)), resamples=1000)
+    weights = np.stack([drawn[image] for image in range(5)], axis=1)
+    assert weights.shape == (1000, 5)
+    assert (weights[:, 1] == weights[:, 2]).all() and (weights[:, 3] == weights[:, 4]).all()
+    assert (weights[:, [0, 1, 3]].sum(axis=1) == 3).all()
+    # of three groups one is left out with the probability (2/3)^3, and has a variance of 3 * 1/3 * 2/3
+    assert (weights[:, 0] == 0).mean() == pytest.approx(8 / 27, abs=0.05)
+    assert weights[:, 0].var() == pytest.approx(2 / 3, abs=0.1)

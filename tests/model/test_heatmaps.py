@@ -1,0 +1,186 @@
+"""Heat maps: against gradients taken by hand, class activation maps and a network that sees one thing only."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from defectcls.errors import UserError
+from defectcls.model.classifier import Classifier
+from defectcls.model.heatmaps import heat_maps
+from tests.model.test_classifier import THREE, TWO, classifier
+
+
+def photos(count: int = 3, side: int = 64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
+
+
+def of_model(name: str = "test_resnet.r160_in1k", classes: dict[str, bool] | None = None, **model: Any) -> Classifier:
+    """A network without pretrained weights for photos of 64 x 64, in whose features most speaks for a defect."""
+    small = classifier(classes, model={"name": name, **model})
+    built = Classifier(**{**small.hparams, "image_size": 64}).eval()
+    mostly_defective = torch.linspace(-1, 2, built.backbone.features)
+    built.head.linear.weight.data[list(built.classes.values())] += mostly_defective
+    return built
+
+
+def scaled(maps: torch.Tensor, side: int) -> np.ndarray:
+    """What becomes of maps (n, height, width): positive, as fine as the image, the strongest point 1."""
+    fine = F.interpolate(maps.detach().clamp_min(0)[:, None], (side, side), mode="bilinear")[:, 0].numpy()
+    return fine / np.maximum(fine.max((1, 2), keepdims=True), 1e-30)
+
+
+def evidence(model: Classifier, features: torch.Tensor) -> torch.Tensor:
+    """Log-odds (n,) of being defective."""
+    odds = (model.head(features).double()).exp()
+    defective = torch.tensor(list(model.classes.values()))
+    return (odds[:, defective].sum(1) / odds[:, ~defective].sum(1)).log()
+
+
+class Linear(nn.Module):
+    """A backbone of one stage: three colours in cells of 8 x 8 pixels, averaged over the image."""
+
+    feature_info = ({"module": "cells"}, {"module": "pool"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.AvgPool2d(8)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.cells(image).mean((2, 3))
+
+
+def linear(weight: list[list[float]], classes: dict[str, bool] = TWO) -> Classifier:
+    model = classifier(classes).eval()
+    model.backbone.body = Linear()
+    model.head.mean, model.head.std = torch.zeros(3), torch.ones(3)
+    model.head.linear = nn.Linear(3, len(classes))
+    model.head.linear.weight.data = torch.tensor(weight)
+    return model
+
+
+def test_behind_an_average_and_a_linear_head_they_are_class_activation_maps() -> None:
+    """Zhou et al. 2016: the weights of the class, times the channels at each place."""
+    model = linear([[0.0, 0.5, 1.0], [1.0, -0.5, 0.0]])
+    image = photos()
+    cells = F.avg_pool2d((image - model.backbone.mean) / model.backbone.std, 8)
+    expected = scaled(torch.einsum("c,nchw->nhw", torch.tensor([1.0, -1.0, -1.0]), cells), 64)
+    heat = heat_maps(model, image)
+    assert heat.dtype == np.float32
+    assert heat == pytest.approx(expected, abs=1e-5)
+    assert heat.max((1, 2)) == pytest.approx(1)
+
+
+def test_the_hottest_pixel_lies_in_the_only_thing_that_speaks_for_a_defect() -> None:
+    image = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    image[0, 0, 40:48, 8:16] = 255
+    image[1, 0, 16:24, 48:56] = 255
+    image[:, 2, 0:16, 0:16] = 255  # blue speaks against one
+    heat = heat_maps(linear([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]), image)
+    first, second = (np.unravel_index(one.argmax(), one.shape) for one in heat)
+    assert 40 <= first[0] < 48 and 8 <= first[1] < 16
+    assert 16 <= second[0] < 24 and 48 <= second[1] < 56
+    assert not heat[:, :8, :8].any()
+
+
+def test_a_photo_without_any_evidence_stays_cold() -> None:
+    heat = heat_maps(linear([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]), torch.full((1, 3, 64, 64), 255, dtype=torch.uint8))
+    assert heat.tolist() == np.zeros((1, 64, 64)).tolist()
+    assert heat_maps(linear([[1.0, 0, 0], [0.0, 0, 0]]), photos(0)).shape == (0, 64, 64)
+
+
+@pytest.mark.parametrize("pool", [None, "catavgmax"])
+def test_a_cnn_is_explained_by_its_gradients_times_its_third_stage(pool: str | None) -> None:
+    model = of_model(pool=pool)
+    body, image = model.backbone.body, photos()
+    maps = (image - model.backbone.mean) / model.backbone.std
+    for part in ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3"):
+        maps = getattr(body, part)(maps)
+    maps = maps.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(evidence(model, body.global_pool(body.layer4(maps))).sum(), maps)
+    expected = scaled((gradient * maps).sum(1), 64)
+    assert expected.any()
+    assert heat_maps(model, image) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("classes", [TWO, THREE])
+def test_a_transformer_is_explained_by_the_normalised_tokens_of_its_last_block(classes: dict[str, bool]) -> None:
+    """Before the normalisation, the products of a token add up to zero."""
+    model, image = of_model("test_vit.r160_in1k", classes), photos()
+    body = model.backbone.body
+    tokens = body._pos_embed(body.patch_embed((image - model.backbone.mean) / model.backbone.std))
+    tokens = body.blocks[:-1](body.norm_pre(tokens)).detach()
+    block = body.blocks[-1]
+    normed = block.norm1(tokens).detach().requires_grad_()
+    attended = tokens + block.ls1(block.attn(normed))
+    features = body.forward_head(body.norm(attended + block.ls2(block.mlp(block.norm2(attended)))))
+    (gradient,) = torch.autograd.grad(evidence(model, features).sum(), normed)
+    patches = (gradient * normed).sum(2)[:, 1:]  # the first is the class token
+    assert heat_maps(model, image) == pytest.approx(scaled(patches.view(3, 4, 4), 64), abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["test_convnext.r160_in1k", "test_mambaout"])
+def test_behind_layer_norms_the_last_map_is_explained(name: str) -> None:
+    """test_mambaout has its channels last, as Swin does."""
+    model, image = of_model(name), photos()
+    body = model.backbone.body
+    maps = body.forward_features((image - model.backbone.mean) / model.backbone.std).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(evidence(model, body.forward_head(maps)).sum(), maps)
+    expected = (gradient * maps).sum(3 if "mambaout" in name else 1)
+    assert expected.shape == (3, 2, 2)
+    assert heat_maps(model, image) == pytest.approx(scaled(expected, 64), abs=1e-3)
+
+
+def test_images_come_out_alike_in_batches_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, image = of_model(), photos(5)
+    whole = heat_maps(model, image)
+    monkeypatch.setattr("defectcls.model.heatmaps.BATCH_SIZE", 2)
+    assert heat_maps(model, image) == pytest.approx(whole, abs=1e-5)
+
+
+def test_where_all_classes_are_defective_the_predicted_one_is_explained() -> None:
+    model = linear([[1.0, 0, 0], [0, 1.0, 0]], {"crack": True, "dent": True})
+    image = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    image[0, 0, 8:16, 8:16], image[0, 1, 40:48, 40:48] = 255, 128
+    image[1, 0, 8:16, 8:16], image[1, 1, 40:48, 40:48] = 128, 255
+    model.backbone.mean, model.backbone.std = torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
+    heat = heat_maps(model, image)
+    assert heat[0, 12, 12] > 0.9 and not heat[0, 40:].any()
+    assert heat[1, 44, 44] > 0.9 and not heat[1, :16].any()
+
+
+def test_the_classifier_is_left_as_it_was() -> None:
+    model = of_model().train()
+    model.backbone.body.layer1.eval().requires_grad_(False)
+    model.head.linear.bias.grad = torch.ones(2)
+
+    def state() -> tuple[Any, ...]:
+        modes = [module.training for module in model.modules()]
+        hooks = [len(module._forward_hooks) for module in model.modules()]
+        trained = [(p.requires_grad, None if p.grad is None else p.grad.tolist()) for p in model.parameters()]
+        return modes, hooks, trained, {name: value.tolist() for name, value in model.state_dict().items()}
+
+    before = state()
+    heat_maps(model, photos())
+    assert state() == before
+    assert torch.is_grad_enabled()
+
+
+def test_nothing_before_the_explained_stage_holds_on_to_memory() -> None:
+    model, kept = of_model(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved.shape) or saved, lambda saved: saved):
+        heat_maps(model, photos())
+    assert kept
+    assert all(shape[-1] <= 4 for shape in kept if len(shape) == 4)  # the stages before have 8 x 8 and more
+
+
+@pytest.mark.parametrize("name", ["coat_lite_tiny", "hrnet_w18_small", "mvitv2_tiny"])
+def test_a_backbone_without_maps_says_so(name: str) -> None:
+    model = of_model(name)
+    with pytest.raises(UserError, match="this backbone has no map of the image"):
+        heat_maps(model, photos())
+    assert torch.is_grad_enabled()

@@ -1,0 +1,137 @@
+"""Corruptions against numpy, SciPy and Pillow; the table of what they cost."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from scipy import ndimage
+
+from defectcls.evaluation.predictions import predictions_table
+from defectcls.model.robustness import CORRUPTIONS, STRENGTHS, Corrupt, measure_robustness
+
+SIDE = 100
+
+
+def photos(count: int = 5) -> torch.Tensor:
+    """Soft patterns with a sharp square, like a photo; no two alike."""
+    noise = np.random.default_rng(0).random((count, 3, SIDE, SIDE))
+    soft = ndimage.gaussian_filter(noise, (0, 0, 4, 4))
+    soft = 200 * (soft - soft.min()) / np.ptp(soft)
+    soft[..., 30:50, 60:80] += 50
+    return torch.from_numpy(soft.astype(np.uint8))
+
+
+def corrupted(name: str, strength: int, images: torch.Tensor) -> np.ndarray:
+    changed = CORRUPTIONS[name].at(strength)(images)
+    assert (changed.dtype, changed.shape) == (torch.uint8, images.shape)
+    return changed.numpy().astype(float)
+
+
+@pytest.mark.parametrize(("strength", "sigma"), [(1, 0.5), (2, 1.0), (3, 2.0)])
+def test_blur_is_scipys(strength: int, sigma: float) -> None:
+    expected = ndimage.gaussian_filter(photos().numpy().astype(float), (0, 0, sigma, sigma), mode="mirror", truncate=3)
+    assert corrupted("blur", strength, photos()) == pytest.approx(expected, abs=1.01)
+
+
+@pytest.mark.parametrize(("strength", "deviation"), [(1, 8), (2, 16), (3, 32)])
+def test_noise_has_its_deviation_in_grey_values_and_differs_from_image_to_image(strength: int, deviation: int) -> None:
+    grey = torch.full((4, 3, SIDE, SIDE), 128, dtype=torch.uint8)
+    added = corrupted("noise", strength, grey) - 128
+    assert added.std() == pytest.approx(deviation, rel=0.02)
+    assert added.mean() == pytest.approx(0, abs=0.5)
+    assert np.corrcoef(added.reshape(12, -1)) == pytest.approx(np.eye(12), abs=0.05)
+
+
+@pytest.mark.parametrize(("name", "factors"), [("dark", (0.8, 0.6, 0.4)), ("bright", (1.25, 1.6, 2.2))])
+def test_exposure_is_a_factor(name: str, factors: tuple[float, ...]) -> None:
+    for strength, factor in zip(STRENGTHS, factors, strict=True):
+        expected = np.clip(factor * photos().numpy().astype(float), 0, 255)
+        assert np.abs(corrupted(name, strength, photos()) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(("strength", "quality"), [(1, 50), (2, 25), (3, 10)])
+def test_jpeg_is_as_good_as_pillows_of_that_quality(strength: int, quality: int) -> None:
+    """Decoders differ by a little; another quality differs by more."""
+    first, buffer = photos()[0].permute(1, 2, 0).numpy(), io.BytesIO()
+    Image.fromarray(first).save(buffer, "jpeg", quality=quality)
+    expected = np.asarray(Image.open(buffer)).astype(float).transpose(2, 0, 1)
+    assert np.abs(corrupted("jpeg", strength, photos())[0] - expected).mean() < 0.5
+
+
+@pytest.mark.parametrize(("strength", "degrees"), [(1, 2), (2, 5), (3, 10)])
+def test_rotation_is_pillows_and_turns_every_other_image_the_other_way(strength: int, degrees: int) -> None:
+    changed = corrupted("rotation", strength, photos())
+    inside = slice(15, 85)  # where no border reaches
+    for index, image in enumerate(photos()):
+        turned = Image.fromarray(image.permute(1, 2, 0).numpy()).rotate(
+            degrees * (-1) ** index, Image.Resampling.BILINEAR
+        )
+        expected = np.asarray(turned).astype(float).transpose(2, 0, 1)
+        assert changed[index, :, inside, inside] == pytest.approx(expected[:, inside, inside], abs=2)
+
+
+@pytest.mark.parametrize(("strength", "step"), [(1, 2), (2, 5), (3, 10)])
+def test_shift_moves_right_left_down_and_up_in_turn_and_mirrors_the_border(strength: int, step: int) -> None:
+    moves = [(0, step), (0, -step), (step, 0), (-step, 0), (0, step)]
+    expected = [
+        ndimage.shift(image, (0, *move), order=0, mode="mirror") for image, move in zip(photos(), moves, strict=True)
+    ]
+    assert (corrupted("shift", strength, photos()) == np.stack(expected)).all()
+
+
+@pytest.mark.parametrize("name", ["rotation", "shift"])
+def test_no_black_corner_gives_a_moved_image_away(name: str) -> None:
+    white = torch.full((5, 3, SIDE, SIDE), 255, dtype=torch.uint8)
+    assert (corrupted(name, 3, white) == 255).all()
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_corruptions_grow_repeat_themselves_and_leave_the_images_alone(name: str) -> None:
+    images = photos()
+    change = [np.abs(corrupted(name, strength, images) - images.numpy()).mean() for strength in STRENGTHS]
+    assert 0 < change[0] < change[1] < change[2]
+    assert (corrupted(name, 2, images) == corrupted(name, 2, images)).all()
+    assert torch.equal(images, photos())
+    corrupted(name, 3, images[:1])
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_table_holds_the_rates_of_every_corruption(several: bool) -> None:
+    """A model that calls an image defective by its brightness: 50 and 90 are sound, 110 and 200 defective."""
+    brightness = np.array([50.0, 90.0, 110.0, 200.0])
+    images = torch.from_numpy(brightness).to(torch.uint8)[:, None, None, None].expand(-1, 3, 16, 16).contiguous()
+    classes = {"good": False, "crack": True} | ({"dent": True} if several else {})
+    samples = pd.DataFrame({"path": list("abcd"), "label": ["good"] * 2 + ["crack"] * 2})
+    samples["defective"] = samples["label"] == "crack"
+
+    def predict(corrupt: Corrupt) -> pd.DataFrame:
+        score = corrupt(images).double().mean((1, 2, 3)).numpy() / 200
+        rest = np.zeros((4, len(classes) - 2))
+        return predictions_table(
+            samples, np.column_stack([1 - score, score, rest]), list(classes), list(classes.values())
+        )
+
+    table = measure_robustness(predict, list(classes), list(classes.values()))
+    assert list(table.columns) == ["corruption", "strength", "recall", "overkill_rate", "auroc"]
+    assert len(table) == 1 + 3 * len(CORRUPTIONS)
+    assert table.iloc[0].tolist() == ["none", 0, 1.0, 0.0, 1.0]
+    rates = table.set_index(["corruption", "strength"])[["recall", "overkill_rate"]]
+    assert rates.loc[("dark", 3)].tolist() == [0, 0]  # 200 becomes 80
+    assert rates.loc[("dark", 2)].tolist() == [0.5, 0]  # and 120
+    assert rates.loc[("bright", 1)].tolist() == [1, 0.5]  # 90 becomes 112
+    assert rates.loc[("bright", 3)].tolist() == [1, 1]  # 50 becomes 110
+    assert (table["auroc"] == 1).all()
+
+
+def test_rates_that_are_not_defined_are_nan() -> None:
+    samples = pd.DataFrame({"path": ["a"], "label": ["good"], "defective": [False]})
+    table = measure_robustness(
+        lambda corrupt: predictions_table(samples, np.array([[0.9, 0.1]]), ["good", "bad"], [False, True]),
+        ["good", "bad"],
+        [False, True],
+    )
+    assert table["recall"].isna().all() and table["auroc"].isna().all()
+    assert (table["overkill_rate"] == 0).all()
