@@ -1,0 +1,75 @@
+"""Find copies, leaks, likely wrong labels and odd files: python -m defectcls.audit dataset=<name>."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from defectcls.config import job_command, parse, run_verb
+
+if TYPE_CHECKING:
+    from defectcls.data.findings import Finding, Inventory
+    from defectcls.settings import AuditSettings
+
+
+def audit(config: dict[str, Any], folder: Path) -> int:
+    """Write audit.csv, audit.html and audit.json; 1 where copies or near-identical images straddle the split."""
+    from defectcls.settings import AuditSettings
+
+    settings = parse(AuditSettings, config)
+    from defectcls.data.findings import balance, take_inventory
+    from defectcls.errors import UserError
+    from defectcls.evaluation.audit import print_audit, render_audit, summarise
+
+    inventory = take_inventory(settings.dataset, settings.target, settings.seed)
+    doubted: list[Finding] = []
+    notes = [f"train would refuse this set: {inventory.refusal}"] if inventory.refusal else []
+    if settings.audit.wrong_labels:
+        try:
+            doubted = doubted_labels(settings, inventory, folder)
+        except UserError as error:
+            notes.append(f"wrong labels were not looked for: {error}; audit.wrong_labels=false leaves this out")
+    findings, counts = inventory.table(doubted), balance(inventory.samples)
+    summary = summarise(settings.dataset.name, inventory.samples, findings, counts, inventory.leaks, notes)
+    findings.to_csv(folder / "audit.csv", index=False)
+    page = render_audit(summary, findings, counts, settings.dataset.root)
+    (folder / "audit.html").write_text(page, encoding="utf-8")
+    print_audit(summary, folder)
+    from defectcls.results import provenance
+
+    about = {"command": job_command(), **provenance(settings.seed, config)}
+    (folder / "audit.json").write_text(json.dumps(summary | about, indent=2), encoding="utf-8")
+    return int(inventory.leaks > 0)
+
+
+def doubted_labels(settings: "AuditSettings", inventory: "Inventory", folder: Path) -> list["Finding"]:
+    """Images whose label is likely wrong, the least credible first.
+
+    Raises:
+        UserError: one class, too few images, or no weights.
+    """
+    from defectcls.build import build_data, build_trainer
+    from defectcls.data.findings import Finding
+    from defectcls.model.backbone import Backbone
+    from defectcls.model.probe import extract_features
+    from defectcls.model.wrong_labels import doubt_labels
+
+    lenient = settings.model_copy(update={"dataset": settings.dataset.model_copy(update={"on_unreadable": "skip"})})
+    data = build_data(lenient, split=False)
+    backbone = Backbone(settings.model.name, settings.model.pool, settings.image_size, settings.trainer.channels_last)
+    if settings.model.pretrained:
+        backbone.load_pretrained(settings.model.weights)
+    trainer = build_trainer(settings.trainer, folder, None, [])
+    device, autocast = trainer.strategy.root_device, trainer.precision_plugin.forward_context()
+    features, targets = extract_features(backbone.to(device), data.part_dataloader("test"), device, autocast)
+    doubt = doubt_labels(features, targets, inventory.units, settings.audit.folds, settings.audit.c, settings.seed)
+    names, paths = list(data.classes), data.samples["path"]
+    found = []
+    for row in doubt.order[doubt.wrong[doubt.order]].tolist():
+        of_label, best = doubt.probabilities[row, targets[row]], int(doubt.probabilities[row].argmax())
+        detail = f"{names[targets[row]]} {of_label:.0%}, {names[best]} {doubt.probabilities[row, best]:.0%}"
+        found.append(Finding("wrong_label", paths[row], other_label=names[best], detail=detail))
+    return found
+
+
+if __name__ == "__main__":
+    run_verb("audit", audit)

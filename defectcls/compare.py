@@ -1,0 +1,124 @@
+"""Which run is better, and whether chance explains it: python -m defectcls.compare <run> <run>."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from defectcls.config import parse, run_verb
+from defectcls.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from defectcls.evaluation.comparison import Comparison
+
+
+def compare(config: dict[str, Any], folder: Path) -> None:
+    """Print the table and what it means, and write compare.csv, compare.json, compare.png and compare.html."""
+    from defectcls.settings import CompareSettings
+
+    settings = parse(CompareSettings, config)
+    files = [predictions_file(path) for path in settings.runs]
+    names = short_names(files)
+    from defectcls.evaluation.comparison import compare_predictions
+
+    tables = {name: test_rows(file) for name, file in zip(names, files, strict=True)}
+    comparison = compare_predictions(tables, list(settings.metrics), settings.level, settings.resamples, settings.seed)
+    write_comparison(folder, comparison, dict(zip(names, map(str, files), strict=True)))
+    print_comparison(folder, comparison)
+
+
+def predictions_file(path: Path) -> Path:
+    """The predictions table of a run folder, or the CSV itself.
+
+    Raises:
+        UserError: there is none.
+    """
+    if path.is_file():
+        return path.resolve()
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist: give a run folder or a predictions CSV")
+    if not (path / "predictions.csv").is_file():
+        raise UserError(f"the folder {path} holds no predictions.csv: give the folder of a finished run")
+    return (path / "predictions.csv").resolve()
+
+
+def short_names(files: list[Path]) -> list[str]:
+    """The shortest part of each path that tells it from the others: one folder's name, or all from where they part.
+
+    Raises:
+        UserError: a file is given twice.
+    """
+    if len(set(files)) < len(files):
+        twice = next(file for file in files if files.count(file) > 1)
+        raise UserError(f"{twice} is given twice: compare different runs")
+    paths = [(file.parent if file.name == "predictions.csv" else file.with_suffix("")).parts for file in files]
+    levels = list(zip(*paths, strict=False))
+    for level in levels:
+        if len(set(level)) == len(files):
+            return list(level)
+    shared = next((number for number, level in enumerate(levels) if len(set(level)) > 1), len(levels) - 1)
+    return ["/".join(path[shared:]) for path in paths]
+
+
+def test_rows(file: Path) -> "pd.DataFrame":
+    """The test images of a predictions table, all of it where it marks none; repeats apart."""
+    from defectcls.evaluation.predictions import read_predictions
+
+    predictions = read_predictions(file)
+    is_test = predictions["split"] == "test" if "split" in predictions else predictions["path"].isna()
+    rows = predictions[is_test].reset_index(drop=True) if is_test.any() else predictions
+    if "repeat" in rows:
+        rows["path"] += " in repeat " + rows["repeat"].astype(str)
+    return rows
+
+
+def write_comparison(folder: Path, comparison: "Comparison", files: dict[str, str]) -> None:
+    """The differences as CSV, everything as JSON, the picture and the page."""
+    import json
+
+    import pandas as pd
+
+    from defectcls.evaluation.comparison import (
+        adjustment,
+        plot_differences,
+        render_comparison,
+        sentences,
+    )
+    from defectcls.evaluation.pictures import png
+
+    picture = png(plot_differences(comparison))
+    differences = [one._asdict() | {"better": one.better} for one in comparison.differences]
+    found = {
+        "runs": files,
+        "images": comparison.images,
+        "left_out": comparison.left_out,
+        "level": comparison.level,
+        "intervals": adjustment(comparison),
+        "sentences": sentences(comparison),
+        "values": [value._asdict() for values in comparison.values.values() for value in values],
+        "differences": differences,
+    }
+    pd.DataFrame(differences).to_csv(folder / "compare.csv", index=False)
+    (folder / "compare.png").write_bytes(picture)
+    (folder / "compare.html").write_text(render_comparison(comparison, picture), encoding="utf-8")
+    (folder / "compare.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+
+
+def print_comparison(folder: Path, comparison: "Comparison") -> None:
+    """One row a number, one column a run; the sentences, and where the page lies."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from defectcls.evaluation.comparison import METRICS, adjustment, images_in_common, sentences
+
+    table = Table("", *comparison.values, title=images_in_common(comparison))
+    for values in zip(*comparison.values.values(), strict=True):
+        table.add_row(METRICS[values[0].metric], *map(str, values))
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(table)
+    for line in (*sentences(comparison), adjustment(comparison), f"page: {folder / 'compare.html'}"):
+        console.print(line)
+
+
+if __name__ == "__main__":
+    run_verb("compare", compare)

@@ -1,0 +1,84 @@
+"""Cross-validate: every fold a run of its own, and the predictions of all of them judged as one."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from defectcls.config import job_command, parse, run_verb
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def crossval(config: dict[str, Any], folder: Path) -> None:
+    """Train what is not finished yet; then write metrics.json, predictions.csv, the pictures and the report."""
+    from defectcls.settings import CrossvalSettings
+
+    settings = parse(CrossvalSettings, config)
+    from defectcls import results
+    from defectcls.errors import UserError
+    from defectcls.evaluation.predictions import read_predictions
+    from defectcls.train import train_run
+
+    if settings.trainer.strategy != "auto":
+        raise UserError("cross-validation trains on one device: leave trainer.strategy=auto")
+    runs = []
+    for repeat in range(settings.repeats):
+        for fold in range(settings.folds):
+            of_fold = fold_config(config, folder, repeat, fold)
+            run_folder = folder / f"repeat_{repeat}" / f"fold_{fold}"
+            metrics = train_run(of_fold, run_folder) or {}  # never empty: one process
+            predictions = read_predictions(run_folder / "predictions.csv").query("split == 'test'")
+            runs.append((repeat, fold, metrics, predictions))
+    metrics, predictions = pool(runs)
+    metrics |= results.provenance(settings.seed, config) | {"command": job_command()}
+    results.write_results(folder, metrics, predictions, results.draw(metrics, predictions, settings.dataset.root))
+    results.print_results(folder, metrics)
+
+
+def fold_config(config: dict[str, Any], folder: Path, repeat: int, fold: int) -> dict[str, Any]:
+    """The configuration of one fold's training run. A repeat deals the folds anew, with the next seed."""
+    dataset, logger = config["dataset"], config["logger"]
+    split = dataset["split"] | {"folds": config["folds"], "fold": fold}
+    changed = {
+        "dataset": dataset | {"split": split},
+        "logger": logger | {"group": "/".join(folder.parts[-3:]), "job_type": "crossval"},
+        "seed": config["seed"] + repeat,
+    }
+    return {key: value for key, value in (config | changed).items() if key not in ("folds", "repeats")}
+
+
+def pool(
+    runs: list[tuple[int, int, dict[str, Any], "pd.DataFrame"]],
+) -> tuple[dict[str, Any], "pd.DataFrame"]:
+    """metrics.json and the out-of-fold predictions of all folds.
+
+    An image that is tested once a repeat is one group of predictions, so that repeats narrow no interval by counting
+    it again.
+
+    Args:
+        runs: repeat, fold, metrics.json and test predictions of every fold.
+    """
+    import pandas as pd
+
+    from defectcls.evaluation.judge import judge
+
+    predictions = pd.concat(
+        [rows.assign(repeat=repeat, fold=fold) for repeat, fold, _, rows in runs], ignore_index=True
+    )
+    if len({repeat for repeat, *_ in runs}) > 1:
+        group = predictions["group"] if "group" in predictions else pd.Series("", predictions.index)
+        predictions["group"] = group.where(group != "", predictions["path"])
+    first = runs[0][2]
+    same = {key: first[key] for key in ("dataset", "model", "class_names", "defective_classes")}
+    predictions, numbers = judge(predictions, None, same["class_names"], same["defective_classes"])
+    folds = [{"repeat": repeat, "fold": fold} | _numbers(metrics["test"]) for repeat, fold, metrics, _ in runs]
+    unreadable = first["unreadable"]
+    return same | {"test": numbers, "folds": folds, "unreadable": unreadable}, predictions
+
+
+def _numbers(test: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in (test | test.get("defect", {})).items() if isinstance(value, int | float)}
+
+
+if __name__ == "__main__":
+    run_verb("crossval", crossval)

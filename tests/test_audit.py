@@ -1,0 +1,356 @@
+"""The audit: every fault that was planted is named, and the exit status says whether the split leaks."""
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from defectcls.config import parse
+from defectcls.data.findings import Finding, Inventory, balance
+from defectcls.errors import UserError
+from defectcls.evaluation.audit import render_audit, summarise
+from defectcls.model.wrong_labels import doubt_labels
+from defectcls.settings import AuditSettings
+from tests.conftest import Outcome, command, composed, sentence
+
+
+class Audit(NamedTuple):
+    outcome: Outcome
+    findings: pd.DataFrame
+    summary: dict
+    page: str
+
+    def of(self, kind: str) -> list[tuple]:
+        """Path, other and detail of the findings of one kind."""
+        rows = self.findings[self.findings["kind"] == kind]
+        return list(rows[["path", "other", "detail"]].itertuples(index=False, name=None))
+
+
+def surface(path: Path, seed: int, side: int = 80, mode: str = "RGB") -> Path:
+    """A rough grey surface of its own."""
+    noise = gaussian_filter(np.random.default_rng(seed).normal(size=(side, side)), 2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((128 + 25 * noise / noise.std()).clip(0, 255).astype(np.uint8)).convert(mode).save(path)
+    return path
+
+
+def photos(root: Path, good: int = 40, bad: int = 30) -> Path:
+    """Sound photos of the seeds from 0 on, defective ones of the seeds from 1000 on."""
+    for number in range(good):
+        surface(root / "good" / f"{number:02d}.png", number)
+    for number in range(bad):
+        surface(root / "bad" / f"{number:02d}.png", 1000 + number)
+    return root
+
+
+def audited(folder: Path, *arguments: str) -> Audit:
+    """An audit without a model, unless the arguments say otherwise."""
+    outcome = command("audit", "audit.wrong_labels=false", *arguments, f"hydra.run.dir={folder}")
+    if outcome.code == 2:
+        return Audit(outcome, pd.DataFrame(), {}, "")
+    findings = pd.read_csv(folder / "audit.csv", keep_default_na=False)
+    page = (folder / "audit.html").read_text(encoding="utf-8")
+    return Audit(outcome, findings, json.loads((folder / "audit.json").read_text()), page)
+
+
+def of_folder(root: Path, tmp_path: Path, *arguments: str) -> Audit:
+    return audited(tmp_path / "run", "dataset=folder", f"dataset.root={root}", *arguments)
+
+
+# --- each fault -------------------------------------------------------------------------------------------------------
+
+
+def test_a_clean_set_has_no_findings(tmp_path: Path) -> None:
+    found = of_folder(photos(tmp_path / "photos"), tmp_path)
+    assert found.outcome.code == 0, found.outcome
+    assert found.findings.empty
+    assert found.summary["verdict"] == [
+        "No copies, no leaks, no likely wrong labels and no unreadable files were found."
+    ]
+    assert found.summary["balance"] == [
+        {"label": "defective", "train": 20, "val": 4, "test": 6, "all": 30},
+        {"label": "sound", "train": 26, "val": 6, "test": 8, "all": 40},
+    ]
+    assert found.summary["versions"]["python"]
+
+
+def test_every_fault_is_named_once(tmp_path: Path) -> None:
+    root = photos(tmp_path / "photos")
+    (root / "bad" / "copy.png").write_bytes((root / "good" / "03.png").read_bytes())
+    Image.open(root / "good" / "05.png").save(root / "good" / "again.jpg", quality=60)
+    (root / "good" / "cut.jpg").write_bytes((root / "good" / "again.jpg").read_bytes()[:500])
+    Image.new("RGB", (80, 80), (90, 90, 90)).save(root / "good" / "flat.png")
+    surface(root / "good" / "small.png", 500, side=70)
+    surface(root / "good" / "grey.png", 501, mode="L")
+    found = of_folder(root, tmp_path)
+    assert found.outcome.code == 0, found.outcome
+    assert found.of("identical") == [("good/03.png", "bad/copy.png", "")]
+    ((one, other, _),) = found.of("near_identical")
+    assert {one, other} == {"good/05.png", "good/again.jpg"}
+    assert [path for path, _, _ in found.of("unreadable")] == ["good/cut.jpg"]
+    assert found.of("constant") == [("good/flat.png", "", "every pixel is nearly the same")]
+    assert found.of("odd_size") == [("good/small.png", "", "70 x 70, usual is 80 x 80")]
+    assert found.of("odd_mode") == [("good/grey.png", "", "L, usual is RGB")]
+    absent = dict.fromkeys(("wrong_label", "short_cut", "mask_misfit", "few_images", "imbalance"), 0)
+    assert found.summary["counts"] == found.findings["kind"].value_counts().to_dict() | absent
+    assert found.summary["across_classes"] == 1
+    copy = found.findings.iloc[0]  # the gravest first
+    assert (copy["kind"], copy["label"], copy["other_label"]) == ("identical", "sound", "defective")
+    assert copy["split"] == copy["other_split"] != ""
+    assert "1 pair of copies or near-identical images carry different labels." in found.summary["verdict"]
+
+
+def test_the_split_of_the_audit_is_the_one_that_train_makes(tmp_path: Path, tiny: list[str]) -> None:
+    assert command("train", *tiny, "finetune=probe", f"hydra.run.dir={tmp_path / 'trained'}").code == 0
+    trained = pd.read_csv(tmp_path / "trained" / "predictions.csv")
+    found = audited(tmp_path / "run", *tiny, "finetune=probe")
+    assert found.outcome.code == 0, found.outcome
+    counts = pd.DataFrame(found.summary["balance"])[["train", "val", "test"]].sum().to_dict()
+    assert counts == trained["split"].value_counts().to_dict()
+
+
+def test_masks_that_do_not_fit(tmp_path: Path) -> None:
+    root, rows = tmp_path / "photos", []
+    for number in range(40):
+        surface(root / f"{number}.png", number)
+        mask = Image.new("L", (80, 80))
+        mask.paste(255, (10, 10, 20, 20))
+        mask.save(root / f"mask_{number}.png")
+        rows.append({"path": f"{number}.png", "label": "bad" if number < 20 else "good", "mask": ""})
+        rows[-1]["mask"] = f"mask_{number}.png" if number < 20 else ""
+    Image.new("L", (80, 80)).save(root / "mask_1.png")
+    Image.new("L", (40, 40), 255).save(root / "mask_2.png")
+    (root / "mask_3.png").write_bytes(b"")
+    rows[4]["mask"] = ""
+    rows[25]["mask"] = "mask_25.png"
+    pd.DataFrame(rows).to_csv(root / "parts.csv", index=False)
+    found = audited(
+        tmp_path / "run", "dataset=table", f"dataset.table={root / 'parts.csv'}", f"dataset.root={root}",
+        "dataset.sound=[good]",
+    )  # fmt: skip
+    assert found.outcome.code == 0, found.outcome
+    reasons = {path: detail for path, _, detail in found.of("mask_misfit")}
+    assert reasons.pop("3.png").startswith("the mask cannot be read: ")
+    assert reasons == {
+        "1.png": "the mask is empty",
+        "2.png": "the mask is of 40 x 40 px, the image is not",
+        "4.png": "a defective image without a mask",
+        "25.png": "a mask on a sound image",
+    }
+
+
+def test_few_lopsided_and_given_away_by_the_file(tmp_path: Path) -> None:
+    root = photos(tmp_path / "photos", good=100, bad=0)
+    for number in range(8):
+        surface(root / "bad" / f"{number:02d}.bmp", 1000 + number)
+    found = of_folder(root, tmp_path)
+    assert found.of("few_images") == [("", "", "8 images")]
+    assert found.of("imbalance") == [("", "", "12 times fewer than sound (8 and 100)")]
+    ((_, _, detail),) = found.of("short_cut")
+    assert detail.startswith("the suffix of the file tells the class")
+    assert ".bmp is mostly defective; .png is mostly sound" in detail
+
+
+# --- the exit status --------------------------------------------------------------------------------------------------
+
+
+def with_copies(root: Path) -> Path:
+    """20 of the 40 sound photos twice: ten byte for byte, ten re-encoded."""
+    photos(root)
+    for number in range(20):
+        source = root / "good" / f"{number:02d}.png"
+        if number % 2:
+            (root / "good" / f"copy_{number:02d}.png").write_bytes(source.read_bytes())
+        else:
+            Image.open(source).save(root / "good" / f"again_{number:02d}.jpg", quality=60)
+    return root
+
+
+def test_status_is_0_where_copies_stand_together_and_1_where_they_do_not(tmp_path: Path) -> None:
+    root = with_copies(tmp_path / "photos")
+    kept = of_folder(root, tmp_path)
+    assert (kept.outcome.code, kept.summary["leaks"]) == (0, 0)
+    assert "No image, nor a copy of it, stands on both sides of the split." in kept.summary["verdict"]
+    leaking = of_folder(root, tmp_path, "dataset.split.together=[]")
+    pairs = leaking.findings[leaking.findings["other"] != ""]
+    across = int((pairs["split"] != pairs["other_split"]).sum())
+    assert leaking.outcome.code == 1
+    assert leaking.summary["leaks"] == across > 3
+    assert (pairs["split"] != pairs["other_split"]).tolist() == [True] * across + [False] * (20 - across)
+    assert leaking.summary["verdict"][0].startswith(f"{across} sets of copies stand on both sides of the split")
+    for kind in ("identical", "near_identical"):
+        alone = of_folder(root, tmp_path, f"dataset.split.together=[{kind}]")
+        pairs = alone.findings[alone.findings["split"] != alone.findings["other_split"]]
+        assert alone.outcome.code == 1
+        assert kind not in set(pairs["kind"])
+
+
+def test_one_class_is_still_searched_for_copies(tmp_path: Path) -> None:
+    root = with_copies(tmp_path / "photos")
+    for image in (root / "bad").iterdir():
+        image.unlink()
+    (root / "bad").rmdir()
+    found = of_folder(root, tmp_path, "audit.wrong_labels=true", "model.pretrained=false")
+    assert found.outcome.code == 0, found.outcome
+    assert (len(found.of("identical")), len(found.of("near_identical"))) == (10, 10)
+    assert set(found.findings["split"]) == {""}
+    notes = found.summary["verdict"][-2:]
+    assert notes[0].startswith("train would refuse this set: a classifier needs two classes")
+    assert notes[1].startswith("wrong labels were not looked for: a classifier needs two classes")
+
+
+def test_nothing_that_can_be_read(tmp_path: Path) -> None:
+    for name in ("good", "bad"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / "photos" / name / f"{number}.jpg").write_bytes(f"{name} {number}".encode())
+    found = of_folder(tmp_path / "photos", tmp_path)
+    assert found.outcome.code == 0, found.outcome
+    assert {detail for _, _, detail in found.of("unreadable")} == {"not an image"}
+    assert len(found.of("unreadable")) == 6
+    assert "train would refuse this set: no image can be read" in found.summary["verdict"]
+
+
+def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "holds no class folders" in sentence(of_folder(tmp_path / "empty", tmp_path).outcome)
+    assert "does not exist" in sentence(of_folder(tmp_path / "nowhere", tmp_path).outcome)
+    together = of_folder(photos(tmp_path / "photos", 3, 3), tmp_path, "dataset.split.together=[twins]").outcome
+    assert sentence(together).startswith("dataset.split.together")
+
+
+def test_missing_weights_cost_the_wrong_labels_and_nothing_else(tmp_path: Path) -> None:
+    root = with_copies(tmp_path / "photos")
+    found = of_folder(root, tmp_path, "audit.wrong_labels=true", f"model.weights={tmp_path / 'nowhere'}")
+    assert found.outcome.code == 0, found.outcome
+    assert len(found.of("identical")) == 10
+    note = found.summary["verdict"][-1]
+    assert note.startswith("wrong labels were not looked for: model.weights=")
+    assert note.endswith("; audit.wrong_labels=false leaves this out")
+
+
+# --- wrong labels -----------------------------------------------------------------------------------------------------
+
+
+def test_flipped_labels_are_doubted_and_related_images_do_not_vouch_for_each_other() -> None:
+    """Two clouds that hardly overlap; each point stands twice, and both copies of twelve are called wrongly."""
+    rng = np.random.default_rng(0)
+    truth = np.repeat([0, 1], 100)
+    features = np.repeat(rng.normal(size=(200, 30)) + 1.2 * truth[:, None], 2, axis=0).astype(np.float32)
+    flipped = rng.choice(200, 12, replace=False)
+    called = truth.copy()
+    called[flipped] = 1 - called[flipped]
+    units = np.repeat(np.arange(200), 2)
+    doubt = doubt_labels(features, np.repeat(called, 2), units, folds=5, c=0.01, seed=0)
+    expected = np.isin(units, flipped)
+    assert expected[doubt.order[:24]].mean() > 0.9
+    assert (doubt.wrong & expected).sum() >= 22
+    assert (doubt.wrong & ~expected).sum() <= 2
+    assert np.allclose(doubt.probabilities.sum(axis=1), 1)
+    assert np.array_equal(doubt.probabilities[::2], doubt.probabilities[1::2])  # copies were in one fold
+
+
+def test_a_class_that_cannot_stand_in_every_fold_is_a_sentence() -> None:
+    features = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+    targets = np.array([0] * 36 + [1] * 4)
+    with pytest.raises(UserError, match="^audit.folds=5, but the smallest class has 4 independent images$"):
+        doubt_labels(features, targets, np.arange(40), folds=5, c=0.01, seed=0)
+
+
+@pytest.mark.realdata
+def test_wrong_labels_that_were_planted_are_found(tmp_path: Path) -> None:
+    knobs = ("dataset=synthetic", f"dataset.root={tmp_path}", "dataset.wrong_labels=0.05", "trainer=cpu")
+    found = audited(tmp_path / "run", *knobs, "audit.wrong_labels=true")
+    index = next(tmp_path.glob("*/samples.csv"))
+    samples = pd.read_csv(index, keep_default_na=False)
+    wrong = samples["defective"] != (samples["true_defect_type"] != "sound")
+    paths = set(f"{index.parent.name}/" + samples["path"][wrong])
+    doubted = [path for path, _, _ in found.of("wrong_label")]
+    assert len(paths) == 45
+    assert len(doubted) <= 90  # a tenth of all
+    assert len(paths & set(doubted)) >= 0.7 * len(paths)
+    assert len(paths & set(doubted[:20])) >= 16
+
+
+# --- the page and the table -------------------------------------------------------------------------------------------
+
+
+def inventory() -> Inventory:
+    """Six images; 0-1 and 2-3 copies, of which the second pair straddles; 4 unreadable; 5 unused."""
+    samples = pd.DataFrame(
+        {
+            "path": [f"{row}.png" for row in range(6)],
+            "label": ["sound", "sound", "sound", "defective", "sound", "sound"],
+            "split": ["train", "train", "train", "test", "", "unused"],
+        }
+    )
+    readable = np.array([True, True, True, True, False, True])
+    units = np.array([0, 0, 1, 1, 2])
+    findings = [
+        Finding("identical", "1.png", "0.png"),
+        Finding("near_identical", "5.png", "0.png"),
+        Finding("identical", "3.png", "2.png"),
+    ]
+    return Inventory(samples, readable, units, units, findings, "")
+
+
+def test_table_has_the_gravest_first_and_the_splits_of_both() -> None:
+    table = inventory().table([Finding("wrong_label", "0.png", other_label="defective", detail="why")])
+    assert table.to_numpy().tolist() == [
+        ["identical", "3.png", "2.png", "test", "train", "defective", "sound", ""],
+        ["identical", "1.png", "0.png", "train", "train", "sound", "sound", ""],
+        ["near_identical", "5.png", "0.png", "unused", "train", "sound", "sound", ""],
+        ["wrong_label", "0.png", "", "train", "", "sound", "defective", "why"],
+    ]
+    assert inventory().leaks == 1
+
+
+def test_page_shows_what_it_is_given_and_escapes_it(tmp_path: Path) -> None:
+    stock = inventory()
+    surface(tmp_path / "3.png", 3)
+    findings = stock.table([Finding("unreadable", "4.png", detail="<b>truncated</b>")])
+    counts = balance(stock.samples)
+    summary = summarise("walls", stock.samples, findings, counts, stock.leaks, ["a note"])
+    page = render_audit(summary, findings, counts, tmp_path)
+    assert page.count("data:image/png;base64,") == 1  # the only file that is there
+    assert page.count("no picture") == 5
+    assert "1 set of copies stands on both sides of the split" in page
+    assert "a note" in page
+    assert "&lt;b&gt;truncated" in page and "<b>truncated" not in page
+    assert 'src="http' not in page
+    assert summary["groups"] == {"identical": 2, "near_identical": 1}
+
+
+# --- real photos ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.realdata
+def test_copies_among_the_concrete_patches(tmp_path: Path) -> None:
+    """51 sets of byte-identical files, counted by their digests alone; 52 files more than pictures."""
+    root = Path(os.environ["DEFECTCLS_DATA"]) / "concrete_crack"
+    contents: dict[bytes, list[str]] = {}
+    for path in root.glob("*/*.jpg"):
+        contents.setdefault(path.read_bytes(), []).append(path.relative_to(root).as_posix())
+    expected = {frozenset(paths) for paths in contents.values() if len(paths) > 1}
+    assert len(expected) == 51
+    kept = audited(tmp_path / "run", "dataset=concrete_crack")
+    assert kept.outcome.code == 0, kept.outcome
+    assert kept.summary["counts"]["identical"] == 52
+    sets: dict[str, set[str]] = {}
+    for copy, first, _ in kept.of("identical"):
+        sets.setdefault(first, {first}).add(copy)
+    assert {frozenset(paths) for paths in sets.values()} == expected
+    assert kept.summary["groups"]["identical"] == 51
+    leaking = audited(tmp_path / "run", "dataset=concrete_crack", "dataset.split.together=[]")
+    assert leaking.outcome.code == 1
+    assert leaking.summary["leaks"] > 20
+
+
+def test_the_verb_composes_into_valid_settings() -> None:
+    assert parse(AuditSettings, composed("dataset=synthetic", verb="audit")).audit.wrong_labels
