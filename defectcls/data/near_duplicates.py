@@ -36,13 +36,14 @@ LIKE_MAGNITUDES, LIKE_SPECTRA = 0.55, 0.9  # cosines; planted twins of 64 px, th
 PLAIN = 1.0  # a spread in grey values below which there is nothing to compare
 
 LARGEST_SIDE = 256  # pixels that a pair is compared at, or the shorter side of the smaller image
+COARSE_SIDE, LIKE_COARSE_DETAIL = 128, 0.9  # first at this side, a third of the work; planted twins reach 0.95 there
 BLUR, SCALE = 1.5, 6.0  # pixels: standard deviations of the finest and the coarsest detail
 CONTRAST, REGION, GLARE = 31, 35, 25  # pixels: sides of the squares it is evened out, compared and left out in
 NOISE = 2.0  # grey values: detail fainter than this is as much the encoder's as the picture's
 CLIPPED = 250  # grey values from which a brightened twin has lost its detail
 WORST_SHARE = 5  # percent of all places that may agree less
-KEPT_DETAILS = 1024  # images, of 0.2 MB each
-VERSION = b"near1"  # of `agreement`: a cached one of another version is not found
+KEPT_DETAILS = 2048  # images, of 0.05 to 0.2 MB each
+VERSION = b"near2"  # of `agreement`: a cached one of another version is not found
 
 
 class Detail(NamedTuple):
@@ -138,9 +139,13 @@ def _agreements(
 
     def compare(row: int) -> bytes:
         one, other = pairs[row].tolist()
-        side = int(min(shorter[one], shorter[other], LARGEST_SIDE))
-        flipped = Detail(*(pixels[FLIPS[flips[row]]] for pixels in detail(other, side)))
-        return np.array(agreement(detail(one, side), flipped), dtype=np.float32).tobytes()
+        finest = int(min(shorter[one], shorter[other], LARGEST_SIDE))
+        for side in sorted({min(finest, COARSE_SIDE), finest}):
+            flipped = Detail(*(pixels[FLIPS[flips[row]]] for pixels in detail(other, side)))
+            found = agreement(detail(one, side), flipped)
+            if found[0] < LIKE_COARSE_DETAIL:
+                break
+        return np.array(found, dtype=np.float32).tobytes()
 
     progress = tqdm(desc="near-identical", total=len(missing), unit="pair", disable=None, leave=False)
     with ThreadPoolExecutor(cpu_count()) as pool, progress:
