@@ -55,10 +55,10 @@ def doubted_labels(settings: "AuditSettings", inventory: "Inventory", folder: Pa
 
     lenient = settings.model_copy(update={"dataset": settings.dataset.model_copy(update={"on_unreadable": "skip"})})
     data = build_data(lenient, split=False)
+    trainer = build_trainer(settings.trainer, folder, None, [])
     backbone = Backbone(settings.model.name, settings.model.pool, settings.image_size, settings.trainer.channels_last)
     if settings.model.pretrained:
         backbone.load_pretrained(settings.model.weights)
-    trainer = build_trainer(settings.trainer, folder, None, [])
     device, autocast = trainer.strategy.root_device, trainer.precision_plugin.forward_context()
     features, targets = extract_features(backbone.to(device), data.part_dataloader("test"), device, autocast)
     doubt = doubt_labels(features, targets, inventory.units, settings.audit.folds, settings.audit.c, settings.seed)
