@@ -15,7 +15,8 @@ from defectcls.config import parse
 from defectcls.data.findings import Finding, Inventory, balance
 from defectcls.errors import UserError
 from defectcls.evaluation.audit import render_audit, summarise
-from defectcls.model.wrong_labels import doubt_labels
+from defectcls.model import wrong_labels
+from defectcls.model.wrong_labels import Doubt, doubt_labels
 from defectcls.settings import AuditSettings
 from tests.conftest import Outcome, command, composed, sentence
 
@@ -264,7 +265,9 @@ def test_a_class_that_cannot_stand_in_every_fold_is_a_sentence() -> None:
 
 
 @pytest.mark.realdata
-def test_wrong_labels_that_were_planted_are_found(tmp_path: Path) -> None:
+def test_wrong_labels_that_were_planted_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    doubts: list[Doubt] = []
+    monkeypatch.setattr(wrong_labels, "doubt_labels", lambda *given: doubts.append(doubt_labels(*given)) or doubts[0])
     knobs = ("dataset=synthetic", f"dataset.root={tmp_path}", "dataset.wrong_labels=0.05", "trainer=cpu")
     found = audited(tmp_path / "run", *knobs, "audit.wrong_labels=true")
     index = next(tmp_path.glob("*/samples.csv"))
@@ -273,6 +276,8 @@ def test_wrong_labels_that_were_planted_are_found(tmp_path: Path) -> None:
     paths = set(f"{index.parent.name}/" + samples["path"][wrong])
     doubted = [path for path, _, _ in found.of("wrong_label")]
     assert len(paths) == 45
+    ranked = np.array(sorted(f"{index.parent.name}/" + samples["path"]))[doubts[0].order]
+    assert len(paths & set(ranked[:90])) >= 0.8 * len(paths)  # in the first tenth of all 900
     assert len(doubted) <= 90  # a tenth of all
     assert len(paths & set(doubted)) >= 0.7 * len(paths)
     assert len(paths & set(doubted[:20])) >= 16

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 import torchmetrics.functional.classification as reference
-from sklearn.metrics import log_loss
+from sklearn import metrics as sk
 
 from defectcls.errors import UserError
 from defectcls.evaluation.metrics import compute_metrics, defect_counts
@@ -96,7 +96,53 @@ def test_two_classes_as_torchmetrics(seed, ties):
     assert metrics["overkill_rate"] == pytest.approx(1 - reference.binary_specificity(score, target).item(), abs=1e-6)
     assert metrics["escape_rate"] == pytest.approx(1 - metrics["recall"])
     assert metrics["confusion_matrix"] == reference.binary_confusion_matrix(score, target).tolist()
-    assert metrics["loss"] == pytest.approx(log_loss(truth, np.column_stack([1 - scores, scores])))
+    assert metrics["loss"] == pytest.approx(sk.log_loss(truth, np.column_stack([1 - scores, scores])))
+
+
+@pytest.mark.parametrize("kind", ["random", "ties", "constant", "certain", "one class"])
+def test_two_classes_as_scikit_learn_to_a_billionth(kind):
+    """In degenerate cases None stands where scikit-learn warns, raises or says 0 for want of a number."""
+    generator = np.random.default_rng(0)
+    truth, scores = generator.integers(0, 2, 200), generator.random(200)
+    scores = {"ties": scores.round(1), "constant": scores * 0 + 0.3, "certain": scores.round()}.get(kind, scores)
+    truth = np.ones(200, int) if kind == "one class" else truth
+    metrics, flagged = compute_metrics(two_class_table(truth.tolist(), scores), *TWO), scores > 0.5
+    expected = {
+        "accuracy": sk.accuracy_score(truth, flagged),
+        "precision": sk.precision_score(truth, flagged) if flagged.any() else None,
+        "recall": sk.recall_score(truth, flagged),
+        "f1": sk.f1_score(truth, flagged),
+        "f1_macro": sk.f1_score(truth, flagged, average="macro"),
+        "loss": sk.log_loss(truth, np.column_stack([1 - scores, scores]), labels=[0, 1]),
+        "brier": sk.brier_score_loss(truth, scores),
+        "auroc": None if kind == "one class" else sk.roc_auc_score(truth, scores),
+        "average_precision": None if kind == "one class" else sk.average_precision_score(truth, scores),
+    }
+    for name, value in expected.items():
+        assert metrics[name] == (value if value is None else pytest.approx(value, abs=1e-9, rel=0)), name
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_many_classes_as_scikit_learn_to_a_billionth(missing):
+    generator = np.random.default_rng(1)
+    truth = generator.integers(0, 3 if missing else 4, 300)
+    probabilities = generator.dirichlet(np.ones(4), 300)
+    probabilities[:, 3] = probabilities[:, 3] / 10 if missing else probabilities[:, 3]
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    names, answer = list("abcd"), probabilities.argmax(1)
+    classes = names, [False, True, True, True]
+    metrics = compute_metrics(table(truth.tolist(), probabilities, classes), *classes)
+    present = sorted(set(truth))
+    for name, function in {"recall": sk.recall_score, "precision": sk.precision_score, "f1": sk.f1_score}.items():
+        each = function(truth, answer, labels=range(4), average=None, zero_division=np.nan)
+        for value, c in zip(each, names, strict=True):
+            expected = None if np.isnan(value) else pytest.approx(value, abs=1e-9, rel=0)
+            assert metrics["per_class"][c][name] == expected
+        assert metrics[f"{name}_macro"] == pytest.approx(np.nanmean(each), abs=1e-9, rel=0)
+    for name, function in {"auroc": sk.roc_auc_score, "average_precision": sk.average_precision_score}.items():
+        each = [function(truth == c, probabilities[:, c]) for c in present]
+        assert metrics[name] == pytest.approx(np.mean(each), abs=1e-9, rel=0)
+    assert metrics["loss"] == pytest.approx(sk.log_loss(truth, probabilities, labels=range(4)), abs=1e-9, rel=0)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -122,7 +168,7 @@ def test_many_classes_as_torchmetrics(seed, classes):
         assert metrics[key] == pytest.approx(expected, abs=1e-6), key
     assert metrics["accuracy"] == pytest.approx((probabilities.argmax(1) == truth).mean())
     assert metrics["confusion_matrix"] == reference.multiclass_confusion_matrix(scores, target, classes).tolist()
-    assert metrics["loss"] == pytest.approx(log_loss(truth, probabilities))
+    assert metrics["loss"] == pytest.approx(sk.log_loss(truth, probabilities))
     score, defect = torch.tensor(predictions["score"]), (target > 0).long()
     assert metrics["defect"]["auroc"] == pytest.approx(reference.binary_auroc(score, defect).item(), abs=1e-6)
     caught = reference.binary_recall((scores.argmax(1) > 0).long(), defect).item()
