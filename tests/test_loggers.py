@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import wandb
 from lightning.pytorch.loggers import WandbLogger
+from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
 
 from defectcls.loggers import build_logger, finish
@@ -87,8 +88,8 @@ class OfflineRun:
             elif update.key:
                 self.config[update.key] = json.loads(update.value_json)
 
-    def table(self, name: str) -> pd.DataFrame:
-        (file,) = (self.files / "media/table/test").glob(f"{name}_*.table.json")
+    def table(self, name: str, folder: str = "test") -> pd.DataFrame:
+        (file,) = (self.files / "media/table" / folder).glob(f"{name}_*.table.json")
         content = json.loads(file.read_text())
         return pd.DataFrame(content["data"], columns=content["columns"])
 
@@ -131,6 +132,18 @@ def test_summary_holds_the_test_numbers_and_the_baseline(logged: OfflineRun, fin
     for name in ("n", "accuracy", "precision", "recall", "f1", "f1_macro", "auroc", "average_precision", "escape_rate"):
         assert logged.summary[f"test/{name}"] == pytest.approx(metrics["test"][name])
     assert logged.summary["baseline/accuracy"] == pytest.approx(metrics["baseline"]["accuracy"])
+
+
+def test_what_the_report_shows_is_mirrored(logged: OfflineRun, finished: Path) -> None:
+    metrics = json.loads((finished / "metrics.json").read_text())
+    low, high = metrics["test"]["intervals"]["recall"]
+    assert (logged.summary["test/recall_low"], logged.summary["test/recall_high"]) == pytest.approx((low, high))
+    for picture in ("scores", "reliability", "robustness", "curves"):
+        (path,) = logged.history[f"report/{picture}/path"]
+        sent = Image.open(logged.files / path)
+        assert sent.size == Image.open(finished / f"{picture}.png").size
+    table = logged.table("robustness", folder="report")
+    assert table["recall"].tolist() == [row["recall"] for row in metrics["robustness"]]
 
 
 def test_confusion_matrix_is_that_of_the_run(logged: OfflineRun, finished: Path) -> None:
