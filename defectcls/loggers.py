@@ -124,7 +124,7 @@ def log_results(
             "test/predictions": wandb.Table(dataframe=shown),
             **{f"report/{name}": wandb.Image(Image.open(io.BytesIO(png))) for name, png in pictures.items()},
             **{
-                f"report/{name}": wandb.Table(dataframe=pd.DataFrame(rows))
+                f"report/{name}_table": wandb.Table(dataframe=pd.DataFrame(rows))
                 for name, rows in {"robustness": metrics.get("robustness"), **metrics["test"]["breakdowns"]}.items()
                 if rows
             },

@@ -142,7 +142,7 @@ def test_what_the_report_shows_is_mirrored(logged: OfflineRun, finished: Path) -
         (path,) = logged.history[f"report/{picture}/path"]
         sent = Image.open(logged.files / path)
         assert sent.size == Image.open(finished / f"{picture}.png").size
-    table = logged.table("robustness", folder="report")
+    table = logged.table("robustness_table", folder="report")
     assert table["recall"].tolist() == [row["recall"] for row in metrics["robustness"]]
 
 
