@@ -67,7 +67,7 @@ def test_rows(file: Path) -> "pd.DataFrame":
     predictions = read_predictions(file)
     is_test = predictions["split"] == "test" if "split" in predictions else predictions["path"].isna()
     rows = predictions[is_test].reset_index(drop=True) if is_test.any() else predictions
-    if "repeat" in rows:
+    if "repeat" in rows and rows["repeat"].nunique() > 1:
         rows["path"] += " in repeat " + rows["repeat"].astype(str)
     return rows
 

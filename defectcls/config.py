@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ CONF_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf
 FULL_ERROR, RUN_DIR = "HYDRA_FULL_ERROR", "hydra.run.dir"
 
 WORDS = {"compare": "runs"}  # verbs that take words that are no key=value, and the key these are the values of
+SHORT = {"recall": ">=", "precision": ">=", "fpr": "<="}  # decisions with a target, and the sign before it
 TRAINING = ("train", "crossval", "audit")  # verbs that need a dataset
 
 Parsed = TypeVar("Parsed")
@@ -57,6 +59,8 @@ def run_verb(verb: str, task: Callable[[dict[str, Any], Path], int | None]) -> N
                 print(f"error in job {state.job.num}: {sentence}", file=sys.stderr)
                 raise  # Hydra records it, and goes on with the other jobs
             failed.append(error)  # Hydra would announce it in words of its own
+            if [entry.name for entry in folder.iterdir()] == [".hydra"]:
+                shutil.rmtree(folder)  # nothing came of it
         finally:
             os.environ[FULL_ERROR], sys.argv = "1", typed
             HydraConfig.instance().set_config(OmegaConf.create({"hydra": state}))
@@ -116,8 +120,14 @@ def _with_words_as_values(verb: str, arguments: list[str]) -> list[str]:
 
 def _spelled_out(argument: str) -> list[str]:
     """`decision=recall>=0.99` as the preset and its key, for Hydra takes no such word; all else as it is."""
-    match = re.fullmatch(r"decision=(?:(recall|precision)>=|(fpr)<=)([\d.]+)", argument)
-    return [f"decision={match[1] or match[2]}", f"decision.target={match[3]}"] if match else [argument]
+    match = re.fullmatch(r"decision=([\w ]+)([<>]=?)(.*)", argument)
+    if match is None:
+        return [argument]
+    rate, sign, value = match.groups()
+    if SHORT.get(rate) != sign:
+        known = ", ".join(f"{name}{sign}<number>" for name, sign in SHORT.items())
+        raise UserError(f"{argument}{did_you_mean(rate, SHORT) or ','} there are {known}")
+    return [f"decision={rate}", f"decision.target={value}"]
 
 
 def _quoted(value: str) -> str:

@@ -1,5 +1,6 @@
 """Cross-validate: every fold a run of its own, and the predictions of all of them judged as one."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +8,8 @@ from defectcls.config import job_command, parse, run_verb
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger(__name__)
 
 
 def crossval(config: dict[str, Any], folder: Path) -> None:
@@ -21,6 +24,7 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
 
     if settings.trainer.strategy != "auto":
         raise UserError("cross-validation trains on one device: leave trainer.strategy=auto")
+    log.info("cross-validation in %s", folder)
     runs = []
     for repeat in range(settings.repeats):
         for fold in range(settings.folds):
@@ -52,8 +56,7 @@ def pool(
 ) -> tuple[dict[str, Any], "pd.DataFrame"]:
     """metrics.json and the out-of-fold predictions of all folds.
 
-    An image that is tested once a repeat is one group of predictions, so that repeats narrow no interval by counting
-    it again.
+    An image keeps its `unit` from repeat to repeat, so that these narrow no interval by counting it again.
 
     Args:
         runs: repeat, fold, metrics.json and test predictions of every fold.
@@ -65,9 +68,6 @@ def pool(
     predictions = pd.concat(
         [rows.assign(repeat=repeat, fold=fold) for repeat, fold, _, rows in runs], ignore_index=True
     )
-    if len({repeat for repeat, *_ in runs}) > 1:
-        group = predictions["group"] if "group" in predictions else pd.Series("", predictions.index)
-        predictions["group"] = group.where(group != "", predictions["path"])
     first = runs[0][2]
     same = {key: first[key] for key in ("dataset", "model", "class_names", "defective_classes")}
     predictions, numbers = judge(predictions, None, same["class_names"], same["defective_classes"])

@@ -38,8 +38,10 @@ def evaluate(config: dict[str, Any], folder: Path) -> None:
 def measure_table(table: Path, settings: "EvaluateSettings") -> tuple[dict[str, Any], "pd.DataFrame"]:
     """metrics.json and the rows of a predictions table, decided anew on its validation rows where settings say so.
 
+    Thresholds are in the table's own scores, which no temperature scales.
+
     Raises:
-        UserError: no such table, or a decision is asked for and no row is of the split val.
+        UserError: no such table, a score that is no probability, or no row of the split val to decide on.
     """
     import pandas as pd
 
@@ -52,6 +54,13 @@ def measure_table(table: Path, settings: "EvaluateSettings") -> tuple[dict[str, 
     from defectcls.results import provenance
 
     predictions = read_predictions(table)
+    wrong = predictions[~predictions["score"].between(0, 1)]
+    if len(wrong):
+        row = wrong.iloc[0]
+        raise UserError(
+            f"{table}: the score of {row['path']} is {row['score']:g}, and of {len(wrong)} rows no probability: "
+            "it must be from 0 (sound) to 1 (defective)"
+        )
     classes = classes_of_table(predictions)
     split = predictions["split"] if "split" in predictions else pd.Series("test", predictions.index)
     decision = None
@@ -59,7 +68,8 @@ def measure_table(table: Path, settings: "EvaluateSettings") -> tuple[dict[str, 
         validation = predictions[split == "val"]
         if validation.empty:
             raise UserError(f"a decision is chosen on validation images, and {table} has no row with split val")
-        decision = choose_decision(settings.decision, validation, *classes)
+        in_its_own_scores = settings.decision.model_copy(update={"calibrate": False})
+        decision = choose_decision(in_its_own_scores, validation, *classes)
     wanted = [settings.part] if settings.part not in (None, "all") else PARTS
     judged = {part: judge(predictions[split == part], decision, *classes) for part in wanted if (split == part).any()}
     if not judged:

@@ -3,6 +3,7 @@
 import json
 import platform
 import subprocess
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,13 @@ def draw(
             }
         figures["reliability"] = plot_reliability(scores, rows["defective"].to_numpy(bool))
     errors = worst_errors(rows, names, defective_classes)
-    if any(len(table) for table in errors.values()):
-        figures["errors"] = plot_errors(errors, root, heat or {})
-    figures["predictions"] = plot_predictions(predictions, root, names)
+    if any((root / path).is_file() for path in rows["path"].head(100)):  # a table may be judged without its photos
+        if any(len(table) for table in errors.values()):
+            figures["errors"] = plot_errors(errors, root, heat or {})
+        figures["predictions"] = plot_predictions(predictions, root, names)
     if metrics.get("robustness"):
         figures["robustness"] = plot_robustness(pd.DataFrame(metrics["robustness"]).astype(dict.fromkeys(RATES, float)))
-    if history is not None:
+    if history is not None and len(history) > 1:
         figures["curves"] = plot_curves(history)
     return {name: png(figure) for name, figure in figures.items()}
 
@@ -104,6 +106,7 @@ def provenance(seed: int, config: dict[str, Any]) -> dict[str, Any]:
         torch.cuda.get_device_name() if torch.cuda.is_available() else f"{_cpu()}, {torch.get_num_threads()} threads"
     )
     return {
+        "date": datetime.now().astimezone().isoformat(timespec="minutes"),
         "seed": seed,
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
         "commit": _commit(),

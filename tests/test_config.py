@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from defectcls.config import CONF_DIR
+from defectcls.config import CONF_DIR, _spelled_out
 from tests.conftest import command, composed, process, sentence
 
 SYNTHETIC = "dataset=synthetic"
@@ -178,3 +178,24 @@ def test_torch_is_not_imported_for_a_typo() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert found.stderr == "error: unknown key 'sed', did you mean 'seed'?\n"
+
+
+@pytest.mark.parametrize("typed", ["decision=recal>=0.95", "decision=recall<=0.9", "decision=escape<=0.05"])
+def test_a_decision_that_there_is_not(typed: str) -> None:
+    known = "there are recall>=<number>, precision>=<number>, fpr<=<number>"
+    near = ", did you mean 'recall'?" if "rec" in typed else ","
+    assert sentence(command("train", SYNTHETIC, typed)) == f"{typed}{near} {known}"
+
+
+def test_a_decision_with_its_target_is_spelled_out() -> None:
+    assert _spelled_out("decision=fpr<=0.02") == ["decision=fpr", "decision.target=0.02"]
+    assert _spelled_out("decision=review") == ["decision=review"]
+    assert _spelled_out("dataset.root=a<=b") == ["dataset.root=a<=b"]
+
+
+def test_a_command_that_fails_at_once_leaves_no_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    sentence(
+        command("train", "dataset=folder", f"dataset.root={tmp_path / 'none'}", "logger=csv", f"hydra.run.dir={folder}")
+    )
+    assert not folder.exists()

@@ -68,7 +68,7 @@ def test_repeats_narrow_no_interval_by_counting_an_image_again(validated: Path) 
     metrics, pooled = numbers(validated), table(validated)
     classes = metrics["class_names"], metrics["defective_classes"]
     assert metrics["test"]["intervals"]["recall"] == metric_intervals(pooled, *classes)["recall"]
-    as_if_new = metric_intervals(pooled.assign(group=np.arange(len(pooled)).astype(str)), *classes)["recall"]
+    as_if_new = metric_intervals(pooled.assign(unit=np.arange(len(pooled))), *classes)["recall"]
     found = metrics["test"]["intervals"]["recall"]
     assert found[1] - found[0] > as_if_new[1] - as_if_new[0]
 

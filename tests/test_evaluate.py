@@ -172,3 +172,26 @@ def test_report_looks_inside(finished: Path) -> None:
     assert len({(row["corruption"], row["strength"]) for row in disturbed}) == 21
     sizes = metrics["test"]["breakdowns"]["mask_size"]
     assert sum(row["n"] for row in sizes) == len(test)
+
+
+@pytest.mark.parametrize(("score", "said"), [("80", "80"), ("", "nan")])
+def test_score_that_is_no_probability(tmp_path: Path, score: str, said: str) -> None:
+    (tmp_path / "other.csv").write_text(f"path,defective,score\na,0,0.5\nb,1,{score}\n")
+    assert sentence(evaluate(tmp_path / "new", f"predictions={tmp_path / 'other.csv'}")) == (
+        f"{tmp_path / 'other.csv'}: the score of b is {said}, and of 1 rows no probability: "
+        "it must be from 0 (sound) to 1 (defective)"
+    )
+
+
+def test_threshold_is_in_the_scores_of_the_table(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.random(400) < 0.5
+    rows = pd.DataFrame(
+        {"path": np.arange(400).astype(str), "defective": truth.astype(int), "split": ["val", "test"] * 200}
+    )
+    rows["score"] = 1 / (1 + np.exp(-8 * (truth - 0.5) - 6 * generator.normal(size=400)))
+    rows.to_csv(tmp_path / "other.csv", index=False)
+    assert evaluate(tmp_path / "new", f"predictions={tmp_path / 'other.csv'}", "decision=f1", "part=test").code == 0
+    decided, threshold = table(tmp_path / "new"), numbers(tmp_path / "new")["decision"]["reject_from"]
+    assert decided["score"].to_numpy() == pytest.approx(rows["score"][rows["split"] == "test"].to_numpy(), abs=0)
+    assert ((decided["score"] >= threshold) == (decided["decision"] == "reject")).all()

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from defectcls.data.duplicates import related_images
+from defectcls.data.duplicates import first_of, related_images, split_units
 from defectcls.data.images import UnreadableImageError, decode, decode_all
 from defectcls.data.listing import fetch, list_samples
 from defectcls.data.samples import Target, classes_of, label_samples
@@ -154,6 +154,7 @@ class DefectDataModule(L.LightningDataModule):
 
     def _split(self, samples: pd.DataFrame) -> pd.Series:
         units = related_images(samples, self.settings)
+        samples["unit"] = split_units(first_of(units), samples.get("group"))  # a split may ignore what is related
         parts = split_samples(samples, units, self.settings.split, self.seed)
         if leaks := leaked_units(parts, units):
             log.warning(

@@ -51,6 +51,12 @@ def identical_files(paths: list[Path]) -> np.ndarray:
     return first
 
 
+def first_of(units: np.ndarray) -> np.ndarray:
+    """For every image the position of the first one of its unit, int64 (images,)."""
+    _, first, member = np.unique(units, return_index=True, return_inverse=True)
+    return first[member]
+
+
 def split_units(identical: np.ndarray, group: pd.Series | None, near: np.ndarray = NO_PAIRS) -> np.ndarray:
     """Number of the unit each image belongs to, int64 (images,): images tied by a copy, a twin or a group share one.
 

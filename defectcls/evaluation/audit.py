@@ -13,7 +13,7 @@ from defectcls.evaluation.pictures import thumbnail
 
 KINDS = {  # in the order of the page: what each finding means
     "identical": "identical files: the same bytes under another name",
-    "near_identical": "near-identical images: re-encoded, brightened, flipped or slightly shifted",
+    "near_identical": "pairs of near-identical images: re-encoded, brightened, flipped or slightly shifted",
     "wrong_label": "labels that are likely wrong",
     "short_cut": "file properties that give the class away",
     "unreadable": "files that cannot be read",
@@ -84,7 +84,7 @@ def print_audit(summary: dict[str, Any], folder: Path) -> None:
     """Counts, verdict and where the page lies, on stdout."""
     table = Table("", "findings", title=f"{summary['dataset']} · {summary['images']} images")
     for kind, count in summary["counts"].items():
-        if count:
+        if count or kind == "wrong_label":
             table.add_row(KINDS[kind], str(count))
     console = Console(soft_wrap=True, highlight=False)
     console.print(table)

@@ -204,7 +204,7 @@ def plot_reliability(scores: dict[str, np.ndarray], defective: np.ndarray) -> Fi
         reach = np.array([proportion_interval(defective[bins == number], None) for number in known]).reshape(-1, 2).T
         errors = np.abs(reach - y)
         marker = "o" if colour == RIGHT else "s"
-        axes.errorbar(x, y, errors, fmt=f"{marker}-", color=colour, label=name, markersize=4, linewidth=1.2, capsize=2)
+        axes.errorbar(x, y, errors, fmt=marker, color=colour, label=name, markersize=4, linewidth=1.2, capsize=2)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axes.set_xlabel("probability of being defective")
     axes.set_ylabel("share that is defective")

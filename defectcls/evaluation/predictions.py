@@ -3,6 +3,7 @@
 | column           | meaning                                                                    |
 | ---------------- | -------------------------------------------------------------------------- |
 | the sample's own | `path`, `label` (the true class), `defective`, `split`, `defect_type` …    |
+| `unit`           | number that images have in common which are not independent: copies, groups |
 | `prediction`     | name of the class the model chose                                          |
 | `decision`       | accept, review or reject; where the model has decided (see decision.py)    |
 | `p_<class name>` | float64 probability, one column a class, in the order of the logits        |
@@ -46,7 +47,12 @@ def predictions_table(
 
 
 def groups_of(predictions: pd.DataFrame) -> np.ndarray:
-    """Number of the group each image belongs to, int (images,); an image without a group is one by itself."""
+    """Number of the images that each image belongs with, int (images,): its `unit`, or else its `group`.
+
+    An image without a group is one by itself.
+    """
+    if "unit" in predictions:
+        return pd.factorize(predictions["unit"])[0]
     if "group" not in predictions:
         return np.arange(len(predictions))
     named = predictions["group"].to_numpy() != ""
@@ -91,6 +97,8 @@ def read_predictions(path: Path) -> pd.DataFrame:
     Raises:
         UserError: no such file, a column is missing, or a value is none of what it must be.
     """
+    if not path.is_file():
+        raise UserError(f"predictions={path} does not exist: give a CSV file")
     try:
         columns = pd.read_csv(path, nrows=0).columns
     except (OSError, ValueError) as error:

@@ -50,7 +50,7 @@ def render_report(metrics: dict[str, Any], figures: dict[str, bytes]) -> str:
         split=SPLITS[split],
         verdict=verdict(metrics),
         caveats=caveats(metrics),
-        decision=decision_words(metrics.get("decision")),
+        decision=decision_words(metrics["decision"], "seconds" in metrics) if "decision" in metrics else [],
         columns=[SPLITS[split], "95 % interval", *(SPLITS[other] for other in _others(metrics))],
         rows=rows,
         undefined=any("–" in (value, *others) for _, value, _, *others in rows),
@@ -63,7 +63,9 @@ def render_report(metrics: dict[str, Any], figures: dict[str, bytes]) -> str:
         calibration=_calibration(judged),
         fold_columns=["fold", *FOLD_COLUMNS],
         folds=_folds(metrics.get("folds", [])),
+        handling=_handling(judged),
         localisation=metrics.get("localisation"),
+        disturbances=_disturbances(metrics.get("robustness", [])),
         percent=percent,
         stages=_stages(metrics.get("stages", [])),
         phases=_phases(metrics),
@@ -127,6 +129,23 @@ def _folds(folds: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     return [(name, *(number(value) for value in values)) for name, values in named]
 
 
+def _handling(judged: dict[str, Any]) -> list[tuple[str, ...]]:
+    """What becomes of sound and of defective images; empty where nothing goes to a person."""
+    counts = judged.get("handling", {})
+    if not any(row["review"] for row in counts.values()):
+        return []
+    return [(kind, str(row["accept"]), str(row["review"]), str(row["reject"])) for kind, row in counts.items()]
+
+
+def _disturbances(rows: list[dict[str, Any]]) -> list[str]:
+    """`blur: 0.5 %, 1 %, 2 % of the side`, one a disturbance."""
+    settings: dict[str, list[str]] = {}
+    for row in rows:
+        if row["strength"]:
+            settings.setdefault(row["corruption"], []).append(row["setting"])
+    return [f"{name}: {', '.join(values)}" for name, values in settings.items()]
+
+
 def _per_class(per_class: dict[str, dict]) -> list[tuple]:
     worst_first = sorted(per_class.items(), key=lambda one: (one[1]["recall"] is None, one[1]["recall"]))
     return [
@@ -153,6 +172,7 @@ def _phases(metrics: dict[str, Any]) -> list[tuple]:
 
 
 def _facts(metrics: dict[str, Any]) -> dict[str, Any]:
-    facts = {name: metrics.get(name) for name in ("seed", "commit", "hardware")}
+    facts = {name: metrics.get(name) for name in ("date", "seed", "commit", "hardware")}
+    facts["photos"] = metrics.get("config", {}).get("dataset", {}).get("root")
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in metrics.get("versions", {}).items())
     return {name: value for name, value in facts.items() if value not in (None, "", {})}

@@ -8,6 +8,7 @@ import pandas as pd
 from defectcls.evaluation.metrics import defect_counts
 
 SMALL = 50  # fewer images than this on either side: one image more or less moves the rate by over 2 points
+FRAIL = 0.1  # of recall or overkill lost under a light disturbance
 SPLITS = {"baseline": "untrained baseline", "train": "train", "val": "validation", "test": "test"}
 NAMES = {  # how the numbers are called and in which order they stand, two classes and many alike
     "recall": "recall (share of defects caught)",
@@ -60,10 +61,15 @@ def verdict(metrics: dict[str, Any]) -> str:
     return " ".join(sentences)
 
 
-def decision_words(decision: dict[str, Any] | None) -> list[str]:
-    """How the model decides and what it can promise, in sentences; none where the decision is not known."""
+def decision_words(decision: dict[str, Any] | None, trained: bool = True) -> list[str]:
+    """How the model decides and what it can promise, in sentences.
+
+    Args:
+        decision: None where predictions are taken as they are.
+        trained: the validation images made the model, too.
+    """
     if decision is None:
-        return []
+        return ["The predictions are taken as they are; where a table has none, the most probable class counts."]
     if decision["accept_below"] is None:
         words = ["An image is rejected when its most probable class is a defective one (policy argmax)."]
     else:
@@ -72,15 +78,20 @@ def decision_words(decision: dict[str, Any] | None) -> list[str]:
         rule = f"An image is rejected from a score of {high} on"
         if low != high:
             rule = f"An image is accepted below a score of {low}, rejected from {high} on, and goes to a person between"
+        scaled = "" if decision["temperature"] == 1 else "; scores are those after temperature scaling"
+        if not all(promise["kept"] for promise in decision["promises"]):
+            scaled += "; the most cautious threshold, as the rate cannot be promised"
         words = [
-            f"{rule} (policy {decision['policy']}). On the validation set this lets {evidence['escapes']} of "
+            f"{rule} (policy {decision['policy']}{scaled}). On the validation set this lets {evidence['escapes']} of "
             f"{_count(evidence['defective'], 'defective image')} through and rejects {evidence['false_rejects']} of "
             f"{_count(evidence['sound'], 'sound image')}."
         ]
     kept = [_promise(promise) for promise in decision["promises"] if promise["kept"]]  # the others are caveats
     words += kept
-    if kept:
-        words += ["The validation images also chose the weights of the model: test images have the last word."]
+    if decision["policy"].startswith("review") and decision["accept_below"] == decision["reject_from"]:
+        words += ["One threshold keeps both rates on the validation set: nothing goes to a person."]
+    if kept and trained:
+        words += ["That holds for validation images of no other use; these chose the weights too. Test images decide."]
     return words
 
 
@@ -96,7 +107,7 @@ def _promise(promise: dict[str, Any]) -> str:
         )
     return (
         f"No promise: an {rate} of at most {target} at {confidence} confidence takes {promise['needed']} independent "
-        f"{kind} validation images, not one of them misjudged. There are {images}, which prove {bound}."
+        f"{kind} validation images, not one of them misjudged. There are {images}, which prove at most {bound}."
     )
 
 
@@ -138,7 +149,7 @@ def caveats(metrics: dict[str, Any]) -> list[str]:
     unseen = [name for name, row in zip(names, matrix, strict=True) if not any(row)]
     if unseen and len(names) > 2:
         found += [f"The {SPLITS[split]} set has no image of {', '.join(f'“{name}”' for name in unseen)}."]
-    found += _broken_promises(metrics, judged)
+    found += _broken_promises(metrics, judged) + _frailties(metrics.get("robustness", []))
     if unreadable := metrics.get("unreadable"):
         found += [
             f"{_count(len(unreadable), 'image')} could not be read and {_were(len(unreadable))} left out; see the end."
@@ -161,6 +172,20 @@ def _broken_promises(metrics: dict[str, Any], judged: dict[str, Any]) -> list[st
                 f"The promise of an {rate} of at most {percent(promise['target'])} does not hold on this set, where it "
                 f"is {span(interval)}. These images differ from those of the validation set."
             ]
+    return found
+
+
+def _frailties(rows: list[dict[str, Any]]) -> list[str]:
+    """The disturbances that cost much already when they are light."""
+    found = []
+    for row in rows:
+        for rate, name, sign in (("recall", "recall", -1), ("overkill_rate", "overkill", 1)):
+            before, after = rows[0][rate], row[rate]
+            if row["strength"] == 1 and None not in (before, after) and sign * (after - before) > FRAIL:
+                found += [
+                    f"Frail: {row['corruption']} ({row['setting']}) brings {name} from {percent(before)} to "
+                    f"{percent(after)}."
+                ]
     return found
 
 

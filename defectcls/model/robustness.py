@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -22,6 +22,7 @@ class Corruption(NamedTuple):
 
     apply: Callable[[torch.Tensor, float], torch.Tensor]
     values: tuple[float, float, float]
+    unit: str  # the value in words, as a format
 
     def at(self, strength: int) -> Corrupt:
         """The corruption at strength 1, 2 or 3."""
@@ -66,30 +67,36 @@ def shift(images: torch.Tensor, share: float) -> torch.Tensor:
     return moved
 
 
-CORRUPTIONS = {
-    "blur": Corruption(blur, (0.005, 0.01, 0.02)),  # standard deviation as a share of the side
-    "noise": Corruption(noise, (8, 16, 32)),  # standard deviation in grey values of 255
-    "dark": Corruption(F.adjust_brightness, (0.8, 0.6, 0.4)),  # factor of the grey values
-    "bright": Corruption(F.adjust_brightness, (1.25, 1.6, 2.2)),  # factor of the grey values, which end at 255
-    "jpeg": Corruption(jpeg, (50, 25, 10)),  # quality, of 100
-    "rotation": Corruption(rotation, (2, 5, 10)),  # degrees
-    "shift": Corruption(shift, (0.02, 0.05, 0.1)),  # share of the side
+CORRUPTIONS = {  # deviations are standard deviations; grey values end at 255
+    "blur": Corruption(blur, (0.005, 0.01, 0.02), "{:.1%} of the side"),
+    "noise": Corruption(noise, (8, 16, 32), "{} grey values"),
+    "dark": Corruption(F.adjust_brightness, (0.8, 0.6, 0.4), "x {}"),
+    "bright": Corruption(F.adjust_brightness, (1.25, 1.6, 2.2), "x {}"),
+    "jpeg": Corruption(jpeg, (50, 25, 10), "quality {}"),
+    "rotation": Corruption(rotation, (2, 5, 10), "{}°"),
+    "shift": Corruption(shift, (0.02, 0.05, 0.1), "{:.0%} of the side"),
 }
 
 
 def measure_robustness(
     predict: Callable[[Corrupt], pd.DataFrame], class_names: list[str], defective_classes: list[bool]
 ) -> pd.DataFrame:
-    """Rows {corruption, strength, recall, overkill_rate, auroc}, NaN where undefined; first `none`, of strength 0.
+    """Rows {corruption, strength, setting in words, recall, overkill_rate, auroc}; first `none`, of strength 0.
+
+    NaN where a rate is undefined.
 
     Args:
         predict: the predictions table of images that went through the given function, batch by batch.
     """
-    conditions: list[tuple[str, int, Corrupt]] = [("none", 0, lambda images: images)]
-    conditions += [(name, strength, one.at(strength)) for name, one in CORRUPTIONS.items() for strength in STRENGTHS]
-    rows = []
-    for name, strength, corrupt in conditions:
+
+    def measured(corrupt: Corrupt) -> dict[str, Any]:
         numbers = compute_metrics(predict(corrupt), class_names, defective_classes)
         rates = numbers.get("defect", numbers)  # of many classes, defective against sound
-        rows.append({"corruption": name, "strength": strength} | {rate: rates.get(rate) for rate in RATES})
+        return {rate: rates.get(rate) for rate in RATES}
+
+    rows = [{"corruption": "none", "strength": 0, "setting": ""} | measured(lambda images: images)]
+    for name, one in CORRUPTIONS.items():
+        for strength, value in zip(STRENGTHS, one.values, strict=True):
+            condition = {"corruption": name, "strength": strength, "setting": one.unit.format(value)}
+            rows.append(condition | measured(one.at(strength)))
     return pd.DataFrame(rows).astype(dict.fromkeys(RATES, float))

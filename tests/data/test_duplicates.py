@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from defectcls.data.duplicates import identical_files, split_units
+from defectcls.data.duplicates import first_of, identical_files, split_units
 
 
 def files(folder: Path, *contents: bytes) -> list[Path]:
@@ -87,3 +87,7 @@ def test_units_equal_those_of_a_plain_flood_fill() -> None:
             expected.add(frozenset(unit))
             left -= unit
         assert partition(split_units(identical, group)) == expected
+
+
+def test_first_of_a_unit_is_its_first_image() -> None:
+    assert first_of(np.array([5, 2, 5, 7, 2])).tolist() == [0, 1, 0, 3, 1]

@@ -86,7 +86,7 @@ def test_mistakes_are_named(tmp_path):
     (tmp_path / "other.csv").write_text("path,defective,score\na,perhaps,0.5\n")
     with pytest.raises(UserError, match=r"defective is 'perhaps' in a row"):
         read_predictions(tmp_path / "other.csv")
-    with pytest.raises(UserError, match=r"none\.csv cannot be read"):
+    with pytest.raises(UserError, match=r"none\.csv does not exist"):
         read_predictions(tmp_path / "none.csv")
 
 

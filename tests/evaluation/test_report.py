@@ -229,9 +229,10 @@ def test_a_decision_is_told_with_its_evidence_and_promise():
         "defective images through and rejects 1 of 1 sound image.",
         "Promise: with 95.0 % confidence the escape rate on images like these is at most 5.0 % (Clopper-Pearson bound "
         "4.9 % from 59 defective validation images).",
-        "The validation images also chose the weights of the model: test images have the last word.",
+        "That holds for validation images of no other use; these chose the weights too. Test images decide.",
     ]
-    assert decision_words(None) == []
+    assert len(decision_words(DECISION, trained=False)) == 2
+    assert decision_words(None)[0].startswith("The predictions are taken as they are")
     argmax = {"policy": "argmax", "accept_below": None, "reject_from": None, "evidence": None, "promises": []}
     assert decision_words(argmax) == [
         "An image is rejected when its most probable class is a defective one (policy argmax)."
@@ -245,7 +246,8 @@ def test_promises_that_cannot_be_given_or_do_not_hold_are_caveats():
     unproven = PROMISE | {"kept": False, "independent": 40, "bound": 0.0722, "grouped": True}
     assert caveats(good | {"decision": DECISION | {"promises": [unproven]}}) == [
         "No promise: an escape rate of at most 5.0 % at 95.0 % confidence takes 59 independent defective validation "
-        "images, not one of them misjudged. There are 40 groups of defective validation images, which prove 7.2 %."
+        "images, not one of them misjudged. There are 40 groups of defective validation images, which prove at most "
+        "7.2 %."
     ]
     bad = metrics_of(TWO, test=[[60, 0], [20, 40]])
     bad["test"]["intervals"] = {"escape_rate": [0.23, 0.46]}
@@ -274,3 +276,27 @@ def test_what_the_model_looks_at_is_told():
     page = Page(render_report(metrics_of(TWO, test=[[60, 0], [0, 60]]) | looked, {}))
     (words,) = [text for text in page.texts if text.startswith("Does the model look at the defect?")]
     assert "On 7 defective images" in words and "50.0 %" in words and "12.5 %" in words
+
+
+def test_what_goes_to_a_person_is_told_in_a_table():
+    predictions = predictions_from([[3, 1], [1, 2]], TWO)
+    predictions["decision"] = ["accept", "accept", "accept", "review", "accept", "review", "reject"]
+    _, judged = judge(predictions, None, *TWO)
+    assert judged["handling"] == {
+        "sound": {"accept": 3, "review": 1, "reject": 0},
+        "defective": {"accept": 1, "review": 1, "reject": 1},
+    }
+    decision = DECISION | {"reject_from": 0.75, "promises": []}
+    page = Page(render_report(metrics_of(TWO) | {"test": judged, "decision": decision}, {}))
+    assert ["sound", "3", "1", "0"] in page.rows and ["defective", "1", "1", "1"] in page.rows
+    assert "A person has to look at 28.6 % of the images." in verdict(metrics_of(TWO) | {"test": judged})
+
+
+def test_a_light_disturbance_that_costs_much_is_a_caveat():
+    rows = [{"corruption": "none", "strength": 0, "setting": "", "recall": 1.0, "overkill_rate": None}]
+    for name, recall in (("blur", 0.95), ("jpeg", 0.85)):
+        rows += [{"corruption": name, "strength": 1, "setting": "x", "recall": recall, "overkill_rate": 0.5}]
+        rows += [{"corruption": name, "strength": 2, "setting": "y", "recall": 0.0, "overkill_rate": 0.5}]
+    frail = metrics_of(TWO, test=[[60, 0], [0, 60]]) | {"robustness": rows, "robustness_images": 4}
+    assert caveats(frail) == ["Frail: jpeg (x) brings recall from 100.0 % to 85.0 %."]
+    assert "blur: x, y; jpeg: x, y." in " ".join(Page(render_report(frail, {"robustness": b"p"})).texts)

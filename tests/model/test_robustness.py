@@ -115,9 +115,10 @@ def test_the_table_holds_the_rates_of_every_corruption(several: bool) -> None:
         )
 
     table = measure_robustness(predict, list(classes), list(classes.values()))
-    assert list(table.columns) == ["corruption", "strength", "recall", "overkill_rate", "auroc"]
+    assert list(table.columns) == ["corruption", "strength", "setting", "recall", "overkill_rate", "auroc"]
     assert len(table) == 1 + 3 * len(CORRUPTIONS)
-    assert table.iloc[0].tolist() == ["none", 0, 1.0, 0.0, 1.0]
+    assert table.iloc[0].tolist() == ["none", 0, "", 1.0, 0.0, 1.0]
+    assert table["setting"][1:4].tolist() == ["0.5% of the side", "1.0% of the side", "2.0% of the side"]
     rates = table.set_index(["corruption", "strength"])[["recall", "overkill_rate"]]
     assert rates.loc[("dark", 3)].tolist() == [0, 0]  # 200 becomes 80
     assert rates.loc[("dark", 2)].tolist() == [0.5, 0]  # and 120
