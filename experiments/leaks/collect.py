@@ -1,6 +1,6 @@
-"""Write results.csv and differences.csv of this study: python experiments/leaks/collect.py <folder of the cross-validations>
+"""Write results.csv and differences.csv of this study: python experiments/leaks/collect.py <folder>
 
-Their folders are called <dataset>_<split>, as README.md says.
+It holds the cross-validations in folders called <dataset>_<split>, as README.md says.
 """
 
 import json
