@@ -25,6 +25,10 @@ from PIL import Image
 
 from defectcls.config import CONF_DIR, FULL_ERROR, run_verb
 
+FINISHED = (  # what the run `finished` does beyond the tiny one
+    *("logger=wandb", "logger.table_rows=10", "finetune.probe=true", "finetune.stages.full.epochs=2"),
+    *("inspect.heat_maps=true", "inspect.robustness=true"),
+)
 CHECKOUT = Path(__file__).parents[1]
 
 
@@ -144,6 +148,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "trainer.precision=32",
         "logger=csv",
         "logger.group=tests",  # else the second of the start
+        "inspect.heat_maps=false",
+        "inspect.robustness=false",
     ]
 
 
@@ -151,8 +157,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that probed, trained two epochs and was mirrored to W&B; to be read only."""
     folder = tmp_path_factory.mktemp("finished")
-    arguments = ("logger=wandb", "logger.table_rows=10", "finetune.probe=true", "finetune.stages.full.epochs=2")
-    assert command("train", *tiny, *arguments, f"hydra.run.dir={folder}").code == 0
+    assert command("train", *tiny, *FINISHED, f"hydra.run.dir={folder}").code == 0
     return folder
 
 

@@ -13,7 +13,7 @@ from defectcls.crossval import fold_config
 from defectcls.evaluation.intervals import metric_intervals
 from tests.conftest import command, composed, sentence
 
-FOLDS = ("finetune=probe", "folds=3", "repeats=2", "inspect.heat_maps=false", "inspect.robustness=false")
+FOLDS = ("finetune=probe", "folds=3", "repeats=2")
 
 
 @pytest.fixture(scope="module")

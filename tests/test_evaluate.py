@@ -12,7 +12,8 @@ from tests.conftest import Outcome, command, equal, paint, sentence, weights
 
 
 def evaluate(folder: Path, *arguments: str) -> Outcome:
-    return command("evaluate", *arguments, f"hydra.run.dir={folder}")
+    quick = ("inspect.heat_maps=false", "inspect.robustness=false")
+    return command("evaluate", *quick, *arguments, f"hydra.run.dir={folder}")
 
 
 def numbers(folder: Path) -> dict:
@@ -122,7 +123,7 @@ def test_decision_is_kept_in_the_checkpoint(finished: Path, tmp_path: Path) -> N
     run = tmp_path / "run/checkpoints"
     run.mkdir(parents=True)
     (run / "best.ckpt").write_bytes((finished / "checkpoints/best.ckpt").read_bytes())
-    again = (f"checkpoint={tmp_path / 'run'}", "inspect.heat_maps=false", "inspect.robustness=false")
+    again = (f"checkpoint={tmp_path / 'run'}",)
     assert evaluate(tmp_path / "1", *again, "decision=f1", "update_checkpoint=true").code == 0
     assert evaluate(tmp_path / "2", *again).code == 0
     assert numbers(tmp_path / "1")["decision"] == numbers(tmp_path / "2")["decision"]

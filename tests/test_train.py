@@ -17,7 +17,7 @@ from defectcls.config import parse
 from defectcls.model.classifier import Classifier
 from defectcls.run import TrainingRun
 from defectcls.settings import TrainSettings
-from tests.conftest import CHECKOUT, command, composed, equal, weights
+from tests.conftest import CHECKOUT, FINISHED, command, composed, equal, weights
 
 PARTS = ("train", "val", "test")
 
@@ -115,9 +115,8 @@ def test_metrics_say_how_they_came_about(finished: Path, tiny: list[str]) -> Non
     assert metrics["versions"]["lightning"] == L.__version__
     head = subprocess.run(["git", "-C", CHECKOUT, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     assert (metrics["commit"] or "").removesuffix("-dirty") == head.stdout[:12]
-    given = ("logger=wandb", "logger.table_rows=10", "finetune.probe=true", "finetune.stages.full.epochs=2")
-    assert metrics["config"] == composed(*tiny, *given)
-    assert " ".join((*tiny, *given)) in metrics["command"]
+    assert metrics["config"] == composed(*tiny, *FINISHED)
+    assert " ".join((*tiny, *FINISHED)) in metrics["command"]
     assert metrics["unreadable"] == []
     assert set(metrics["seconds"]) == {
         *("data", "baseline", "probe", "fit", "inspect"),
