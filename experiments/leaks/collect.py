@@ -1,6 +1,6 @@
-"""Write results.csv and differences.csv of this study: python experiments/leaks/collect.py <folder>
+"""Write splits.csv, differences.csv and the tables in README.md: python experiments/leaks/collect.py <folder>
 
-It holds the cross-validations in folders called <dataset>_<split>, as README.md says.
+The folder holds the cross-validations, each called <dataset>_<split>. Without it only README.md is written anew.
 """
 
 import json
@@ -13,7 +13,7 @@ from defectcls.compare import test_rows
 from defectcls.evaluation.comparison import compare_predictions
 
 HERE = Path(__file__).parent
-NUMBERS = ("accuracy", "recall", "overkill_rate", "auroc")
+NUMBERS = ("recall", "overkill_rate", "accuracy", "auroc")
 
 
 def row(folder: Path) -> dict:
@@ -31,7 +31,7 @@ def row(folder: Path) -> dict:
 
 
 def differences(folder: Path, results: pd.DataFrame) -> pd.DataFrame:
-    """What each random split promises beyond each other one, on the same images: percentage points or AUROC."""
+    """What each random split promises beyond each other one, on the same images, with 95 % intervals."""
     rows = []
     for dataset, others in results[results["split"] != "random"].groupby("dataset")["split"]:
         for split in others:
@@ -41,9 +41,40 @@ def differences(folder: Path, results: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def tables(results: pd.DataFrame, differ: pd.DataFrame) -> str:
+    """Both files as the tables of README.md."""
+    lines = ["| photos | split | recall | overkill rate | accuracy | AUROC |", "| --- | --- | --- | --- | --- | --- |"]
+    for one in results.to_dict("records"):
+        cells = [
+            f"{number(name, one[name])} ({number(name, one[f'{name}_low'])} to {number(name, one[f'{name}_high'])})"
+            for name in NUMBERS
+        ]
+        lines.append(f"| {one['dataset']} | {one['split']} | {' | '.join(cells)} |")
+    lines += ["", "| random minus | recall | overkill rate | accuracy | AUROC |", "| --- | --- | --- | --- | --- |"]
+    for (dataset, split), rows in differ.groupby(["dataset", "split"]):
+        of = rows.set_index("metric").to_dict("index")
+        cells = [
+            f"{number(name, of[name]['difference'], '+')} "
+            f"({number(name, of[name]['low'], '+')} to {number(name, of[name]['high'], '+')})"
+            for name in NUMBERS
+        ]
+        lines.append(f"| {dataset}, {split} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def number(name: str, value: float, sign: str = "") -> str:
+    """AUROC as it is, all else in percent."""
+    return f"{value:{sign}.4f}" if name == "auroc" else f"{100 * value:{sign}.2f}"
+
+
 if __name__ == "__main__":
-    runs = Path(sys.argv[1])
-    table = pd.DataFrame([row(file.parent) for file in sorted(runs.glob("*/metrics.json"))])
-    table.to_csv(HERE / "results.csv", index=False)
-    differences(runs, table).to_csv(HERE / "differences.csv", index=False)
-    print(table[["dataset", "split", *NUMBERS]].to_string(index=False))
+    if sys.argv[1:]:
+        runs = Path(sys.argv[1])
+        splits = pd.DataFrame([row(file.parent) for file in sorted(runs.glob("*/metrics.json"))])
+        splits.to_csv(HERE / "splits.csv", index=False)
+        differences(runs, splits).to_csv(HERE / "differences.csv", index=False)
+    written = tables(pd.read_csv(HERE / "splits.csv"), pd.read_csv(HERE / "differences.csv"))
+    readme = HERE / "README.md"
+    head, _, rest = readme.read_text(encoding="utf-8").partition("| photos | split |")
+    readme.write_text(f"{head}{written}\n\n{rest.partition('What it means')[1]}{rest.partition('What it means')[2]}")
+    print(written)

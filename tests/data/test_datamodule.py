@@ -453,3 +453,16 @@ def test_loaders_deal_to_the_processes_of_the_trainer(root: Path) -> None:
         indices.append(torch.cat([batch["index"] for batch in data.test_dataloader()]).tolist())
     assert len(indices[0]) == len(indices[1]) == -(-count // 2)
     assert sorted({*indices[0], *indices[1]}) == data.part("test").tolist()
+
+
+@pytest.mark.parametrize("together", [["group", "identical", "near_identical"], []])
+def test_a_unit_is_what_is_not_independent_whatever_the_split_ignores(tmp_path: Path, together: list[str]) -> None:
+    root = photos(tmp_path, good=40, dent=20)
+    (root / "good" / "copy.png").write_bytes(sorted((root / "good").glob("*.png"))[0].read_bytes())
+    data = ready(root, {"consecutive": 2, "split": {"together": together}})
+    samples = data.samples
+    of_copy = samples.set_index("path")["unit"]["good/copy.png"]
+    for _, rows in samples.groupby("group"):
+        assert rows["unit"].nunique() == 1
+    groups = samples["group"][samples["unit"] == of_copy].nunique()
+    assert groups == (2 if together else 1)  # tied to the group of its original, where copies were looked for

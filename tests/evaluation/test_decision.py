@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest
 
 from defectcls.errors import UserError
-from defectcls.evaluation.decision import Decision, choose_decision, decide, images_needed, upper_bound
+from defectcls.evaluation.decision import Decision, _Side, choose_decision, decide, images_needed, upper_bound
 from defectcls.evaluation.metrics import compute_metrics
 from defectcls.evaluation.predictions import predictions_table
 from defectcls.settings import DecisionSettings
@@ -116,6 +116,16 @@ def test_promise_that_cannot_be_kept_says_what_it_takes() -> None:
     (promise,) = decision.promises
     assert (promise.kept, promise.independent, promise.needed) == (False, 3, 299)
     assert promise.bound == pytest.approx(1 - 0.05 ** (1 / 3))
+
+
+def test_images_of_a_group_share_the_weight_of_one() -> None:
+    """Three defects of one photo, the hardest ones, count as a third each; the others, of their own photos, as one."""
+    scores = np.array([0.9, 0.8, 0.1, 0.2, 0.3, 0.99])
+    photo = np.array([0, 1, 2, 2, 2, 3])
+    side = _Side(scores, np.ones(6, bool), photo, -1)
+    assert side.misjudged == pytest.approx([1 / 3, 2 / 3, 1, 2, 3, 4])
+    assert (side.independent, side.grouped) == (4, True)
+    assert _Side(1 - scores, np.zeros(6, bool), photo, 1).misjudged == pytest.approx(side.misjudged)
 
 
 def test_false_positive_rate_is_promised_from_the_other_side() -> None:
