@@ -28,7 +28,7 @@ from defectcls.evaluation.pictures import (
 )
 from defectcls.evaluation.predictions import PROBABILITY, write_predictions
 from defectcls.evaluation.report import render_report
-from defectcls.evaluation.wording import judged_split, verdict
+from defectcls.evaluation.wording import caveats, decision_words, judged_split, verdict
 
 PACKAGES = ("defectcls", "torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-core", "scikit-learn")
 RATES = ("recall", "overkill_rate", "auroc")  # undefined ones are None in JSON
@@ -88,7 +88,7 @@ def draw(
 
 
 def print_results(folder: Path, metrics: dict[str, Any]) -> None:
-    """The result table, the verdict and where the report lies, on stdout."""
+    """The result table, the verdict, what to know before relying on it and where the report lies, on stdout."""
     parts = [part for part in ("baseline", "train", "val", "test") if part in metrics]
     table = Table("", *parts, title=f"{metrics['dataset']} · {metrics['model']} · seed {metrics['seed']}")
     for name in SHOWN:
@@ -97,7 +97,12 @@ def print_results(folder: Path, metrics: dict[str, Any]) -> None:
             table.add_row(name, *("–" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in values))
     console = Console(soft_wrap=True, highlight=False)
     console.print(table)
-    console.print(f"{verdict(metrics)}\nreport: {folder / 'report.html'}")
+    console.print(verdict(metrics), markup=False)
+    if (metrics.get("decision") or {}).get("accept_below") is not None:
+        console.print(*decision_words(metrics["decision"], "seconds" in metrics), sep="\n", markup=False)
+    for caveat in caveats(metrics):
+        console.print(f"- {caveat}", markup=False)
+    console.print(f"report: {folder / 'report.html'}", markup=False)
 
 
 def provenance(seed: int, config: dict[str, Any]) -> dict[str, Any]:
