@@ -208,7 +208,7 @@ def plot_reliability(scores: dict[str, np.ndarray], defective: np.ndarray) -> Fi
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axes.set_xlabel("probability of being defective")
     axes.set_ylabel("share that is defective")
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower right")
     return figure
 
 

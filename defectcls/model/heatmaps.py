@@ -19,6 +19,7 @@ from torch import nn
 from defectcls.errors import UserError
 from defectcls.model.classifier import Classifier
 
+METHOD = "HiResCAM"
 NO_MAP = "this backbone has no map of the image to look at: most others have, such as model=resnet18"
 BATCH_SIZE = 16  # images at a time: a predicting batch's memory, and that of the last stage's gradients
 
