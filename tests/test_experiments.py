@@ -17,6 +17,13 @@ def test_table_of_studies_is_the_one_their_results_give() -> None:
     assert collect["table"]() in (CHECKOUT / "experiments" / "README.md").read_text(encoding="utf-8")
 
 
+def test_tables_of_leaks_are_those_of_its_results() -> None:
+    leaks = CHECKOUT / "experiments" / "leaks"
+    tables = runpy.run_path(str(leaks / "collect.py"))["tables"]
+    written = tables(pd.read_csv(leaks / "splits.csv"), pd.read_csv(leaks / "differences.csv"))
+    assert written in (leaks / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("results", STUDIES, ids=lambda file: file.parent.name)
 def test_results_come_from_the_command_that_the_study_names(results: Path) -> None:
     text = results.with_name("README.md").read_text(encoding="utf-8")

@@ -75,6 +75,7 @@ if __name__ == "__main__":
         differences(runs, splits).to_csv(HERE / "differences.csv", index=False)
     written = tables(pd.read_csv(HERE / "splits.csv"), pd.read_csv(HERE / "differences.csv"))
     readme = HERE / "README.md"
-    head, _, rest = readme.read_text(encoding="utf-8").partition("| photos | split |")
-    readme.write_text(f"{head}{written}\n\n{rest.partition('What it means')[1]}{rest.partition('What it means')[2]}")
+    text = readme.read_text(encoding="utf-8")
+    head, end = text.partition("| photos | split |")[0], "".join(text.partition("What it means:")[1:])
+    readme.write_text(f"{head}{written}\n\n{end}", encoding="utf-8")
     print(written)
