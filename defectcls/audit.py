@@ -26,8 +26,11 @@ def audit(config: dict[str, Any], folder: Path) -> int:
     if settings.audit.wrong_labels:
         try:
             doubted = doubted_labels(settings, inventory, folder)
+            notes += [] if doubted else ["No label is likely wrong."]
         except UserError as error:
             notes.append(f"wrong labels were not looked for: {error}; audit.wrong_labels=false leaves this out")
+    else:
+        notes.append("Wrong labels were not looked for, as audit.wrong_labels=false says.")
     findings, counts = inventory.table(doubted), balance(inventory.samples)
     summary = summarise(settings.dataset.name, inventory.samples, findings, counts, inventory.leaks, notes)
     findings.to_csv(folder / "audit.csv", index=False)

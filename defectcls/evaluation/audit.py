@@ -84,7 +84,7 @@ def print_audit(summary: dict[str, Any], folder: Path) -> None:
     """Counts, verdict and where the page lies, on stdout."""
     table = Table("", "findings", title=f"{summary['dataset']} · {summary['images']} images")
     for kind, count in summary["counts"].items():
-        if count or kind == "wrong_label":
+        if count:
             table.add_row(KINDS[kind], str(count))
     console = Console(soft_wrap=True, highlight=False)
     console.print(table)
@@ -124,7 +124,7 @@ def _verdict(images: int, counts: dict[str, int], groups: dict[str, int], leaks:
         sentences.append(f"{_count(counts['unreadable'], 'file')} of {images} cannot be read.")
     if counts["short_cut"]:
         sentences.append("A property of the files tells the classes apart: a model may learn that and not the defect.")
-    return sentences or ["No copies, no leaks, no likely wrong labels and no unreadable files were found."]
+    return sentences or ["No copies, no leaks and no unreadable files were found."]
 
 
 def _sets(pairs: pd.DataFrame) -> int:
