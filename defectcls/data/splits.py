@@ -136,8 +136,9 @@ def _refuse_missing_classes(parts: pd.Series, labels: pd.Series, units: np.ndarr
         missing = [part for part in PARTS if part not in set(of_class)]
         if missing:
             apart = len(np.unique(units[of_class.index]))
+            tied = "; dataset.split.together says what ties images" if apart < len(of_class) else ""
             raise UserError(
                 f"class '{name}' is too small to split (images: {len(of_class)}, independent of each other: {apart}), "
                 f"none is left for {' and '.join(missing)}; add images of it, merge it with another class, "
-                "or change dataset.split"
+                f"or change dataset.split{tied}"
             )
