@@ -2,12 +2,9 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from defectcls.config import job_command, parse, run_verb
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +16,7 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
     settings = parse(CrossvalSettings, config)
     from defectcls import results
     from defectcls.errors import UserError
+    from defectcls.evaluation.judge import judge_folds
     from defectcls.evaluation.predictions import read_predictions
     from defectcls.train import train_run
 
@@ -33,7 +31,7 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
             metrics = train_run(of_fold, run_folder) or {}  # never empty: one process
             predictions = read_predictions(run_folder / "predictions.csv").query("split == 'test'")
             runs.append((repeat, fold, metrics, predictions))
-    metrics, predictions = pool(runs)
+    metrics, predictions = judge_folds(runs)
     metrics |= results.provenance(settings.seed, config) | {"command": job_command()}
     results.write_results(folder, metrics, predictions, results.draw(metrics, predictions, settings.dataset.root))
     results.print_results(folder, metrics)
@@ -49,35 +47,6 @@ def fold_config(config: dict[str, Any], folder: Path, repeat: int, fold: int) ->
         "seed": config["seed"] + repeat,
     }
     return {key: value for key, value in (config | changed).items() if key not in ("folds", "repeats")}
-
-
-def pool(
-    runs: list[tuple[int, int, dict[str, Any], "pd.DataFrame"]],
-) -> tuple[dict[str, Any], "pd.DataFrame"]:
-    """metrics.json and the out-of-fold predictions of all folds.
-
-    An image keeps its `unit` from repeat to repeat, so that these narrow no interval by counting it again.
-
-    Args:
-        runs: repeat, fold, metrics.json and test predictions of every fold.
-    """
-    import pandas as pd
-
-    from defectcls.evaluation.judge import judge
-
-    predictions = pd.concat(
-        [rows.assign(repeat=repeat, fold=fold) for repeat, fold, _, rows in runs], ignore_index=True
-    )
-    first = runs[0][2]
-    same = {key: first[key] for key in ("dataset", "model", "class_names", "defective_classes")}
-    predictions, numbers = judge(predictions, None, same["class_names"], same["defective_classes"])
-    folds = [{"repeat": repeat, "fold": fold} | _numbers(metrics["test"]) for repeat, fold, metrics, _ in runs]
-    unreadable = first["unreadable"]
-    return same | {"test": numbers, "folds": folds, "unreadable": unreadable}, predictions
-
-
-def _numbers(test: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in (test | test.get("defect", {})).items() if isinstance(value, int | float)}
 
 
 if __name__ == "__main__":

@@ -36,56 +36,21 @@ def evaluate(config: dict[str, Any], folder: Path) -> None:
 
 
 def measure_table(table: Path, settings: "EvaluateSettings") -> tuple[dict[str, Any], "pd.DataFrame"]:
-    """metrics.json and the rows of a predictions table, decided anew on its validation rows where settings say so.
-
-    Thresholds are in the table's own scores, which no temperature scales.
+    """metrics.json and the judged rows of a predictions table.
 
     Raises:
-        UserError: no such table, a score that is no probability, or no row of the split val to decide on.
+        UserError: no such table, or nothing in it that can be judged as the settings say.
     """
-    import pandas as pd
-
     from defectcls.config import job_command
     from defectcls.data.splits import PARTS
-    from defectcls.errors import UserError
-    from defectcls.evaluation.decision import choose_decision
-    from defectcls.evaluation.judge import judge
-    from defectcls.evaluation.predictions import classes_of_table, read_predictions
+    from defectcls.evaluation.judge import judge_table
+    from defectcls.evaluation.predictions import read_predictions
     from defectcls.results import provenance
 
-    predictions = read_predictions(table)
-    wrong = predictions[~predictions["score"].between(0, 1)]
-    if len(wrong):
-        row = wrong.iloc[0]
-        raise UserError(
-            f"{table}: the score of {row['path']} is {row['score']:g}, and of {len(wrong)} rows no probability: "
-            "it must be from 0 (sound) to 1 (defective)"
-        )
-    classes = classes_of_table(predictions)
-    split = predictions["split"] if "split" in predictions else pd.Series("test", predictions.index)
-    decision = None
-    if settings.decision is not None:
-        validation = predictions[split == "val"]
-        if validation.empty:
-            raise UserError(f"a decision is chosen on validation images, and {table} has no row with split val")
-        in_its_own_scores = settings.decision.model_copy(update={"calibrate": False})
-        decision = choose_decision(in_its_own_scores, validation, *classes)
-    wanted = [settings.part] if settings.part not in (None, "all") else PARTS
-    judged = {part: judge(predictions[split == part], decision, *classes) for part in wanted if (split == part).any()}
-    if not judged:
-        raise UserError(f"{table} has no row with split {' or '.join(wanted)}")
-    names, defective = classes
-    metrics = {
-        "dataset": table.stem,
-        "model": "table of predictions",
-        **{part: numbers for part, (_, numbers) in judged.items()},
-        "class_names": names,
-        "defective_classes": defective,
-        "decision": decision and decision.plain(),
-        "command": job_command(),
-        **provenance(0, {}),
-    }
-    return metrics, pd.concat([rows for rows, _ in judged.values()]).sort_index()
+    wanted = PARTS if settings.part in (None, "all") else (settings.part,)
+    predictions, found = judge_table(read_predictions(table), str(table), settings.decision, wanted)
+    about = {"dataset": table.stem, "model": "table of predictions"}
+    return about | found | {"command": job_command(), **provenance(0, {})}, predictions
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ class TrainingRun(Run):
         """On the validation images; kept in the best checkpoint, with what the choice rests on."""
         validation = self.predict("val")
         self.decision = choose_decision(self.settings.decision, validation, *self.classes)
-        columns = ["label", "defective", "group", *(PROBABILITY + name for name in self.data.classes)]
+        columns = ["label", "defective", "unit", *(PROBABILITY + name for name in self.data.classes)]
         best["defectcls"]["validation"] = validation.filter(columns).to_dict("list")
         if self.trainer.is_global_zero:
             keep_decision(best, self.decision, self.record.best)

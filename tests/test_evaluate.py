@@ -119,6 +119,16 @@ def test_another_decision_without_training(finished: Path, tmp_path: Path) -> No
     assert test["score"].to_numpy() == pytest.approx(part_of(finished, "test")["score"].to_numpy(), abs=1e-12)
 
 
+def test_the_same_policy_on_the_kept_validation_images_is_the_same_decision(tiny: list[str], tmp_path: Path) -> None:
+    """Promises included: images of one photo count as one in both."""
+    run = ("finetune=probe", "decision=review", f"hydra.run.dir={tmp_path / 'run'}")
+    assert command("train", *tiny, *run).code == 0
+    assert evaluate(tmp_path / "again", f"checkpoint={tmp_path / 'run'}", "decision=review").code == 0
+    trained = numbers(tmp_path / "run")["decision"]
+    assert any(promise["grouped"] for promise in trained["promises"])
+    assert numbers(tmp_path / "again")["decision"] == trained
+
+
 def test_decision_is_kept_in_the_checkpoint(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run/checkpoints"
     run.mkdir(parents=True)

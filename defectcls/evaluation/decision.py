@@ -114,7 +114,6 @@ def choose_decision(
         "sound": int((~defective).sum()),
         "escapes": int((scores < accept_below)[defective].sum()),
         "false_rejects": int((scores >= reject_from)[~defective].sum()),
-        "to_review": int(((scores >= accept_below) & (scores < reject_from)).sum()),
     }
     return Decision(_name(settings), temperature, accept_below, reject_from, evidence, promises)
 

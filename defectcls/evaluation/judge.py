@@ -1,15 +1,18 @@
 """From what a network says of some images to decided predictions and their numbers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
 from defectcls.data.samples import DEFECTIVE, SOUND
+from defectcls.errors import UserError
 from defectcls.evaluation.breakdown import breakdowns
-from defectcls.evaluation.decision import Decision, decide
+from defectcls.evaluation.decision import Decision, choose_decision, decide
 from defectcls.evaluation.intervals import metric_intervals
 from defectcls.evaluation.metrics import compute_metrics
-from defectcls.evaluation.predictions import ACCEPT, REJECT, REVIEW
+from defectcls.evaluation.predictions import ACCEPT, REJECT, REVIEW, classes_of_table
+from defectcls.settings import DecisionSettings
 
 CALIBRATED = ("loss", "ece", "brier")  # what temperature scaling changes
 
@@ -34,6 +37,66 @@ def judge(
         before = compute_metrics(uncalibrated, *classes)
         metrics["uncalibrated"] = {name: before[name] for name in CALIBRATED}
     return predictions, metrics
+
+
+def judge_table(
+    predictions: pd.DataFrame, name: str, settings: DecisionSettings | None, wanted: Sequence[str]
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The rows of the `wanted` parts of any predictions table, and of metrics.json what they say: parts, `decision` …
+
+    Without a column `split` all rows are test. Decided anew on the validation rows where there are `settings`;
+    thresholds are in the table's own scores, which no temperature scales.
+
+    Args:
+        name: what messages call the table.
+
+    Raises:
+        UserError: a score that is no probability, no row of the split val to decide on, or none of the wanted parts.
+    """
+    wrong = predictions[~predictions["score"].between(0, 1)]
+    if len(wrong):
+        row = wrong.iloc[0]
+        raise UserError(
+            f"{name}: the score of {row['path']} is {row['score']:g}, and of {len(wrong)} rows no probability: "
+            "it must be from 0 (sound) to 1 (defective)"
+        )
+    classes = classes_of_table(predictions)
+    split = predictions["split"] if "split" in predictions else pd.Series("test", predictions.index)
+    decision = None
+    if settings is not None:
+        validation = predictions[split == "val"]
+        if validation.empty:
+            raise UserError(f"a decision is chosen on validation images, and {name} has no row with split val")
+        decision = choose_decision(settings.model_copy(update={"calibrate": False}), validation, *classes)
+    judged = {part: judge(predictions[split == part], decision, *classes) for part in wanted if (split == part).any()}
+    if not judged:
+        raise UserError(f"{name} has no row with split {' or '.join(wanted)}")
+    metrics: dict[str, Any] = {part: numbers for part, (_, numbers) in judged.items()}
+    metrics |= {"class_names": classes[0], "defective_classes": classes[1], "decision": decision and decision.plain()}
+    return pd.concat([rows for rows, _ in judged.values()]).sort_index(), metrics
+
+
+def judge_folds(
+    runs: list[tuple[int, int, dict[str, Any], pd.DataFrame]],
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """metrics.json and the out-of-fold predictions of all folds of a cross-validation.
+
+    An image keeps its `unit` from repeat to repeat, so that these narrow no interval by counting it again.
+
+    Args:
+        runs: repeat, fold, metrics.json and test predictions of every fold.
+    """
+    predictions = pd.concat(
+        [rows.assign(repeat=repeat, fold=fold) for repeat, fold, _, rows in runs], ignore_index=True
+    )
+    same = {key: runs[0][2][key] for key in ("dataset", "model", "class_names", "defective_classes", "unreadable")}
+    predictions, numbers = judge(predictions, None, same["class_names"], same["defective_classes"])
+    folds = [{"repeat": repeat, "fold": fold} | _numbers(metrics["test"]) for repeat, fold, metrics, _ in runs]
+    return same | {"test": numbers, "folds": folds}, predictions
+
+
+def _numbers(test: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in (test | test.get("defect", {})).items() if isinstance(value, int | float)}
 
 
 def handling(predictions: pd.DataFrame) -> dict[str, dict[str, int]]:

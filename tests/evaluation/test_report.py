@@ -219,7 +219,7 @@ def test_a_dash_is_explained_only_where_there_is_one():
 PROMISE = {"rate": "escape_rate", "target": 0.05, "confidence": 0.95, "bound": 0.0494, "kept": True}
 PROMISE |= {"independent": 59, "needed": 59, "grouped": False}
 DECISION = {"policy": "recall>=0.95", "temperature": 1.0, "accept_below": 0.25, "reject_from": 0.25}
-DECISION |= {"evidence": {"defective": 59, "sound": 1, "escapes": 0, "false_rejects": 1, "to_review": 0}}
+DECISION |= {"evidence": {"defective": 59, "sound": 1, "escapes": 0, "false_rejects": 1}}
 DECISION |= {"promises": [PROMISE]}
 
 
