@@ -22,3 +22,19 @@ test: .venv/installed  ## lint, types, tests
 test-slow: .venv/installed  ## what takes longer, or needs DEFECTCLS_DATA and DEFECTCLS_WEIGHTS
 	$(BIN)/pytest -m 'slow and not realdata'
 	if [ -n "$$DEFECTCLS_DATA" ]; then $(BIN)/pytest -m realdata; fi
+
+# Random weights cost what others cost; BatchNorm trains, as in the plain recipe.
+SPEED := model.pretrained=false finetune=full 'measure=[training,evaluation,first_pass]'
+BENCHMARK := $(BIN)/python -m defectcls.benchmark
+
+.PHONY: bench
+bench: .venv/installed  ## 25 minutes of a CPU that does nothing else; needs DEFECTCLS_DATA and DEFECTCLS_WEIGHTS
+	$(BENCHMARK) -m dataset=concrete_crack model=mobilenetv2,resnet18 trainer=cpu $(SPEED)
+	$(BENCHMARK) -m dataset=mvtec 'dataset.categories=[screw]' model=mobilenetv2,resnet18 trainer=cpu $(SPEED)
+	$(BENCHMARK) dataset=concrete_crack model=mobilenetv2 trainer=cpu 'measure=[probe,start]'
+	$(BENCHMARK) dataset=mvtec 'dataset.categories=[screw]' model=mobilenetv2 trainer=cpu 'measure=[probe,start]'
+
+.PHONY: bench-gpu
+bench-gpu: .venv/installed  ## the same on a GPU, with drawn photos: needs no data and no weights
+	$(BENCHMARK) -m dataset=synthetic dataset.images=8000 dataset.image_side=224 model=resnet18,resnet50 trainer=gpu \
+		batch_size=256 steps=20 $(SPEED)

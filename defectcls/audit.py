@@ -50,20 +50,23 @@ def doubted_labels(settings: "AuditSettings", inventory: "Inventory", folder: Pa
     Raises:
         UserError: one class, too few images, or no weights.
     """
-    from defectcls.build import build_data, build_trainer
+    from defectcls.build import build_data, build_features, build_trainer, device_of, with_compute
     from defectcls.data.findings import Finding
     from defectcls.model.backbone import Backbone
-    from defectcls.model.probe import extract_features
+    from defectcls.model.frozen import extract_features
     from defectcls.model.wrong_labels import doubt_labels
 
     lenient = settings.model_copy(update={"dataset": settings.dataset.model_copy(update={"on_unreadable": "skip"})})
     data = build_data(lenient, split=False)
-    trainer = build_trainer(settings.trainer, folder, None, [])
-    backbone = Backbone(settings.model.name, settings.model.pool, settings.image_size, settings.trainer.channels_last)
+    resolved = with_compute(settings, data, device_of(settings.trainer))
+    trainer = build_trainer(resolved.trainer, folder, None, [])
+    layout = resolved.trainer.channels_last is True
+    backbone = Backbone(settings.model.name, settings.model.pool, settings.image_size, layout)
     if settings.model.pretrained:
         backbone.load_pretrained(settings.model.weights)
     device, autocast = trainer.strategy.root_device, trainer.precision_plugin.forward_context()
-    features, targets = extract_features(backbone.to(device), data.part_dataloader("test"), device, autocast)
+    frozen = build_features(resolved, data, backbone.to(device))
+    features, targets = extract_features(frozen, data.part_dataloader("test"), device, autocast)
     doubt = doubt_labels(features, targets, inventory.units, settings.audit.folds, settings.audit.c, settings.seed)
     names, paths = list(data.classes), data.samples["path"]
     found = []

@@ -1,6 +1,8 @@
 """From a configuration to the objects of a run: the one place that instantiates."""
 
+import json
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -13,14 +15,30 @@ from lightning.pytorch.loggers import Logger
 from timm.optim import list_optimizers
 
 from defectcls.data.datamodule import DefectDataModule
+from defectcls.data.store import Store
 from defectcls.errors import UserError, did_you_mean
-from defectcls.model.classifier import Classifier
+from defectcls.model.augment import Augment
+from defectcls.model.backbone import Backbone
+from defectcls.model.classifier import LOG_EVERY, Classifier
+from defectcls.model.frozen import FrozenLayers, identity
+from defectcls.model.hardware import allow_tf32, choose_compute
 from defectcls.model.losses import balanced_weights
 from defectcls.settings import LossSettings, TrainerSettings, TrainSettings
 
+PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}  # in Lightning's words
 
-def build_data(settings: TrainSettings, classes: dict[str, bool] | None = None, split: bool = True) -> DefectDataModule:
-    """The dataset of a configuration, listed, read, labelled and split."""
+
+def build_data(
+    settings: TrainSettings,
+    classes: dict[str, bool] | None = None,
+    split: bool = True,
+    device: torch.device = torch.device("cpu"),  # noqa: B008  immutable
+) -> DefectDataModule:
+    """The dataset of a configuration, listed, read, labelled and split.
+
+    Args:
+        device: that of the training, where the images may be kept.
+    """
     data = DefectDataModule(
         settings.dataset,
         target=settings.target,
@@ -28,8 +46,8 @@ def build_data(settings: TrainSettings, classes: dict[str, bool] | None = None, 
         batch_size=settings.batch_size,
         sampler=settings.sampler,
         seed=settings.seed,
-        cache_gb=settings.trainer.cache_gb,
         workers=settings.trainer.workers,
+        device=device,
         classes=classes,
         split=split,
     )
@@ -48,7 +66,7 @@ def build_classifier(settings: TrainSettings, data: DefectDataModule) -> Classif
         class_weights=class_weights(settings.loss, data),
         classes=data.classes,
         image_size=settings.image_size,
-        channels_last=settings.trainer.channels_last,
+        channels_last=settings.trainer.channels_last is True,
         seed=settings.seed,
     )
     try:
@@ -58,7 +76,69 @@ def build_classifier(settings: TrainSettings, data: DefectDataModule) -> Classif
         raise UserError(f"optim.name={settings.optim.name}, {settings.optim.options}: {error}{near}") from error
     if settings.model.pretrained:
         classifier.backbone.load_pretrained(settings.model.weights)
+    if settings.trainer.compile:
+        classifier.backbone.body.compile()  # in place: no name in a checkpoint changes
     return classifier
+
+
+def build_features(
+    settings: TrainSettings, data: DefectDataModule, backbone: Backbone, augment: Augment | None = None
+) -> FrozenLayers:
+    """The features of a frozen backbone, kept in `dataset.cache_dir` unless `dataset.cache` is off.
+
+    Args:
+        augment: makes the copies, where any are asked for.
+    """
+    dataset, trainer = settings.dataset, settings.trainer
+    store = None
+    if dataset.cache != "off":
+        store = Store(dataset.cache_dir, "features.sqlite", dataset.cache_max_gb)
+    compute = (device_of(trainer).type, trainer.precision, trainer.channels_last)
+    computed = json.dumps([settings.image_size, dataset.resize, *compute])
+    copied = settings.augment.model_dump_json()
+    return FrozenLayers(
+        backbone,
+        backbone.for_evaluation(),
+        identity,
+        augment,
+        data.digests,
+        settings.seed,
+        store,
+        computed=computed,
+        copied=copied,
+    )
+
+
+def device_of(settings: TrainerSettings) -> torch.device:
+    """Where a run of one process computes; of a distributed one, this process.
+
+    Raises:
+        UserError: a GPU is asked for, and there is none.
+    """
+    if settings.accelerator != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if settings.accelerator != "cpu" and torch.backends.mps.is_available():
+        return torch.device("mps")
+    if settings.accelerator == "gpu":
+        raise UserError("trainer.accelerator=gpu, but torch finds no GPU here: use trainer=auto or trainer=cpu")
+    return torch.device("cpu")
+
+
+def with_compute(settings: TrainSettings, data: DefectDataModule, device: torch.device) -> TrainSettings:
+    """The settings with `auto` in precision, channels_last and compile replaced by what pays on this device."""
+    model, batches = settings.model, -(-len(data.part("train")) // settings.batch_size)
+    steps = sum(stage.steps or (stage.epochs or 0) * batches for stage in settings.finetune.active_stages.values())
+    compute = choose_compute(
+        settings.trainer,
+        lambda: Backbone(model.name, model.pool, settings.image_size),
+        model.name,
+        settings.image_size,
+        settings.batch_size,
+        steps,
+        device,
+        settings.dataset.cache_dir,
+    )
+    return settings.model_copy(update={"trainer": settings.trainer.model_copy(update=compute._asdict())})
 
 
 def class_weights(settings: LossSettings, data: DefectDataModule) -> list[float] | None:
@@ -83,8 +163,8 @@ def build_trainer(
 ) -> L.Trainer:
     """Lightning's Trainer: it does not save or print by itself."""
     _quiet()
-    if settings.accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
-        raise UserError("trainer.accelerator=gpu, but torch finds no GPU here: use trainer=auto or trainer=cpu")
+    if settings.precision != "32":
+        allow_tf32(device_of(settings))
     stages = training.finetune.active_stages.values() if training else []
     epochs = [stage.epochs for stage in stages]
     strategy = settings.strategy
@@ -94,7 +174,7 @@ def build_trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
         strategy=strategy,
-        precision=precision_of(settings),
+        precision=PRECISIONS[settings.precision],
         max_epochs=sum(epoch or 0 for epoch in epochs) if None not in epochs else -1,
         min_epochs=0,
         gradient_clip_val=training.optim.clip if training else None,
@@ -106,18 +186,8 @@ def build_trainer(
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the data module deals its own
-        log_every_n_steps=10,
+        log_every_n_steps=LOG_EVERY,
     )
-
-
-def precision_of(settings: TrainerSettings) -> Any:
-    """Lightning's precision: bf16 autocast where the hardware computes in it, else float32."""
-    if settings.precision != "auto":
-        return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[settings.precision]
-    if settings.accelerator != "cpu" and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return "bf16-mixed" if any(getattr(torch.cpu, check, bool)() for check in checks) else "32-true"
 
 
 def _quiet() -> None:

@@ -26,7 +26,7 @@ FULL_ERROR, RUN_DIR = "HYDRA_FULL_ERROR", "hydra.run.dir"
 
 WORDS = {"compare": "runs"}  # verbs that take words that are no key=value, and the key these are the values of
 SHORT = {"recall": ">=", "precision": ">=", "fpr": "<="}  # decisions with a target, and the sign before it
-TRAINING = ("train", "crossval", "audit")  # verbs that need a dataset
+TRAINING = ("train", "crossval", "audit", "benchmark")  # verbs that need a dataset
 
 Parsed = TypeVar("Parsed")
 

@@ -29,6 +29,7 @@ from defectcls.evaluation.pictures import (
 from defectcls.evaluation.predictions import PROBABILITY, write_predictions
 from defectcls.evaluation.report import render_report
 from defectcls.evaluation.wording import caveats, decision_words, judged_split, verdict
+from defectcls.machine import device_name
 
 PACKAGES = ("defectcls", "torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-core", "scikit-learn")
 RATES = ("recall", "overkill_rate", "auroc")  # undefined ones are None in JSON
@@ -107,26 +108,14 @@ def print_results(folder: Path, metrics: dict[str, Any]) -> None:
 
 def provenance(seed: int, config: dict[str, Any]) -> dict[str, Any]:
     """What a result needs so that another person can repeat it."""
-    device = (
-        torch.cuda.get_device_name() if torch.cuda.is_available() else f"{_cpu()}, {torch.get_num_threads()} threads"
-    )
     return {
         "date": datetime.now().astimezone().isoformat(timespec="minutes"),
         "seed": seed,
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
         "commit": _commit(),
-        "hardware": device,
+        "hardware": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "config": json.loads(json.dumps(config, default=str)),
     }
-
-
-def _cpu() -> str:
-    """Model name of the processor; Python itself knows it on some systems only."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 def _commit() -> str | None:

@@ -21,7 +21,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from pydantic import ValidationError
 from scipy.special import softmax
 
-from defectcls.build import build_classifier, build_data, build_trainer
+from defectcls.build import build_classifier, build_data, build_features, build_trainer, device_of, with_compute
 from defectcls.config import job_command, parse
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.errors import UserError, explain
@@ -31,10 +31,11 @@ from defectcls.evaluation.localisation import mask_sizes
 from defectcls.evaluation.metrics import compute_metrics
 from defectcls.evaluation.predictions import PROBABILITY, predictions_table
 from defectcls.model.classifier import Classifier, load_classifier
-from defectcls.model.probe import extract_features, fit_probe
-from defectcls.model.record import CRITERION, Progress, Record, collapse, stage_summary, written_whole
+from defectcls.model.frozen import extract_features
+from defectcls.model.probe import fit_probe
+from defectcls.model.record import BEST, CRITERION, LAST, Progress, Record, collapse, stage_summary, written_whole
 from defectcls.results import provenance
-from defectcls.settings import EvaluateSettings, TrainSettings
+from defectcls.settings import EvaluateSettings, TrainerSettings, TrainSettings
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +79,7 @@ class Run:
     def logits(self, images: Iterable[torch.Tensor]) -> np.ndarray:
         """Logits float32 (images, classes) of batches that are no part of the data."""
         device = self.trainer.strategy.root_device
-        self.classifier.to(device).eval()
-        with self.trainer.precision_plugin.forward_context():
+        with self.classifier.to(device).evaluating(), self.trainer.precision_plugin.forward_context():
             return torch.cat([self.classifier(batch.to(device)).cpu() for batch in images]).numpy()
 
     def judge(self, part: str) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -118,14 +118,26 @@ class TrainingRun(Run):
     """A run that trains: from the probe through the stages to the best checkpoint."""
 
     def __init__(self, settings: TrainSettings, config: dict[str, Any], folder: Path, logger: Logger | None) -> None:
-        self.settings, self.config, self.folder, self.logger = settings, config, folder, logger
         start = time.perf_counter()
-        L.seed_everything(settings.seed, workers=True, verbose=False)
-        data = build_data(settings)
-        about = {"config": json.loads(json.dumps(config, default=str))}
+        device = device_of(settings.trainer)
+        data = build_data(settings, device=device)
+        if (folder / LAST).is_file():  # goes on as it began
+            begun = torch.load(folder / LAST, map_location="cpu", weights_only=True)["defectcls"]["config"]["trainer"]
+            self.settings = settings.model_copy(update={"trainer": TrainerSettings(**begun)})
+        else:
+            self.settings = with_compute(settings, data, device)
+        chosen = self.settings.trainer.model_dump(mode="json")
+        told = {key: chosen[key] if value == "auto" else value for key, value in config["trainer"].items()}
+        self.config = config | {"trainer": told | {"accelerator": config["trainer"]["accelerator"]}}
+        self.folder, self.logger = folder, logger
+        about = {"config": json.loads(json.dumps(self.config, default=str))}
         self.record = Record(folder, about, settings.batch_size)
-        trainer = build_trainer(settings.trainer, folder, logger, self._callbacks(), settings)
-        classifier = build_classifier(settings, data)
+        trainer = build_trainer(self.settings.trainer, folder, logger, self._callbacks(), settings)
+        L.seed_everything(settings.seed, workers=True, verbose=False)
+        classifier = build_classifier(self.settings, data).to(device)
+        stages = settings.finetune.active_stages.values()
+        if settings.finetune.probe or any(stage.trainable == "head" or stage.views is not None for stage in stages):
+            classifier.features = build_features(self.settings, data, classifier.backbone, classifier.augment)
         super().__init__(data, classifier, trainer)
         self.seconds["data"] = time.perf_counter() - start
 
@@ -141,14 +153,17 @@ class TrainingRun(Run):
         return callbacks
 
     def train(self) -> None:
-        """Baseline, probe, stages; ends with the best weights in place. Goes on from last.ckpt where there is one."""
+        """Probe, stages, baseline; ends with the best weights in place. Goes on from last.ckpt where there is one."""
         last = str(self.record.last) if self.record.last.is_file() else None
+        untrained = {name: value.clone() for name, value in self.classifier.state_dict().items()}
+        self.classifier.use_features()
         if last is None:
-            self._begin()
+            if self.settings.finetune.probe:
+                self._probe()
         else:
             self.record.load_state_dict(torch.load(last, map_location="cpu", weights_only=True)["callbacks"]["Record"])
         if self.settings.finetune.active_stages:
-            if not self.record.measured.get("fitted"):
+            if not self.record.fitted:
                 with self.timed("fit"):
                     self.trainer.fit(self.classifier, datamodule=self.data, ckpt_path=last, weights_only=True)
             for row in stage_summary(self.record.history):
@@ -156,9 +171,16 @@ class TrainingRun(Run):
                     log.warning("%s", collapse(self.record.history, row["name"]))
             speeds = [row["images_per_second"] for row in self.record.history if "images_per_second" in row]
             self.images_per_second["fit"] = float(np.median(speeds))
+        self._load(untrained)  # measured late, so that nothing waits for it
+        with self.timed("baseline", len(self.data.part("test"))):
+            self.baseline = compute_metrics(self.predict("test"), *self.classes)
         best = torch.load(self.record.best, map_location="cpu", weights_only=True)
-        self.classifier.load_state_dict(best["state_dict"])
+        self._load(best["state_dict"])
         self._choose_decision(best)
+
+    def _load(self, weights: dict[str, torch.Tensor]) -> None:
+        self.classifier.load_state_dict(weights)
+        self.classifier.use_features()
 
     def _choose_decision(self, best: dict[str, Any]) -> None:
         """On the validation images; kept in the best checkpoint, with what the choice rests on."""
@@ -169,22 +191,17 @@ class TrainingRun(Run):
         if self.trainer.is_global_zero:
             keep_decision(best, self.decision, self.record.best)
 
-    def _begin(self) -> None:
-        """Measure the untrained head; then solve the probe, and make it the first candidate for the best checkpoint."""
-        with self.timed("baseline", len(self.data.part("test"))):
-            self.record.measured["baseline"] = compute_metrics(self.predict("test"), *self.classes)
-        if not self.settings.finetune.probe:
-            return
+    def _probe(self) -> None:
+        """Solve the head on frozen features, and make it the first candidate for the best checkpoint."""
         views = self.settings.finetune.probe_views
         seen = len(self.data.part("train")) * (1 + views) + len(self.data.part("val"))
         with self.timed("probe", seen):
-            backbone, device = self.classifier.backbone, self.trainer.strategy.root_device
-            backbone.to(device)
+            features, device = self.classifier.features, self.trainer.strategy.root_device
+            assert features is not None
+            self.classifier.to(device)
             autocast = self.trainer.precision_plugin.forward_context
-            loaders = [self.data.part_dataloader(part) for part in ("train", "val")]
-            torch.manual_seed(self.settings.seed)
-            train = extract_features(backbone, loaders[0], device, autocast(), self.classifier.augment, views)
-            val = extract_features(backbone, loaders[1], device, autocast())
+            train = extract_features(features, self.data.part_dataloader("train"), device, autocast(), views)
+            val = extract_features(features, self.data.part_dataloader("val"), device, autocast())
             weights = self.classifier.hparams["class_weights"]
             head = fit_probe(train, val, self.settings.finetune.probe_c, weights, views)
         log.info("probe: C = %g", head.c)
@@ -197,7 +214,7 @@ class TrainingRun(Run):
         metrics: dict[str, Any] = {
             "dataset": self.settings.dataset.name,
             "model": self.settings.model.name,
-            "baseline": self.record.measured["baseline"],
+            "baseline": self.baseline,
             **{part: numbers for part, (_, numbers) in judged.items()},
             "stages": stage_summary(self.record.history),
             **self.describe(),
@@ -266,9 +283,9 @@ def checkpoint_file(path: Path) -> Path:
     """
     if path.is_file():
         return path
-    best = path / "checkpoints" / "best.ckpt"
+    best = path / BEST
     if not path.is_dir():
         raise UserError(f"checkpoint={path} does not exist: give a run folder or a .ckpt file")
     if not best.is_file():
-        raise UserError(f"the folder {path} holds no checkpoint: {best.relative_to(path)} is missing")
+        raise UserError(f"the folder {path} holds no checkpoint: {BEST} is missing")
     return best

@@ -54,7 +54,12 @@ class DatasetSettings(Settings):
     resize: Literal["squash", "pad"]
     on_unreadable: Literal["error", "skip"]
     consecutive: PositiveInt | None
+    cache: Annotated[
+        Literal["auto", "off", "ram", "disk", "device"],
+        BeforeValidator(lambda given: "off" if given is False else given),  # YAML's off
+    ]
     cache_dir: Annotated[Path, AfterValidator(Path.expanduser)]
+    cache_max_gb: Positive
     split: SplitSettings
 
 
@@ -72,11 +77,14 @@ class StageSettings(Settings):
     steps: PositiveInt | None
     trainable: Literal["head", "all"] | Annotated[float, Field(gt=0, le=1)]
     lr_scale: Positive
+    views: Annotated[int, Field(ge=0)] | None
 
     @model_validator(mode="after")
     def _epochs_or_steps(self) -> "StageSettings":
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give epochs or steps, and null for the other")
+        if self.views is not None and self.trainable in ("all", 1):
+            raise ValueError("views are what frozen layers see, and trainable=all freezes none: give views=null")
         return self
 
 
@@ -145,10 +153,13 @@ class AugmentSettings(Settings):
     rotation: NonNegative
     scale: Share
     shift: Share
+    crop: Share
     brightness: Share
     contrast: Share
     saturation: Share
     hue: Annotated[float, Field(ge=0, le=0.5)]
+    blur: Annotated[float, Field(ge=0, le=0.1)]
+    noise: NonNegative
     mixup: NonNegative
     cutmix: NonNegative
 
@@ -160,9 +171,9 @@ class TrainerSettings(Settings):
     precision: Annotated[
         Literal["auto", "32", "bf16", "16"], BeforeValidator(str)
     ]  # the command line gives 32 as a number
-    channels_last: bool
+    channels_last: bool | Literal["auto"]
+    compile: bool | Literal["auto"]
     workers: Annotated[int, Field(ge=0)]
-    cache_gb: NonNegative
 
 
 class LoggerSettings(Settings):
@@ -191,6 +202,13 @@ class TrainSettings(Settings):
     seed: Annotated[int, Field(ge=0)]
     inspect: InspectSettings
     resume: Path | None
+
+    @model_validator(mode="after")
+    def _mixed_images_are_never_the_same(self) -> "TrainSettings":
+        viewed = [name for name, stage in self.finetune.active_stages.items() if stage.views is not None]
+        if viewed and (self.augment.mixup or self.augment.cutmix):
+            raise ValueError(f"mixup and cutmix make new images in every step: finetune.stages.{viewed[0]}.views=null")
+        return self
 
 
 class FindSettings(Settings):
@@ -241,4 +259,25 @@ class CompareSettings(Settings):
             raise ValueError("give two or more: python -m defectcls.compare <run> <run>")
         if not self.metrics:
             raise ValueError("give metrics, such as metrics=[recall,auroc]")
+        return self
+
+
+class PlainSettings(Settings):
+    workers: PositiveInt | None
+    epochs: PositiveInt
+
+
+class BenchmarkSettings(TrainSettings):
+    measure: list[Literal["training", "evaluation", "first_pass", "probe", "start"]]
+    against: list[Literal["plain", "ultralytics"]]
+    rounds: PositiveInt
+    steps: PositiveInt
+    plain: PlainSettings
+    probe_images: PositiveInt | None
+    ultralytics: str
+
+    @model_validator(mode="after")
+    def _something_to_measure(self) -> "BenchmarkSettings":
+        if not self.measure:
+            raise ValueError("give measure, such as measure=[training,evaluation]")
         return self

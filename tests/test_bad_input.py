@@ -288,9 +288,9 @@ def test_batch_that_does_not_fit_into_memory(photos: Path, monkeypatch: pytest.M
     )
 
 
-def test_features_that_are_not_finite(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    forward = Backbone.forward
-    monkeypatch.setattr(Backbone, "forward", lambda self, image: forward(self, image) * float("inf"))
+def test_features_that_are_not_finite(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEFECTCLS_CACHE", str(tmp_path))  # where no earlier run has left its own
+    monkeypatch.setattr(Backbone, "for_evaluation", lambda self: lambda image: self(image) * float("inf"))
     text = "the backbone's features are not finite: try trainer.precision=32, or other weights"
     assert sentence(train(photos)) == text
 

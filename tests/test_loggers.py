@@ -254,7 +254,7 @@ def test_nobody_is_logged_in_and_nothing_asks(tiny: list[str], tmp_path: Path) -
     given = (*tiny, "logger=wandb", "finetune=probe", f"hydra.run.dir={folder}")
     outcome = process("defectcls.train", *given, cwd=tmp_path, **home, **nobody)
     assert outcome.code == 0, outcome.err
-    assert all(line.startswith(("train ", "probe: C")) for line in outcome.err.splitlines()), outcome.err
+    assert all(line.startswith(("90 images", "train ", "probe: C")) for line in outcome.err.splitlines()), outcome.err
     (run,) = offline_runs(folder)
     assert run.exit_code == 0
     assert run.summary["test/n"] == json.loads((folder / "metrics.json").read_text())["test"]["n"]

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sklearn import metrics as sk
 
 from defectcls.build import build_classifier, build_data
 from defectcls.config import parse
+from defectcls.model.backbone import Backbone
 from defectcls.model.classifier import Classifier
 from defectcls.run import TrainingRun
 from defectcls.settings import TrainSettings
@@ -33,6 +35,12 @@ def table(folder: Path) -> pd.DataFrame:
 def run(folder: Path, *arguments: str) -> dict[str, Any]:
     outcome = command("train", *arguments, f"hydra.run.dir={folder}")
     assert outcome.code == 0, outcome.err
+    return numbers(folder)
+
+
+def evaluated(run: Path, folder: Path) -> dict[str, Any]:
+    arguments = (f"checkpoint={run}", "inspect.heat_maps=false", "inspect.robustness=false")
+    assert command("evaluate", *arguments, f"hydra.run.dir={folder}").code == 0
     return numbers(folder)
 
 
@@ -285,3 +293,42 @@ def test_ema_is_the_average_of_the_steps(tiny: list[str], tmp_path: Path, monkey
     for value in seen[1:6]:
         average = 0.75 * average + 0.25 * value
     torch.testing.assert_close(found["head.linear.weight"], average)
+
+
+# --- frozen features --------------------------------------------------------------------------------------------------
+
+
+def test_a_second_probe_of_the_same_images_computes_no_feature(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for another penalty, nor for another split; and a run's numbers are those of its checkpoint, computed."""
+    monkeypatch.setenv("DEFECTCLS_CACHE", str(tmp_path / "cache"))
+    quick, seen = Backbone.for_evaluation, []
+
+    def counted(self: Backbone) -> Callable[[torch.Tensor], torch.Tensor]:
+        features = quick(self)
+
+        def count(image: torch.Tensor) -> torch.Tensor:
+            seen.append(len(image))
+            return features(image)
+
+        return count
+
+    monkeypatch.setattr(Backbone, "for_evaluation", counted)
+    probe = (*tiny, "finetune=probe", "finetune.probe=true", "finetune.probe_views=0")
+    of_run = run(tmp_path / "one", *probe)
+    assert sum(seen) == 90
+    run(tmp_path / "other", *probe, "finetune.probe_c=[0.5]", "dataset.split.test=0.3")
+    assert sum(seen) == 90
+    assert evaluated(tmp_path / "one", tmp_path / "evaluated")["test"] == of_run["test"]
+    assert sum(seen) == 90 + of_run["test"]["n"]
+
+
+def test_a_head_is_trained_on_features_of_one_pass_and_evaluates_as_the_network_that_it_is(
+    tiny: list[str], tmp_path: Path
+) -> None:
+    of_run = run(tmp_path / "run", *tiny, "finetune=head", "finetune.stages.head.epochs=4", "augment=texture")
+    assert [(stage["name"], stage["epochs"]) for stage in of_run["stages"]] == [("head", 4)]
+    loss = pd.read_csv(tmp_path / "run" / "metrics.csv")["train/loss"]
+    assert loss.iloc[-1] < loss.iloc[0]
+    assert evaluated(tmp_path / "run", tmp_path / "evaluated")["test"] == of_run["test"]

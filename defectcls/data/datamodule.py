@@ -9,13 +9,17 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 
-from defectcls.data.duplicates import first_of, related_images, split_units
-from defectcls.data.images import UnreadableImageError, decode, decode_all
+from defectcls.data.cache import Images, open_images
+from defectcls.data.digests import digest_files
+from defectcls.data.duplicates import NO_PAIRS, first_of, related_images, split_units
+from defectcls.data.fingerprints import fingerprint_files
 from defectcls.data.listing import fetch, list_samples
+from defectcls.data.near_duplicates import near_identical_pairs
+from defectcls.data.pixel_file import Files
 from defectcls.data.samples import Target, classes_of, label_samples
 from defectcls.data.splits import PARTS, leaked_units, split_samples
+from defectcls.data.store import Store
 from defectcls.errors import UserError
 from defectcls.settings import DatasetSettings
 
@@ -27,12 +31,14 @@ Batch = dict[str, torch.Tensor]
 class DefectDataModule(L.LightningDataModule):
     """The images of one dataset. After `setup`, `samples` is the table that the `index` of every batch points into.
 
+    `images[rows]` are their pixels, and `digests` 16 bytes of each one's content.
+
     Args:
         image_size: side in pixels that every image is brought to.
         batch_size: images per process and step.
         sampler: `shuffle`, or `balanced`: every class equally often, images of small ones repeated.
-        cache_gb: decoded images are kept in memory where they fit into so many gigabytes.
-        workers: processes that decode, where the images are not kept in memory.
+        workers: processes that decode, where no decoded images are kept; 0: the threads of this one.
+        device: where the images may be kept, as `dataset.cache` says; batches are then on it.
         classes: class name -> defective, in the order of a trained model's logits. None: taken from the data.
         split: False puts all images into the test part.
     """
@@ -46,16 +52,17 @@ class DefectDataModule(L.LightningDataModule):
         batch_size: int,
         sampler: Literal["shuffle", "balanced"],
         seed: int,
-        cache_gb: float,
         workers: int,
+        device: torch.device,
         classes: dict[str, bool] | None = None,
         split: bool = True,
     ) -> None:
         super().__init__()
         self.settings, self.target, self.image_size, self.batch_size = settings, target, image_size, batch_size
-        self.sampler, self.seed, self.cache_gb, self.workers = sampler, seed, cache_gb, workers
+        self.sampler, self.seed, self.workers, self.device = sampler, seed, workers, device
         self.classes, self.split = classes or {}, split
         self.samples = pd.DataFrame()
+        self.digests: list[bytes] = []
         self.unreadable: list[dict[str, str]] = []
 
     def prepare_data(self) -> None:
@@ -70,7 +77,7 @@ class DefectDataModule(L.LightningDataModule):
         """
         if not self.samples.empty:
             return
-        samples, self.images = self._read(list_samples(self.settings))
+        samples = self._read(list_samples(self.settings))
         samples = label_samples(samples, self.target)
         found = classes_of(samples)
         if not self.classes and len(found) < 2:
@@ -112,7 +119,7 @@ class DefectDataModule(L.LightningDataModule):
     def _loader(self, rows: np.ndarray, shuffle: bool, weights: torch.Tensor | None) -> DataLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         workers = self.workers if self.images.pixels is None else 0
-        return DataLoader(
+        return _Loader(
             _Part(self.images, self.targets, rows),
             batch_size=self.batch_size,
             sampler=EpochSampler(len(rows), self.seed, shuffle, weights, rank, world),
@@ -120,40 +127,32 @@ class DefectDataModule(L.LightningDataModule):
             drop_last=shuffle and len(rows) >= self.batch_size * world,  # BatchNorm cannot train on one left-over image
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and not isinstance(self.images.pixels, torch.Tensor),
         )
 
-    def _read(self, samples: pd.DataFrame) -> tuple[pd.DataFrame, "Images"]:
-        """Decode every image once: to keep it where memory allows, and to know the unreadable ones before training."""
-        root, size, resize = self.settings.root, self.image_size, self.settings.resize
-        paths = [root / path for path in samples["path"]]
-        fits = len(paths) * 3 * size * size <= self.cache_gb * 1e9
-        pixels = np.empty((len(paths), 3, size, size), dtype=np.uint8) if fits else None
-        readable = np.ones(len(paths), dtype=bool)
-        decoded = tqdm(decode_all(paths, size, resize), "reading", len(paths), unit="img", disable=None, leave=False)
-        for row, image in enumerate(decoded):
-            if isinstance(image, UnreadableImageError):
-                readable[row] = False
-                self.unreadable.append({"path": samples["path"].iloc[row], "reason": str(image)})
-            elif pixels is not None:
-                pixels[row] = image
-        if self.unreadable:
-            self._report_unreadable(len(paths))
-            samples = samples[readable].reset_index(drop=True)
-            pixels = None if pixels is None else pixels[readable]
-            paths = [path for path, kept in zip(paths, readable, strict=True) if kept]
-        return samples, Images(paths, size, resize, pixels)
+    def _read(self, samples: pd.DataFrame) -> pd.DataFrame:
+        """The rows that can be read; `images` and `digests` are theirs."""
+        known = digest_files([f"{self.settings.root}/{name}" for name in samples["path"].tolist()])
+        files = Files(self.settings.root, samples["path"].array, known, self.image_size, self.settings.resize)
+        self.images, unreadable = open_images(files, self.settings, self.device)
+        self.digests = self.images.files.known.digests
+        self._report_unreadable(unreadable, samples["path"])
+        log.info("%s", self.images)
+        return samples.drop(index=list(unreadable)).reset_index(drop=True) if unreadable else samples
 
-    def _report_unreadable(self, count: int) -> None:
+    def _report_unreadable(self, reasons: dict[int, str], paths: pd.Series) -> None:
+        if not reasons:
+            return
+        self.unreadable = [{"path": paths.iloc[row], "reason": reason} for row, reason in reasons.items()]
         shown = ", ".join(f"{entry['path']} ({entry['reason']})" for entry in self.unreadable[:3])
-        more = f" and {len(self.unreadable) - 3} more" if len(self.unreadable) > 3 else ""
-        sentence = f"{len(self.unreadable)} of {count} images cannot be read: {shown}{more}"
-        if self.settings.on_unreadable == "error" or len(self.unreadable) == count:
+        more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+        sentence = f"{len(reasons)} of {len(paths)} images cannot be read: {shown}{more}"
+        if self.settings.on_unreadable == "error" or len(reasons) == len(paths):
             raise UserError(f"{sentence}; mend or delete them, or leave them out with dataset.on_unreadable=skip")
         log.warning("%s; left out, as dataset.on_unreadable=skip says", sentence)
 
     def _split(self, samples: pd.DataFrame) -> pd.Series:
-        units = related_images(samples, self.settings)
+        units = related_images(samples, self.settings, self.digests, self._near_identical(samples["path"]))
         samples["unit"] = split_units(first_of(units), samples.get("group"))  # a split may ignore what is related
         parts = split_samples(samples, units, self.settings.split, self.seed)
         if leaks := leaked_units(parts, units):
@@ -165,18 +164,19 @@ class DefectDataModule(L.LightningDataModule):
         log.info("%s", ", ".join(f"{name} {int((parts == name).sum())}" for name in PARTS))
         return parts
 
-
-class Images:
-    """Decoded images by row: from memory, or decoded anew at every access."""
-
-    def __init__(self, paths: list, size: int, resize: Literal["squash", "pad"], pixels: np.ndarray | None) -> None:
-        self.paths, self.size, self.resize, self.pixels = paths, size, resize, pixels
-
-    def __getitem__(self, rows: np.ndarray) -> torch.Tensor:
-        """uint8 (rows, 3, size, size)."""
-        if self.pixels is not None:
-            return torch.from_numpy(self.pixels[rows])
-        return torch.from_numpy(np.stack([decode(self.paths[row], self.size, self.resize) for row in rows]))
+    def _near_identical(self, names: pd.Series) -> np.ndarray:
+        """Pairs of rows, (pairs, 2); none where the split does not ask for them."""
+        if "near_identical" not in self.settings.split.together:
+            return NO_PAIRS
+        paths = [f"{self.settings.root}/{name}" for name in names]
+        store = Store(self.settings.cache_dir, "images.sqlite", self.settings.cache_max_gb)
+        prints = fingerprint_files(paths, self.digests, store)
+        if self.settings.on_unreadable == "error":
+            self._report_unreadable(prints.errors, names)  # with dataset.cache=off nobody has decoded them before
+        near = near_identical_pairs(paths, prints, store)
+        if len(near):
+            log.info("near-identical to another: %d images; each is kept in one part with it", len(np.unique(near)))
+        return near
 
 
 class EpochSampler(Sampler[int]):
@@ -232,13 +232,24 @@ class _Part(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitems__(self, positions: list[int]) -> Batch:
+    def __getitems__(self, positions: list[int]) -> Batch | UserError:
         rows = self.rows[positions]
-        return {
-            "image": self.images[rows],
-            "target": torch.from_numpy(self.targets[rows]),
-            "index": torch.from_numpy(rows),
-        }
+        try:
+            images = self.images[rows]
+        except UserError as error:
+            return error  # a worker process would pass on a traceback in its place
+        batch = {"image": images, "target": torch.from_numpy(self.targets[rows]), "index": torch.from_numpy(rows)}
+        return {name: values.to(images.device, non_blocking=True) for name, values in batch.items()}
+
+
+class _Loader(DataLoader):
+    """Raises what a worker process has met."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
 
 def _as_batch(batch: Any) -> Batch:

@@ -11,12 +11,14 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 
-from defectcls.data.duplicates import related_images, split_units
-from defectcls.data.fingerprints import Cache, Fingerprints, fingerprint_files
+from defectcls.data.digests import digest_files
+from defectcls.data.duplicates import identical_files, related_images, split_units
+from defectcls.data.fingerprints import fingerprint_files
 from defectcls.data.listing import fetch, list_samples
 from defectcls.data.near_duplicates import PLAIN, near_identical_pairs
 from defectcls.data.samples import Target, label_samples
 from defectcls.data.splits import PARTS, leaked_units, split_samples
+from defectcls.data.store import Store
 from defectcls.errors import UserError
 from defectcls.settings import DatasetSettings
 
@@ -78,15 +80,18 @@ def take_inventory(settings: DatasetSettings, target: Target, seed: int) -> Inve
     """
     fetch(settings)
     samples = label_samples(list_samples(settings), target)
-    paths, cache = [settings.root / path for path in samples["path"]], Cache(settings.cache_dir)
-    prints = fingerprint_files(paths, cache)
+    paths = [f"{settings.root}/{path}" for path in samples["path"]]
+    store = Store(settings.cache_dir, "images.sqlite", settings.cache_max_gb)
+    prints = fingerprint_files(paths, digest_files(paths).digests, store)
     readable = ~np.isin(np.arange(len(paths)), list(prints.errors))
-    identical, near = _first_copies(prints), _spanning(near_identical_pairs(paths, prints, cache), len(paths))
+    identical, near = _first_copies(prints.digests), _spanning(near_identical_pairs(paths, prints, store), len(paths))
     kept, split, refusal = samples[readable].reset_index(drop=True), pd.Series("", samples.index), ""
     try:
         if kept.empty:
             raise UserError("no image can be read")
-        split[readable] = split_samples(kept, related_images(kept, settings), settings.split, seed).to_numpy()
+        kept_digests = [digest for digest, keeps in zip(prints.digests, readable, strict=True) if keeps]
+        units = related_images(kept, settings, kept_digests, (np.cumsum(readable) - 1)[near])
+        split[readable] = split_samples(kept, units, settings.split, seed).to_numpy()
         if kept["label"].nunique() < 2:
             raise UserError(f"a classifier needs two classes, but all images are of one: {kept['label'].iloc[0]}")
     except UserError as error:
@@ -114,11 +119,11 @@ def balance(samples: pd.DataFrame) -> pd.DataFrame:
     return counts[order].assign(all=counts.sum(axis=1)).reset_index()
 
 
-def _first_copies(prints: Fingerprints) -> np.ndarray:
+def _first_copies(digests: list[bytes]) -> np.ndarray:
     """(copy, first) of all files of the same bytes, (pairs, 2)."""
-    first: dict[bytes, int] = {}
-    pairs = [(row, first.setdefault(digest, row)) for row, digest in enumerate(prints.digests) if digest]
-    return np.array([pair for pair in pairs if pair[0] != pair[1]], dtype=np.int64).reshape(-1, 2)
+    first = identical_files(digests)
+    copies = np.flatnonzero(first != np.arange(len(first)))
+    return np.stack([copies, first[copies]], axis=1)
 
 
 def _spanning(pairs: np.ndarray, count: int) -> np.ndarray:

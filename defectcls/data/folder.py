@@ -40,9 +40,9 @@ def list_samples(root: Path, sound: str | list[str]) -> pd.DataFrame:
             hint = did_you_mean(name, classes)
             raise UserError(f"{root} has the class folders {', '.join(classes)}; not sound={name}{hint}")
     rows = [
-        {"path": path, "defective": Path(folder).name not in sound, "defect_type": Path(folder).name}
-        | ({"split": SPLIT_NAMES[Path(folder).parts[0]]} if has_split else {})
-        for folder in class_folders
+        {"path": path, "defective": name not in sound, "defect_type": name}
+        | ({"split": SPLIT_NAMES[folder.partition("/")[0]]} if has_split else {})
+        for folder, name in ((folder, folder.rpartition("/")[2]) for folder in class_folders)
         for path in images_expected_in(root, folder, LAYOUT)
     ]
     beside = sorted(set(images_in(root, "")) - {row["path"] for row in rows})

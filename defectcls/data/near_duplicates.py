@@ -13,10 +13,7 @@ its square:
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from os import cpu_count
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +21,9 @@ from scipy import fft
 from scipy.ndimage import gaussian_filter, uniform_filter
 from tqdm import tqdm
 
-from defectcls.data.fingerprints import FREQUENCIES, Cache, Fingerprints, grey_pixels
+from defectcls.data.fingerprints import FREQUENCIES, Fingerprints, grey_pixels
+from defectcls.data.store import Store
+from defectcls.data.threads import map_in_threads
 
 FURTHEST_SHIFT = 0.08  # of the frame's side
 NEAR, NEAR_AT_WORST = 0.94, 0.89  # `agreement` from which a pair is near-identical, overall and where it is least
@@ -43,7 +42,7 @@ NOISE = 2.0  # grey values: detail fainter than this is as much the encoder's as
 CLIPPED = 250  # grey values from which a brightened twin has lost its detail
 WORST_SHARE = 5  # percent of all places that may agree less
 KEPT_DETAILS = 2048  # images, of 0.05 to 0.2 MB each
-VERSION = b"near2"  # of `agreement`: a cached one of another version is not found
+VERSION = b"near3"  # of `agreement`: a cached one of another version is not found
 
 
 class Detail(NamedTuple):
@@ -53,7 +52,7 @@ class Detail(NamedTuple):
     exposed: np.ndarray
 
 
-def near_identical_pairs(paths: list[Path], prints: Fingerprints, cache: Cache) -> np.ndarray:
+def near_identical_pairs(paths: list[str], prints: Fingerprints, store: Store) -> np.ndarray:
     """Pairs of positions (pairs, 2) whose images are near-identical, but no copies; of copies only the first is paired.
 
     An image is paired with some of its twins, not with all: enough to tie each set of them together.
@@ -64,7 +63,7 @@ def near_identical_pairs(paths: list[Path], prints: Fingerprints, cache: Cache) 
     files = files[prints.records["spread"][files] >= PLAIN]
     candidates = candidate_pairs(prints.spectra[files])
     pairs, flips = files[candidates[:, :2]], candidates[:, 2]
-    overall, at_worst = _agreements(pairs, flips, paths, prints, cache).T
+    overall, at_worst = _agreements(pairs, flips, paths, prints, store).T
     return np.unique(pairs[(overall >= NEAR) & (at_worst >= NEAR_AT_WORST)], axis=0)
 
 
@@ -124,12 +123,12 @@ def detail_of(grey: np.ndarray) -> Detail:
 
 
 def _agreements(
-    pairs: np.ndarray, flips: np.ndarray, paths: list[Path], prints: Fingerprints, cache: Cache
+    pairs: np.ndarray, flips: np.ndarray, paths: list[str], prints: Fingerprints, store: Store
 ) -> np.ndarray:
     """`agreement` of each pair, of which one is flipped, float32 (pairs, 2), as remembered or computed on all cores."""
     digests = [sorted((prints.digests[one], prints.digests[other])) for one, other in pairs]
     keys = [VERSION + bytes([flip]) + b"".join(two) for flip, two in zip(flips.tolist(), digests, strict=True)]
-    known = cache.get(keys)
+    known = store.get(keys)
     missing = [row for row, key in enumerate(keys) if key not in known]
     shorter = np.minimum(prints.records["width"], prints.records["height"])
 
@@ -147,14 +146,11 @@ def _agreements(
                 break
         return np.array(found, dtype=np.float32).tobytes()
 
-    progress = tqdm(desc="near-identical", total=len(missing), unit="pair", disable=None, leave=False)
-    with ThreadPoolExecutor(cpu_count()) as pool, progress:
-        for start in range(0, len(missing), 1000):
-            rows = missing[start : start + 1000]
-            new = {keys[row]: value for row, value in zip(rows, pool.map(compare, rows), strict=True)}
-            cache.put(new.items())
-            known |= new
-            progress.update(len(rows))
+    for start in tqdm(range(0, len(missing), 1000), "near-identical", unit_scale=1000, disable=None, leave=False):
+        rows = missing[start : start + 1000]
+        new = {keys[row]: value for row, value in zip(rows, map_in_threads(compare, rows), strict=True)}
+        store.put(new.items())
+        known |= new
     return np.frombuffer(b"".join(known[key] for key in keys), dtype=np.float32).reshape(-1, 2)
 
 

@@ -41,8 +41,11 @@ def images_in(root: Path, folder: str) -> list[str]:
     found = []
     for directory, folders, files in os.walk(root / folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        names = (f for f in files if Path(f).suffix.lower() in IMAGE_SUFFIXES and not f.startswith("."))
-        found += [Path(directory, name).relative_to(root).as_posix() for name in names]
+        inside = Path(directory).relative_to(root).as_posix()
+        prefix = "" if inside == "." else f"{inside}/"
+        # Strings, since a path object for each of a million files takes ten seconds.
+        names = (f for f in files if os.path.splitext(f)[1].lower() in IMAGE_SUFFIXES)  # noqa: PTH122
+        found += [prefix + name for name in names if not name.startswith(".")]
     return sorted(found)
 
 
@@ -60,9 +63,9 @@ def images_expected_in(root: Path, folder: str, layout: str) -> list[str]:
     return images
 
 
-def sample_table(rows: Iterable[dict]) -> pd.DataFrame:
+def sample_table(rows: Iterable[dict] | pd.DataFrame) -> pd.DataFrame:
     """Rows as a sample table in the order of their paths, so that no result depends on how a disk lists its files."""
-    samples = pd.DataFrame(list(rows))
+    samples = rows.copy() if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
     if samples.empty:
         return pd.DataFrame({"path": pd.Series(dtype=str), "defective": pd.Series(dtype=bool)})
     for column in samples.columns.intersection(list(OPTIONAL_COLUMNS)):

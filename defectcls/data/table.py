@@ -9,9 +9,11 @@ are sound. The sample table's columns `defect_type` (the label where empty), `ca
 are taken over where they are there; others are not read.
 """
 
+import ntpath
+import os
 import posixpath
 from collections.abc import Iterable
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 import pandas as pd
 
@@ -38,10 +40,12 @@ def list_samples(root: Path, table: Path, sound: str | list[str], classes: list[
     refuse(unknown, f"{table} has labels that the classes do not have")
 
     for column in rows.columns.intersection(["path", "mask"]):
-        refuse(filter(is_absolute, rows[column]), f"{table} has absolute {column}s, not relative to root={root}")
-        rows[column] = [posixpath.normpath(cell.replace("\\", "/")) if cell else "" for cell in rows[column]]
-        missing = (cell for cell in rows[column] if cell and not (root / cell).is_file())
+        cells = rows[column].tolist()
+        refuse(filter(is_absolute, cells), f"{table} has absolute {column}s, not relative to root={root}")
+        cells = [posixpath.normpath(cell.replace("\\", "/")) if cell else "" for cell in cells]
+        missing = (cell for cell in cells if cell and not os.path.isfile(f"{root}/{cell}"))  # noqa: PTH113  a million
         refuse(missing, f"{table} has {column}s that are not in root={root}")
+        rows[column] = cells
     refuse(rows["path"][rows["path"].duplicated()].unique(), f"{table} has images more than once")
 
     if "split" in rows:
@@ -51,7 +55,7 @@ def list_samples(root: Path, table: Path, sound: str | list[str], classes: list[
     named = rows.get("defect_type", rows["label"])
     rows["defect_type"] = named.where(named != "", rows["label"])
     kept = rows.columns.intersection(["path", "defective", *OPTIONAL_COLUMNS])
-    return sample_table(rows[kept].to_dict("records"))
+    return sample_table(rows[kept])
 
 
 def read_table(table: Path) -> pd.DataFrame:
@@ -94,7 +98,7 @@ def which_defective(rows: pd.DataFrame, table: Path, sound: list[str]) -> pd.Ser
 
 def is_absolute(path: str) -> bool:
     """Whether the path starts at a root, of this system or of Windows, where tables often come from."""
-    return path.startswith(("/", "\\")) or PureWindowsPath(path).is_absolute()
+    return path.startswith(("/", "\\")) or ntpath.isabs(path)
 
 
 def refuse(found: Iterable, sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""Augmentation of a whole batch on its device: one resampling for all geometry, then colour."""
+"""Augmentation of a whole batch on its device: one colour transform, then one resampling for all geometry."""
 
 import math
 
@@ -11,17 +11,31 @@ GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
 
 
 class Augment(nn.Module):
-    """Random flips, quarter turns, rotation, scale, shift and colour; draws from torch's global generator.
+    """What torchvision.transforms.v2 does image by image, for a batch: the same operations and distributions.
+
+    In the order of ColorJitter, flips and quarter turns, RandomAffine, RandomResizedCrop, GaussianBlur and
+    GaussianNoise, but for this: colours change in one order (saturation, hue, brightness, contrast) and are clamped
+    once, after it; hue is a rotation about the grey axis, which keeps the mean and the chroma of a colour, not HSV's
+    value and saturation; shifts are not rounded to pixels; what comes in at the border is a reflection, not black.
 
     Args:
         horizontal_flip, vertical_flip: each in half of the images.
-        quarter_turns: turn by 0, 90, 180 or 270 degrees.
+        quarter_turns: turn by 0, 90, 180 or 270 degrees. Flips and quarter turns alone change no pixel value.
         rotation: up to so many degrees either way.
         scale: side scaled by 1 - scale to 1 + scale.
         shift: up to this share of the side, in each direction.
+        crop: a square window anywhere, of 1 - crop to 1 of the area, enlarged to the whole.
         brightness, contrast, saturation: factor 1 - x to 1 + x.
         hue: turn of the colour circle, up to this share of it.
+        blur: Gaussian, with a standard deviation of up to this share of the side.
+        noise: Gaussian, with this standard deviation in grey values.
     """
+
+    DRAWN = (
+        *("horizontal_flip", "vertical_flip", "quarter_turns", "crop", "crop_across", "crop_along", "blur"),
+        *("rotation", "scale", "shift_across", "shift_along", "brightness", "contrast", "saturation", "hue"),
+    )
+    DRAWS = len(DRAWN)  # uniform numbers that an image takes
 
     def __init__(
         self,
@@ -32,58 +46,133 @@ class Augment(nn.Module):
         rotation: float,
         scale: float,
         shift: float,
+        crop: float,
         brightness: float,
         contrast: float,
         saturation: float,
         hue: float,
+        blur: float,
+        noise: float,
     ) -> None:
         super().__init__()
+        self.limits: torch.Tensor
+        self.grey: torch.Tensor
+        self.hues: torch.Tensor
         self.horizontal_flip, self.vertical_flip, self.quarter_turns = horizontal_flip, vertical_flip, quarter_turns
-        self.rotation, self.scale, self.shift = rotation, scale, shift
-        self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
-        self.resamples = bool(rotation or scale or shift)
-        self.recolours = bool(brightness or contrast or saturation or hue)
+        self.crop, self.blur, self.noise = crop, blur, noise
+        self.resamples = bool(rotation or scale or shift or crop)
+        self.moves = self.resamples or horizontal_flip or vertical_flip or quarter_turns
+        self.tints = bool(saturation or hue)
+        self.recolours = bool(self.tints or brightness or contrast)
+        # Buffers: a constant that is made in forward would make the host wait for the GPU.
+        geometry = (math.radians(rotation), scale, 2 * shift, 2 * shift)  # in grid units: the whole side is 2
+        limits = torch.tensor((*geometry, brightness, contrast, saturation, 2 * math.pi * hue))
+        third = torch.full((3, 3), 1 / 3)
+        cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+        self.register_buffer("limits", limits, persistent=False)
+        self.register_buffer("grey", torch.tensor(GREY), persistent=False)
+        self.register_buffer("hues", torch.stack([third, torch.eye(3) - third, cross]), persistent=False)
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Pixels 0..255, float or uint8 (batch, 3, side, side) -> float, same shape and range."""
+    def forward(self, image: torch.Tensor, draws: torch.Tensor | None = None) -> torch.Tensor:
+        """Pixels 0..255, float or uint8 (batch, 3, side, side) -> float32, same shape and range.
+
+        Args:
+            draws: uniform numbers in [0, 1), float32 (batch, DRAWS). They say all that happens to an image, whatever
+                else is in the batch; but noise always comes from torch's global generator, as all does where
+                `draws` is None.
+        """
+        if draws is None:
+            draws = torch.rand(len(image), self.DRAWS, device=image.device)
+        with torch.autocast(image.device.type, enabled=False):  # half precision would round grey values
+            deviations = self.blur * image.shape[-1] * draws[:, 6]
+            given = (image, self._places(draws), *self._colours(draws), deviations)
+            if image.device.type != "cpu":
+                return self._augment(*given)
+            # A few images at a time stay in the CPU's cache: half the time of passes over the whole batch.
+            result = torch.empty_like(image, dtype=torch.float32)
+            count = 4 * torch.get_num_threads()
+            for target, *piece in zip(*(one.split(count) for one in (result, *given)), strict=True):
+                target.copy_(self._augment(*piece))
+            return result
+
+    def _augment(
+        self,
+        image: torch.Tensor,
+        places: torch.Tensor,
+        colours: torch.Tensor,
+        shades: torch.Tensor,
+        deviations: torch.Tensor,
+    ) -> torch.Tensor:
         image = image.float()
-        if self.resamples or self.horizontal_flip or self.vertical_flip or self.quarter_turns:
-            image = self._move(image)
         if self.recolours:
-            image = self._recolour(image)
+            image = self._recolour(image, colours, shades)
+        if self.moves:
+            image = self._move(image, places)
+        if self.blur:
+            image = _blur(image, deviations, self.blur)
+        if self.noise:
+            image = (image + self.noise * torch.randn_like(image)).clamp_(0, 255)
         return image
 
-    def _move(self, image: torch.Tensor) -> torch.Tensor:
-        """One affine resampling; without a rotation, scale or shift it lands on pixel centres and changes no value."""
-        count, device = len(image), image.device
-        angle = _uniform(count, math.radians(self.rotation), device)
+    def _places(self, draws: torch.Tensor) -> torch.Tensor:
+        """Where the pixels of an image come from: (batch, 2, 3), as torch's `affine_grid` takes it."""
+        flip_across, flip_along, turn, area, left, top = draws[:, :6].unbind(1)
+        angle, scale, across, along = ((2 * draws[:, 7:11] - 1) * self.limits[:4]).unbind(1)
         if self.quarter_turns:
-            angle = angle + torch.randint(4, (count,), device=device) * (math.pi / 2)
-        side = 1 / (1 + _uniform(count, self.scale, device))
-        across = _signs(count, self.horizontal_flip, device) * side
-        along = _signs(count, self.vertical_flip, device) * side
-        shift = _uniform((count, 2), 2 * self.shift, device)  # in grid units: the whole side is 2
-        cos, sin = angle.cos(), angle.sin()
-        matrix = torch.stack([across * cos, -across * sin, along * sin, along * cos], 1).view(count, 2, 2)
-        grid = F.affine_grid(torch.cat([matrix, shift[:, :, None]], 2), list(image.shape), align_corners=False)
-        return F.grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+            angle = angle + (4 * turn).floor() * (math.pi / 2)
+        cos, sin = angle.cos() / (1 + scale), angle.sin() / (1 + scale)
+        matrix = torch.stack([cos, sin, -sin, cos], 1).view(-1, 2, 2)
+        window = (1 - self.crop * area).sqrt()
+        centre = torch.stack([(2 * left - 1) * (1 - window) - across, (2 * top - 1) * (1 - window) - along], 1)
+        place = torch.cat([matrix * window[:, None, None], (matrix * centre[:, None]).sum(2, keepdim=True)], 2)
+        flip = torch.stack([(flip_across < 0.5) & self.horizontal_flip, (flip_along < 0.5) & self.vertical_flip], 1)
+        return torch.where(flip[:, :, None], -place, place)
 
-    def _recolour(self, image: torch.Tensor) -> torch.Tensor:
-        """Brightness, saturation and hue are one 3 x 3 matrix an image; contrast is about the image's mean grey."""
-        count, device = len(image), image.device
-        grey = torch.tensor(GREY, device=device).expand(3, 3)
-        saturation = 1 + _uniform(count, self.saturation, device)[:, None, None]
-        identity = torch.eye(3, device=device)
-        matrix = saturation * identity + (1 - saturation) * grey
-        if self.hue:
-            matrix = _hue_rotation(_uniform(count, 2 * math.pi * self.hue, device)) @ matrix
-        matrix = matrix * (1 + _uniform(count, self.brightness, device))[:, None, None]
-        contrast = 1 + _uniform(count, self.contrast, device)
-        matrix = matrix * contrast[:, None, None]
-        mean = torch.einsum("bij,bj->bi", matrix / contrast[:, None, None], image.mean((2, 3))) @ grey[0]
-        offset = ((1 - contrast) * mean)[:, None, None]
-        colours = torch.baddbmm(offset, matrix, image.flatten(2))
-        return colours.clamp(0, 255).view_as(image)
+    def _move(self, image: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """All geometry in one resampling; flips and quarter turns alone land on pixel centres."""
+        side = image.shape[-1]
+        centres = (2 * torch.arange(side, device=image.device) + 1) / side - 1
+        across = centres[:, None] * places[:, None, :, 0] + places[:, None, :, 2]
+        along = centres[:, None] * places[:, None, :, 1]
+        grid = across[:, None] + along[:, :, None]  # as affine_grid does in three times the time
+        mode = "bilinear" if self.resamples else "nearest"
+        return F.grid_sample(image, grid, mode=mode, padding_mode="reflection", align_corners=False)
+
+    def _colours(self, draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A matrix (batch, 3, 3) for the colours, and (batch, 3) that gives the offset when times the mean colour.
+
+        Saturation mixes with grey, and hue turns about the grey axis, which neither changes: both are one sum.
+        Contrast is about the mean grey of the image, which the matrix has changed before.
+        """
+        brightness, contrast, saturation, hue = ((2 * draws[:, 11:] - 1) * self.limits[4:]).unbind(1)
+        shares = torch.stack([torch.ones_like(hue), hue.cos(), hue.sin()], 1)
+        turned = (shares[:, :, None, None] * self.hues).sum(1)
+        kept = (1 + saturation)[:, None, None]
+        colours = (1 + brightness)[:, None, None] * (kept * turned + (1 - kept) * self.grey)
+        shades = -contrast[:, None] * (self.grey[:, None] * colours).sum(1)
+        return (1 + contrast)[:, None, None] * colours, shades
+
+    def _recolour(self, image: torch.Tensor, colours: torch.Tensor, shades: torch.Tensor) -> torch.Tensor:
+        offset = (shades * image.mean((2, 3))).sum(1)[:, None, None, None]
+        if self.tints:  # a matrix product may be one of TF32 on a GPU, and is slower on a CPU
+            red, green, blue = image[:, None].unbind(2)
+            by_red, by_green, by_blue = colours[..., None, None].unbind(2)
+            image = torch.addcmul(offset, red, by_red).addcmul_(green, by_green).addcmul_(blue, by_blue)
+        else:  # the three colours by the same factor
+            image = torch.addcmul(offset, image, colours[:, :1, :1, None])
+        return image.clamp_(0, 255)
+
+
+def _blur(image: torch.Tensor, deviation: torch.Tensor, largest: float) -> torch.Tensor:
+    """Gaussian blur with a deviation (batch,) in pixels for each image, in windows of three of the largest share."""
+    count, channels, height, width = image.shape
+    radius = math.ceil(3 * largest * width)
+    distance = torch.arange(-radius, radius + 1, device=image.device)
+    weights = torch.exp(-0.5 * (distance / deviation.clamp(min=1e-3)[:, None]) ** 2)
+    weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None]
+    planes = F.pad(image, [radius] * 4, mode="reflect").flatten(0, 1)[None]
+    planes = F.conv2d(planes, weights[:, :, None], groups=len(weights))
+    return F.conv2d(planes, weights[..., None], groups=len(weights)).view(count, channels, height, width)
 
 
 def mirrored(image: torch.Tensor, views: int) -> list[torch.Tensor]:
@@ -97,19 +186,3 @@ def mixer(mixup: float, cutmix: float, classes: int) -> nn.Module | None:
     kinds = [(v2.MixUp, mixup), (v2.CutMix, cutmix)]
     chosen = [kind(alpha=alpha, num_classes=classes) for kind, alpha in kinds if alpha > 0]
     return v2.RandomChoice(chosen) if chosen else None
-
-
-def _hue_rotation(angle: torch.Tensor) -> torch.Tensor:
-    """Rotation about the grey axis (1, 1, 1), which stands for the hue circle: (count,) radians -> (count, 3, 3)."""
-    third = torch.full((3, 3), 1 / 3, device=angle.device)
-    cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=angle.device) / math.sqrt(3)
-    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    return cos * torch.eye(3, device=angle.device) + (1 - cos) * third + sin * cross
-
-
-def _uniform(shape: int | tuple[int, ...], limit: float, device: torch.device) -> torch.Tensor:
-    return (torch.rand(shape, device=device) * 2 - 1) * limit
-
-
-def _signs(count: int, flips: bool, device: torch.device) -> torch.Tensor:
-    return torch.where(torch.rand(count, device=device) < 0.5, -1.0, 1.0) if flips else torch.ones(count, device=device)

@@ -1,5 +1,8 @@
 """The LightningModule: uint8 pixels -> augmentation, backbone, head -> logits."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,16 @@ from defectcls.errors import UserError
 from defectcls.evaluation.calibration import fit_temperature
 from defectcls.model.augment import Augment, mirrored, mixer
 from defectcls.model.backbone import Backbone
+from defectcls.model.frozen import FrozenLayers
+from defectcls.model.graph import Layers
 from defectcls.model.losses import build_loss
 from defectcls.model.probe import LinearHead
 from defectcls.model.stages import Stage, build_optimizer, plan_stages, set_learning_rate, stage_at, switch_training
 from defectcls.settings import FinetuneSettings, LossSettings, ModelSettings, OptimSettings
 
+log = logging.getLogger(__name__)
+
+LOG_EVERY = 10  # steps
 CHECK_FINITE_EVERY = 50  # steps; reading the loss makes a GPU wait
 
 
@@ -88,14 +96,34 @@ class Classifier(L.LightningModule):
         self.class_weights: torch.Tensor
         self.plan: list[Stage] = []
         self.stage: Stage | None = None
+        self.features: FrozenLayers | None = None  # of the backbone as it was before training
+        self.frozen: FrozenLayers | None = None  # stands in for layers that are frozen now
+        self._frozen_for = ""
+        self._evaluated_by: Layers | None = None  # the backbone, made ready to evaluate
         self._outputs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self.evaluated: tuple[np.ndarray, np.ndarray] = (np.empty(0, np.int64), np.empty((0, len(classes)), np.float32))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Pixels 0..255, uint8 or float (batch, 3, side, side) -> logits float32 (batch, classes)."""
+        backbone = self._evaluated_by or self.backbone
         if self.training or self.test_views == 1:
-            return self.head(self.backbone(image))
-        return torch.stack([self.head(self.backbone(view)) for view in mirrored(image, self.test_views)]).mean(0)
+            return self.head(backbone(image))
+        return torch.stack([self.head(backbone(view)) for view in mirrored(image, self.test_views)]).mean(0)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """While the weights do not change, images are evaluated faster."""
+        self.eval()
+        self._evaluated_by = self.backbone.for_evaluation()
+        try:
+            yield
+        finally:
+            self._evaluated_by = None
+
+    def use_features(self) -> None:
+        """Let the stored features stand in for the backbone, if they are of its present weights."""
+        held = self.features is not None and self.features.hold(self.backbone)
+        self.frozen = self.features if held else None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.backbone, self.head, self.optim)
@@ -110,15 +138,39 @@ class Classifier(L.LightningModule):
         if stage != self.stage:
             switch_training(self.backbone, self.head, stage, self.finetune.batchnorm)
             self.stage = stage
+            if self._frozen_for != stage.name:
+                self._freeze(stage)
         set_learning_rate(self.trainer.optimizers[0], self.optim, stage, step)
-        self.log("lr", self.trainer.optimizers[0].param_groups[-1]["lr"])  # the head's, which layer_decay leaves alone
+        if self.logger and step % LOG_EVERY == 0:  # not by `log`, which would make it a tensor
+            lr = self.trainer.optimizers[0].param_groups[-1]["lr"]  # the head's, which layer_decay leaves alone
+            self.logger.log_metrics({"lr": lr}, step)
         torch.manual_seed((self.seed * 1_000_003 + step) * self.trainer.world_size + self.trainer.global_rank)
 
+    def _freeze(self, stage: Stage) -> None:
+        """Find what can stand in for the layers that a stage does not train."""
+        self.frozen, self._frozen_for = None, stage.name
+        if stage.settings.trainable == "head":
+            self.use_features()
+        if self.frozen is None and self.features is not None and stage.settings.views is not None:
+            frozen = self.features.below(self.backbone)
+            if frozen is not None and frozen.fit_memory(stage.settings.views, self.backbone.image_size):
+                self.frozen = frozen
+            else:
+                log.info(
+                    "stage '%s': its frozen layers run in every epoch, since their outputs cannot be kept", stage.name
+                )
+
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        image, target = self.augment(batch["image"]), batch["target"]
-        if self.mix is not None:
-            image, target = self.mix(image, target)
-        logits = self(image)
+        stage, target = self.stage, batch["target"]
+        assert stage is not None
+        if self.frozen is None or stage.settings.views is None:
+            image = self.augment(batch["image"])
+            if self.mix is not None:
+                image, target = self.mix(image, target)
+            logits = self(image)
+        else:
+            epoch = (self.trainer.global_step - stage.start) // int(self.trainer.num_training_batches)
+            logits = self.head(self.frozen.features(batch, epoch % (1 + stage.settings.views)))
         loss = self.loss(logits, target)
         if batch_idx % CHECK_FINITE_EVERY == 0 and not torch.isfinite(loss):
             raise UserError(
@@ -127,7 +179,7 @@ class Classifier(L.LightningModule):
             )
         accuracy = (logits.detach().argmax(1) == batch["target"]).float().mean()
         values = {"train/loss": loss.detach(), "train/accuracy": accuracy}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(image), sync_dist=True)
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(logits), sync_dist=True)
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
@@ -135,10 +187,18 @@ class Classifier(L.LightningModule):
         if self.trainer.global_step >= last.start + last.steps:
             self.trainer.should_stop = True
 
+    def on_validation_epoch_start(self) -> None:
+        self._evaluated_by = self.backbone.for_evaluation()
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
-        self._outputs.append((batch["index"], batch["target"], self(batch["image"])))
+        if self.frozen is None or self.test_views > 1:
+            logits = self(batch["image"])
+        else:
+            logits = self.head(self.frozen.features(batch))
+        self._outputs.append((batch["index"], batch["target"], logits))
 
     def on_validation_epoch_end(self) -> None:
+        self._evaluated_by = None
         logits, target = self._gather()
         probabilities = logits.softmax(1)
         scores = probabilities[:, 1] if len(self.classes) == 2 else probabilities
@@ -151,9 +211,10 @@ class Classifier(L.LightningModule):
         self.log_dict({f"val/{name}": value.float() for name, value in values.items()})  # alike in all processes
         self.metrics.reset()
 
-    test_step = validation_step
+    on_test_epoch_start, test_step = on_validation_epoch_start, validation_step
 
     def on_test_epoch_end(self) -> None:
+        self._evaluated_by = None
         self._gather()
 
     def _gather(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,15 +1,10 @@
 """The probe: a regularised linear classifier on frozen features, solved as the convex problem it is."""
 
-from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
-from torch import nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from defectcls.errors import UserError
 
@@ -29,31 +24,6 @@ class LinearHead(NamedTuple):
     def logits(self, features: np.ndarray) -> np.ndarray:
         """(images, features) -> (images, classes)."""
         return (features - self.mean) / self.std @ self.weight.T + self.bias
-
-
-@torch.inference_mode()
-def extract_features(
-    backbone: nn.Module,
-    loader: DataLoader,
-    device: torch.device,
-    autocast: AbstractContextManager,
-    augment: nn.Module | None = None,
-    views: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Frozen features (images x (1 + views), features) float32 and their targets int64.
-
-    Args:
-        views: augmented copies of every image, besides the image as it is.
-    """
-    backbone.eval()
-    features, targets = [], []
-    with autocast:
-        for view in range(1 + views):
-            for batch in tqdm(loader, "features", disable=None, leave=False, unit="batch"):
-                image = batch["image"].to(device)
-                features.append(backbone(augment(image) if augment and view else image).float().cpu().numpy())
-                targets.append(batch["target"].numpy())
-    return np.concatenate(features), np.concatenate(targets)
 
 
 def fit_probe(

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
+BEST, LAST = Path("checkpoints", "best.ckpt"), Path("checkpoints", "last.ckpt")  # in the run folder
 CRITERION = "val/calibrated_loss"  # lower is better
 SHOWN = ("epoch", "stage", "train/loss", CRITERION, "val/auroc", "images_per_second")
 
@@ -38,16 +39,16 @@ class Record(L.Callback):
 
     def __init__(self, folder: Path, about: dict[str, Any], batch_size: int) -> None:
         self.folder, self.about, self.batch_size = folder, about, batch_size
-        self.best, self.last = folder / "checkpoints" / "best.ckpt", folder / "checkpoints" / "last.ckpt"
+        self.best, self.last = folder / BEST, folder / LAST
         self.history: list[Row] = []
-        self.measured: dict[str, Any] = {}  # what was measured before the first step, for a resumed run
+        self.fitted = False  # a run that stopped early must not go on when it is resumed
         self._started = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history, "measured": self.measured}
+        return {"history": self.history, "fitted": self.fitted}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.history, self.measured = state_dict["history"], state_dict["measured"]
+        self.history, self.fitted = state_dict["history"], state_dict["fitted"]
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         checkpoint["defectcls"] = self.about
@@ -93,7 +94,7 @@ class Record(L.Callback):
         self._write_history(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        self.measured["fitted"] = True  # a run that stopped early must not go on when it is resumed
+        self.fitted = True
         self._save(trainer, self.last)
 
     def _save(self, trainer: L.Trainer, path: Path) -> None:

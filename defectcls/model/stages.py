@@ -7,13 +7,15 @@ All optimiser groups exist from the first step, so that a run can be resumed any
 from typing import NamedTuple
 
 import torch
-from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, get_optimizer_class, param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from defectcls.model.backbone import Backbone
 from defectcls.settings import FinetuneSettings, OptimSettings, StageSettings
+
+FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 
 
 class Stage(NamedTuple):
@@ -40,7 +42,10 @@ def stage_at(plan: list[Stage], step: int) -> Stage:
 
 
 def build_optimizer(backbone: Backbone, head: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
-    """timm's optimiser over all parameters; biases and norms do not decay, `layer_decay` scales rates by depth."""
+    """timm's optimiser over all parameters; biases and norms do not decay, `layer_decay` scales rates by depth.
+
+    Fused, all parameters in one pass, where torch has it.
+    """
     spared: set[str] = getattr(backbone.body, "no_weight_decay", set)()  # timm models name what else must not decay
     if settings.layer_decay is not None:
         groups = param_groups_layer_decay(
@@ -49,7 +54,16 @@ def build_optimizer(backbone: Backbone, head: nn.Module, settings: OptimSettings
     else:
         groups = param_groups_weight_decay(backbone.body, settings.weight_decay, no_weight_decay_list=spared)
     groups += param_groups_weight_decay(head, settings.weight_decay)
-    return create_optimizer_v2(groups, opt=settings.name, lr=settings.lr, **settings.options)
+    options = dict(settings.options)
+    kind = get_optimizer_class(
+        settings.name.lower().split("_")[-1], bind_defaults=False
+    )  # lookahead_adamw is AdamW too
+    if kind in FUSED and not options.keys() & {"fused", "foreach", "differentiable"}:  # which exclude each other
+        options["fused"] = True
+    optimizer = create_optimizer_v2(groups, opt=settings.name, lr=settings.lr, **options)
+    # Fused, it could also undo a GradScaler's factor; Lightning would forbid to clip gradients for it, even in bf16.
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, settings: OptimSettings, stage: Stage, step: int) -> None:
@@ -78,7 +92,7 @@ def switch_training(backbone: Backbone, head: nn.Module, stage: Stage, batchnorm
     trained = {name for name, layer in depth.items() if layer > deepest - float(share) * (deepest + 1)}
     for name, parameter in backbone.body.named_parameters():
         parameter.requires_grad_(name in trained)
-    head.requires_grad_(True)
+    head.requires_grad_(True).train()
     backbone.train()
     for module in backbone.modules():
         if isinstance(module, _BatchNorm):

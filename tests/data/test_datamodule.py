@@ -1,5 +1,6 @@
 """Batches: their contract, the order of an epoch, and a sentence for whatever is wrong with the folder."""
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,7 +45,9 @@ def dataset(root: Path, **changed: Any) -> DatasetSettings:
         "resize": "squash",
         "on_unreadable": "error",
         "consecutive": None,
+        "cache": "ram",
         "cache_dir": root / ".cache",
+        "cache_max_gb": 1,
         "sound": ["good"],
         **changed,
         "split": SplitSettings(**{"together": together} | split | changed.get("split", {})),
@@ -59,8 +62,8 @@ def module(root: Path, dataset_options: dict[str, Any] | None = None, **changed:
         "batch_size": 8,
         "sampler": "shuffle",
         "seed": 0,
-        "cache_gb": 1,
         "workers": 0,
+        "device": torch.device("cpu"),
         **changed,
     }
     return DefectDataModule(dataset(root, **(dataset_options or {})), **options)
@@ -82,13 +85,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cache_gb", [0, 1])
+@pytest.mark.parametrize("cache", ["off", "ram", "disk"])
 @pytest.mark.parametrize("resize", ["squash", "pad"])
-def test_a_batch_is_uint8_images_with_targets_and_rows_of_the_sample_table(
-    root: Path, cache_gb: float, resize: str
-) -> None:
-    data = ready(root, {"resize": resize}, cache_gb=cache_gb)
-    assert (data.images.pixels is None) == (cache_gb == 0)
+def test_a_batch_is_uint8_images_with_targets_and_rows_of_the_sample_table(root: Path, cache: str, resize: str) -> None:
+    data = ready(root, {"resize": resize, "cache": cache})
+    assert (data.images.pixels is None) == (cache == "off")
     seen = []
     for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
         for batch in loader:
@@ -116,21 +117,52 @@ def test_parts_hold_every_image_once_in_the_order_of_rows(root: Path) -> None:
         assert of_part == np.flatnonzero(data.samples["split"] == part).tolist() == data.part(part).tolist()
 
 
-def test_images_kept_in_memory_and_decoded_anew_give_the_same_batches(root: Path) -> None:
-    kept, anew = ready(root, cache_gb=1).train_dataloader(), ready(root, cache_gb=0).train_dataloader()
-    for one, other in zip(kept, anew, strict=True):
-        assert all(torch.equal(one[key], other[key]) for key in ("image", "target", "index"))
+def test_wherever_images_are_kept_the_batches_are_the_same(root: Path) -> None:
+    loaders = [ready(root, {"cache": cache}).train_dataloader() for cache in ("auto", "disk", "ram", "off", "disk")]
+    loaders.append(ready(root, {"cache": "off"}, workers=2).train_dataloader())
+    for batches in zip(*loaders, strict=True):
+        for batch in batches[1:]:
+            assert all(torch.equal(batch[key], batches[0][key]) for key in ("image", "target", "index"))
 
 
-def test_the_cache_is_for_what_fits(root: Path) -> None:
-    bytes_needed = 60 * 3 * SIDE * SIDE
-    assert ready(root, cache_gb=bytes_needed / 1e9).images.pixels is not None
-    assert ready(root, cache_gb=(bytes_needed - 1) / 1e9).images.pixels is None
-
-
-def test_workers_decode_only_what_is_not_in_memory(root: Path) -> None:
+def test_workers_decode_only_what_is_not_kept(root: Path) -> None:
     assert ready(root, workers=2).train_dataloader().num_workers == 0
-    assert ready(root, workers=2, cache_gb=0).train_dataloader().num_workers == 2
+    assert ready(root, {"cache": "off"}, workers=2).train_dataloader().num_workers == 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_turns_out_unreadable_ends_the_epoch_with_its_name(tmp_path: Path, workers: int) -> None:
+    photos(tmp_path, good=20, dent=20)
+    (tmp_path / "good" / "005.png").write_bytes(b"what")
+    data = ready(tmp_path, {"cache": "off"}, split=False, workers=workers)
+    sentence = f"^{tmp_path}/good/005.png cannot be read: not an image; mend or delete it, or leave [^\\n]*=skip$"
+    with pytest.raises(UserError, match=sentence):
+        list(data.test_dataloader())
+
+
+def test_near_twins_are_not_sought_among_unreadable_images(tmp_path: Path) -> None:
+    photos(tmp_path, good=20, dent=20)
+    (tmp_path / "good" / "005.png").write_bytes(b"what")
+    with pytest.raises(UserError, match=r"^1 of 40 images cannot be read: good/005.png \(not an image\); mend"):
+        ready(tmp_path, {"cache": "off"})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("cache_max_gb", [1, 1e-6])
+def test_on_a_gpu_images_are_kept_there(root: Path, cache_max_gb: float) -> None:
+    """Through the file on the disk, and where that may not be."""
+    options = {"cache": "auto", "cache_max_gb": cache_max_gb, "cache_dir": root / f".cache_{cache_max_gb}"}
+    data, plain = ready(root, options, device=torch.device("cuda:0")), ready(root)
+    assert data.images.pixels.is_cuda
+    assert len(list((root / f".cache_{cache_max_gb}").glob("pixels/*.pixels"))) == (cache_max_gb == 1)
+    for batch, expected in zip(data.train_dataloader(), plain.train_dataloader(), strict=True):
+        assert all(batch[name].is_cuda and torch.equal(batch[name].cpu(), expected[name]) for name in expected)
+
+
+def test_every_row_has_the_digest_of_its_content(root: Path) -> None:
+    data = ready(root)
+    contents = [(root / path).read_bytes() for path in data.samples["path"]]
+    assert data.digests == [hashlib.blake2b(content, digest_size=16).digest() for content in contents]
 
 
 def test_defect_types_are_classes_of_their_own(root: Path) -> None:
@@ -258,14 +290,17 @@ def test_unreadable_images_are_counted_and_the_first_three_named(tmp_path: Path)
     )
 
 
-@pytest.mark.parametrize("cache_gb", [0, 1])
+@pytest.mark.parametrize("cache", ["off", "ram", "disk"])
 def test_skipped_images_are_reported_and_the_others_stay_with_their_rows(
-    tmp_path: Path, cache_gb: float, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, cache: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     photos(tmp_path, good=20, dent=20)
     (tmp_path / "dent" / "004.png").write_bytes(b"")
     (tmp_path / "good" / "007.png").write_bytes(b"what")
-    data = ready(tmp_path, {"on_unreadable": "skip"}, cache_gb=cache_gb)
+    options = {"on_unreadable": "skip", "cache": cache}
+    data = ready(tmp_path, options)
+    if cache == "disk":  # once more, from the file
+        data = ready(tmp_path, options)
     assert data.unreadable == [
         {"path": "dent/004.png", "reason": "empty file"},
         {"path": "good/007.png", "reason": "not an image"},
@@ -273,6 +308,8 @@ def test_skipped_images_are_reported_and_the_others_stay_with_their_rows(
     assert "2 of 40 images cannot be read" in caplog.text
     assert len(data.samples) == 38
     assert data.samples.index.tolist() == list(range(38))
+    content = (tmp_path / data.samples["path"][37]).read_bytes()
+    assert data.digests[37] == hashlib.blake2b(content, digest_size=16).digest()
     assert not data.samples["path"].isin(["dent/004.png", "good/007.png"]).any()
     for batch in data.test_dataloader():
         for image, row in zip(batch["image"], batch["index"].tolist(), strict=True):

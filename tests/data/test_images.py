@@ -1,17 +1,22 @@
 """Decoding: every mode that cameras write, by value, and one reason for every broken file."""
 
 import os
+import struct
 import sys
 import threading
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+import torch
+from PIL import Image, ImageOps, JpegImagePlugin
 
-from defectcls.data.images import DECODED_AHEAD, UnreadableImageError, decode, decode_all
+from defectcls.data import images
+from defectcls.data.images import UnreadableImageError, decode, decode_all
+from defectcls.data.threads import AHEAD
 
 SIDE = 24
 
@@ -137,8 +142,9 @@ def test_a_large_jpeg_that_is_decoded_at_a_fraction_stands_upright_too(tmp_path:
 @pytest.mark.parametrize(("height", "width"), [(60, 90), (200, 31), (10, 12)])
 def test_squash_is_pillows_own_resize_of_the_whole_frame(tmp_path: Path, height: int, width: int) -> None:
     frame = Image.fromarray(pixels(height, width))
-    expected = np.asarray(frame.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
-    assert (as_image(decode(saved(tmp_path, frame), SIDE, "squash")) == expected).all()
+    expected = np.asarray(frame.resize((SIDE, SIDE), Image.Resampling.BILINEAR)).astype(int)
+    assert (as_image(decode(saved(tmp_path, frame, "image.bmp"), SIDE, "squash")) == expected).all()
+    assert np.abs(as_image(decode(saved(tmp_path, frame), SIDE, "squash")) - expected).max() <= 1
 
 
 def test_a_large_jpeg_is_close_to_a_resize_of_all_its_pixels(tmp_path: Path) -> None:
@@ -169,6 +175,96 @@ def test_pad_keeps_the_aspect_and_adds_black_borders(tmp_path: Path) -> None:
 def test_pad_leaves_a_square_frame_as_squash_does(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.fromarray(pixels(60, 60)))
     assert (decode(path, SIDE, "pad") == decode(path, SIDE, "squash")).all()
+
+
+# --- torchvision or Pillow --------------------------------------------------------------------------------------------
+
+
+def rewritten(path: Path, **changed: Any) -> Path:
+    """A PNG with its chunks in another order, or made anew with 16 bits a channel."""
+    content = path.read_bytes()
+    if changed.get("bits") == 16:
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels().astype(int) * 257)
+        header = struct.pack(">IIBBBBB", SIDE, SIDE, 16, 2, 0, 0, 0)
+        chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    else:
+        at, chunks = 8, []
+        while at < len(content):
+            length, kind = struct.unpack_from(">I4s", content, at)
+            chunks.append((kind, content[at + 8 : at + 8 + length]))
+            at += 12 + length
+        chunks.sort(key=lambda chunk: [b"IHDR", b"IDAT", b"eXIf", b"IEND"].index(chunk[0]))
+    made = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    path.write_bytes(content[:8] + b"".join(made))
+    return path
+
+
+def taken_by_torchvision(path: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
+    taken = []
+    plain = images._decode_plain
+    monkeypatch.setattr(images, "_decode_plain", lambda *given: taken.append(given) or plain(*given))
+    decode(path, SIDE, "squash")
+    return bool(taken)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("name", ["image.jpg", "image.png"])
+@pytest.mark.parametrize(("height", "width"), [(95, 60), (40, 93), (30, 30), (8, 12), (SIDE, SIDE)])
+@pytest.mark.parametrize("resize", ["squash", "pad"])
+def test_torchvision_gives_what_pillow_gives(
+    tmp_path: Path, mode: str, name: str, height: int, width: int, resize: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    y, x = np.mgrid[:height, :width]
+    smooth = np.stack([128 + 100 * np.sin(x / 9), 128 + 100 * np.sin(y / 7), (x + y) % 256], 2).astype(np.uint8)
+    path = saved(tmp_path, Image.fromarray(smooth).convert(mode), name)
+    assert taken_by_torchvision(path, monkeypatch)
+    fast = decode(path, SIDE, resize)
+    monkeypatch.setattr(images, "_is_plain", lambda *_: False)
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", lambda *_: None)  # a resize of all pixels
+    slow = decode(path, SIDE, resize)
+    assert fast.dtype == slow.dtype
+    assert fast.flags["C_CONTIGUOUS"]
+    assert np.abs(fast.astype(int) - slow).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("make", "taken"),
+    [
+        (lambda folder: saved(folder, Image.fromarray(pixels()), "image.jpg", **turned(orientation=1)), True),
+        (lambda folder: saved(folder, Image.fromarray(pixels()), "image.jpg", **turned(orientation=6)), False),
+        (lambda folder: saved(folder, Image.fromarray(pixels()), "image.jpg", progressive=True), True),
+        (lambda folder: saved(folder, Image.fromarray(pixels(4 * SIDE, 4 * SIDE)), "image.jpg"), False),
+        (lambda folder: saved(folder, Image.fromarray(pixels(4 * SIDE - 1, 900)), "image.jpg"), True),
+        (lambda folder: saved(folder, Image.fromarray(pixels(900, 900))), True),
+        (lambda folder: saved(folder, Image.fromarray(pixels()), transparency=(1, 2, 3)), False),
+        (lambda folder: rewritten(saved(folder, Image.fromarray(pixels()), **turned())), False),
+        (lambda folder: rewritten(saved(folder, Image.fromarray(pixels())), bits=16), False),
+        (lambda folder: saved(folder, Image.fromarray(pixels()), "image.bmp"), False),
+        (lambda folder: saved(folder, Image.fromarray(pixels()).convert("P")), False),
+        (lambda folder: saved(folder, Image.fromarray(pixels()).convert("CMYK"), "image.jpg"), False),
+    ],
+)
+def test_torchvision_takes_only_what_is_plain(
+    tmp_path: Path, make: Any, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert taken_by_torchvision(make(tmp_path), monkeypatch) == taken
+
+
+def test_an_orientation_behind_the_pixels_counts(tmp_path: Path) -> None:
+    path = rewritten(saved(tmp_path, Image.fromarray(pixels()), **turned()))
+    assert path.read_bytes().index(b"IDAT") < path.read_bytes().index(b"eXIf")
+    assert (as_image(decode(path, SIDE, "squash")) == UPRIGHT[6](pixels())).all()
+
+
+def test_pixels_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
+    paths = [saved(tmp_path, Image.fromarray(pixels(90, 70, seed)), f"{seed}.jpg") for seed in range(20)]
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found.append(list(decode_all(paths, SIDE, "squash")))
+    torch.set_num_threads(before)
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], [decode(path, SIDE, "squash") for path in paths])
 
 
 # --- broken files -----------------------------------------------------------------------------------------------------
@@ -260,8 +356,8 @@ def test_a_decompression_bomb_is_unreadable_in_every_thread(tmp_path: Path, monk
 
 
 def test_decode_all_keeps_the_order_and_yields_errors_in_place(tmp_path: Path) -> None:
-    count = DECODED_AHEAD + 40  # more than one round
-    bad = {0, 7, DECODED_AHEAD - 1, DECODED_AHEAD, count - 1}
+    count = AHEAD + 40  # more than one round
+    bad = {0, 7, AHEAD - 1, AHEAD, count - 1}
     paths = [tmp_path / f"{number}.bmp" for number in range(count)]
     for number, path in enumerate(paths):
         if number in bad:
@@ -282,14 +378,14 @@ def test_decode_all_reads_only_so_far_ahead(tmp_path: Path) -> None:
 
     def paths():
         nonlocal asked
-        while asked < 3 * DECODED_AHEAD:
+        while asked < 3 * AHEAD:
             asked += 1
             yield path
 
-    images = decode_all(paths(), 4, "squash")
-    next(images)
-    assert asked <= DECODED_AHEAD
-    images.close()
+    decoded = decode_all(paths(), 4, "squash")
+    next(decoded)
+    assert asked <= AHEAD
+    decoded.close()
     assert threading.active_count() < 20
 
 

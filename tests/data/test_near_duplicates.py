@@ -1,9 +1,6 @@
 """Near-identical images: what was planted is found, nothing else is, and no file is read twice."""
 
-import logging
 import os
-import sqlite3
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +9,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from defectcls.data import fingerprints
-from defectcls.data.fingerprints import FREQUENCIES, RECORD, SIDE, Cache, Fingerprints, fingerprint_files, grey_pixels
+from defectcls.data.digests import digest_files
+from defectcls.data.fingerprints import FREQUENCIES, RECORD, SIDE, Fingerprints, fingerprint_files, grey_pixels
 from defectcls.data.near_duplicates import (
     NEIGHBOURS,
     TABLES,
@@ -22,6 +20,7 @@ from defectcls.data.near_duplicates import (
     detail_of,
     near_identical_pairs,
 )
+from defectcls.data.store import Store
 from defectcls.data.synthetic import list_samples
 
 Pair = tuple[int, int]
@@ -38,10 +37,19 @@ def save(path: Path, grey: np.ndarray, quality: int = 95) -> Path:
     return path
 
 
+def store_in(folder: Path) -> Store:
+    return Store(folder, "images.sqlite", None)
+
+
+def prints_of(paths: list[Path], cache: Path) -> Fingerprints:
+    files = [str(path) for path in paths]
+    return fingerprint_files(files, digest_files(files).digests, store_in(cache))
+
+
 def found(paths: list[Path], cache: Path) -> set[Pair]:
     """Positions of near-identical images, the lower first."""
-    store = Cache(cache)
-    pairs = near_identical_pairs(paths, fingerprint_files(paths, store), store)
+    store, files = store_in(cache), [str(path) for path in paths]
+    pairs = near_identical_pairs(files, prints_of(paths, cache), store)
     return {(min(pair), max(pair)) for pair in pairs.tolist()}
 
 
@@ -136,13 +144,13 @@ def test_an_image_and_its_smaller_version_are_twins(tmp_path: Path) -> None:
 def test_spectrum_is_the_plain_sum_of_waves(tmp_path: Path) -> None:
     """Against the definition of the Fourier transform, frequency by frequency."""
     path = save(tmp_path / "a.png", texture(3, SIDE))
-    grey = grey_pixels(path, SIDE).astype(np.float64)
+    grey = grey_pixels(str(path), SIDE).astype(np.float64)
     window = np.outer(np.hanning(SIDE + 2)[1:-1], np.hanning(SIDE + 2)[1:-1])
     level = (grey * window).sum() / window.sum()
     rows, columns = np.mgrid[:SIDE, :SIDE] / SIDE
     waves = [np.exp(-2j * np.pi * (down * rows + across * columns)) for down, across in FREQUENCIES]
     expected = np.array([((grey - level) * window * wave).sum() for wave in waves]) / window.sum()
-    prints = fingerprint_files([path], Cache(tmp_path / "cache"))
+    prints = prints_of([path], tmp_path / "cache")
     assert np.allclose(prints.spectra[0], expected, atol=2e-3 * np.abs(expected).max())
     assert (prints.records["width"][0], prints.records["height"][0], prints.records["mode"][0]) == (SIDE, SIDE, "L")
     assert prints.records["spread"][0] == pytest.approx(grey.std(), abs=0.01)
@@ -168,7 +176,7 @@ def test_work_is_bounded_where_all_files_are_alike() -> None:
 def test_candidates_are_those_of_an_exhaustive_search(tmp_path: Path) -> None:
     """Hashing may add what is no twin; it must not lose one, whatever their number."""
     paths, twins = drawn(tmp_path, images=400, image_side=64, difficulty=0.5, near_duplicates=0.25)
-    prints = fingerprint_files(paths, Cache(tmp_path / "cache"))
+    prints = prints_of(paths, tmp_path / "cache")
     pairs = {tuple(pair) for pair in candidate_pairs(prints.spectra)[:, :2].tolist()}
     assert twins <= pairs
     assert len(pairs) < 2 * len(twins)
@@ -193,80 +201,29 @@ def test_what_is_known_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.
     paths.append(save(tmp_path / "twin.jpg", texture(0), 60))
     first = found(paths, tmp_path / "cache")
     assert first == {(0, 3)}
-    prints = fingerprint_files(paths, Cache(tmp_path / "cache"))
+    prints = prints_of(paths, tmp_path / "cache")
     decoded: list[str] = []
     plain = fingerprints.decode
 
-    def counted(path: Path, *arguments: object) -> np.ndarray:
-        decoded.append(path.name)
+    def counted(path: str, *arguments: object) -> np.ndarray:
+        decoded.append(Path(path).name)
         return plain(path, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(fingerprints, "decode", counted)
     paths[1] = paths[1].rename(tmp_path / "moved.png")
-    again = fingerprint_files(paths, Cache(tmp_path / "cache"))
+    again = prints_of(paths, tmp_path / "cache")
     assert found(paths, tmp_path / "cache") == first
     assert again.digests == prints.digests
     assert (again.records == prints.records).all()
     assert decoded == []
     save(paths[2], texture(7))
-    fingerprint_files(paths, Cache(tmp_path / "cache"))
+    prints_of(paths, tmp_path / "cache")
     assert decoded == ["2.png"]
-
-
-@pytest.mark.parametrize("broken", ["a file where the folder should be", "no database"])
-def test_a_folder_that_cannot_be_used_is_a_warning(
-    tmp_path: Path, broken: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = tmp_path / "cache"
-    if broken == "no database":
-        folder.mkdir()
-        (folder / "images.sqlite").write_bytes(b"not a database at all" * 100)
-    else:
-        folder.write_text("")
-    paths = [save(tmp_path / "a.png", texture(0)), save(tmp_path / "b.jpg", texture(0), 60)]
-    assert found(paths, folder) == {(0, 1)}
-    assert f"dataset.cache_dir={folder}: nothing is kept there" in caplog.text
-
-
-def test_a_disk_that_fills_up_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    cache = Cache(tmp_path)
-    cache.put([(b"before", b"1")])
-    pages = cache.connection.execute("PRAGMA page_count").fetchone()[0]
-    cache.connection.execute(f"PRAGMA max_page_count={pages}")
-    cache.put([(b"large", bytes(1_000_000))])
-    assert "full" in caplog.text
-    cache.put([(b"after", b"2")])
-    assert cache.get([b"after"]) == {b"after": b"2"}
-    assert Cache(tmp_path).get([b"before", b"large"]) == {b"before": b"1"}
-
-
-def test_jobs_share_a_folder_and_a_killed_one_leaves_it_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def job(number: int) -> None:
-        for turn in range(20):
-            cache = Cache(tmp_path)
-            cache.put([(f"{number}-{turn}".encode(), b"value")])
-            cache.connection.close()
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(job, range(8)))
-    killed = sqlite3.connect(tmp_path / "images.sqlite")
-    killed.execute("INSERT INTO entries VALUES (?, ?)", (b"half", b"done"))
-    killed.close()  # without a commit, as the system closes the file of a killed process
-    keys = [f"{number}-{turn}".encode() for number in range(8) for turn in range(20)]
-    with caplog.at_level(logging.WARNING):
-        assert Cache(tmp_path).get([*keys, b"half"]) == dict.fromkeys(keys, b"value")
-    assert caplog.text == ""
-
-
-def test_more_keys_than_one_statement_takes(tmp_path: Path) -> None:
-    cache, keys = Cache(tmp_path), [str(number).encode() for number in range(1203)]
-    cache.put((key, key[::-1]) for key in keys)
-    assert cache.get([*keys, b"unknown"]) == {key: key[::-1] for key in keys}
 
 
 def test_nothing_to_compare(tmp_path: Path) -> None:
     nothing = Fingerprints([], np.zeros(0, dtype=RECORD), {})
-    assert near_identical_pairs([], nothing, Cache(tmp_path)).shape == (0, 2)
+    assert near_identical_pairs([], nothing, store_in(tmp_path)).shape == (0, 2)
 
 
 @pytest.mark.realdata

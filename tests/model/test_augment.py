@@ -1,47 +1,52 @@
-"""Augmentation, by value: against torch's own flips, turns and shifts and torchvision's colour adjustments."""
+"""Augmentation: pixels and distributions against torchvision.transforms.v2, symmetries against torch's own."""
 
 import math
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.colors import rgb_to_hsv
+from scipy.stats import ks_2samp
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from defectcls.model import augment as module
 from defectcls.model.augment import Augment, mirrored, mixer
 
 SWITCHES = ("horizontal_flip", "vertical_flip", "quarter_turns")
-RANGES = ("rotation", "scale", "shift", "brightness", "contrast", "saturation", "hue")
+RANGES = ("rotation", "scale", "shift", "crop", "brightness", "contrast", "saturation", "hue", "blur", "noise")
 OFF = {**dict.fromkeys(SWITCHES, False), **dict.fromkeys(RANGES, 0.0)}
 ALL = {
     **dict.fromkeys(SWITCHES, True),
-    **{"rotation": 10, "scale": 0.1, "shift": 0.1},
-    **{"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.2},
+    **{"rotation": 10, "scale": 0.1, "shift": 0.1, "crop": 0.3},
+    **{"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.2, "blur": 0.05},
 }
+NEVER = 0.5  # a draw that does not flip, and lies in the middle of every range
+BILINEAR = v2.InterpolationMode.BILINEAR
 
 
 def augment(**on: Any) -> Augment:
     return Augment(**{**OFF, **on})
 
 
+def drawn(count: int, **values: float) -> torch.Tensor:
+    """The same draws for all images: in the middle but for those named."""
+    draws = torch.full((count, Augment.DRAWS), NEVER)
+    for name, value in values.items():
+        draws[:, Augment.DRAWN.index(name)] = value
+    return draws
+
+
+def at(value: float, limit: float) -> float:
+    """The draw that gives a value of -limit to limit."""
+    return (value / limit + 1) / 2
+
+
 def pixels(count: int = 8, side: int = 12, seed: int = 0) -> torch.Tensor:
     return torch.randint(
         0, 256, (count, 3, side, side), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
     )
-
-
-def draw(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
-    """Every uniform draw with a limit takes the next of these values instead; without a limit it stays 0."""
-    remaining = list(values)
-
-    def fixed(shape: Any, limit: float, device: torch.device) -> torch.Tensor:
-        value = remaining.pop(0) if limit else 0.0
-        assert abs(value) <= limit
-        return torch.full(shape if isinstance(shape, tuple) else (shape,), value, device=device)
-
-    monkeypatch.setattr(module, "_uniform", fixed)
 
 
 def test_all_off_is_the_identity() -> None:
@@ -89,53 +94,80 @@ def test_flips_and_turns_give_each_symmetry_they_can_and_change_no_value(switche
 @pytest.mark.parametrize("side", [7, 96, 224])
 def test_symmetries_stay_exact_at_every_size(side: int) -> None:
     torch.manual_seed(1)
-    images = pixels(16, side).float()
+    images = pixels(16, side)
     for image, result in zip(images, augment(**dict.fromkeys(SWITCHES, True))(images), strict=True):
-        assert min((result - turn(image)).abs().max() for turn in DIHEDRAL.values()) < 0.05  # of 255
+        assert any(torch.equal(result, turn(image.float())) for turn in DIHEDRAL.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("horizontal_flip", tv.horizontal_flip), ("vertical_flip", tv.vertical_flip)],
+)
+def test_flips_equal_torchvisions_and_come_for_draws_under_a_half(name: str, expected: Any) -> None:
+    images = pixels().float()
+    assert torch.equal(augment(**{name: True})(images, drawn(8, **{name: 0.499})), expected(images))
+    assert torch.equal(augment(**{name: True})(images, drawn(8, **{name: 0.5})), images)
 
 
 def test_a_centred_disc_stays_under_any_rotation() -> None:
     side = 65
-    y, x = torch.meshgrid(*[torch.arange(side) - side // 2] * 2, indexing="ij")
-    disc = (255 / (1 + torch.exp(((x**2 + y**2).sqrt() - 20) / 2))).expand(16, 3, side, side)  # soft edge
+    disc = (255 / (1 + torch.exp((distance(side) - 20) / 2))).expand(16, 3, side, side)  # soft edge
     torch.manual_seed(0)
     result = augment(rotation=180)(disc)
-    inner = (x**2 + y**2).sqrt() < 30
+    inner = distance(side) < 30
     assert (result - disc)[..., inner].abs().max() < 3  # of 255, at the edge of the disc
 
 
-@pytest.mark.parametrize("degrees", [30.0, -30.0])
-def test_rotation_turns_by_the_degrees_drawn(monkeypatch: pytest.MonkeyPatch, degrees: float) -> None:
-    """Against torchvision's rotation, inside the circle that no border reaches."""
-    draw(monkeypatch, math.radians(degrees))
+@pytest.mark.parametrize("degrees", [0.0, 30.0, -20.0])
+@pytest.mark.parametrize("factor", [1.0, 0.8, 1.25])
+@pytest.mark.parametrize("pixels_moved", [(0, 0), (4, -3)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_flip_rotation_scale_and_shift_equal_torchvisions_affine(
+    degrees: float, factor: float, pixels_moved: tuple[int, int], flip: bool
+) -> None:
+    """Inside the circle that no border reaches; noise, so that a turn the wrong way could not pass."""
+    image = pixels(2, 64).float()
+    draws = drawn(
+        2,
+        rotation=at(degrees, 45),
+        scale=at(factor - 1, 0.5),
+        shift_across=at(pixels_moved[0] / 64, 0.1),
+        shift_along=at(pixels_moved[1] / 64, 0.1),
+        horizontal_flip=0.0 if flip else 0.9,
+    )
+    result = augment(rotation=45, scale=0.5, shift=0.1, horizontal_flip=True)(image, draws)
+    expected = tv.affine(
+        tv.horizontal_flip(image) if flip else image, degrees, [*pixels_moved], factor, [0.0], BILINEAR
+    )
+    inner = distance(64) < 32 * factor - 6
+    assert (result - expected)[..., inner].abs().max() < 0.05  # of 255
+
+
+def distance(side: int) -> torch.Tensor:
+    """Of each pixel from the centre (side, side)."""
+    y, x = torch.meshgrid(*[torch.arange(side) - (side - 1) / 2] * 2, indexing="ij")
+    return (x**2 + y**2).sqrt()
+
+
+@pytest.mark.parametrize(("left", "top", "side"), [(0, 0, 32), (32, 32, 32), (7, 20, 44), (0, 0, 64)])
+def test_a_crop_equals_torchvisions_resized_crop(left: int, top: int, side: int) -> None:
+    image = pixels(2, 64).float()
+    play = max(64 - side, 1)
+    draws = drawn(2, crop=(1 - (side / 64) ** 2) / 0.8, crop_across=left / play, crop_along=top / play)
+    result = augment(crop=0.8)(image, draws)
+    expected = tv.resized_crop(image, top, left, side, side, [64, 64], BILINEAR, antialias=False)
+    inside = slice(2, -2)  # at its edge we see beyond the window, torchvision does not
+    assert (result - expected)[..., inside, inside].abs().max() < 0.05
+
+
+def test_a_crop_is_of_the_moved_image() -> None:
     image = tv.gaussian_blur(pixels(2, 64).float(), [9, 9])
-    result = augment(rotation=45)(image)
-    y, x = torch.meshgrid(*[torch.arange(64) - 31.5] * 2, indexing="ij")
-    inner = (x**2 + y**2).sqrt() < 29
-    both = [tv.rotate(image, sign * degrees, v2.InterpolationMode.BILINEAR) for sign in (1, -1)]
-    assert min((result - turned)[..., inner].abs().max() for turned in both) < 0.1
-    assert max((result - turned)[..., inner].abs().max() for turned in both) > 10
-
-
-@pytest.mark.parametrize("factor", [0.8, 1.25])
-def test_scale_enlarges_about_the_centre(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
-    draw(monkeypatch, factor - 1)
-    image = tv.gaussian_blur(pixels(2, 60).float(), [9, 9])
-    result = augment(scale=0.5)(image)
-    expected = tv.affine(image, 0, [0, 0], factor, [0.0, 0.0], v2.InterpolationMode.BILINEAR)
-    assert (result - expected)[..., 8:52, 8:52].abs().max() < 0.1
-
-
-@pytest.mark.parametrize("share", [0.25, -0.125])
-def test_shift_moves_by_its_share_of_the_side(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
-    """16 pixels: a share of 1/4 is 4 of them, in both directions."""
-    draw(monkeypatch, 2 * share)
-    image = pixels(4, 16).float()
-    result = augment(shift=0.25)(image)
-    by = round(16 * share)
-    inside = slice(0, 16 - by) if by > 0 else slice(-by, 16)
-    expected = image.roll((-by, -by), (-2, -1))[..., inside, inside]
-    assert torch.allclose(result[..., inside, inside], expected, atol=1e-2)
+    draws = drawn(2, rotation=at(30, 45), crop=1 - 0.5**2, crop_across=0.25, crop_along=0.5)
+    result = augment(rotation=45, crop=0.99999)(image, draws)
+    turned = tv.affine(image, 30, [0, 0], 1, [0.0], BILINEAR)
+    expected = tv.resized_crop(turned, 16, 8, 32, 32, [64, 64], BILINEAR, antialias=False)
+    assert (result - expected)[..., 8:-8, 8:-8].abs().max() < 3  # torchvision resamples twice
+    assert (result - image)[..., 8:-8, 8:-8].abs().max() > 20
 
 
 def test_shift_draws_up_to_its_share_in_each_direction_by_itself() -> None:
@@ -154,12 +186,12 @@ def test_shift_draws_up_to_its_share_in_each_direction_by_itself() -> None:
     assert torch.corrcoef(torch.stack([across, along]))[0, 1].abs() < 0.15
 
 
-def test_what_comes_in_at_the_border_is_a_reflection_not_black(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw(monkeypatch, 0.5)
+def test_what_comes_in_at_the_border_is_a_reflection_not_black() -> None:
     image = pixels(2, 16).float().clamp(min=50)
-    result = augment(shift=0.25)(image)
+    result = augment(shift=0.25)(image, drawn(2, shift_across=1.0))
     assert result.min() >= 49.9
-    assert torch.allclose(result[..., :12, 12:], image[..., 4:, 12:].flip(-1), atol=1e-2)
+    assert torch.allclose(result[..., 4:], image[..., :12], atol=1e-2)
+    assert torch.allclose(result[..., :4], image[..., :4].flip(-1), atol=1e-2)
 
 
 # --- colour -----------------------------------------------------------------------------------------------------------
@@ -167,21 +199,23 @@ def test_what_comes_in_at_the_border_is_a_reflection_not_black(monkeypatch: pyte
 
 @pytest.mark.parametrize("kind", ["brightness", "contrast", "saturation"])
 @pytest.mark.parametrize("factor", [0.6, 1.4])
-def test_colour_equals_torchvisions_adjustment(monkeypatch: pytest.MonkeyPatch, kind: str, factor: float) -> None:
-    draw(monkeypatch, factor - 1)
+@pytest.mark.parametrize("hue", [0.0, 0.1])  # with which brightness and contrast take the way of all colours
+def test_colour_equals_torchvisions_adjustment(kind: str, factor: float, hue: float) -> None:
     image = pixels().float()
     expected = 255 * getattr(tv, f"adjust_{kind}")(image / 255, factor)
-    assert torch.allclose(augment(**{kind: 0.5})(image), expected, atol=0.1)
+    result = augment(**{kind: 0.5}, hue=hue)(image, drawn(8, **{kind: at(factor - 1, 0.5)}))
+    assert torch.allclose(result, expected, atol=0.03)
 
 
-def test_all_colours_at_once_are_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Saturation, then brightness, then contrast; on middle greys, where no step leaves 0..255."""
-    draw(monkeypatch, 0.3, -0.2, 0.25)
+def test_all_colours_at_once_are_one_after_another() -> None:
+    """Saturation, then hue by a third, then brightness, then contrast; on greys that no step takes out of 0..255."""
     image = pixels().float() / 4 + 90
-    expected = tv.adjust_saturation(image / 255, 1.3)
-    expected = tv.adjust_brightness(expected, 0.8)
-    expected = 255 * tv.adjust_contrast(expected, 1.25)
-    assert torch.allclose(augment(saturation=0.5, brightness=0.5, contrast=0.5)(image), expected, atol=0.1)
+    expected = tv.adjust_saturation(image / 255, 1.3)[:, [2, 0, 1]]
+    expected = 255 * tv.adjust_contrast(tv.adjust_brightness(expected, 0.8), 1.25)
+    draws = {"saturation": 0.3, "brightness": -0.2, "contrast": 0.25, "hue": 1 / 3}
+    draws = {name: at(value, 0.5) for name, value in draws.items()}
+    result = augment(saturation=0.5, brightness=0.5, contrast=0.5, hue=0.5)(image, drawn(8, **draws))
+    assert torch.allclose(result, expected, atol=0.03)
 
 
 def test_hue_leaves_grey_alone() -> None:
@@ -190,33 +224,130 @@ def test_hue_leaves_grey_alone() -> None:
     assert torch.allclose(augment(hue=0.5)(grey), grey, atol=1e-2)
 
 
-@pytest.mark.parametrize(("share", "expected"), [(1 / 3, (1, 2, 0)), (-1 / 3, (2, 0, 1)), (0.5, None)])
-def test_a_third_of_the_circle_permutes_red_green_and_blue(
-    monkeypatch: pytest.MonkeyPatch, share: float, expected: tuple | None
-) -> None:
-    draw(monkeypatch, 2 * math.pi * share)
+@pytest.mark.parametrize(("share", "expected"), [(1 / 3, (2, 0, 1)), (-1 / 3, (1, 2, 0)), (0.5, None)])
+def test_a_third_of_the_circle_permutes_red_green_and_blue(share: float, expected: tuple | None) -> None:
     image = pixels().float() / 4 + 90
-    result = augment(hue=0.5)(image)
+    result = augment(hue=0.5)(image, drawn(8, hue=at(share, 0.5)))
     mean = image.mean(1, keepdim=True)
     assert torch.allclose(result.mean(1, keepdim=True), mean, atol=1e-2)  # the grey axis is what it turns about
-    if expected is None:  # half a turn mirrors each colour at the grey axis
-        assert torch.allclose(result, 2 * mean - image, atol=1e-2)
-    else:
-        permuted = [image[:, list(order)] for order in ((1, 2, 0), (2, 0, 1))]
-        assert min((result - one).abs().max() for one in permuted) < 1e-2
+    permuted = 2 * mean - image if expected is None else image[:, list(expected)]  # half a turn mirrors at that axis
+    assert torch.allclose(result, permuted, atol=1e-2)
 
 
-def test_hue_turns_red_by_a_third_to_green_and_not_to_blue_as_torchvision_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw(monkeypatch, 2 * math.pi / 3)
-    red = torch.tensor([200.0, 0, 0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
-    expected = 255 * tv.adjust_hue(red / 255, 1 / 3)
-    assert torch.allclose(augment(hue=0.5)(red), expected, atol=0.1)
+@pytest.mark.parametrize("share", [1 / 3, -1 / 3, 2 / 3 - 1])
+@pytest.mark.parametrize("colour", [(200.0, 0, 0), (0, 200.0, 0), (120.0, 40, 40)])
+def test_hue_by_a_third_equals_torchvisions(share: float, colour: tuple) -> None:
+    image = torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    expected = 255 * tv.adjust_hue(image / 255, share)
+    assert torch.allclose(augment(hue=0.5)(image, drawn(1, hue=at(share, 0.5))), expected, atol=0.1)
+
+
+@pytest.mark.parametrize("share", [0.05, -0.13, 0.4])
+def test_hue_turns_as_far_as_torchvisions(share: float) -> None:
+    """But for the difference between a circle and HSV's hexagon, 1.12 degrees where it is largest, before and after."""
+    image = pixels(8, 32).float() / 4 + 90
+    expected = 255 * tv.adjust_hue(image / 255, share)
+    result = augment(hue=0.5)(image, drawn(8, hue=at(share, 0.5)))
+    hue, theirs = (rgb_to_hsv(one.permute(0, 2, 3, 1).numpy() / 255)[..., 0] for one in (result, expected))
+    apart = np.abs((hue - theirs + 0.5) % 1 - 0.5)
+    assert apart.max() < 2.3 / 360
+
+
+# --- blur and noise ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [1e-9, 0.25, 1.0])
+def test_blur_equals_torchvisions(share: float) -> None:
+    """0.05 of 38 pixels are 1.9, in a window of three deviations, 6 pixels, to each side."""
+    image = pixels(4, 38).float()
+    expected = tv.gaussian_blur(image, [13, 13], [max(1.9 * share, 1e-3)] * 2)
+    assert torch.allclose(augment(blur=0.05)(image, drawn(4, blur=share)), expected, atol=0.01)
+
+
+def test_noise_has_its_deviation_and_differs_between_pixels_and_calls() -> None:
+    torch.manual_seed(0)
+    image = torch.full((4, 3, 64, 64), 128.0)
+    noisy, draws = augment(noise=5.0), drawn(4)
+    first, second = noisy(image, draws) - 128, noisy(image, draws) - 128
+    assert first.std().item() == pytest.approx(5, rel=0.02)
+    assert first.mean().abs() < 0.1
+    assert torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1].abs() < 0.02
+    assert noisy(torch.zeros_like(image)).min() == 0
+
+
+# --- distributions: what each image gets, seen from its pixels, against torchvision's own draws -----------------------
+
+DRAWN = 2000
+LARGE = torch.zeros(1).expand(3, 10_000, 10_000)  # torchvision rounds to pixels
+
+
+def alike(ours: torch.Tensor, theirs: list[float]) -> None:
+    """Two samples of one distribution, by Kolmogorov and Smirnov."""
+    assert ks_2samp(ours.numpy(), theirs).pvalue > 0.01
+
+
+def sources(on: Augment, side: int = 33) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the centre of each augmented image came from, and the pixel to the right of it: (images, 2), from -1 to 1.
+
+    An image whose colours are its coordinates tells it.
+    """
+    y, x = torch.meshgrid(*[(2 * torch.arange(side) + 1) / side - 1] * 2, indexing="ij")
+    result = on(torch.stack([x, y, x]).expand(DRAWN, 3, side, side))[:, :2]
+    middle = side // 2
+    return result[..., middle, middle], result[..., middle, middle + 1]
+
+
+def test_rotation_and_scale_are_distributed_as_torchvisions() -> None:
+    torch.manual_seed(0)
+    centre, right = sources(augment(rotation=30, scale=0.2))
+    step = (right - centre) * 33 / 2
+    theirs = [v2.RandomAffine(30, scale=(0.8, 1.2)).make_params([LARGE]) for _ in range(DRAWN)]
+    alike(torch.atan2(step[:, 1], step[:, 0]).rad2deg(), [one["angle"] for one in theirs])
+    alike(1 / step.norm(dim=1), [one["scale"] for one in theirs])
+
+
+def test_shift_is_distributed_as_torchvisions() -> None:
+    torch.manual_seed(0)
+    centre, _ = sources(augment(shift=0.15))
+    theirs = [v2.RandomAffine(0, translate=(0.15, 0.15)).make_params([LARGE])["translate"] for _ in range(DRAWN)]
+    for axis in (0, 1):
+        alike(centre[:, axis] / 2, [one[axis] / 10_000 for one in theirs])
+    assert torch.corrcoef(centre.T)[0, 1].abs() < 0.05
+
+
+def test_crops_are_distributed_as_torchvisions_of_unchanged_proportions() -> None:
+    torch.manual_seed(0)
+    centre, right = sources(augment(crop=0.6))
+    theirs = [v2.RandomResizedCrop(8, scale=(0.4, 1), ratio=(1, 1)).make_params([LARGE]) for _ in range(DRAWN)]
+    alike(((right - centre)[:, 0] * 33 / 2) ** 2, [(one["width"] / 10_000) ** 2 for one in theirs])
+    for axis, start in enumerate(("left", "top")):
+        alike(centre[:, axis], [(2 * one[start] + one["width"]) / 10_000 - 1 for one in theirs])
+
+
+@pytest.mark.parametrize("kind", ["brightness", "contrast", "saturation", "hue"])
+def test_colours_are_distributed_as_torchvisions(kind: str) -> None:
+    torch.manual_seed(0)
+    image = torch.full((DRAWN, 3, 2, 2), 100.0)
+    image[:, 0] += 20  # reddish
+    image[..., 0] += 10  # and brighter to the left
+    result = augment(**{kind: 0.3})(image)
+    red, green, blue = result.mean((2, 3)).unbind(1)
+    ours = {
+        "brightness": red / 125,
+        "contrast": (result[:, 0, 0, 0] - result[:, 0, 0, 1]) / 10,
+        "saturation": (red - green) / 20,
+        "hue": torch.atan2(3**0.5 * (green - blue), 2 * red - green - blue) / (2 * math.pi),
+    }
+    names = ("brightness", "contrast", "saturation", "hue")
+    theirs = [v2.ColorJitter(**{kind: 0.3}).make_params([])[f"{kind}_factor"] for _ in range(DRAWN)]
+    assert kind in names
+    alike(ours[kind], theirs)
 
 
 # --- draws ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["rotation", "scale", "shift", "brightness", "contrast", "saturation", "hue"])
+@pytest.mark.parametrize("kind", [name for name in ALL if name not in SWITCHES])
 def test_each_image_gets_its_own_draw(kind: str) -> None:
     torch.manual_seed(0)
     image = pixels(1).expand(16, -1, -1, -1)
@@ -229,19 +360,51 @@ def test_one_seed_gives_one_result_and_another_another() -> None:
     results = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        results.append(Augment(**ALL)(image))
+        results.append(Augment(**{**OFF, **ALL})(image))
     assert torch.equal(results[0], results[1])
     assert not torch.allclose(results[0], results[2])
+
+
+def test_draws_say_all_whatever_the_batch() -> None:
+    """An image alone is changed as within a batch, and as when the generator gives the same draws."""
+    image, every = pixels(20, 24), Augment(**{**OFF, **ALL})
+    torch.manual_seed(3)
+    expected = every(image)
+    torch.manual_seed(3)
+    draws = torch.rand(20, Augment.DRAWS)
+    assert torch.equal(every(image, draws), expected)
+    order = torch.randperm(20)
+    assert torch.allclose(every(image[order], draws[order]), expected[order], atol=1e-3)
+    for one in (0, 7, 19):
+        assert torch.allclose(every(image[[one]], draws[[one]])[0], expected[one], atol=1e-3)
+
+
+def test_half_precision_of_the_training_does_not_round_grey_values() -> None:
+    image, every, draws = pixels(), Augment(**{**OFF, **ALL}), torch.rand(8, Augment.DRAWS)
+    expected = every(image, draws)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = every(image, draws)
+    assert result.dtype == torch.float32
+    assert torch.equal(result, expected)
+
+
+def test_nothing_is_made_elsewhere_than_on_the_device_of_the_image_and_kept_in_a_checkpoint() -> None:
+    """As with images on a GPU, where what is made without a device lies on the host."""
+    image, every, draws = pixels(), Augment(**{**OFF, **ALL, "noise": 1.0}), torch.rand(8, Augment.DRAWS)
+    with torch.device("meta"):
+        assert every(image).device.type == "cpu"
+        assert every(image, draws).device.type == "cpu"
+    assert not every.state_dict()
 
 
 def test_values_stay_in_0_to_255_and_the_batch_in_its_shape() -> None:
     torch.manual_seed(0)
     image = pixels(64)
     before = image.clone()
-    result = Augment(**ALL)(image)
+    result = Augment(**{**OFF, **ALL})(image)
     assert result.shape == image.shape
-    assert result.min() == 0
-    assert result.max() == 255
+    assert result.min() == pytest.approx(0, abs=1e-3)
+    assert result.max() == pytest.approx(255, abs=1e-3)
     assert torch.equal(image, before)
 
 

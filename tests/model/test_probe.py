@@ -1,18 +1,14 @@
 """The probe against scikit-learn on the same data."""
 
-from contextlib import nullcontext
-
 import numpy as np
 import pytest
-import torch
 from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
-from torch import nn
 
 from defectcls.errors import UserError
-from defectcls.model.probe import extract_features, fit_probe
+from defectcls.model.probe import fit_probe
 
 Part = tuple[np.ndarray, np.ndarray]
 
@@ -126,41 +122,3 @@ def test_features_that_are_not_finite_are_an_error_with_a_way_out(value: float) 
     features[3, 2] = value
     with pytest.raises(UserError, match=r"features are not finite: try trainer.precision=32"):
         fit_probe((features, targets), blobs(2), [0.1], None)
-
-
-class Mean(nn.Module):
-    """A backbone whose features are the channel means; in training mode it would answer otherwise."""
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return image.float().mean((2, 3)).to(torch.bfloat16) + (1000 if self.training else 0)
-
-
-def test_features_are_of_every_image_in_order_in_float32_and_evaluation_mode() -> None:
-    images = torch.arange(7 * 3).view(7, 3, 1, 1).expand(7, 3, 4, 4).to(torch.uint8)
-    targets = torch.tensor([0, 1, 1, 0, 0, 1, 1])
-    loader = [{"image": images[rows], "target": targets[rows]} for rows in (slice(0, 3), slice(3, 6), slice(6, 7))]
-    features, found = extract_features(Mean(), loader, torch.device("cpu"), nullcontext())  # type: ignore[arg-type]
-    assert features.dtype == np.float32
-    assert features.tolist() == np.arange(21).reshape(7, 3).tolist()
-    assert found.tolist() == targets.tolist()
-
-
-class Darker(nn.Module):
-    """An augmentation that can be told apart."""
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return image.float() - 100
-
-
-def test_views_are_augmented_copies_after_the_images_as_they_are() -> None:
-    images = torch.arange(200, 205).view(5, 1, 1, 1).expand(5, 3, 4, 4).to(torch.uint8)
-    targets = torch.tensor([0, 1, 1, 0, 1])
-    loader = [{"image": images[rows], "target": targets[rows]} for rows in (slice(0, 3), slice(3, 5))]
-    device = torch.device("cpu")
-    features, found = extract_features(Mean(), loader, device, nullcontext(), Darker(), 2)  # type: ignore[arg-type]
-    plain = [200, 201, 202, 203, 204]
-    expected = torch.tensor([*plain, *[value - 100 for value in plain] * 2]).bfloat16().float()
-    assert features[:, 0].tolist() == expected.tolist()
-    assert found.tolist() == targets.tolist() * 3
-    plain_only, _ = extract_features(Mean(), loader, device, nullcontext(), Darker(), 0)  # type: ignore[arg-type]
-    assert plain_only.tolist() == features[:5].tolist()

@@ -196,14 +196,14 @@ def test_the_stage_after_one_that_collapsed_starts_from_the_best(
     assert ("stage 'b' starts from the best" in caplog.text) == goes_back
 
 
-def test_the_state_of_the_callback_is_the_history_and_what_was_measured(record: Record, tmp_path: Path) -> None:
+def test_the_state_of_the_callback_is_the_history_and_whether_training_is_over(record: Record, tmp_path: Path) -> None:
     evaluate(record, Trainer(), None, 0.8)
-    record.measured["baseline"] = {"auroc": 0.5}
+    record.fitted = True
     torch.save(record.state_dict(), tmp_path / "state")  # plain values only
     other = Record(tmp_path, {}, 8)
     other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
     assert other.history == record.history
-    assert other.measured == {"baseline": {"auroc": 0.5}}
+    assert other.fitted
 
 
 def test_every_checkpoint_carries_what_evaluates_it_anywhere(record: Record) -> None:

@@ -1,0 +1,90 @@
+"""A backbone taken apart: followed down to its layers, cut above the frozen ones, BatchNorm folded away."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from timm.models import get_notrace_functions, is_notrace_module
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+Layers = Callable[[torch.Tensor], torch.Tensor]
+
+
+class _Tracer(fx.Tracer):
+    """Follows a network down to its layers; BatchNorm is one of them, in whichever mode it will be."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        layer = isinstance(m, _BatchNorm) or not any(m.children()) or is_notrace_module(type(m))
+        return layer or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(body: nn.Module) -> fx.Graph | None:
+    """What a network does, layer by layer; None where that depends on the image."""
+    try:
+        return _Tracer(autowrap_functions=tuple(get_notrace_functions())).trace(body)
+    except Exception:  # whatever a foreign network does when it is called with a stand-in
+        return None
+
+
+def folded(body: nn.Module) -> nn.Module:
+    """A copy for evaluation alone, with each BatchNorm that follows a convolution folded into its weights.
+
+    The same function but for rounding; MobileNetV2 is nearly twice as fast so.
+    """
+    body = copy.deepcopy(body).eval()
+    graph = trace(body)
+    if graph is None:
+        return body
+    layers = dict(body.named_modules())
+    for node in list(graph.nodes):
+        source = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) > 1:
+            continue
+        conv, norm = layers[str(source.target)], layers[str(node.target)]
+        if isinstance(norm, nn.BatchNorm2d) and type(conv) is nn.Conv2d and norm.running_mean is not None:
+            after = [layer for name in ("drop", "act") if (layer := getattr(norm, name, None)) is not None]  # of timm's
+            body.set_submodule(str(source.target), fuse_conv_bn_eval(conv, norm))
+            body.set_submodule(str(node.target), nn.Sequential(*after))
+            layers = dict(body.named_modules())
+    return fx.GraphModule(body, graph)
+
+
+def split_frozen(body: nn.Module) -> tuple[nn.Module, nn.Module] | None:
+    """Cut a network above its frozen layers: input -> activations, and activations -> output.
+
+    Both share the network's layers. None where its first layers train, or where it cannot be traced, or where more
+    than one activation would have to be carried across.
+    """
+    graph = trace(body)
+    if graph is None:
+        return None
+    modules, nodes = dict(body.named_modules()), list(graph.nodes)
+    position = {node: number for number, node in enumerate(nodes)}
+    parameters = dict(body.named_parameters())
+
+    def trains(node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return any(parameter.requires_grad for parameter in modules[str(node.target)].parameters())
+        return node.op == "get_attr" and str(node.target) in parameters and parameters[str(node.target)].requires_grad
+
+    first = next((number for number, node in enumerate(nodes) if trains(node)), len(nodes) - 1)
+    options = [node for node in nodes if node.op == "placeholder" and node.args]  # arguments that keep their default
+    cut, needed_until = 0, 0
+    for number, node in enumerate(nodes[:first]):
+        if node not in options:
+            if needed_until <= number:  # nothing below this node is used above it
+                cut = number
+            needed_until = max(needed_until, *(position[user] for user in node.users), number)
+    if cut == 0:
+        return None
+    below, above = fx.Graph(), fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in nodes[: cut + 1]:
+        copies[node] = below.node_copy(node, copies.__getitem__)
+    below.output(copies[nodes[cut]])
+    copies = {nodes[cut]: above.placeholder("activation")}
+    for node in (*options, *nodes[cut + 1 :]):
+        copies[node] = above.node_copy(node, copies.__getitem__)
+    return fx.GraphModule(body, below), fx.GraphModule(body, above)

@@ -1,0 +1,215 @@
+"""What this machine gains from: precision, memory layout and compilation, timed once for a network and remembered."""
+
+import copy
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from pydantic import Field, TypeAdapter, ValidationError
+
+from defectcls.machine import device_name
+from defectcls.model.backbone import Backbone
+from defectcls.settings import TrainerSettings
+
+log = logging.getLogger(__name__)
+
+Precision = Literal["32", "bf16", "16"]
+GAIN = 1.05  # what is less than so many times as fast is within the noise of a few steps
+ROUNDS = 5  # at most, and as many as fit into
+ENOUGH_S = 3.0
+CPU_IMAGES = 4  # in a step that is timed; on a GPU the whole batch, since a small one times little but the launches
+# Seconds of a run that is worth trying the compiler for. On two cores it took 108 s for mobilenetv2 and gained 2 % of a
+# training step, for resnet18 nothing; on a GPU it takes less and may gain more.
+WORTH_COMPILING_S = {"cuda": 300.0, "cpu": 3600.0}
+
+
+class Compute(NamedTuple):
+    """How a network is computed: type of autocast (32: none), images as NHWC in memory, torch.compile."""
+
+    precision: Precision
+    channels_last: bool
+    compile: bool
+
+    def __str__(self) -> str:
+        layout, compiled = " channels_last" * self.channels_last, " compiled" * self.compile
+        return {"32": "float32", "bf16": "bf16", "16": "float16"}[self.precision] + layout + compiled
+
+
+class Timing(NamedTuple):
+    """Seconds of a training step, forward and backward, and of the compilation before the first."""
+
+    step: Annotated[float, Field(gt=0)]
+    compilation: Annotated[float, Field(ge=0)]
+
+
+FILE = "hardware.json"
+MEMORY = TypeAdapter(dict[str, dict[str, Timing]])
+
+
+def choose_compute(
+    trainer: TrainerSettings,
+    build: Callable[[], Backbone],
+    name: str,
+    image_size: int,
+    batch_size: int,
+    steps: int,
+    device: torch.device,
+    memory: Path,
+) -> Compute:
+    """What the settings fix, and of the rest the plainest that is as fast as the fastest, but for 5 %.
+
+    Compiled is what is faster even with the compilation. A few training steps of the backbone are timed, once
+    for a device, a number of threads, a torch version, a model and an image size: `memory`/hardware.json keeps them.
+
+    Args:
+        build: makes the backbone, trained or not, if it has to be timed.
+        name: of the model.
+        image_size: side in pixels.
+        steps: of the optimiser that the run expects.
+        memory: folder; what cannot be kept there is timed again.
+    """
+    precisions = _precisions(device) if trainer.precision == "auto" else [trainer.precision]
+    layouts = [False, True] if trainer.channels_last == "auto" else [trainer.channels_last]
+    candidates = [Compute(precision, layout, False) for precision in precisions for layout in layouts]
+    if len(candidates) == 1 and trainer.compile != "auto":
+        return candidates[0]._replace(compile=trainer.compile)
+
+    images = max(2, batch_size if device.type == "cuda" else min(batch_size, CPU_IMAGES))
+    shape = (images, 3, image_size, image_size)
+    where = f"{name} at {image_size} px on {device_name(device)}"
+    key = f"{where}, {images} images, torch {torch.__version__}"
+    known = _recall(memory).get(key, {})
+    before = dict(known)
+    times = _times(candidates, known, build, shape, device)
+    fastest = min((timing.step for timing in times.values()), default=0)
+    chosen = next((choice for choice in times if times[choice].step < GAIN * fastest), candidates[-1])
+    if trainer.compile == "auto" and chosen in times:
+        scaled = steps * batch_size / images
+        if scaled * times[chosen].step > WORTH_COMPILING_S.get(device.type, math.inf):
+            times |= _times([chosen, chosen._replace(compile=True)], known, build, shape, device)
+            chosen = chosen._replace(compile=_pays_back(chosen, times, scaled))
+    if known != before:
+        _remember(memory, key, known)
+        gains = [f"{times[one].step / times[chosen].step:.2f} x as fast as {one}" for one in times if one != chosen]
+        log.info("timed %s: chose %s, %s", where, chosen, "; ".join(gains))
+    return chosen if trainer.compile == "auto" else chosen._replace(compile=trainer.compile)
+
+
+def _pays_back(chosen: Compute, times: dict[Compute, Timing], steps: float) -> bool:
+    compiled = times.get(chosen._replace(compile=True))
+    if compiled is None or compiled.step * GAIN > times[chosen].step:
+        return False
+    return compiled.compilation < steps * (times[chosen].step - compiled.step)
+
+
+def allow_tf32(device: torch.device) -> None:
+    """On a GPU: what autocast leaves in float32 is multiplied with 10 bits, by the kernels that are fastest here."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """Computes in half precision what bears it."""
+    dtype = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}[precision]
+    return torch.autocast(device.type, dtype, enabled=precision != "32")
+
+
+def _precisions(device: torch.device) -> list[Precision]:
+    """What the device computes in, plainest first; what it only emulates is slow, even to try."""
+    if device.type == "cuda":
+        return ["32", "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "16"]
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    if device.type == "cpu" and any(getattr(torch.cpu, check, bool)() for check in checks):
+        return ["32", "bf16"]
+    return ["32"]
+
+
+def _times(
+    choices: list[Compute],
+    known: dict[str, Timing],
+    build: Callable[[], Backbone],
+    shape: tuple[int, ...],
+    device: torch.device,
+) -> dict[Compute, Timing]:
+    """Timings of the choices, those that can be computed; what is not known is timed and added to it."""
+    if any(str(choice) not in known for choice in choices):
+        timed = time_steps(build(), choices, shape, device)
+        known.update({str(choice): timing for choice, timing in timed.items()})
+    return {choice: known[str(choice)] for choice in choices if str(choice) in known}
+
+
+def time_steps(
+    backbone: Backbone, choices: list[Compute], shape: tuple[int, ...], device: torch.device
+) -> dict[Compute, Timing]:
+    """Training steps on images of a shape, timed in rounds of all choices; without those that cannot be computed.
+
+    The fastest round counts: what else runs on the machine can only slow a step.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        image = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+        networks = {
+            compiled: copy.deepcopy(backbone).to(device).requires_grad_()
+            for compiled in {choice.compile for choice in choices}
+        }
+        if True in networks:
+            networks[True].body.compile()
+        first: dict[Compute, float] = {}
+        for choice in choices:
+            try:
+                first[choice] = _step(networks[choice.compile], choice, image, sizes=choice.compile)
+            except Exception as error:  # out of memory, no kernel, or whatever a compiler trips over
+                log.info("%s cannot be timed: %s", choice, " ".join(str(error).split())[:200])
+        rounds: list[dict[Compute, float]] = []
+        start = time.perf_counter()
+        while not rounds or (len(rounds) < ROUNDS and time.perf_counter() - start < ENOUGH_S):
+            rounds.append({choice: _step(networks[choice.compile], choice, image) for choice in first})
+    if True in networks:
+        torch.compiler.reset()  # the run compiles for its own batches
+    steps = {choice: min(one[choice] for one in rounds) for choice in first}
+    return {choice: Timing(step, max(0.0, first[choice] - step)) for choice, step in steps.items()}
+
+
+def _step(network: Backbone, choice: Compute, image: torch.Tensor, sizes: bool = False) -> float:
+    """Seconds of a forward and a backward pass; `sizes`: and of evaluation with this and with another batch size."""
+    network.memory_format = torch.channels_last if choice.channels_last else torch.contiguous_format
+    network.body.to(memory_format=network.memory_format)
+    _synchronise(image.device)
+    start = time.perf_counter()
+    with autocast(choice.precision, image.device):
+        features = network.train()(image)
+    features.float().square().mean().backward()
+    network.zero_grad()
+    if sizes:
+        with torch.inference_mode(), autocast(choice.precision, image.device):
+            network.eval()(image)
+            network(image[1:])
+    _synchronise(image.device)
+    return time.perf_counter() - start
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _recall(memory: Path) -> dict[str, dict[str, Timing]]:
+    try:
+        return MEMORY.validate_json((memory / FILE).read_bytes())
+    except (OSError, ValidationError):  # none yet, or not ours
+        return {}
+
+
+def _remember(memory: Path, key: str, known: dict[str, Timing]) -> None:
+    unfinished = memory / f"{FILE}.{os.getpid()}.part"
+    try:
+        memory.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(MEMORY.dump_json({**_recall(memory), key: known}, indent=1))
+        unfinished.replace(memory / FILE)
+    except OSError as error:
+        log.info("not remembered: %s", error)
