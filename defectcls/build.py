@@ -21,7 +21,7 @@ from defectcls.model.augment import Augment
 from defectcls.model.backbone import Backbone
 from defectcls.model.classifier import LOG_EVERY, Classifier
 from defectcls.model.frozen import FrozenLayers, identity
-from defectcls.model.hardware import allow_tf32, choose_compute
+from defectcls.model.hardware import allow_tf32, choose_compute, keep_freed_memory
 from defectcls.model.losses import balanced_weights
 from defectcls.settings import LossSettings, TrainerSettings, TrainSettings
 
@@ -163,8 +163,11 @@ def build_trainer(
 ) -> L.Trainer:
     """Lightning's Trainer: it does not save or print by itself."""
     _quiet()
+    device = device_of(settings)
+    if device.type == "cpu":
+        keep_freed_memory()
     if settings.precision != "32":
-        allow_tf32(device_of(settings))
+        allow_tf32(device)
     stages = training.finetune.active_stages.values() if training else []
     epochs = [stage.epochs for stage in stages]
     strategy = settings.strategy

@@ -11,9 +11,12 @@ import torch
 
 from defectcls.benchmarking.turns import Stopwatch, Turn, Turns
 from defectcls.build import build_data, device_of, with_compute
+from defectcls.data.cache import open_images
 from defectcls.data.datamodule import Batch, DefectDataModule
+from defectcls.data.digests import digest_files
 from defectcls.data.images import decode_all
 from defectcls.data.listing import fetch, list_samples
+from defectcls.data.pixel_file import Files
 from defectcls.evaluation.metrics import compute_metrics
 from defectcls.loggers import build_logger
 from defectcls.model.record import Progress
@@ -130,19 +133,17 @@ def evaluate(turns: Turns, settings: BenchmarkSettings, folder: Path) -> None:
 
 
 def first_pass(turns: Turns, settings: BenchmarkSettings, folder: Path) -> None:
-    """List, decode and cache all images, as a run does that meets them for the first time.
-
-    Near twins are not searched: that takes another look at every file, and `decode` takes one.
-    """
-    together = [kind for kind in settings.dataset.split.together if kind != "near_identical"]
-    split = settings.dataset.split.model_copy(update={"together": together})
-    changed = with_dataset(settings, cache_dir=folder / "cache", split=split)
-    device = device_of(settings.trainer)
+    """Decode and cache all images, as a run does that meets them for the first time."""
+    fetch(settings.dataset)
+    root, names = settings.dataset.root, list_samples(settings.dataset)["path"].array
+    known = digest_files([f"{root}/{name}" for name in names])
+    files = Files(root, names, known, settings.image_size, settings.dataset.resize)
+    dataset, device = with_dataset(settings, cache_dir=folder / "cache").dataset, device_of(settings.trainer)
     stopwatch, turn = Stopwatch(device), None
     while turns.wait(turn):
         stopwatch.start()
-        data = build_data(changed, device=device)
-        turn = stopwatch.stop(len(data.samples))
+        images, _ = open_images(files, dataset, device)
+        turn = stopwatch.stop(len(images.files.names))
         shutil.rmtree(folder / "cache", ignore_errors=True)
 
 

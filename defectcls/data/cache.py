@@ -47,13 +47,15 @@ class Images:
         if self.pixels is not None:
             return torch.from_numpy(self.pixels.take(rows, axis=0))
         alone = get_worker_info() is None  # else there are as many processes as the user wants
-        images = (map_in_threads if alone else map)(self._decode, rows.tolist())
-        return torch.from_numpy(np.stack(list(images)))
+        images = list((map_in_threads if alone else map)(self._decode, rows.tolist()))
+        self.files.refuse_changed(rows.tolist())
+        return torch.from_numpy(np.stack(images))
 
     def _decode(self, row: int) -> np.ndarray:
         try:
             return self.files.decode(row)
         except UnreadableImageError as error:
+            self.files.refuse_changed([row])
             raise UnreadableImageError(
                 f"{self.files.path(row)} cannot be read: {error}; mend or delete it, or leave unreadable images out "
                 "with dataset.on_unreadable=skip"
@@ -77,17 +79,17 @@ def open_images(files: Files, settings: DatasetSettings, device: torch.device) -
             pixels, unreadable = kept
         elif place == "disk":
             place = "ram" if files.bytes <= free_memory() / 2 else "off"
-    if place == "device":
-        mapped, pixels = pixels, torch.empty((len(files.names), *files.shape), dtype=torch.uint8, device=device)
-        if mapped is None:
-            unreadable = decode_files(files, lambda row, image, _: pixels[row].copy_(torch.from_numpy(image)))
-        else:
-            for start in range(0, len(mapped), AT_ONCE):
-                some = torch.from_numpy(mapped[start : start + AT_ONCE].copy())
-                pixels[start : start + len(some)].copy_(some)
-    elif place == "ram":
-        pixels = np.empty((len(files.names), *files.shape), np.uint8)
-        unreadable = decode_files(files, lambda row, image, _: pixels.__setitem__(row, image))
+    if place == "device" and pixels is not None:
+        mapped, pixels = pixels, torch.empty(pixels.shape, dtype=torch.uint8, device=device)
+        for start in range(0, len(mapped), AT_ONCE):
+            some = torch.from_numpy(mapped[start : start + AT_ONCE].copy())
+            pixels[start : start + len(some)].copy_(some)
+    elif place in ("device", "ram"):
+        shape = (len(files.names), *files.shape)
+        pixels = torch.empty(shape, dtype=torch.uint8, device=device if place == "device" else CPU)
+        unreadable = decode_files(
+            files, lambda first, some: pixels[first : first + len(some)].copy_(torch.from_numpy(some))
+        )
     elif place == "off" and settings.on_unreadable == "skip":
         unreadable = decode_files(files, lambda *_: None)
     elif place == "off":
@@ -95,7 +97,9 @@ def open_images(files: Files, settings: DatasetSettings, device: torch.device) -
         reasons = decode_files(files.keep(np.array(closed, dtype=np.int64)), lambda *_: None)
         unreadable = {closed[number]: reason for number, reason in reasons.items()}
     readable = np.delete(np.arange(len(files.names)), list(unreadable))
-    return Images(files.keep(readable), place, None if pixels is None else pixels[: len(readable)]), unreadable
+    if pixels is not None and len(readable) < len(pixels):
+        pixels = pixels[torch.from_numpy(readable)]
+    return Images(files.keep(readable), place, pixels), unreadable
 
 
 def choose_place(files: Files, settings: DatasetSettings, device: torch.device) -> Place:

@@ -18,8 +18,9 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ from defectcls.data.threads import map_in_threads
 log = logging.getLogger(__name__)
 
 FOOTER = struct.Struct("<QI20s")  # bytes of JSON, sum of all that follows the pixels, and VERSION
+TOGETHER = 8  # images a task
 LANES = 1024  # bytes side by side in a checksum
 VERSION = b"defectcls pixels 1\n\n"  # raise it when `decode` comes to give other pixels
 
@@ -66,17 +68,21 @@ class Files(NamedTuple):
         return self._replace(names=self.names[rows], known=Digests(digests, self.known.stamps[rows]))
 
     def decode(self, row: int) -> np.ndarray:
-        """Pixels as they were when the file was digested, uint8 (3, size, size).
+        """Pixels uint8 (3, size, size).
 
         Raises:
             UnreadableImageError: see `defectcls.data.images.decode`.
-            UserError: the file has changed or gone since.
         """
-        digested = bool(self.known.digests[row])
-        try:
-            return decode(self.path(row), self.size, self.resize)
-        finally:
-            if digested:
+        return decode(self.path(row), self.size, self.resize)
+
+    def refuse_changed(self, rows: Iterable[int]) -> None:
+        """To be asked when they have been decoded: whether that was what was digested.
+
+        Raises:
+            UserError: a file has changed or gone since.
+        """
+        for row in rows:
+            if self.known.digests[row]:
                 refuse_changed(self.path(row), self.known.stamps[row])
 
 
@@ -87,37 +93,47 @@ class Decoded(NamedTuple):
     unreadable: dict[int, str]
 
 
-def decode_files(files: Files, take: Callable[[int, np.ndarray, int], object]) -> dict[int, str]:
-    """Decode all on all cores and hand each readable image over: its number among those, its pixels and their sum.
+def decode_files(files: Files, take: Callable[[int, np.ndarray], object]) -> dict[int, str]:
+    """Decode all on all cores, and there let `take` have the position of the first of some images, and their pixels.
+
+    A few at a time, since threads lose more by taking turns than by the work that is left to do here.
 
     Returns:
-        Why the others cannot be read, by position.
-    """
+        Why some cannot be read, by position; their pixels are all 0.
 
-    def attempt(row: int) -> tuple[np.ndarray, int] | str:
-        try:
-            pixels = files.decode(row)
-        except UnreadableImageError as error:
-            return str(error)
-        return pixels, checksum(pixels)
+    Raises:
+        UserError: a file has changed or gone since it was digested.
+    """
+    count = len(files.names)
+
+    def attempt(first: int) -> dict[int, str]:
+        unreadable = {}
+        pixels = np.zeros((min(TOGETHER, count - first), *files.shape), np.uint8)
+        for number in range(len(pixels)):
+            try:
+                pixels[number] = files.decode(first + number)
+            except UnreadableImageError as error:
+                unreadable[first + number] = str(error)
+        take(first, pixels)
+        return unreadable
 
     unreadable: dict[int, str] = {}
-    rows = range(len(files.names))
-    decoded = tqdm(map_in_threads(attempt, rows), "reading", len(rows), unit="img", disable=None, leave=False)
-    for row, found in enumerate(decoded):
-        if isinstance(found, str):
-            unreadable[row] = found
-        else:
-            take(row - len(unreadable), *found)
+    with tqdm(desc="reading", total=count, unit="img", disable=None, leave=False) as progress:
+        for found in map_in_threads(attempt, range(0, count, TOGETHER), together=1):
+            unreadable |= found
+            progress.update(TOGETHER)
+    files.refuse_changed(range(count))
     return unreadable
 
 
-def checksum(pixels: np.ndarray) -> int:
-    """32 bits that tell a changed byte or a lost block; a CRC of all pixels takes 4 % of a first pass."""
-    flat = pixels.reshape(-1)
-    whole = len(flat) // LANES * LANES
-    lanes = flat[:whole].view(np.uint64).reshape(-1, LANES // 8).sum(axis=0)  # modulo 2^64
-    return zlib.crc32(flat[whole:].data, zlib.crc32(lanes.data))
+def checksums(pixels: np.ndarray) -> np.ndarray:
+    """Of each image 32 bits that tell a changed byte or a lost block; a CRC of all pixels takes 4 % of a first pass."""
+    flat = pixels.reshape(len(pixels), -1)
+    whole = flat.shape[1] // LANES * LANES
+    lanes = flat[:, :whole].reshape(len(flat), -1, LANES).view(np.uint64).sum(axis=1)  # modulo 2^64
+    return np.array(
+        [zlib.crc32(rest, zlib.crc32(lane)) for lane, rest in zip(lanes, flat[:, whole:], strict=True)], "<u4"
+    )
 
 
 def pixel_path(folder: Path, files: Files) -> Path:
@@ -153,19 +169,30 @@ def open_pixels(folder: Path, files: Files, max_gb: float) -> Decoded | None:
 
 
 def _write(path: Path, files: Files) -> None:
-    """By plain writes in a row, which a full disk answers with an error; a killed job leaves the part behind."""
-    part, sums = path.with_suffix(".part"), []
+    """By plain writes, which a full disk answers with an error; a killed job leaves the part behind."""
+    part, sums = path.with_suffix(".part"), np.zeros(len(files.names), dtype="<u4")
+    length, writing = int(np.prod(files.shape)), Lock()
     try:
-        with part.open("wb") as file:
+        with part.open("w+b") as file:
             _reserve(file.fileno(), files.bytes)
 
-            def take(_: int, pixels: np.ndarray, checksum: int) -> None:
-                file.write(pixels.data)
-                sums.append(checksum)
+            def take(first: int, pixels: np.ndarray) -> None:
+                sums[first : first + len(pixels)] = checksums(pixels)
+                with writing:
+                    file.seek(first * length)
+                    file.write(pixels.data)
 
-            unreadable = json.dumps(decode_files(files, take)).encode()  # keys become text
-            tail = np.array(sums, dtype="<u4").tobytes() + unreadable
-            file.write(tail + FOOTER.pack(len(unreadable), zlib.crc32(tail), VERSION))
+            unreadable = decode_files(files, take)
+            readable = np.delete(np.arange(len(files.names)), list(unreadable))
+            for place, row in enumerate(readable.tolist() if unreadable else ()):  # closes the gaps
+                file.seek(row * length)
+                pixels = file.read(length)
+                file.seek(place * length)
+                file.write(pixels)
+            reasons = json.dumps(unreadable).encode()  # keys become text
+            tail = sums[readable].tobytes() + reasons
+            file.seek(len(readable) * length)
+            file.write(tail + FOOTER.pack(len(reasons), zlib.crc32(tail), VERSION))
             file.truncate()
         part.replace(path)  # not synchronised to the disk: what a power cut loses, the sums tell
     except BaseException:
@@ -202,15 +229,15 @@ def _read(path: Path, files: Files, checked: bool = True) -> Decoded:
         tail = file.read()[: -FOOTER.size]
     if rest or images < 0 or zlib.crc32(tail) != tail_sum:
         raise ValueError("its end is not what was written")
-    sums = np.frombuffer(tail[: 4 * images], dtype="<u4").tolist()
+    sums = np.frombuffer(tail[: 4 * images], dtype="<u4")
     unreadable = {int(row): reason for row, reason in json.loads(tail[4 * images :]).items()}
     if images + len(unreadable) != len(files.names):
         raise ValueError(f"it is of {images + len(unreadable)} images and not of {len(files.names)}")
     shape = (images, *files.shape)
     pixels = np.asarray(np.memmap(path, np.uint8, "r", 0, shape)) if images else np.zeros(shape, np.uint8)
     if checked:
-        found = map_in_threads(lambda row: checksum(pixels[row]), range(images), together=64)
-        if wrong := sum(one != other for one, other in zip(found, sums, strict=True)):
+        found = map_in_threads(lambda row: checksums(pixels[row : row + TOGETHER]), range(0, images, TOGETHER))
+        if wrong := int((np.concatenate([sums[:0], *found]) != sums).sum()):
             raise ValueError(f"{wrong} of {images} images are not what was written")
     with contextlib.suppress(OSError):  # of another user
         os.utime(path)  # used now
