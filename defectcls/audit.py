@@ -57,14 +57,15 @@ def doubted_labels(settings: "AuditSettings", inventory: "Inventory", folder: Pa
     from defectcls.model.wrong_labels import doubt_labels
 
     lenient = settings.model_copy(update={"dataset": settings.dataset.model_copy(update={"on_unreadable": "skip"})})
-    data = build_data(lenient, split=False)
-    resolved = with_compute(settings, data, device_of(settings.trainer))
+    device = device_of(settings.trainer)
+    data = build_data(lenient, split=False, device=device)
+    resolved = with_compute(settings, data, device)
     trainer = build_trainer(resolved.trainer, folder, None, [])
     layout = resolved.trainer.channels_last is True
     backbone = Backbone(settings.model.name, settings.model.pool, settings.image_size, layout)
     if settings.model.pretrained:
         backbone.load_pretrained(settings.model.weights)
-    device, autocast = trainer.strategy.root_device, trainer.precision_plugin.forward_context()
+    autocast = trainer.precision_plugin.forward_context()
     frozen = build_features(resolved, data, backbone.to(device))
     features, targets = extract_features(frozen, data.part_dataloader("test"), device, autocast)
     doubt = doubt_labels(features, targets, inventory.units, settings.audit.folds, settings.audit.c, settings.seed)

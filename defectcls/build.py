@@ -126,6 +126,8 @@ def device_of(settings: TrainerSettings) -> torch.device:
 
 def with_compute(settings: TrainSettings, data: DefectDataModule, device: torch.device) -> TrainSettings:
     """The settings with `auto` in precision, channels_last and compile replaced by what pays on this device."""
+    if device.type == "cpu":
+        keep_freed_memory()  # first, since it changes what is fast
     model, batches = settings.model, -(-len(data.part("train")) // settings.batch_size)
     steps = sum(stage.steps or (stage.epochs or 0) * batches for stage in settings.finetune.active_stages.values())
     compute = choose_compute(

@@ -238,10 +238,14 @@ class EvaluationRun(Run):
         except (ValidationError, TypeError, RuntimeError) as error:  # a key, an argument or a layer that is no more
             reason = explain(error) or str(error).splitlines()[0]
             raise UserError(f"{checkpoint} is of another version of defectcls: {reason}") from error
-        self.trained = trained.model_copy(update={"dataset": settings.dataset or trained.dataset})
+        own = trained.dataset
+        if own.cache == "device":  # of the machine that it was trained on
+            own = own.model_copy(update={"cache": "auto"})
+        self.trained = trained.model_copy(update={"dataset": settings.dataset or own})
         if self.part in ("train", "all") and self.trained.dataset.root.resolve() == trained.dataset.root.resolve():
             log.warning("these images are, or hold, the ones that the model learnt from: new ones it will judge worse")
-        data = build_data(self.trained, classifier.classes, split=self.part != "all")
+        device = device_of(self.trained.trainer)
+        data = build_data(self.trained, classifier.classes, split=self.part != "all", device=device)
         super().__init__(data, classifier, build_trainer(self.trained.trainer, folder, None, []))
         if settings.decision is not None:
             if "validation" not in about:

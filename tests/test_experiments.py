@@ -24,6 +24,32 @@ def test_tables_of_leaks_are_those_of_its_results() -> None:
     assert written in (leaks / "README.md").read_text(encoding="utf-8")
 
 
+def test_tables_of_precision_are_those_of_its_results() -> None:
+    study = CHECKOUT / "experiments" / "precision"
+    table = runpy.run_path(str(study / "collect.py"))["table"]
+    runs = pd.read_csv(study / "runs.csv", dtype={"precision": str})
+    written = table(runs, pd.read_csv(study / "differences.csv"))
+    assert written in (study / "README.md").read_text(encoding="utf-8")
+
+
+def test_bf16_costs_no_quality() -> None:
+    """The interval of the mean difference over three seeds contains zero, in accuracy and in AUROC."""
+    study = CHECKOUT / "experiments" / "precision"
+    mean_difference = runpy.run_path(str(study / "collect.py"))["mean_difference"]
+    differences = pd.read_csv(study / "differences.csv")
+    chosen = differences[differences["metric"].isin(["accuracy", "auroc"])].groupby(["dataset", "metric"])
+    assert chosen.size().tolist() == [3] * 6
+    for _, of_seeds in chosen:
+        _, low, high = mean_difference(of_seeds)
+        assert low <= 0 <= high
+
+
+def test_table_of_speed_is_the_one_its_results_give() -> None:
+    study = CHECKOUT / "experiments" / "speed"
+    table = runpy.run_path(str(study / "collect.py"))["table"]
+    assert table(pd.read_csv(study / "benchmarks.csv")) in (study / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("results", STUDIES, ids=lambda file: file.parent.name)
 def test_results_come_from_the_command_that_the_study_names(results: Path) -> None:
     text = results.with_name("README.md").read_text(encoding="utf-8")

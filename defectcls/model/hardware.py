@@ -16,6 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from defectcls.machine import device_name
 from defectcls.model.backbone import Backbone
+from defectcls.model.graph import Layers
 from defectcls.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Compute(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Seconds of a training step, forward and backward, and of the compilation before the first."""
+    """Seconds of a step, see `_step`, and of the compilation before the first."""
 
     step: Annotated[float, Field(gt=0)]
     compilation: Annotated[float, Field(ge=0)]
@@ -100,7 +101,7 @@ def choose_compute(
     if known != before:
         _remember(memory, key, known)
         gains = [f"{times[one].step / times[chosen].step:.2f} x as fast as {one}" for one in times if one != chosen]
-        log.info("timed %s: chose %s, %s", where, chosen, "; ".join(gains))
+        log.info("timed %s: %s", where, ", ".join([f"chose {chosen}", *gains]))
     return chosen if trainer.compile == "auto" else chosen._replace(compile=trainer.compile)
 
 
@@ -163,7 +164,7 @@ def _times(
 def time_steps(
     backbone: Backbone, choices: list[Compute], shape: tuple[int, ...], device: torch.device
 ) -> dict[Compute, Timing]:
-    """Training steps on images of a shape, timed in rounds of all choices; without those that cannot be computed.
+    """Steps on images of a shape, timed in rounds of all choices; without those that cannot be computed.
 
     The fastest round counts: what else runs on the machine can only slow a step.
     """
@@ -176,35 +177,42 @@ def time_steps(
         if True in networks:
             networks[True].body.compile()
         first: dict[Compute, float] = {}
+        evaluators: dict[Compute, Layers] = {}
         for choice in choices:
             try:
-                first[choice] = _step(networks[choice.compile], choice, image, sizes=choice.compile)
+                evaluators[choice] = _lay_out(networks[choice.compile], choice).for_evaluation()
+                first[choice] = _step(networks[choice.compile], evaluators[choice], choice, image)
             except Exception as error:  # out of memory, no kernel, or whatever a compiler trips over
                 log.info("%s cannot be timed: %s", choice, " ".join(str(error).split())[:200])
         rounds: list[dict[Compute, float]] = []
         start = time.perf_counter()
         while not rounds or (len(rounds) < ROUNDS and time.perf_counter() - start < ENOUGH_S):
-            rounds.append({choice: _step(networks[choice.compile], choice, image) for choice in first})
+            rounds.append(
+                {choice: _step(networks[choice.compile], evaluators[choice], choice, image) for choice in first}
+            )
     if True in networks:
         torch.compiler.reset()  # the run compiles for its own batches
     steps = {choice: min(one[choice] for one in rounds) for choice in first}
     return {choice: Timing(step, max(0.0, first[choice] - step)) for choice, step in steps.items()}
 
 
-def _step(network: Backbone, choice: Compute, image: torch.Tensor, sizes: bool = False) -> float:
-    """Seconds of a forward and a backward pass; `sizes`: and of evaluation with this and with another batch size."""
+def _lay_out(network: Backbone, choice: Compute) -> Backbone:
     network.memory_format = torch.channels_last if choice.channels_last else torch.contiguous_format
     network.body.to(memory_format=network.memory_format)
+    return network
+
+
+def _step(network: Backbone, evaluate: Layers, choice: Compute, image: torch.Tensor) -> float:
+    """Seconds of a training step and of an evaluation of the same images: a run does about as much of either."""
+    _lay_out(network, choice)
     _synchronise(image.device)
     start = time.perf_counter()
     with autocast(choice.precision, image.device):
         features = network.train()(image)
     features.float().square().mean().backward()
     network.zero_grad()
-    if sizes:
-        with torch.inference_mode(), autocast(choice.precision, image.device):
-            network.eval()(image)
-            network(image[1:])
+    with torch.inference_mode(), autocast(choice.precision, image.device):
+        evaluate(image)
     _synchronise(image.device)
     return time.perf_counter() - start
 

@@ -135,7 +135,7 @@ def test_what_was_timed_is_remembered_for_this_model_size_and_machine(
         first = choose(memory)
     (line,) = caplog.messages
     assert "net at 64 px" in line
-    assert "chose bf16 channels_last, 3.33 x as fast as float32;" in line
+    assert "chose bf16 channels_last, 3.33 x as fast as float32," in line
     caplog.clear()
     with caplog.at_level(logging.INFO):
         assert choose(memory) == first
