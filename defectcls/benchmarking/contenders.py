@@ -27,7 +27,8 @@ from defectcls.settings import BenchmarkSettings, StageSettings
 CPU = torch.device("cpu")
 WARM_UP = 1  # turns before those that count
 LEFT_OUT = "left out"  # a split that is no part
-INPUT_STEPS = 10  # times the batches of the others: without a network they are quick
+INPUT_STEPS = 10  # times the batches of training: without a network they are quick
+EVALUATION_STEPS = 4  # times the batches of training, where the part has so many: the end of an evaluation counts
 
 
 def step(turns: Turns, settings: BenchmarkSettings, folder: Path) -> None:
@@ -128,7 +129,7 @@ def forward(turns: Turns, settings: BenchmarkSettings, folder: Path) -> None:
 def evaluate(turns: Turns, settings: BenchmarkSettings, folder: Path) -> None:
     """Predictions of images by the Trainer, from the pixel cache to the table."""
     run = full_run(settings, folder)
-    run.trainer.limit_test_batches = steps_of(run.data, settings)
+    run.trainer.limit_test_batches = steps_of(run.data, settings, EVALUATION_STEPS)
     turns.play(run.trainer.strategy.root_device, lambda: len(run.predict("train")))
 
 
@@ -201,9 +202,9 @@ def with_dataset(settings: BenchmarkSettings, **changed: Any) -> BenchmarkSettin
     return settings.model_copy(update={"dataset": settings.dataset.model_copy(update=changed)})
 
 
-def steps_of(data: DefectDataModule, settings: BenchmarkSettings) -> int:
+def steps_of(data: DefectDataModule, settings: BenchmarkSettings, times: int = 1) -> int:
     """Batches of a turn: as many as asked for, or as the training part has."""
-    return min(settings.steps, max(1, len(data.part("train")) // settings.batch_size))
+    return min(times * settings.steps, max(1, len(data.part("train")) // settings.batch_size))
 
 
 def resident_batch(run: TrainingRun) -> Batch:

@@ -45,9 +45,9 @@ def folded(body: nn.Module) -> nn.Module:
         conv, norm = layers[str(source.target)], layers[str(node.target)]
         if isinstance(norm, nn.BatchNorm2d) and type(conv) is nn.Conv2d and norm.running_mean is not None:
             after = [layer for name in ("drop", "act") if (layer := getattr(norm, name, None)) is not None]  # of timm's
-            body.set_submodule(str(source.target), fuse_conv_bn_eval(conv, norm))
-            body.set_submodule(str(node.target), nn.Sequential(*after))
-            layers = dict(body.named_modules())
+            layers |= {str(source.target): fuse_conv_bn_eval(conv, norm), str(node.target): nn.Sequential(*after)}
+            for place in (str(source.target), str(node.target)):
+                body.set_submodule(place, layers[place])
     return fx.GraphModule(body, graph)
 
 
