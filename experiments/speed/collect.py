@@ -13,6 +13,7 @@ from defectcls.benchmarking.summary import WHAT, measured, number
 
 HERE = Path(__file__).parent
 ENDS = ("median", "low", "high")
+AUROC = "test AUROC"
 
 
 def rows(found: dict) -> list[dict]:
@@ -22,6 +23,8 @@ def rows(found: dict) -> list[dict]:
         if (result := measured(entry)) is not None:
             value, unit = result
             lines.append({"what": WHAT[name], **value._asdict(), "unit": unit, "peak_mib": entry.get("peak_mib")})
+        if (auroc := (entry["rounds"] or [{}])[0].get("auroc")) is not None:
+            lines.append({"what": WHAT[name], **dict.fromkeys(ENDS, auroc), "unit": AUROC})
     for key, ratio in found["ratios"].items():
         what = " / ".join(WHAT[name] for name in key.split("/"))
         lines.append({"what": what, **{end: ratio[end] for end in ENDS}, "unit": "times"})
@@ -37,17 +40,17 @@ def rows(found: dict) -> list[dict]:
 def table(results: pd.DataFrame) -> str:
     """Medians, with the least and the most: a column a run, a row a number."""
     runs = results.groupby(["dataset", "model"], sort=False)
-    columns = {f"{dataset}, {model.split('.')[0]}": run.set_index("what") for (dataset, model), run in runs}
+    columns = {f"{dataset}, {model.split('.')[0]}": run.set_index(["what", "unit"]) for (dataset, model), run in runs}
     lines = [f"| | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]
-    for what, unit in results[["what", "unit"]].drop_duplicates("what").itertuples(index=False):
-        cells = [cell(run.loc[what]) if what in run.index else "–" for run in columns.values()]
+    for what, unit in results[["what", "unit"]].drop_duplicates().itertuples(index=False):
+        cells = [cell(run.loc[what, unit], unit) if (what, unit) in run.index else "–" for run in columns.values()]
         lines.append(f"| {what}{'' if unit == 'times' else f', {unit}'} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def cell(row: pd.Series) -> str:
+def cell(row: pd.Series, unit: str) -> str:
     if row["low"] == row["high"]:
-        return number(row["median"])
+        return f"{row['median']:.4f}" if unit == AUROC else number(row["median"])
     return f"{number(row['median'])} ({number(row['low'])} to {number(row['high'])})"
 
 
