@@ -113,7 +113,7 @@ class _Watch(L.Callback):
 def forward(turns: Turns, settings: BenchmarkSettings, folder: Path) -> None:
     """The ceiling of an evaluation: logits of one batch that stays on the device."""
     run = full_run(settings, folder)
-    batch, steps = resident_batch(run)["image"], steps_of(run.data, settings)
+    batch, steps = resident_batch(run)["image"], steps_of(run.data, settings, EVALUATION_STEPS)
 
     @torch.inference_mode()
     def work() -> int:
