@@ -59,7 +59,17 @@ def benchmark(config: dict[str, Any], folder: Path) -> int:
 
 
 def contenders(settings: "BenchmarkSettings") -> dict[str, dict[str, "Contender"]]:
-    """What takes turns with what, by section and name."""
+    """What takes turns with what, by section and name.
+
+    Raises:
+        UserError: another tool that is asked for is not installed.
+    """
+    from importlib.util import find_spec
+
+    from defectcls.errors import UserError
+
+    if "ultralytics" in settings.against and find_spec("ultralytics") is None:
+        raise UserError("ultralytics is not installed: pip install ultralytics, or leave against=[plain]")
     from defectcls.benchmarking import contenders as own
     from defectcls.benchmarking import others, plain, start
 

@@ -139,7 +139,10 @@ def first_pass(turns: Turns, settings: BenchmarkSettings, folder: Path) -> None:
     root, names = settings.dataset.root, list_samples(settings.dataset)["path"].array
     known = digest_files([f"{root}/{name}" for name in names])
     files = Files(root, names, known, settings.image_size, settings.dataset.resize)
-    dataset, device = with_dataset(settings, cache_dir=folder / "cache").dataset, device_of(settings.trainer)
+    dataset, device = (
+        with_dataset(settings, cache_dir=folder / "cache", cache="auto").dataset,
+        device_of(settings.trainer),
+    )
     stopwatch, turn = Stopwatch(device), None
     while turns.wait(turn):
         stopwatch.start()

@@ -1,21 +1,17 @@
 """Other tools on the same images, where they are installed; never a dependency."""
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from defectcls.benchmarking.contenders import WARM_UP, steps_of, with_dataset
 from defectcls.benchmarking.turns import Stopwatch, Turns
 from defectcls.build import build_data, device_of
-from defectcls.errors import UserError
 from defectcls.settings import BenchmarkSettings
 
 
 def ultralytics(turns: Turns, settings: BenchmarkSettings, folder: Path) -> None:
     """YOLO's classification training from random weights, as it comes but for image size, batch and epochs."""
-    if find_spec("ultralytics") is None:
-        raise UserError("ultralytics is not installed: pip install ultralytics, or take it out of `against`")
     from ultralytics import YOLO
 
     data, device = build_data(with_dataset(settings, cache="off")), device_of(settings.trainer)

@@ -34,7 +34,7 @@ class Images:
 
     def __str__(self) -> str:
         count, size, gigabytes = len(self.files.names), self.files.size, self.files.bytes / 1e9
-        return f"{count} images of {size} px, {gigabytes:.2f} GB: dataset.cache={self.place}"
+        return f"{count} images of {size} px, {gigabytes:.2g} GB: dataset.cache={self.place}"
 
     def __getitem__(self, rows: np.ndarray) -> torch.Tensor:
         """uint8 (rows, 3, size, size), on the device where they are kept there.
@@ -109,7 +109,7 @@ def choose_place(files: Files, settings: DatasetSettings, device: torch.device) 
         raise UserError("dataset.cache=device, but there is no GPU: use dataset.cache=auto")
     if settings.cache == "disk" and files.bytes > limit:
         raise UserError(
-            f"dataset.cache=disk needs {files.bytes / 1e9:.1f} GB, more than dataset.cache_max_gb="
+            f"dataset.cache=disk needs {files.bytes / 1e9:.2g} GB, more than dataset.cache_max_gb="
             f"{settings.cache_max_gb:g}: allow more, or use dataset.cache=auto"
         )
     if settings.cache == "ram" and files.bytes > free_memory():
