@@ -66,6 +66,7 @@ def settings(tiny: list[str]) -> BenchmarkSettings:
     return parse(BenchmarkSettings, composed(*tiny, "batch_size=8", "plain.workers=1", verb="benchmark"))
 
 
+@pytest.mark.slow
 def test_contenders_take_turns_and_failures_are_told(settings: BenchmarkSettings, tmp_path: Path) -> None:
     rivals = {"one": steady, "mistaken": mistaken, "killed": killed, "other": steady}
     played = take_turns(rivals, settings, tmp_path, rounds=3, warm_up=1)

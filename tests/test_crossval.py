@@ -84,6 +84,7 @@ def test_repeats_are_compared_apart(validated: Path, tmp_path: Path) -> None:
     assert found["accuracy"]["difference"] == pytest.approx(right - 1)
 
 
+@pytest.mark.slow
 def test_resumed_where_it_stopped(validated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = table(validated)
     (validated / "repeat_1/fold_1/metrics.json").unlink()

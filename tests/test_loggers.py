@@ -246,6 +246,7 @@ def test_missing_package_names_the_extra(
     )
 
 
+@pytest.mark.slow
 def test_nobody_is_logged_in_and_nothing_asks(tiny: list[str], tmp_path: Path) -> None:
     """Nothing is on stdin, no key is anywhere: the run goes offline by itself."""
     home = {name: str(tmp_path / "home") for name in ("HOME", "NETRC", "WANDB_CONFIG_DIR", "XDG_CONFIG_HOME")}

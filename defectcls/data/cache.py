@@ -33,8 +33,8 @@ class Images:
         self.files, self.place, self.pixels = files, place, pixels
 
     def __str__(self) -> str:
-        count, size, gigabytes = len(self.files.names), self.files.size, self.files.bytes / 1e9
-        return f"{count} images of {size} px, {gigabytes:.2g} GB: dataset.cache={self.place}"
+        count, size, megabytes = len(self.files.names), self.files.size, self.files.bytes / 1e6
+        return f"{count} images of {size} px, {megabytes:,.1f} MB: dataset.cache={self.place}"
 
     def __getitem__(self, rows: np.ndarray) -> torch.Tensor:
         """uint8 (rows, 3, size, size), on the device where they are kept there.

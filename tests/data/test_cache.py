@@ -75,7 +75,7 @@ def test_what_is_on_the_disk_needs_no_more_room(root: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize(("asked", "place"), [("auto", "disk"), ("ram", "ram"), ("off", "off")])
 def test_the_choice_is_told(root: Path, asked: str, place: str) -> None:
-    assert str(images_of(root, asked)[0]) == f"12 images of 8 px, 0.00 GB: dataset.cache={place}"
+    assert str(images_of(root, asked)[0]) == f"12 images of 8 px, 0.0 MB: dataset.cache={place}"
 
 
 @pytest.mark.parametrize(

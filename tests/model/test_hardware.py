@@ -322,6 +322,7 @@ def test_tf32_is_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
+@pytest.mark.slow
 def test_freed_memory_is_kept_for_the_next_step() -> None:
     """Blocks of 64 MB, taken and freed again and again: their pages are asked of the system once."""
     code = """
