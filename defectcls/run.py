@@ -128,7 +128,7 @@ class TrainingRun(Run):
             self.settings = with_compute(settings, data, device)
         chosen = self.settings.trainer.model_dump(mode="json")
         told = {key: chosen[key] if value == "auto" else value for key, value in config["trainer"].items()}
-        self.config = config | {"trainer": told | {"accelerator": config["trainer"]["accelerator"]}}
+        self.config = config | {"trainer": told}
         self.folder, self.logger = folder, logger
         about = {"config": json.loads(json.dumps(self.config, default=str))}
         self.record = Record(folder, about, settings.batch_size)

@@ -16,6 +16,7 @@ from defectcls.build import build_data, device_of
 from defectcls.evaluation.metrics import compute_metrics
 from defectcls.evaluation.predictions import predictions_table
 from defectcls.model.backbone import Backbone
+from defectcls.model.losses import balanced_weights
 from defectcls.settings import AugmentSettings, BenchmarkSettings
 
 FULL_RATE, HEAD_RATE = 1e-4, 1e-3  # Adam's learning rates, as the tutorials have them
@@ -86,9 +87,9 @@ class PlainRecipe:
         self.loss = nn.CrossEntropyLoss(self.class_weights().to(self.device))
 
     def class_weights(self) -> torch.Tensor:
-        """images / (classes x images of the class), float32 (classes,)."""
+        """Balanced, float32 (classes,)."""
         counts = np.bincount(self.data.targets[self.data.part("train")], minlength=len(self.data.classes))
-        return torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32)
+        return torch.tensor(balanced_weights(counts.tolist()))
 
     def loader(self, part: str, images: int | None = None) -> DataLoader:
         """The training part in random order and augmented, `images` of it an epoch; another part as it is."""

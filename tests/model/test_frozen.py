@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from defectcls.data.datamodule import Batch
 from defectcls.data.store import Store
-from defectcls.model import frozen
 from defectcls.model.augment import Augment
 from defectcls.model.classifier import Classifier
 from defectcls.model.frozen import FrozenLayers, extract_features, identity
@@ -45,7 +45,7 @@ def layers(backbone: Any, store: Store | None = None, **changed: Any) -> FrozenL
 
 
 def batch(*rows: int) -> Batch:
-    pixels = torch.from_numpy(frozen.np.random.default_rng(0).integers(0, 256, (IMAGES, 3, 4, 4)).astype("uint8"))
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (IMAGES, 3, 4, 4)).astype("uint8"))
     index = torch.tensor(rows)
     return {"image": pixels[index], "target": index % 2, "index": index}
 
