@@ -29,6 +29,7 @@ from defectcls.evaluation.pictures import (
 from defectcls.evaluation.predictions import PROBABILITY, write_predictions
 from defectcls.evaluation.report import render_report
 from defectcls.evaluation.wording import caveats, decision_words, judged_split, verdict
+from defectcls.files import written_whole
 from defectcls.machine import device_name
 
 PACKAGES = ("defectcls", "torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-core", "scikit-learn")
@@ -42,9 +43,8 @@ def write_results(folder: Path, metrics: dict[str, Any], predictions: pd.DataFra
     for name, content in pictures.items():
         (folder / f"{name}.png").write_bytes(content)
     (folder / "report.html").write_text(render_report(metrics, pictures), encoding="utf-8")
-    unfinished = folder / "metrics.json.part"
-    unfinished.write_text(json.dumps(metrics, indent=2), encoding="utf-8")
-    unfinished.replace(folder / "metrics.json")
+    with written_whole(folder / "metrics.json") as unfinished:
+        unfinished.write_text(json.dumps(metrics, indent=2), encoding="utf-8")
 
 
 def draw(

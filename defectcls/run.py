@@ -18,22 +18,23 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from pydantic import ValidationError
 from scipy.special import softmax
 
 from defectcls.build import build_classifier, build_data, build_features, build_trainer, device_of, with_compute
-from defectcls.config import job_command, parse
+from defectcls.config import job_command
 from defectcls.data.datamodule import DefectDataModule
-from defectcls.errors import UserError, explain
+from defectcls.errors import UserError
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision
 from defectcls.evaluation.judge import judge
 from defectcls.evaluation.localisation import mask_sizes
 from defectcls.evaluation.metrics import compute_metrics
 from defectcls.evaluation.predictions import PROBABILITY, predictions_table
-from defectcls.model.classifier import Classifier, load_classifier
+from defectcls.files import written_whole
+from defectcls.model.classifier import Classifier
 from defectcls.model.frozen import extract_features
 from defectcls.model.probe import fit_probe
-from defectcls.model.record import BEST, CRITERION, LAST, Progress, Record, collapse, stage_summary, written_whole
+from defectcls.model.record import CRITERION, LAST, Progress, Record, collapse, stage_summary
+from defectcls.predictor import load_trained
 from defectcls.results import provenance
 from defectcls.settings import EvaluateSettings, TrainerSettings, TrainSettings
 
@@ -229,15 +230,7 @@ class EvaluationRun(Run):
     def __init__(self, settings: EvaluateSettings, folder: Path) -> None:
         assert settings.checkpoint is not None
         self.part = settings.part or ("test" if settings.dataset is None else "all")
-        checkpoint = checkpoint_file(settings.checkpoint)
-        # Where it ran is not to be repeated, how it computed is.
-        place = {"accelerator": "auto", "devices": 1, "strategy": "auto"}
-        try:
-            classifier, about = load_classifier(checkpoint)
-            trained = parse(TrainSettings, about["config"] | {"trainer": about["config"]["trainer"] | place})
-        except (ValidationError, TypeError, RuntimeError) as error:  # a key, an argument or a layer that is no more
-            reason = explain(error) or str(error).splitlines()[0]
-            raise UserError(f"{checkpoint} is of another version of defectcls: {reason}") from error
+        checkpoint, classifier, trained, about = load_trained(settings.checkpoint)
         own = trained.dataset
         if own.cache == "device":  # of the machine that it was trained on
             own = own.model_copy(update={"cache": "auto"})
@@ -277,19 +270,3 @@ def keep_decision(content: dict[str, Any], decision: Decision, path: Path) -> No
     content["defectcls"]["decision"] = decision.plain()
     with written_whole(path) as unfinished:
         torch.save(content, unfinished)
-
-
-def checkpoint_file(path: Path) -> Path:
-    """The file itself, or the best checkpoint of a run folder.
-
-    Raises:
-        UserError: neither is there.
-    """
-    if path.is_file():
-        return path
-    best = path / BEST
-    if not path.is_dir():
-        raise UserError(f"checkpoint={path} does not exist: give a run folder or a .ckpt file")
-    if not best.is_file():
-        raise UserError(f"the folder {path} holds no checkpoint: {BEST} is missing")
-    return best

@@ -246,6 +246,30 @@ class EvaluateSettings(Settings):
         return self
 
 
+class PredictSettings(Settings):
+    checkpoint: Path
+    input: Annotated[str, BeforeValidator(str)]  # the command line gives a folder called 2024 as a number
+    root: Path | None
+    output: Path | None
+    overwrite: bool
+    batch_size: PositiveInt
+    gallery: Annotated[int, Field(ge=0)]
+    heat_maps: bool
+    watch: bool
+    watch_seconds: Positive
+    device: Literal["auto", "cpu", "gpu"]
+
+    @model_validator(mode="after")
+    def _go_together(self) -> "PredictSettings":
+        if self.heat_maps and not self.gallery:
+            raise ValueError("heat_maps=true shows them in the gallery: gallery=200, not 0")
+        if self.watch and (self.output is None or self.output.suffix.lower() not in (".csv", ".jsonl")):
+            raise ValueError("watch=true needs output=<file>.csv or .jsonl, which remembers what has been predicted")
+        if self.watch and not Path(self.input).is_dir():
+            raise ValueError(f"watch=true needs a folder, and input={self.input} is none")
+        return self
+
+
 class CompareSettings(Settings):
     runs: list[Path]
     metrics: list[Literal["recall", "overkill_rate", "precision", "f1", "accuracy", "auroc", "average_precision"]]

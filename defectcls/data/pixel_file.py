@@ -18,19 +18,19 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from defectcls.data.digests import Digests, refuse_changed
 from defectcls.data.images import Resize, UnreadableImageError, decode
 from defectcls.data.threads import map_in_threads
+from defectcls.files import locked
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ def open_pixels(folder: Path, files: Files, max_gb: float) -> Decoded | None:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError, ValueError):
             return _read(path, files)
-        with _locked(folder / "lock"):
+        with locked(folder / "lock", f"another job decodes images into {folder}"):
             try:
                 return _read(path, files)  # of the job that held the lock
             except FileNotFoundError:
@@ -255,17 +255,3 @@ def _make_room(folder: Path, path: Path, needed: int, max_gb: float) -> None:
             break
         taken -= file.stat().st_size
         file.unlink()  # a job that has it mapped keeps it until it ends
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("another job decodes images into %s: waiting for it", path.parent)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()

@@ -13,11 +13,14 @@ Result = TypeVar("Result")
 AHEAD = 256  # results in memory while their reader is busy
 
 
-def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], together: int = 8) -> Iterator[Result]:
-    """`function` of each item in order, at most AHEAD before the reader; an exception reaches the reader.
+def map_in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], together: int = 8, ahead: int = AHEAD
+) -> Iterator[Result]:
+    """`function` of each item in order; an exception reaches the reader.
 
     Args:
         together: items a task, since handing over one costs some 30 us.
+        ahead: results that are in memory before the reader asks for them, at most.
     """
     remaining = iter(items)
 
@@ -32,7 +35,7 @@ def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], to
     begun: deque[Future[list[Result]]] = deque()
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        begin(max(1, AHEAD // together))
+        begin(max(1, ahead // together))
         while begun:
             yield from begun.popleft().result()
             begin(1)

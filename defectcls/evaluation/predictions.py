@@ -18,6 +18,7 @@ import pandas as pd
 
 from defectcls.data.samples import DEFECTIVE, OPTIONAL_COLUMNS, SOUND
 from defectcls.errors import UserError
+from defectcls.files import written_whole
 
 PROBABILITY = "p_"
 ACCEPT, REVIEW, REJECT = "accept", "review", "reject"
@@ -78,13 +79,9 @@ def classes_of_table(predictions: pd.DataFrame) -> tuple[list[str], list[bool]]:
 
 def write_predictions(predictions: pd.DataFrame, path: Path) -> None:
     """Write CSV from which `read_predictions` restores every bit; a reader never meets half a file."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
+    with written_whole(path) as unfinished:
         # text in quotes: else a carriage return within a name would end the line
-        predictions.to_csv(temporary, index=False, quoting=csv.QUOTE_NONNUMERIC)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        predictions.to_csv(unfinished, index=False, quoting=csv.QUOTE_NONNUMERIC)
 
 
 def read_predictions(path: Path) -> pd.DataFrame:

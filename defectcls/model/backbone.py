@@ -70,22 +70,9 @@ class Backbone(nn.Module):
         return (image.contiguous(memory_format=self.memory_format) - self.mean) / self.std
 
     def for_evaluation(self) -> Layers:
-        """The same function as `forward` for the weights of now, faster, and on a CPU with the same bits in any batch.
-
-        Kernels, and with them the rounding, depend on the number of images: on a CPU it is always PIECE.
-        """
+        """The same function as `forward` for the weights of now, faster; on a CPU with the same bits in any batch."""
         body = folded(self.body).to(memory_format=self.memory_format)
-
-        def of_piece(image: torch.Tensor) -> torch.Tensor:
-            filled = F.pad(image, (0, 0) * 3 + (0, PIECE - len(image)))
-            return body(self._normalise(filled))[: len(image)]
-
-        def features(image: torch.Tensor) -> torch.Tensor:
-            if image.device.type != "cpu":
-                return body(self._normalise(image))
-            return torch.cat([of_piece(piece) for piece in image.split(PIECE)])
-
-        return features
+        return lambda image: in_pieces(lambda piece: body(self._normalise(piece)), image)
 
     def split(self) -> tuple[Layers, Layers] | None:
         """The frozen layers, pixels -> activations, and the others, -> features; None where it cannot be cut."""
@@ -130,6 +117,21 @@ class Backbone(nn.Module):
                 "give model.weights=<file or folder> (or DEFECTCLS_WEIGHTS=<folder>), or model.pretrained=false"
             ) from error
         self.body.load_state_dict(pretrained.state_dict())
+
+
+def in_pieces(layers: Layers, batch: torch.Tensor) -> torch.Tensor:
+    """`layers` of a batch, on a CPU with the same bits for an image in any batch.
+
+    Kernels, and with them the rounding, depend on the number of images: on a CPU it is always PIECE.
+    """
+    if batch.device.type != "cpu":
+        return layers(batch)
+
+    def of_piece(piece: torch.Tensor) -> torch.Tensor:
+        filled = F.pad(piece, (0, 0) * (piece.ndim - 1) + (0, PIECE - len(piece)))
+        return layers(filled)[: len(piece)]
+
+    return torch.cat([of_piece(piece) for piece in batch.split(PIECE)])
 
 
 def _pretrained_config(name: str) -> timm.models.PretrainedCfg:

@@ -5,7 +5,6 @@ import copy
 import ctypes
 import logging
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
+from defectcls.files import locked, written_whole
 from defectcls.machine import device_name
 from defectcls.model.backbone import Backbone
 from defectcls.model.graph import Layers
@@ -230,10 +230,9 @@ def _recall(memory: Path) -> dict[str, dict[str, Timing]]:
 
 
 def _remember(memory: Path, key: str, known: dict[str, Timing]) -> None:
-    unfinished = memory / f"{FILE}.{os.getpid()}.part"
     try:
         memory.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(MEMORY.dump_json({**_recall(memory), key: known}, indent=1))
-        unfinished.replace(memory / FILE)
-    except OSError as error:
+        with locked(memory / "hardware.lock", f"another job writes to {memory}"), written_whole(memory / FILE) as part:
+            part.write_bytes(MEMORY.dump_json({**_recall(memory), key: known}, indent=1))
+    except (OSError, NotImplementedError) as error:  # not writable; a file system that knows no locks
         log.info("not remembered: %s", error)

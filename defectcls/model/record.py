@@ -3,8 +3,6 @@
 import logging
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pandas as pd
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+from defectcls.files import written_whole
 from defectcls.model.classifier import Classifier
 from defectcls.model.stages import stage_at
 
@@ -109,23 +108,6 @@ class Record(L.Callback):
     def _write_history(self, trainer: L.Trainer) -> None:
         if trainer.is_global_zero:
             self.table().to_csv(self.folder / "metrics.csv", index=False)
-
-
-@contextmanager
-def written_whole(path: Path, leads: bool = True) -> Iterator[Path]:
-    """Where to write what shall stand at `path`: a kill or a full disk leaves the file before it whole.
-
-    Args:
-        leads: of several processes, the one that puts the file in place.
-    """
-    unfinished = path.with_suffix(".part")
-    try:
-        yield unfinished
-        if leads:
-            unfinished.replace(path)
-    finally:
-        if leads:
-            unfinished.unlink(missing_ok=True)
 
 
 class Progress(TQDMProgressBar):

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, JpegImagePlugin
 from defectcls.data import images
 from defectcls.data.images import UnreadableImageError, decode, decode_all
 from defectcls.data.threads import AHEAD
+from defectcls.errors import UserError
 
 SIDE = 24
 
@@ -350,6 +351,69 @@ def test_a_decompression_bomb_is_unreadable_in_every_thread(tmp_path: Path, monk
         sys.setswitchinterval(before)
     assert all(isinstance(image, np.ndarray) for image in found[::2])
     assert all("decompression bomb" in str(error) for error in found[1::2])
+
+
+# --- in memory --------------------------------------------------------------------------------------------------------
+
+
+def in_memory(kind: str) -> Image.Image:
+    """An image of an odd size, of each mode that a PNG file can hold."""
+    rgb, other = pixels(45, 70), pixels(45, 70, seed=1)
+    if kind == "16 bit":
+        return Image.fromarray(rgb[..., 0].astype(np.uint16) * 257 + other[..., 0])
+    if kind == "RGBA":
+        return Image.fromarray(np.concatenate([rgb, other[..., :1]], 2))
+    if kind == "transparent":
+        image = Image.fromarray(rgb)
+        image.info["transparency"] = tuple(rgb[0, 0].tolist())
+        return image
+    return Image.fromarray(rgb).convert(kind)
+
+
+@pytest.mark.parametrize("kind", ["RGB", "L", "P", "1", "LA", "RGBA", "16 bit", "transparent"])
+@pytest.mark.parametrize("resize", ["squash", "pad"])
+def test_an_image_in_memory_is_what_its_png_is(tmp_path: Path, kind: str, resize: Any) -> None:
+    image = in_memory(kind)
+    options = {"transparency": image.info["transparency"]} if kind == "transparent" else {}
+    path = saved(tmp_path, image, **options)
+    assert (decode(image, SIDE, resize) == decode(path, SIDE, resize)).all()
+    with Image.open(path) as opened:
+        assert (decode(opened, SIDE, resize) == decode(path, SIDE, resize)).all()
+
+
+@pytest.mark.parametrize("resize", ["squash", "pad"])
+def test_an_array_is_what_its_png_is(tmp_path: Path, resize: Any) -> None:
+    whole = pixels(90, 140)
+    for array in (whole, whole[..., 0], whole[::2, ::-1], np.broadcast_to(whole[0], (50, 140, 3))):
+        path = saved(tmp_path, Image.fromarray(array))
+        kept = array.copy()
+        assert (decode(array, SIDE, resize) == decode(path, SIDE, resize)).all()
+        assert (array == kept).all()
+
+
+def test_an_image_in_memory_is_turned_upright(tmp_path: Path) -> None:
+    with Image.open(saved(tmp_path, Image.fromarray(pixels()), **turned())) as image:
+        assert (as_image(decode(image, SIDE, "squash")) == UPRIGHT[6](pixels())).all()
+
+
+def test_a_broken_image_that_was_opened_is_unreadable(tmp_path: Path) -> None:
+    with Image.open(broken_files(tmp_path)["truncated.jpg"]) as image, pytest.raises(UnreadableImageError):
+        decode(image, SIDE, "squash")
+
+
+@pytest.mark.parametrize(
+    ("photo", "said"),
+    [
+        (np.zeros((3, 8, 8), np.uint8), r"an array uint8 \(3, 8, 8\) is no photo: give uint8 \(height, width, 3\)"),
+        (np.zeros((8, 8, 3)), "an array float64"),
+        (np.zeros((0, 8, 3), np.uint8), "is no photo"),
+        (None, "None is no photo: give a path"),
+    ],
+)
+def test_what_is_no_photo_is_a_mistake_and_not_unreadable(photo: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        decode(photo, SIDE, "squash")
+    assert not isinstance(caught.value, UnreadableImageError)
 
 
 # --- many -------------------------------------------------------------------------------------------------------------

@@ -102,6 +102,22 @@ def test_a_head_standardises_by_hand() -> None:
     assert head(torch.tensor([[2.0, 6.0]])).tolist() == [[2 + 10, 1 - 10]]
 
 
+@pytest.mark.parametrize(("features", "classes"), [(96, 2), (2048, 2), (2048, 12)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_logits_of_an_image_do_not_depend_on_its_batch(features: int, classes: int, threads: int) -> None:
+    """A matrix product alone has other bits for one row than for many."""
+    torch.manual_seed(0)
+    head, batch, before = Head(features, classes, 0.5).eval(), torch.randn(40, features), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    whole = head(batch)
+    for size in (1, 7, 16, 33):
+        assert torch.equal(torch.cat([head(some) for some in batch.split(size)]), whole)
+    order = torch.randperm(40)
+    assert torch.equal(head(batch[order]), whole[order])
+    torch.set_num_threads(before)
+    torch.testing.assert_close(whole, nn.functional.linear(batch, *head.linear.parameters()))
+
+
 def test_logits_are_float32_under_bf16_autocast() -> None:
     """bf16 has eight bits: close scores would tie, and a threshold could not part them."""
     model = classifier().eval()

@@ -1,0 +1,72 @@
+"""What a person gives to be predicted: one photo, a folder, a pattern, or a table of paths."""
+
+import glob
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from defectcls.data.samples import IMAGE_SUFFIXES, images_in
+from defectcls.data.table import read_table, refuse
+from defectcls.errors import UserError
+
+TABLES = (".csv", ".parquet")
+
+
+class Photos(NamedTuple):
+    """Files by name, relative to a folder, with forward slashes; a name may also be absolute."""
+
+    root: Path
+    names: list[str]
+
+
+def list_inputs(given: str, root: Path | None) -> Photos:
+    """The photos that `given` stands for; whether they can be read is not looked at.
+
+    Args:
+        given: a folder, whose images at any depth are taken; a photo; a pattern such as `photos/**/*.png`; or a .csv or
+            .parquet table with a column `path`.
+        root: folder that the paths of a table are relative to; None: where the table lies.
+
+    Raises:
+        UserError: nothing is there, no images, or a table without paths.
+    """
+    path = Path(given)
+    is_table = path.suffix.lower() in TABLES and path.is_file()
+    if root is not None and not is_table:
+        raise UserError(f"root={root} is of the paths in a table, and input={given} is none: leave root out")
+    if is_table:
+        return Photos(path.parent if root is None else root, _paths_in(path))
+    if path.is_dir():
+        return Photos(path, _images_in(path))
+    if path.is_file():
+        return Photos(path.parent, [path.name])
+    if not glob.has_magic(given):
+        raise UserError(
+            f"input={given} does not exist: give a photo, a folder, a pattern such as photos/*.png, or a CSV"
+        )
+    found = sorted(match for match in glob.iglob(given, recursive=True) if os.path.isfile(match))  # noqa: PTH113, PTH207
+    if not found:
+        raise UserError(f"input={given} matches no file: ** stands for any folders, * for any part of a name")
+    return Photos(Path(), [match.replace(os.sep, "/") for match in found])
+
+
+def _images_in(folder: Path) -> list[str]:
+    names = images_in(folder, "")
+    if not names:
+        with os.scandir(folder) as entries:
+            empty = next(entries, None) is None
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(
+            f"the folder {folder} is empty"
+            if empty
+            else f"the folder {folder} holds no image: {suffixes} count as such"
+        )
+    return names
+
+
+def _paths_in(table: Path) -> list[str]:
+    rows = read_table(table)
+    if "path" not in rows:
+        raise UserError(f"{table} has no column 'path': it has {', '.join(map(str, rows.columns))}")
+    refuse((f"row {row + 1}" for row in rows.index[rows["path"] == ""]), f"{table} has rows without a path")
+    return rows["path"].str.replace("\\", "/").tolist()
