@@ -324,7 +324,7 @@ def test_page_shows_what_it_is_given_and_escapes_it(tmp_path: Path) -> None:
     counts = balance(stock.samples)
     summary = summarise("walls", stock.samples, findings, counts, stock.leaks, ["a note"])
     page = render_audit(summary, findings, counts, tmp_path)
-    assert page.count("data:image/png;base64,") == 1  # the only file that is there
+    assert page.count("data:image/jpeg;base64,") == 1  # the only file that is there
     assert page.count("no picture") == 5
     assert "1 set of copies stands on both sides of the split" in page
     assert "a note" in page

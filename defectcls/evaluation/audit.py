@@ -1,6 +1,5 @@
 """The audit's page and its words: what is wrong with a set of images, gravest first."""
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from defectcls.evaluation.page import render_page
-from defectcls.evaluation.pictures import thumbnail
+from defectcls.evaluation.pictures import thumbnail_files
 
 KINDS = {  # in the order of the page: what each finding means
     "identical": "identical files: the same bytes under another name",
@@ -70,7 +69,8 @@ def render_audit(summary: dict[str, Any], findings: pd.DataFrame, balance: pd.Da
     }
     return render_page(
         "audit",
-        {path: _png(root / path) for path in shown},
+        {},
+        thumbnails={path: thumbnail_files(root / path, THUMBNAIL) for path in shown},
         summary=summary,
         kinds=KINDS,
         pairs=pairs.to_dict("records"),
@@ -91,17 +91,6 @@ def print_audit(summary: dict[str, Any], folder: Path) -> None:
     for sentence in summary["verdict"]:
         console.print(sentence, markup=False)
     console.print(f"page: {folder / 'audit.html'}", markup=False)
-
-
-def _png(path: Path) -> bytes:
-    """A thumbnail's file content; none of what cannot be read, as a copy of an empty file."""
-    try:
-        image = thumbnail(path, THUMBNAIL)
-    except Exception:  # decoders raise what they like; that the file is unreadable is a finding of its own
-        return b""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def _verdict(images: int, counts: dict[str, int], groups: dict[str, int], leaks: int, across: int) -> list[str]:

@@ -15,5 +15,5 @@ def render_page(template: str, pictures: dict[str, bytes], **values: Any) -> str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    encoded = {name: base64.b64encode(content).decode() for name, content in pictures.items()}
-    return environment.get_template(f"{template}.html.j2").render(pictures=encoded, **values)
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
+    return environment.get_template(f"{template}.html.j2").render(pictures=pictures, **values)

@@ -322,6 +322,21 @@ def thumbnail(path: Path, side: int) -> Image.Image:
     return image.convert("RGB")
 
 
+def thumbnail_files(path: Path, side: int, heat: np.ndarray | None = None) -> list[bytes]:
+    """JPEG files' content: the thumbnail and, with heat, its `overlay`; none of what cannot be read."""
+    try:
+        image = thumbnail(path, side)
+    except Exception:  # decoders raise what they like; a photo must not cost its page
+        return []
+    return [_jpeg(each) for each in ([image] if heat is None else [image, overlay(image, heat)])]
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=80)
+    return buffer.getvalue()
+
+
 def _centred(width: int, height: int) -> tuple[float, float, float, float]:
     """(left, right, bottom, top) of an image of this shape in a tile of 1 x 1."""
     across, up = 0.5 * width / max(width, height), 0.5 * height / max(width, height)
