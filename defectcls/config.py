@@ -12,17 +12,19 @@ from typing import Any, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from defectcls.errors import UserError, did_you_mean, explain
+from defectcls.jobs import Task, close_sweep, open_sweep, recorded_sweep, run_job
 
 # In a wheel conf/ lies inside the package, in a checkout beside it.
 _PACKAGE = Path(__file__).resolve().parent
 CONF_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "train.yaml").is_file())
-FULL_ERROR, RUN_DIR = "HYDRA_FULL_ERROR", "hydra.run.dir"
+FULL_ERROR, RUN_DIR, SWEEP_DIR = "HYDRA_FULL_ERROR", "hydra.run.dir", "hydra.sweep.dir"
+MULTIRUN = {"-m", "--multirun"}
 
 WORDS = {"compare": "runs"}  # verbs that take words that are no key=value, and the key these are the values of
 SHORT = {"recall": ">=", "precision": ">=", "fpr": "<="}  # decisions with a target, and the sign before it
@@ -35,9 +37,33 @@ def run_verb(verb: str, task: Callable[[dict[str, Any], Path], int | None]) -> N
     """Compose conf/<verb>.yaml with the command line and call `task(config, run folder)`, in a sweep for every job.
 
     A user's mistake ends in one sentence on stderr and exit status 2; HYDRA_FULL_ERROR=1 shows its traceback. What the
-    task returns is the exit status, in a sweep the highest.
+    task returns is the exit status, in a sweep the highest; 1 where some of its jobs failed.
     """
     show_all = os.environ.get(FULL_ERROR) == "1"
+    os.environ[FULL_ERROR] = "1"  # Hydra would print a page of its own and exit; with this it raises
+    try:
+        sys.argv[1:] = _with_words_as_values(verb, sys.argv[1:])
+        sys.argv[1:] = _with_recorded_overrides(sys.argv[1:])
+        sys.argv[1:] = [word for argument in sys.argv[1:] for word in _spelled_out(argument)]
+        sys.argv[1:] = sorted(sys.argv[1:], key=lambda typed: typed not in MULTIRUN)  # Hydra wants it first
+        asks_for_help = bool({"--help", "-h"} & set(sys.argv))
+        if verb in TRAINING and asks_for_help:
+            sys.argv.append("dataset=synthetic")  # a dataset is required; the help shows the keys of this one
+        if MULTIRUN & set(sys.argv) and not asks_for_help:
+            status = _sweep(verb, show_all)
+        else:
+            status = _run(verb, task, show_all)
+    except Exception as error:
+        sentence = _composition_sentence(error) or explain(error)
+        if sentence is None or show_all:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        status = 2
+    if status:
+        sys.exit(status)
+
+
+def _run(verb: str, task: Callable[[dict[str, Any], Path], int | None], show_all: bool) -> int:
     failed: list[Exception] = []
     statuses = [0]
 
@@ -45,19 +71,15 @@ def run_verb(verb: str, task: Callable[[dict[str, Any], Path], int | None]) -> N
         state, typed = HydraConfig.get(), sys.argv
         folder = Path(state.runtime.output_dir)
         try:
-            values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-            # The processes that a job starts repeat this job alone, in its folder, and not the sweep. Lightning would
-            # start them on the composed configuration, which no longer knows the presets, if it saw Hydra's state.
+            values = _values(config)
+            # The processes that a job starts repeat it, in its folder. Lightning would start them on the composed
+            # configuration, which no longer knows the presets, if it saw Hydra's state.
             sys.argv = [typed[0], *state.overrides.task, f"{RUN_DIR}={_quoted(str(folder))}"]
             HydraConfig.instance().cfg = None
             if not show_all:
                 del os.environ[FULL_ERROR]
-            statuses.append(task(values, folder) or 0)  # type: ignore[arg-type]
+            statuses.append(task(values, folder) or 0)
         except Exception as error:
-            if state.mode == RunMode.MULTIRUN:
-                sentence = _composition_sentence(error) or explain(error) or repr(error)
-                print(f"error in job {state.job.num}: {sentence}", file=sys.stderr)
-                raise  # Hydra records it, and goes on with the other jobs
             failed.append(error)  # Hydra would announce it in words of its own
             if [entry.name for entry in folder.iterdir()] == [".hydra"]:
                 shutil.rmtree(folder)  # nothing came of it
@@ -65,25 +87,56 @@ def run_verb(verb: str, task: Callable[[dict[str, Any], Path], int | None]) -> N
             os.environ[FULL_ERROR], sys.argv = "1", typed
             HydraConfig.instance().set_config(OmegaConf.create({"hydra": state}))
 
-    os.environ[FULL_ERROR] = "1"  # Hydra would print a page of its own and exit; with this it raises
-    try:
-        sys.argv[1:] = _with_words_as_values(verb, sys.argv[1:])
-        sys.argv[1:] = _with_recorded_overrides(sys.argv[1:])
-        sys.argv[1:] = [word for argument in sys.argv[1:] for word in _spelled_out(argument)]
-        sys.argv[1:] = sorted(sys.argv[1:], key=lambda typed: typed not in ("-m", "--multirun"))  # Hydra wants it first
-        if verb in TRAINING and {"--help", "-h"} & set(sys.argv):
-            sys.argv.append("dataset=synthetic")  # a dataset is required; the help shows the keys of this one
-        hydra.main(config_path=str(CONF_DIR), config_name=verb, version_base="1.3")(job)()
-        if failed:
-            raise failed[0]
-    except Exception as error:
-        sentence = _composition_sentence(error) or explain(error)
-        if sentence is None or show_all:
+    hydra.main(config_path=str(CONF_DIR), config_name=verb, version_base="1.3")(job)()
+    if failed:
+        raise failed[0]
+    return max(statuses)
+
+
+def _sweep(verb: str, show_all: bool) -> int:
+    """Every job, by whichever launcher, and then their table."""
+    given = [argument.partition("=")[2] for argument in sys.argv if argument.startswith(f"{SWEEP_DIR}=")]
+    arguments = [argument for argument in sys.argv[1:] if argument not in MULTIRUN and not argument.startswith("hydra")]
+    new = Path(given[-1].strip("'\"")) if given else _new_sweep_folder(verb)
+
+    def job(config: DictConfig) -> None:  # by value into other processes: it holds nothing but two words
+        _sweep_job(verb, show_all, config)
+
+    with open_sweep(new, bool(given), verb, arguments) as folder:
+        sys.argv.append(f"{SWEEP_DIR}={_quoted(str(folder))}")
+        try:
+            hydra.main(config_path=str(CONF_DIR), config_name=verb, version_base="1.3")(job)()
+        except KeyboardInterrupt:
+            print(f"stopped: resume={folder}, or the same command, goes on", file=sys.stderr)
+            close_sweep(folder, stopped=True)
+            return 130
+        except Exception:
+            close_sweep(folder, stopped=True)
             raise
-        print(f"error: {sentence}", file=sys.stderr)
-        sys.exit(2)
-    if max(statuses):
-        sys.exit(max(statuses))
+        return close_sweep(folder)
+
+
+def _sweep_job(verb: str, show_all: bool, config: DictConfig) -> None:
+    state = HydraConfig.get()
+    folder = Path(state.runtime.output_dir)
+    if not show_all:
+        os.environ.pop(FULL_ERROR, None)
+    try:
+        overrides = list(state.overrides.task)
+        arguments = [*overrides, f"{RUN_DIR}={_quoted(str(folder))}"]
+        run_job(Task(verb, state.job.num, folder, overrides, _values(config), arguments, _values(state.job_logging)))
+    finally:
+        os.environ[FULL_ERROR] = "1"
+
+
+def _values(config: Any) -> dict[str, Any]:
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
+def _new_sweep_folder(verb: str) -> Path:
+    setup_globals()  # the resolver of the time
+    presets = [OmegaConf.load(CONF_DIR / f"{name}.yaml") for name in (verb, "train")]  # some verbs extend train
+    return Path(next(folder for preset in presets if (folder := OmegaConf.select(preset, SWEEP_DIR))))
 
 
 def job_command() -> str:
@@ -103,6 +156,9 @@ def _with_recorded_overrides(arguments: list[str]) -> list[str]:
     if not runs or runs[-1] in ("", "null"):
         return arguments
     folder = Path(runs[-1])
+    if (sweep := recorded_sweep(folder)) is not None:
+        rest = [argument for argument in arguments if not argument.startswith("resume=") and argument not in MULTIRUN]
+        return ["-m", *sweep, f"{SWEEP_DIR}={_quoted(str(folder))}", *rest]
     recorded = folder / ".hydra" / "overrides.yaml"
     if not recorded.is_file():
         raise UserError(f"resume={folder} is not a run folder: it has no {recorded.relative_to(folder)}")

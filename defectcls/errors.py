@@ -25,8 +25,10 @@ def explain(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "no space left on the disk; what was written is whole: make room, then go on with resume=<run folder>"
-    if isinstance(error, MemoryError | RuntimeError) and any(word in str(error).lower() for word in MEMORY_WORDS):
-        return f"a batch does not fit into memory: lower batch_size or image_size ({str(error).splitlines()[0]})"
+    out_of_memory = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in MEMORY_WORDS)
+    if out_of_memory or isinstance(error, MemoryError):
+        reason = (str(error) or "MemoryError").splitlines()[0]
+        return f"a batch does not fit into memory: lower batch_size or image_size ({reason})"
     pydantic = sys.modules.get("pydantic")  # not imported for its sake: --help has to be quick
     if pydantic is not None and isinstance(error, pydantic.ValidationError) and error.title != "Settings":  # W&B's own
         return _wrong_value(error)

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import os
 import secrets
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from defectcls.errors import UserError
 from defectcls.evaluation.pictures import thumbnail, worth_seeing
 from defectcls.evaluation.predictions import PROBABILITY
+from defectcls.evaluation.sweeps import Sweep, settings_table
 from defectcls.settings import LoggerSettings
 
 log = logging.getLogger(__name__)
@@ -25,7 +27,8 @@ INIT_TIMEOUT_S = 15.0
 def build_logger(settings: LoggerSettings, folder: Path, config: dict[str, Any]) -> Logger | None:
     """The logger of one run, or None for `csv`, which is always written. Never prompts; W&B is offline when logged out.
 
-    A resumed run continues its own W&B run: its id and group lie in the run folder.
+    A resumed run continues its own W&B run: its id and group lie in the run folder. One that `wandb agent` starts is
+    the run that the agent announced, in no group.
 
     Raises:
         UserError: the logger's package is not installed.
@@ -57,9 +60,10 @@ def _wandb_logger(
     logged_in = wandb.login(prompt=False, verify=False)
     mode = mode or os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
     identity = folder / "wandb" / "id"
-    if not identity.is_file():
+    announced = os.environ.get("WANDB_RUN_ID", "") if "WANDB_SWEEP_ID" in os.environ else ""
+    if announced or not identity.is_file():
         identity.parent.mkdir(parents=True, exist_ok=True)
-        identity.write_text(f"{secrets.token_hex(4)} {settings.group or ''}")
+        identity.write_text(f"{announced} " if announced else f"{secrets.token_hex(4)} {settings.group or ''}")
     run_id, _, group = identity.read_text().partition(" ")  # a group named after the time would change on resume
     logger = WandbLogger(
         name=name,
@@ -99,6 +103,8 @@ def log_results(
     if logger is None:
         return
     numbers = {f"test/{name}": value for name, value in metrics["test"].items() if isinstance(value, float | int)}
+    if (auroc := metrics["val"]["auroc"]) is not None:
+        numbers["best/val_auroc"] = auroc  # of the checkpoint that is kept; val/auroc is that of the last epoch
     for name, interval in metrics["test"].get("intervals", {}).items():
         if isinstance(interval, list):
             numbers |= {f"test/{name}_low": interval[0], f"test/{name}_high": interval[1]}
@@ -133,6 +139,41 @@ def log_results(
     run.summary.update(
         numbers | {f"baseline/{k}": v for k, v in (metrics.get("baseline") or {}).items() if isinstance(v, float)}
     )
+
+
+def log_sweep(settings: LoggerSettings, folder: Path, sweep: Sweep) -> None:
+    """One W&B run of a sweep's settings and jobs, in the group of its jobs; started again, the sweep continues it.
+
+    Args:
+        folder: of the sweep, as `write_sweep` left it.
+    """
+    if settings.name != "wandb":
+        return
+    of_sweep = settings.model_copy(update={"job_type": "sweep", "tags": []})
+    logger, failed = build_logger(of_sweep, folder, {"sweep": sweep.name, "shared": sweep.shared}), True
+    assert isinstance(logger, WandbLogger)
+    import wandb
+
+    try:
+        run, picture = logger.experiment, folder / "sweep.png"
+        tables = {"settings": settings_table(sweep), "jobs": sweep.jobs}
+        pictures = {"sweep/picture": wandb.Image(Image.open(picture))} if picture.is_file() else {}
+        run.log({f"sweep/{name}": wandb.Table(dataframe=table) for name, table in tables.items()} | pictures)
+        statuses = {f"sweep/{status}": int(n) for status, n in sweep.jobs["status"].value_counts().items()}
+        best = sweep.settings[0] if sweep.ranked_by else None
+        run.summary.update(
+            statuses
+            | ({} if best is None else {"best/setting": best.name})
+            | {
+                f"best/{column}{'' if part == 'mean' else f'_{part}'}": value
+                for column, number in (best.numbers if best else {}).items()
+                for part, value in number._asdict().items()
+                if not math.isnan(value)
+            }
+        )
+        failed = False
+    finally:
+        finish(logger, failed)
 
 
 def finish(logger: Logger | None, failed: bool) -> None:

@@ -319,24 +319,6 @@ def test_terminal_shows_one_sentence_and_no_traceback(photos: Path) -> None:
     )
 
 
-# --- one job of a sweep -----------------------------------------------------------------------------------------------
-
-
-def test_sweep_finishes_the_other_jobs_and_names_the_one_that_failed(photos: Path) -> None:
-    sweep = photos.parent / "sweep"
-    given = ("dataset=folder", f"dataset.root={photos}", *SMALL, "model.pool=null,nonsense,max")
-    outcome = command("train", *given, "-m", f"hydra.sweep.dir={sweep}")
-    assert outcome.code == 2
-    assert "Traceback" not in outcome.err
-    (named,) = (line for line in outcome.err.splitlines() if line.startswith("error in job"))
-    assert named.startswith(
-        "error in job 1: model.name=test_resnet.r160_in1k cannot be built with model.pool=nonsense: "
-    )
-    assert sorted(file.parent.name for file in sweep.glob("*/metrics.json")) == ["0", "2"]
-    pools = [json.loads((sweep / job / "metrics.json").read_text())["config"]["model"]["pool"] for job in "02"]
-    assert pools == [None, "max"]
-
-
 # --- settings that only a run can check -----------------------------------------------------------------------------
 
 

@@ -1,12 +1,17 @@
 """What the dashboards get, read back from the files of an offline W&B run."""
 
 import json
+import math
+import os
 import struct
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -14,12 +19,16 @@ import pytest
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
+from wandb import wandb_agent
 from wandb.proto.wandb_internal_pb2 import Record
+from wandb.sdk.launch.sweeps.utils import load_sweep_config
 
-from defectcls.loggers import build_logger, finish
+from defectcls.config import CONF_DIR, parse
+from defectcls.evaluation.sweeps import Job, summarise_sweep, write_sweep
+from defectcls.loggers import build_logger, finish, log_sweep
 from defectcls.model.classifier import Classifier
-from defectcls.settings import LoggerSettings
-from tests.conftest import command, process, sentence
+from defectcls.settings import LoggerSettings, TrainSettings
+from tests.conftest import CHECKOUT, command, composed, process, sentence
 
 BLOCK = 32768  # bytes; the format is LevelDB's log: blocks of (checksum, length, kind, data), here after 7 bytes
 
@@ -276,3 +285,129 @@ def test_a_run_whose_wandb_cannot_be_reached_is_kept_offline(tmp_path: Path, mon
     assert isinstance(logger, WandbLogger)
     assert logger.experiment.offline
     finish(logger, failed=False)
+
+
+# --- sweeps -----------------------------------------------------------------------------------------------------------
+
+WANDB = LoggerSettings(name="wandb", project="p", group="runs/sweeps/now", job_type="train", tags=["a"], table_rows=1)
+SWEEP_FILE = CONF_DIR / "wandb_sweep.yaml"
+
+
+def metrics_of(auroc: float, seed: int) -> dict[str, Any]:
+    return {"seed": seed, "val": {"auroc": auroc, "loss": 0.5}, "test": {"auroc": auroc, "recall": None}}
+
+
+def test_table_of_a_sweep_is_one_run_beside_its_jobs_however_often_it_starts(tmp_path: Path) -> None:
+    jobs = [
+        Job(n, (f"model={'ab'[n // 2]}", f"seed={n % 2}"), "finished", None, metrics_of(0.8 + n / 20, n % 2))
+        for n in range(4)
+    ] + [Job(4, ("model=c", "seed=0"), "failed", "out of memory", None)]
+    for known in (jobs[:3], jobs):
+        sweep = summarise_sweep("runs/sweeps/now", known)
+        write_sweep(tmp_path, sweep)
+        log_sweep(WANDB, tmp_path, sweep)
+        time.sleep(1)  # an offline folder is named after the second
+    first, again = offline_runs(tmp_path)
+    assert first.run.run_id == again.run.run_id != ""
+    assert (again.run.job_type, again.run.run_group, again.exit_code) == ("sweep", "runs/sweeps/now", 0)
+    settings = again.table("settings", folder="sweep")
+    assert settings["setting"].tolist() == ["model=b", "model=a", "model=c"]
+    assert settings["val_auroc_mean"].tolist()[:2] == pytest.approx([0.925, 0.825])
+    rows = again.table("jobs", folder="sweep")
+    assert rows["error"].tolist() == [*[""] * 4, "out of memory"]
+    assert again.summary["best/setting"] == "model=b"
+    assert again.summary["best/val_auroc"] == pytest.approx(0.925)
+    assert (again.summary["sweep/finished"], again.summary["sweep/failed"]) == (4, 1)
+    assert not any(isinstance(value, float) and math.isnan(value) for value in again.summary.values())
+    (path,) = again.history["sweep/picture/path"]
+    assert Image.open(again.files / path).size == Image.open(tmp_path / "sweep.png").size
+
+
+def test_table_of_a_sweep_goes_to_no_dashboard_that_was_not_asked_for(tmp_path: Path) -> None:
+    log_sweep(WANDB.model_copy(update={"name": "csv"}), tmp_path, summarise_sweep("sweep", []))
+    assert not list(tmp_path.iterdir())
+
+
+def test_run_that_an_agent_starts_is_the_one_it_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    earlier = tmp_path / "wandb" / "id"
+    earlier.parent.mkdir()
+    earlier.write_text("12345678 somewhere")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep0")
+    monkeypatch.setenv("WANDB_RUN_ID", "announced")
+    finish(build_logger(WANDB, tmp_path, {}), failed=False)
+    (run,) = offline_runs(tmp_path)
+    assert (run.run.run_id, run.run.run_group) == ("announced", "")
+    assert earlier.read_text() == "announced "  # for who resumes it by hand
+
+
+def agent_command(values: dict[str, Any], folder: Path, patch: pytest.MonkeyPatch) -> tuple[list[str], dict[str, str]]:
+    """What `wandb agent` would start for one proposal of the server, and in which environment."""
+    for name, value in (("SWEEP_ID", "sweep0"), ("RUN_ID", ""), ("SWEEP_PARAM_PATH", ""), ("DIR", str(folder))):
+        patch.setenv(f"WANDB_{name}", value)
+    started: list[dict[str, Any]] = []
+    patch.setattr(wandb_agent, "AgentProcess", lambda **given: started.append(given) or SimpleNamespace())
+    file = load_sweep_config(str(SWEEP_FILE))
+    assert file is not None
+    agent = wandb_agent.Agent(api=None, queue=None, sweep_id="sweep0")
+    agent._sweep_command = file["command"]
+    proposal = {name: {"value": value} for name, value in values.items()}
+    agent._command_run({"run_id": "announced", "program": file["program"], "args": proposal})
+    return started[0]["command"], started[0]["env"]
+
+
+def proposals() -> list[dict[str, Any]]:
+    """Each value of the sweep file, and each end of a range, at least once."""
+    file = load_sweep_config(str(SWEEP_FILE))
+    assert file is not None
+    choices = {
+        name: one["values"] if "values" in one else [one["value"]] if "value" in one else [one["min"], one["max"]]
+        for name, one in file["parameters"].items()
+    }
+    longest = max(map(len, choices.values()))
+    return [{name: tried[n % len(tried)] for name, tried in choices.items()} for n in range(longest)]
+
+
+def test_sweep_file_names_a_number_that_runs_send(logged: OfflineRun, finished: Path) -> None:
+    file = load_sweep_config(str(SWEEP_FILE))
+    assert file is not None
+    assert file["metric"]["goal"] == "maximize"
+    (sent,) = logged.history[file["metric"]["name"]]
+    kept = json.loads((finished / "metrics.json").read_text())["val"]["auroc"]
+    assert sent == logged.summary[file["metric"]["name"]] == pytest.approx(kept)
+
+
+@pytest.mark.parametrize("values", proposals(), ids=lambda values: values["model"])
+def test_what_an_agent_types_is_a_valid_run(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, _ = agent_command(values, tmp_path, monkeypatch)
+    assert words[:4] == ["/usr/bin/env", "python", "-m", "defectcls.train"]
+    settings = parse(TrainSettings, composed(*words[4:]))
+    assert settings.optim.lr == values["optim.lr"]
+    assert settings.image_size == values["image_size"]
+    assert settings.seed == 0
+    assert settings.logger.name == "wandb"
+
+
+@pytest.mark.slow
+def test_job_of_an_agent_is_its_run_and_sends_the_number(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = dict(argument.split("=", 1) for argument in (*tiny, "finetune=probe_then_full", "finetune.probe=true"))
+    folder = tmp_path / "run"
+    values = proposals()[0] | quick | {"logger": "wandb", "hydra.run.dir": str(folder)}
+    words, environment = agent_command(values, tmp_path, monkeypatch)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run(
+        words,
+        cwd=tmp_path,
+        env=environment | {"PATH": path, "PYTHONPATH": str(CHECKOUT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = offline_runs(folder)
+    assert (run.run.run_id, run.run.sweep_id, run.run.run_group) == ("announced", "sweep0", "")
+    kept = json.loads((folder / "metrics.json").read_text())
+    assert run.summary["best/val_auroc"] == pytest.approx(kept["val"]["auroc"])
+    assert run.config["optim.lr"] == kept["config"]["optim"]["lr"] == values["optim.lr"]

@@ -1,0 +1,311 @@
+"""The table of a sweep: which setting is the best, what chance explains, and that no job is lost."""
+
+import io
+import re
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from defectcls.evaluation.sweeps import (
+    MOST_IN_PICTURE,
+    Job,
+    Sweep,
+    plot_sweep,
+    print_sweep,
+    sentences,
+    settings_table,
+    summarise_sweep,
+    write_sweep,
+)
+
+
+def trained(ranked: float | None, seed: int = 0, loss: float = 0.5, **test: Any) -> dict[str, Any]:
+    numbers = {"auroc": ranked, "recall": 0.9, "overkill_rate": 0.05, "f1": 0.9, "accuracy": 0.9, "f1_macro": 0.8}
+    return {
+        "seed": seed,
+        "val": {"auroc": ranked, "loss": loss},
+        "test": numbers | test,
+        "seconds": {"data": 1.5, "fit": 60.0},
+    }
+
+
+def finished(number: int, typed: str, ranked: float | None, seed: int = 0, **numbers: Any) -> Job:
+    return Job(number, (*typed.split(), f"seed={seed}"), "finished", None, trained(ranked, seed, **numbers))
+
+
+def failed(number: int, typed: str, seed: int = 0, error: str = "out of memory") -> Job:
+    return Job(number, (*typed.split(), f"seed={seed}"), "failed", error, None)
+
+
+def two_models(good: list[float], bad: list[float]) -> Sweep:
+    jobs = [finished(seed, "model=good", value, seed) for seed, value in enumerate(good)]
+    jobs += [finished(10 + seed, "model=bad", value, seed) for seed, value in enumerate(bad)]
+    return summarise_sweep("sweep", jobs[::-1])
+
+
+def shown(folder: Path, sweep: Sweep) -> str:
+    """What stands in the terminal, each line break as a space."""
+    with redirect_stdout(io.StringIO()) as out:
+        print_sweep(folder, sweep)
+    return " ".join(out.getvalue().split())
+
+
+def files(folder: Path, sweep: Sweep) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    write_sweep(folder, sweep, "python -m defectcls.train -m model=good,bad")
+    assert not list(folder.glob("*.part"))
+    tables = (pd.read_csv(folder / name, keep_default_na=False) for name in ("sweep.csv", "jobs.csv"))
+    return *tables, (folder / "sweep.html").read_text(encoding="utf-8")
+
+
+def test_mean_spread_and_interval_are_students() -> None:
+    values = [0.91, 0.95, 0.93, 0.94]
+    best = two_models(values, [0.5]).settings[0].numbers["val_auroc"]
+    interval = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert best == pytest.approx((np.mean(values), np.std(values, ddof=1), *interval, 4))
+
+
+def test_difference_to_the_best_is_paired_over_common_seeds() -> None:
+    good, bad = [0.91, 0.95, 0.93, 0.97], [0.89, 0.94, 0.90]  # the fourth seed is of one only
+    behind = two_models(good, bad).settings[1].behind
+    assert behind is not None
+    paired = stats.ttest_rel(good[:3], bad).confidence_interval(0.95)
+    assert behind == pytest.approx((0.02, np.std([0.02, 0.01, 0.03], ddof=1), *paired, 3))
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "verdict"),
+    [
+        ([0.90, 0.95, 0.80], [0.88, 0.931, 0.779], "worse"),  # by 0.02 in every seed, which spread by far more
+        ([0.90, 0.95, 0.80], [0.95, 0.80, 0.89], "within chance"),
+        ([0.90], [0.89], "chance unknown"),
+        ([0.90, 0.91], [0.89, 0.90], "chance unknown"),  # the same in both seeds: no spread to judge by
+        ([1.0, 1.0], [1.0, 1.0], "equal"),
+    ],
+)
+def test_verdict_on_a_difference(good: list[float], bad: list[float], verdict: str) -> None:
+    assert two_models(good, bad).settings[1].verdict == verdict
+
+
+def test_validation_ranks_and_the_loss_where_auroc_is_equal() -> None:
+    jobs = [
+        finished(0, "lr=1", 0.9, loss=0.4, auroc=0.99),
+        finished(1, "lr=2", 0.95, loss=0.3, auroc=0.5),
+        finished(2, "lr=3", 0.95 + 1e-6, loss=0.35, auroc=0.6),
+        finished(3, "lr=4", None, loss=0.1),
+        failed(4, "lr=5"),
+    ]
+    sweep = summarise_sweep("sweep", jobs)
+    assert [setting.values["lr"] for setting in sweep.settings] == ["2", "3", "1", "4", "5"]
+    assert sweep.settings[0].numbers["test_auroc"].mean == 0.5
+    assert sweep.settings[3].behind is None
+    assert not any("flatters" in sentence for sentence in sentences(sweep))
+
+
+def test_loss_ranks_where_no_auroc_is_defined() -> None:
+    jobs = [finished(n, f"lr={n}", None, seed, loss=1 - n / 10 + seed / 50) for n in range(2) for seed in range(2)]
+    sweep = summarise_sweep("sweep", jobs)
+    assert (sweep.ranked_by, sweep.settings[0].name) == ("val_loss", "lr=1")
+    assert sweep.settings[1].behind is not None
+    assert sweep.settings[1].behind.mean == pytest.approx(0.1)
+    assert "validation images: lr=1, loss 0.910" in sentences(sweep)[1]
+
+
+def test_jobs_without_validation_are_ranked_by_test_and_it_is_said() -> None:
+    metrics = [{"seed": 0, "test": trained(value)["test"]} for value in (0.8, 0.9)]
+    jobs = [Job(n, (f"checkpoint={n}",), "finished", None, one) for n, one in enumerate(metrics)]
+    sweep = summarise_sweep("sweep", jobs)
+    assert sweep.ranked_by == "test_auroc"
+    assert sweep.settings[0].name == "checkpoint=1"
+    assert sentences(sweep)[-1].startswith("Ranked by test images, as these jobs have no validation part")
+    assert "seconds" not in sweep.columns
+
+
+def test_defects_of_many_classes_count_as_one_and_auroc_is_the_macro_average() -> None:
+    test = {"auroc": 0.7, "accuracy": 0.6, "f1_macro": 0.5, "per_class": {}, "defect": {"auroc": 0.9, "recall": 0.8}}
+    metrics = {"seed": 0, "val": {"auroc": 0.75, "loss": 1.0}, "test": test}
+    sweep = summarise_sweep("sweep", [Job(0, ("target=defect_type",), "finished", None, metrics)])
+    row = sweep.jobs.iloc[0]
+    assert row[["val_auroc", "test_auroc", "test_recall", "test_f1_macro"]].tolist() == [0.75, 0.7, 0.8, 0.5]
+
+
+def test_names_hold_what_differs_and_the_seed_is_no_setting(tmp_path: Path) -> None:
+    typed = ["dataset=mvtec model=a +optim.options.betas=[0.9,0.98]", "dataset=mvtec model=b", "dataset=mvtec"]
+    jobs = [finished(n, one, 0.9 - n / 10, seed) for n, one in enumerate(typed) for seed in (0, 1)]
+    sweep = summarise_sweep("sweep", jobs)
+    assert [one.name for one in sweep.settings] == ["model=a, +optim.options.betas=[0.9,0.98]", "model=b", "defaults"]
+    assert sweep.shared == ["dataset=mvtec"]
+    table, _, _ = files(tmp_path, sweep)
+    assert table["model"].tolist() == ["a", "b", ""]
+    assert table["optim.options.betas"].tolist() == ["[0.9,0.98]", "", ""]
+    assert table["jobs"].tolist() == [2, 2, 2]
+
+
+def test_values_may_hold_an_equals_sign_and_a_comma(tmp_path: Path) -> None:
+    jobs = [finished(n, f"checkpoint='lr=1,x={n}'", 0.9) for n in range(2)]
+    table, rows, _ = files(tmp_path, summarise_sweep("sweep", jobs))
+    assert table["checkpoint"].tolist() == ["'lr=1,x=0'", "'lr=1,x=1'"]
+    assert len(rows) == 2
+
+
+def test_a_seed_that_ran_twice_counts_once() -> None:
+    jobs = [finished(0, "model=a", 0.9, 0), finished(1, "model=a", 0.9, 0), finished(2, "model=a", 0.8, 1)]
+    (setting,) = summarise_sweep("sweep", jobs).settings
+    assert (setting.jobs, setting.finished, setting.numbers["val_auroc"].n) == (3, 3, 2)
+    assert setting.numbers["val_auroc"].mean == pytest.approx(0.85)
+
+
+def test_default_seed_is_that_of_the_run() -> None:
+    by_default = Job(0, ("model=a",), "finished", None, trained(0.8, seed=0))
+    sweep = summarise_sweep("sweep", [by_default, finished(1, "model=b", 0.9, 0)])
+    assert sweep.settings[1].behind is not None  # of seed 0, too
+    assert sweep.settings[1].behind.n == 1
+
+
+def test_failed_jobs_are_named_with_their_errors(tmp_path: Path) -> None:
+    jobs = [finished(0, "model=a", 0.9, 0), failed(1, "model=a", 1, "no <memory> left"), failed(2, "model=b", 0)]
+    jobs += [Job(3, ("model=b", "seed=1"), "unfinished", None, None)]
+    sweep = summarise_sweep("runs/sweeps/now", jobs)
+    table, rows, page = files(tmp_path, sweep)
+    assert table[["setting", "jobs", "finished"]].values.tolist() == [["model=a", 2, 1], ["model=b", 2, 0]]
+    assert rows["error"].tolist() == ["", "no <memory> left", "out of memory", ""]
+    assert rows["status"].tolist() == ["finished", "failed", "failed", "unfinished"]
+    text = shown(tmp_path, sweep)
+    for line in (
+        "4 jobs: 2 failed, 1 finished, 1 unfinished.",
+        "job 1 failed (model=a, seed=1): no <memory> left",
+        "job 2 failed (model=b, seed=0): out of memory",
+        "job 3 unfinished (model=b, seed=1)",
+    ):
+        assert line in text
+        assert line.replace("<", "&lt;").replace(">", "&gt;") in page
+    assert "1 of 2" in text and "0 of 2" in text
+    assert "without a number in common" in text
+    assert f"page: {tmp_path / 'sweep.html'}" in text
+    assert "<memory>" not in page
+
+
+def test_number_that_some_seeds_do_not_state_says_how_many_do(tmp_path: Path) -> None:
+    jobs = [finished(seed, "model=a", 0.9 + seed / 100, seed, recall=[0.5, None, 0.7][seed]) for seed in range(3)]
+    sweep = summarise_sweep("sweep", jobs)
+    recall = sweep.settings[0].numbers["test_recall"]
+    assert (recall.mean, recall.n) == (pytest.approx(0.6), 2)
+    _, _, page = files(tmp_path, sweep)
+    assert "2 of 3 seeds" in page
+    assert "<td>–</td>" in page  # of the job itself
+
+
+def test_settings_on_other_images_are_not_called_better() -> None:
+    jobs = [finished(n, f"dataset={name}", 0.9 + n / 20, seed) for n, name in enumerate("ab") for seed in range(2)]
+    sweep = summarise_sweep("sweep", jobs)
+    assert all(setting.behind is None for setting in sweep.settings)
+    assert "differ in dataset" in sentences(sweep)[1]
+    assert not any("Best" in sentence for sentence in sentences(sweep))
+
+
+@pytest.mark.parametrize("jobs", [[], [failed(n, "model=a", n) for n in range(3)]], ids=["none", "all failed"])
+def test_no_finished_job(jobs: list[Job], tmp_path: Path) -> None:
+    sweep = summarise_sweep("sweep", jobs)
+    write_sweep(tmp_path, sweep)
+    assert not (tmp_path / "sweep.png").exists()
+    assert len(sweep.jobs) == len(jobs)
+    assert ("3 jobs: 3 failed." if jobs else "No job was started.") in shown(tmp_path, sweep)
+    assert shown(tmp_path, sweep).count("out of memory") == len(jobs)
+    assert (tmp_path / "sweep.html").read_text().count("out of memory") == len(jobs)
+
+
+def test_jobs_of_a_verb_without_metrics_are_listed(tmp_path: Path) -> None:
+    jobs = [Job(n, (f"dataset={name}",), "finished", None, None) for n, name in enumerate("ab")]
+    sweep = summarise_sweep("sweep", jobs)
+    table, _, page = files(tmp_path, sweep)
+    assert table["setting"].tolist() == ["dataset=a", "dataset=b"]
+    assert sentences(sweep) == ["2 jobs: 2 finished."]
+    assert "dataset=b" in page
+
+
+def test_one_seed_has_no_interval_and_one_setting_no_rival(tmp_path: Path) -> None:
+    sweep = summarise_sweep("sweep", [finished(0, "model=a", 0.9)])
+    assert sentences(sweep) == ["1 job: 1 finished.", "On validation images, AUROC 0.900 over 1 seed."]
+    table, _, page = files(tmp_path, sweep)
+    assert table["val_auroc_mean"].tolist() == [0.9]
+    assert table["val_auroc_low"].tolist() == [""]
+    assert "±" not in page
+    assert plot_sweep(sweep) is None
+
+
+def test_interval_ends_where_the_number_can() -> None:
+    numbers = two_models([0.9, 1.0], [0.1]).settings[0].numbers
+    assert numbers["val_auroc"].high == 1
+    assert numbers["val_auroc"].low == pytest.approx(0.95 - stats.t.ppf(0.975, 1) * 0.05)
+
+
+def test_picture_shows_every_seed_of_the_best_settings() -> None:
+    many = [
+        finished(n, f"lr={n % 50:02}", 0.9 - n % 50 / 1000 + n // 50 / 100, n // 50) for n in range(200)
+    ]  # fifty settings, four seeds
+    sweep = summarise_sweep("sweep", many)
+    figure = plot_sweep(sweep)
+    assert figure is not None
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [f"lr={n:02}" for n in range(MOST_IN_PICTURE)]
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert sorted(dots[3].get_xdata()) == pytest.approx([0.897, 0.907, 0.917, 0.927])
+    means = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "|"]
+    assert means == pytest.approx([setting.numbers["val_auroc"].mean for setting in sweep.settings[:MOST_IN_PICTURE]])
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the best on top
+    assert "30 best of 50" in axes.get_xlabel()
+
+
+def test_page_says_first_what_was_found_and_leads_to_the_reports(tmp_path: Path) -> None:
+    sweep = two_models([0.90, 0.95, 0.80], [0.88, 0.931, 0.779])
+    for number in (0, 11):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "report.html").touch()
+    table, rows, page = files(tmp_path, sweep)
+    places = [page.index(part) for part in ("Best on validation images: model=good", "<img", "model=bad</th>")]
+    assert places == sorted(places)
+    assert re.findall(r'href="([^"]+)"', page) == ["11/report.html", "0/report.html"]
+    assert "python -m defectcls.train -m model=good,bad" in page
+    assert table["verdict"].tolist() == ["", "worse"]
+    assert table["behind_mean"].replace("", np.nan).astype(float).tolist() == pytest.approx([np.nan, 0.02], nan_ok=True)
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert len(rows) == 6
+    assert settings_table(sweep)["seconds_mean"].tolist() == [61.5, 61.5]
+
+
+def test_table_replaces_the_one_of_a_sweep_that_went_on(tmp_path: Path) -> None:
+    files(tmp_path, summarise_sweep("sweep", [finished(0, "model=a", 0.9), failed(1, "model=a", 1)]))
+    table, _, page = files(tmp_path, summarise_sweep("sweep", [finished(n, "model=a", 0.9, n) for n in range(2)]))
+    assert table["finished"].tolist() == [2]
+    assert "out of memory" not in page
+
+
+def test_worse_than_the_best_of_many_takes_more_than_worse_than_a_rival() -> None:
+    """Behind by 0.02, 0.021 and 0.025: p = 0.005, and the 21 pairs of seven settings share the five in a hundred."""
+    good, bad = [0.90, 0.95, 0.80], [0.88, 0.929, 0.775]
+    assert stats.ttest_rel(good, bad).pvalue == pytest.approx(0.005, abs=0.001)
+    assert two_models(good, bad).settings[1].verdict == "worse"
+    jobs = [finished(seed, "lr=1", value, seed) for seed, value in enumerate(good)]
+    for name in "234567":
+        jobs += [finished(seed, f"lr={name}", value, seed) for seed, value in enumerate(bad)]
+    sweep = summarise_sweep("sweep", jobs)
+    assert {setting.verdict for setting in sweep.settings[1:]} == {"perhaps worse"}
+    assert "6 perhaps worse" in sentences(sweep)[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [3, 6])
+def test_equals_of_the_best_are_rarely_called_worse(seeds: int) -> None:
+    """In 400 sweeps of six equal settings, at 95 %, at most 7 times in 100, and perhaps worse more often."""
+    random, said = np.random.default_rng(0), {"worse": 0, "perhaps worse": 0}
+    for _ in range(400):
+        drawn = random.normal(0.8, 0.01, (6, seeds))
+        jobs = [finished(n, f"lr={one}", drawn[one, n], n) for one in range(6) for n in range(seeds)]
+        verdicts = {setting.verdict for setting in summarise_sweep("sweep", jobs).settings}
+        for verdict in said:
+            said[verdict] += verdict in verdicts
+    assert said["worse"] <= 28 < said["perhaps worse"]
