@@ -57,9 +57,8 @@ def test_a_photo_alone_has_the_bits_of_many_with_forty_classes(predictor: Predic
     forty.classes = {f"class {number}": number > 10 for number in range(40)}
     forty.decision = Decision("f1", 1.3, 0.3, 0.7)
     logits = torch.from_numpy(np.random.default_rng(0).normal(0, 3, (50, 40)).astype(np.float32))
-    photo = np.zeros((3, 1, 1), np.uint8)
-    whole = forty._table([""] * 50, [photo] * 50, logits)
-    alone = pd.concat([forty._table([""], [photo], row[None]) for row in logits], ignore_index=True)
+    whole = forty._table([""] * 50, [""] * 50, logits)
+    alone = pd.concat([forty._table([""], [""], row[None]) for row in logits], ignore_index=True)
     pd.testing.assert_frame_equal(alone, whole, check_exact=True)
 
 
@@ -92,6 +91,7 @@ def test_unreadable_photos_keep_their_place(predictor: Predictor, finished: Path
     pd.testing.assert_frame_equal(
         found.iloc[[1, 3]].reset_index(drop=True), predictor.predict(good), check_exact=True, check_dtype=False
     )
+    assert predictor.predict("")["error"].str.contains("No such file").tolist() == [True]
     alone = predictor.predict(tmp_path / "text.png")
     assert (alone["error"].tolist(), alone["score"].isna().tolist()) == (["not an image"], [True])
 

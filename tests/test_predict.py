@@ -1,0 +1,216 @@
+"""`predict` as a person types it: the table in each format, the page, the summary, the exit status, each mistake."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from defectcls import prediction_files
+from defectcls.evaluation.predictions import read_predictions
+from defectcls.prediction_files import written_by_and_by
+from tests.conftest import Outcome, command, paint, process, sentence
+
+NUMBERS = ["decision", "prediction", "score", "p_sound", "p_defective"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve photos, two of them not readable."""
+    root = tmp_path_factory.mktemp("new")
+    for number in range(10):
+        paint(root / f"photos/{number % 2}/{number}.png", (20 * number, 90, 200))
+    (root / "photos/0/text.png").write_text("no pixels")
+    (root / "photos/empty <b>.png").touch()
+    return root / "photos"
+
+
+def predict(run: Path, given: object, folder: Path, *arguments: str) -> Outcome:
+    common = (f"checkpoint={run}", f"input='{given}'", "device=cpu", f"hydra.run.dir={folder}")
+    return command("predict", *common, *arguments)
+
+
+def table(path: Path) -> pd.DataFrame:
+    numbers = dict.fromkeys(NUMBERS[2:], lambda text: float(text or "nan"))
+    return pd.read_csv(path, keep_default_na=False, converters=numbers)  # exact, as pandas 2 alone is not
+
+
+def test_all_photos_are_rows_and_counted(finished: Path, photos: Path, tmp_path: Path) -> None:
+    outcome = predict(finished, photos, tmp_path, "batch_size=3")
+    assert outcome.code == 1, outcome.err  # two could not be read
+    rows, summary = table(tmp_path / "predictions.csv"), json.loads((tmp_path / "summary.json").read_text())
+    names = sorted([f"{number % 2}/{number}.png" for number in range(10)] + ["0/text.png", "empty <b>.png"])
+    assert rows["path"].tolist() == names
+    assert rows[rows["error"] != ""][["path", "error"]].to_numpy().tolist() == [
+        ["0/text.png", "not an image"],
+        ["empty <b>.png", "empty file"],
+    ]
+    read = rows[rows["error"] == ""]
+    assert rows["score"].isna().tolist() == (rows["error"] != "").tolist()
+    assert {name: summary[name] for name in ("images", "read", "unreadable")} == {
+        "images": 12,
+        "read": 10,
+        "unreadable": 2,
+    }
+    counts = read["decision"].value_counts()
+    assert [summary[name] for name in ("accept", "review", "reject")] == [
+        counts.get(name, 0) for name in ("accept", "review", "reject")
+    ]
+    assert summary["output"] == str(tmp_path / "predictions.csv")
+    assert not (tmp_path / "predictions.csv.part").exists()
+    page = (tmp_path / "gallery.html").read_text()
+    assert page.count("<figure ") == 10
+    assert "empty &lt;b&gt;.png" in page
+    for text in ("10 photos: ", "2 could not be read", "photos per second", f"page: {tmp_path / 'gallery.html'}"):
+        assert text in outcome.out
+
+
+def test_predictions_are_those_of_the_run_to_the_last_bit(finished: Path, tmp_path: Path) -> None:
+    """Of the files in the run's own table, without a page; the table is one that `evaluate` reads."""
+    trained = read_predictions(finished / "predictions.csv").query("split == 'test'").reset_index(drop=True)
+    (tmp_path / "given").mkdir()
+    trained[["path", "label", "defective"]].to_csv(tmp_path / "given/test.csv", index=False)
+    root = torch.load(finished / "checkpoints/best.ckpt", weights_only=True)["defectcls"]["config"]["dataset"]["root"]
+    outcome = predict(finished, tmp_path / "given/test.csv", tmp_path / "run", f"root={root}", "gallery=0")
+    assert (outcome.code, (tmp_path / "run/gallery.html").exists()) == (0, False)
+    found = table(tmp_path / "run/predictions.csv")
+    assert found["path"].tolist() == trained["path"].tolist()
+    pd.testing.assert_frame_equal(found[NUMBERS], trained[NUMBERS], check_exact=True, check_dtype=False)
+    again = found.merge(trained[["path", "label", "defective"]])
+    again.to_csv(tmp_path / "judged.csv", index=False)
+    assert read_predictions(tmp_path / "judged.csv")["score"].tolist() == trained["score"].tolist()
+
+
+def test_each_format_holds_the_same_bits(finished: Path, photos: Path, tmp_path: Path) -> None:
+    found = {}
+    for suffix in ("csv", "jsonl", "parquet"):
+        output = tmp_path / f"made/here/rows.{suffix}"
+        assert predict(finished, photos, tmp_path / suffix, f"output={output}", "gallery=0", "batch_size=5").code == 1
+        found[suffix] = output
+    csv, parquet = table(found["csv"]), pd.read_parquet(found["parquet"])
+    jsonl = pd.DataFrame([json.loads(line) for line in found["jsonl"].read_text().splitlines()])
+    assert csv.columns.tolist() == jsonl.columns.tolist() == parquet.columns.tolist()
+    for other in (jsonl, parquet):
+        pd.testing.assert_frame_equal(csv, other, check_exact=True, check_dtype=False)
+
+
+def test_a_pattern_and_one_photo(finished: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos.parent)
+    assert predict(finished, "photos/**/[0-3].png", tmp_path / "some").code == 0
+    assert predict(finished, "photos/1/3.png", tmp_path / "one").code == 0
+    some, one = table(tmp_path / "some/predictions.csv"), table(tmp_path / "one/predictions.csv")
+    assert some["path"].tolist() == [f"photos/{number % 2}/{number}.png" for number in (0, 2, 1, 3)]
+    assert one["path"].tolist() == ["3.png"]
+    assert one[NUMBERS].to_numpy().tolist() == some[NUMBERS][-1:].to_numpy().tolist()
+    assert (tmp_path / "some/gallery.html").read_text().count("data:image/jpeg") == 4
+
+
+def test_heat_maps_stand_beside_the_photos_of_the_page(finished: Path, photos: Path, tmp_path: Path) -> None:
+    assert predict(finished, photos, tmp_path, "heat_maps=true", "gallery=3").code == 1
+    page = (tmp_path / "gallery.html").read_text()
+    assert page.count("<figure ") == 3
+    assert page.count("data:image/jpeg") == 6
+    scores = table(tmp_path / "predictions.csv").sort_values("score", ascending=False)["path"][:3].tolist()
+    assert sorted(scores, key=page.index) == scores  # highest first
+
+
+def test_an_output_that_exists_is_kept_unless_told(finished: Path, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "rows.csv"
+    output.write_text("precious")
+    told = predict(finished, photos, tmp_path / "run", f"output={output}")
+    assert sentence(told) == f"output={output} exists: give another name, or overwrite=true"
+    assert output.read_text() == "precious"
+    assert predict(finished, photos, tmp_path / "run", f"output={output}", "overwrite=true", "gallery=0").code == 1
+    assert len(table(output)) == 12
+
+
+def test_mistakes_are_told_before_anything_is_made(finished: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    watching = ("watch=true", f"output={tmp_path}/out")
+    expected = {
+        (photos, "output=rows.txt"): "output=rows.txt should end in one of .csv, .jsonl, .parquet",
+        (tmp_path / "empty",): f"the folder {tmp_path}/empty is empty",
+        (
+            f"{photos}/*.tif",
+        ): f"input={photos}/*.tif matches no file: ** stands for any folders, * for any part of a name",
+        (photos, "root=there"): f"root=there is of the paths in a table, and input={photos} is none: leave root out",
+        (photos, "gallery=0", "heat_maps=true"): "heat_maps=true shows them in the gallery: gallery=200, not 0",
+        (photos, "watch=true"): "watch=true needs output=<file>.csv or .jsonl, which remembers what has been predicted",
+        (photos, *watching[:1], f"{watching[1]}.parquet"): "watch=true needs output=<file>.csv or .jsonl, which "
+        "remembers what has been predicted",
+        ("gone", *watching[:1], f"{watching[1]}.csv"): "watch=true needs a folder, and input=gone is none",
+        (photos, "device=tpu"): "device=tpu: Input should be 'auto', 'cpu' or 'gpu', did you mean 'gpu'?",
+    }
+    for given, told in expected.items():
+        assert sentence(predict(finished, given[0], tmp_path / "run", *map(str, given[1:]))) == told
+    assert sentence(predict(tmp_path / "rum", photos, tmp_path / "run")) == (
+        f"checkpoint={tmp_path}/rum does not exist: give a run folder or a .ckpt file"
+    )
+    assert sentence(predict(tmp_path / "empty", photos, tmp_path / "run")) == (
+        f"the folder {tmp_path}/empty holds no checkpoint: checkpoints/best.ckpt is missing"
+    )
+    torch.save({"model": {}}, tmp_path / "other.pt")
+    assert sentence(predict(tmp_path / "other.pt", photos, tmp_path / "run")) == (
+        f"{tmp_path}/other.pt is a checkpoint of another tool: give one that defectcls.train wrote"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_unreadable_photos(finished: Path, photos: Path, tmp_path: Path) -> None:
+    outcome = predict(finished, photos / "0/text.png", tmp_path, "output=" + str(tmp_path / "rows.parquet"))
+    assert outcome.code == 1
+    assert "could not be read" in outcome.out
+    assert pd.read_parquet(tmp_path / "rows.parquet")["error"].tolist() == ["not an image"]
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def batch(scores: np.ndarray, first: int) -> pd.DataFrame:
+    names = [str(first + number) for number in range(len(scores))]
+    bad = np.isnan(scores)
+    decision = np.where(bad, "", np.where(scores > 0.5, "reject", "accept"))
+    return pd.DataFrame(
+        {"path": names, "decision": decision, "prediction": "x", "score": scores, "error": np.where(bad, "broken", "")}
+    )
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_what_was_written_before_a_failure_is_kept_as_a_part(tmp_path: Path, suffix: str) -> None:
+    output = tmp_path / f"out{suffix}"
+    with pytest.raises(ZeroDivisionError), written_by_and_by(output) as append:
+        append(batch(np.array([0.1, np.nan]), 0))
+        assert output.with_name(f"{output.name}.part").read_text().count("\n") == 2 + (suffix == ".csv")
+        raise ZeroDivisionError
+    assert not output.exists()
+    assert "broken" in output.with_name(f"{output.name}.part").read_text()
+
+
+def test_parquet_is_written_in_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyarrow.parquet import ParquetFile
+
+    monkeypatch.setattr(prediction_files, "ROW_GROUP", 10)
+    with written_by_and_by(tmp_path / "out.parquet") as append:
+        append(batch(np.array([np.nan] * 12), 0))  # all missing: the types are those of the others
+        for first in range(12, 40, 4):
+            append(batch(np.full(4, 0.25), first))
+    file = ParquetFile(tmp_path / "out.parquet")
+    assert [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)] == [12, 12, 12, 4]
+    assert file.read().to_pandas()["score"].tolist()[12:] == [0.25] * 28
+
+
+def test_a_name_that_is_no_text_is_written_all_the_same(finished: Path, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    (folder / b"caf\xe9.png".decode(errors="surrogateescape")).write_bytes((photos / "1/3.png").read_bytes())
+    assert predict(finished, folder, tmp_path / "run").code == 0
+    assert table(tmp_path / "run/predictions.csv")[["path", "error"]].to_numpy().tolist() == [["caf\\udce9.png", ""]]
+
+
+def test_mistakes_are_told_without_torch(tmp_path: Path) -> None:
+    outcome = process("defectcls.predict", "checkpoint=run", "input=photos", cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")
+    assert sentence(outcome).startswith("input=photos does not exist")
+    assert " pandas\n" in outcome.err
+    assert " torch\n" not in outcome.err
