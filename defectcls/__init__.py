@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from defectcls.predictor import Predictor
+    from defectcls.prediction.predictor import Predictor
 
 __version__ = "0.1.0"
 
@@ -13,8 +13,8 @@ __version__ = "0.1.0"
 def load(checkpoint: "str | Path", device: Literal["auto", "cpu", "gpu"] = "auto") -> "Predictor":
     """A trained model that predicts photos, of a run folder or a .ckpt file: `load(run).predict(photos)`.
 
-    See `defectcls.predictor`; imported here, since torch takes seconds.
+    See `defectcls.prediction.predictor`; imported here, since torch takes seconds.
     """
-    from defectcls.predictor import load
+    from defectcls.prediction.predictor import load
 
     return load(checkpoint, device)

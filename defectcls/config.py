@@ -54,7 +54,7 @@ def run_verb(verb: str, task: Callable[[dict[str, Any], Path], int | None]) -> N
         else:
             status = _run(verb, task, show_all)
     except Exception as error:
-        sentence = _composition_sentence(error) or explain(error)
+        sentence = _composition_sentence(error, verb) or explain(error)
         if sentence is None or show_all:
             raise
         print(f"error: {sentence}", file=sys.stderr)
@@ -190,7 +190,7 @@ def _quoted(value: str) -> str:
     return "'" + value.replace("'", "\\'") + "'"
 
 
-def _composition_sentence(error: Exception) -> str | None:
+def _composition_sentence(error: Exception, verb: str) -> str | None:
     """Hydra's and OmegaConf's errors in one sentence: what was typed, what is near, what is allowed."""
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
@@ -212,7 +212,7 @@ def _composition_sentence(error: Exception) -> str | None:
             return _unknown_key(near[0], [match[1]])
         return f"{match[1]} is not set: add {match[1]}=<name>, one of {', '.join(match[2].split())}"
     if match := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(match[1], _known_keys())
+        return _unknown_key(match[1], _known_keys(verb))
     return " ".join(text.splitlines()[0].split()) + "; quote values with brackets, commas or spaces: 'key=[a,b]'"
 
 
@@ -223,6 +223,8 @@ def _unknown_key(key: str, known: list[str]) -> str:
     return f"unknown key '{key}'{near}" if not stem else f"unknown key '{key}' in {stem}{near}"
 
 
-def _known_keys() -> list[str]:
-    groups = [folder.name for folder in CONF_DIR.iterdir() if folder.is_dir()]
-    return [*groups, *(str(key) for key in OmegaConf.load(CONF_DIR / "train.yaml") if key not in ("defaults", "hydra"))]
+def _known_keys(verb: str) -> list[str]:
+    names = (verb, "train") if verb in TRAINING else (verb,)
+    groups = [folder.name for folder in CONF_DIR.iterdir() if folder.is_dir()] if verb in TRAINING else []
+    keys = [str(key) for name in names for key in OmegaConf.load(CONF_DIR / f"{name}.yaml")]
+    return list(dict.fromkeys([*groups, *(key for key in keys if key not in ("defaults", "hydra"))]))

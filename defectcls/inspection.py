@@ -44,7 +44,7 @@ def _inspect(run: Run, predictions: pd.DataFrame, settings: InspectSettings) -> 
         try:
             maps = zip(errors["path"], heat_maps(run.classifier, _pixels(run, errors)), strict=True)
             root, padded = run.data.settings.root, run.data.settings.resize == "pad"
-            heat = {path: _without_borders(one, root / path) if padded else one for path, one in maps}
+            heat = {path: without_borders(one, root / path) if padded else one for path, one in maps}
             found["heat_maps"] = METHOD
             found |= _localisation(run, predictions, settings.images)
         except UserError as error:  # a backbone without a map, or a broken mask: the report goes without
@@ -71,7 +71,7 @@ def _localisation(run: Run, predictions: pd.DataFrame, limit: int) -> dict[str, 
     return {"localisation": {"n": len(rows)} | {name: float(np.nanmean(values)) for name, values in means.items()}}
 
 
-def _without_borders(heat: np.ndarray, path: Path) -> np.ndarray:
+def without_borders(heat: np.ndarray, path: Path) -> np.ndarray:
     """The part of a square map that the photo fills, where black borders pad it."""
     photo, side = np.array(thumbnail(path, heat.shape[0]).size[::-1]), heat.shape[0]
     height, width = np.round(side * photo / photo.max()).astype(int)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from defectcls.data.inputs import Photos
     from defectcls.evaluation.tally import Tally
-    from defectcls.predictor import Predictor
+    from defectcls.prediction.predictor import Predictor
     from defectcls.settings import PredictSettings
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def predict(config: dict[str, Any], folder: Path) -> int:
 
     settings = parse(PredictSettings, config)
     from defectcls.data.inputs import Photos, list_inputs
-    from defectcls.prediction_files import refuse_output
+    from defectcls.prediction.output import refuse_output
 
     output = settings.output or folder / "predictions.csv"
     refuse_output(output, settings.overwrite or settings.watch)
@@ -40,7 +40,7 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     from defectcls.evaluation.gallery import outcome_words
     from defectcls.evaluation.tally import Tally
     from defectcls.model.hardware import keep_freed_memory
-    from defectcls.predictor import load
+    from defectcls.prediction.predictor import load
 
     predictor = load(settings.checkpoint, settings.device)
     if predictor.device.type == "cpu":
@@ -69,7 +69,7 @@ def _written(
     """Predict and write batch by batch, so that memory is bounded and a kill loses little."""
     from tqdm import tqdm
 
-    from defectcls.prediction_files import writable, written_by_and_by
+    from defectcls.prediction.output import writable, written_by_and_by
 
     names = iter(photos.names)
     paths = (os.path.join(photos.root, name) for name in photos.names)  # noqa: PTH118  quick, and names may be absolute
@@ -86,7 +86,7 @@ def _watched(
 ) -> Iterator["pd.DataFrame"]:
     """As they arrive; tells of each photo that is not accepted."""
     from defectcls.evaluation.predictions import ACCEPT
-    from defectcls.watching import watch
+    from defectcls.prediction.watching import watch
 
     log.info("watching %s, predictions go to %s; Ctrl-C ends it", photos.root, output)
     folder, seconds = photos.root, settings.watch_seconds
@@ -121,7 +121,7 @@ def _page(
     predictor: "Predictor", root: Path, tally: "Tally", summary: dict[str, Any], settings: "PredictSettings"
 ) -> str:
     from defectcls.evaluation.gallery import render_gallery
-    from defectcls.inspection import _without_borders as without_borders
+    from defectcls.inspection import without_borders
 
     heat: dict[str, np.ndarray] = {}
     if settings.heat_maps:

@@ -34,7 +34,7 @@ from defectcls.model.classifier import Classifier
 from defectcls.model.frozen import extract_features
 from defectcls.model.probe import fit_probe
 from defectcls.model.record import CRITERION, LAST, Progress, Record, collapse, stage_summary
-from defectcls.predictor import load_trained
+from defectcls.prediction.predictor import load_trained
 from defectcls.results import provenance
 from defectcls.settings import EvaluateSettings, TrainerSettings, TrainSettings
 

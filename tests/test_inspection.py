@@ -3,14 +3,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from defectcls.inspection import _evenly, _without_borders
+from defectcls.inspection import _evenly, without_borders
 
 
 @pytest.mark.parametrize(("size", "expected"), [((40, 20), (4, 8)), ((20, 40), (8, 4)), ((300, 300), (8, 8))])
 def test_borders_that_pad_a_photo_are_no_part_of_its_heat_map(tmp_path, size, expected) -> None:
     Image.new("L", size).save(tmp_path / "photo.png")
     heat = np.arange(64.0).reshape(8, 8)
-    found = _without_borders(heat, tmp_path / "photo.png")
+    found = without_borders(heat, tmp_path / "photo.png")
     assert found.shape == expected
     assert found.mean() == heat.mean()  # the middle of it
 

@@ -8,9 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from defectcls import prediction_files
 from defectcls.evaluation.predictions import read_predictions
-from defectcls.prediction_files import written_by_and_by
+from defectcls.prediction.output import written_by_and_by
 from tests.conftest import Outcome, command, paint, process, sentence
 
 NUMBERS = ["decision", "prediction", "score", "p_sound", "p_defective"]
@@ -191,7 +190,7 @@ def test_what_was_written_before_a_failure_is_kept_as_a_part(tmp_path: Path, suf
 def test_parquet_is_written_in_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pyarrow.parquet import ParquetFile
 
-    monkeypatch.setattr(prediction_files, "ROW_GROUP", 10)
+    monkeypatch.setattr("defectcls.prediction.output.ROW_GROUP", 10)
     with written_by_and_by(tmp_path / "out.parquet") as append:
         append(batch(np.array([np.nan] * 12), 0))  # all missing: the types are those of the others
         for first in range(12, 40, 4):

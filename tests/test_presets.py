@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from defectcls.config import CONF_DIR, parse
-from defectcls.settings import EvaluateSettings, TrainSettings
+from defectcls.settings import EvaluateSettings, PredictSettings, TrainSettings
 from tests.conftest import composed
 
 VERBS = sorted(CONF_DIR.glob("*.yaml"))
 PRESETS = sorted(CONF_DIR.glob("*/*.yaml"))
-PARSED_AS = {"train": TrainSettings, "evaluate": EvaluateSettings}
+PARSED_AS = {"train": TrainSettings, "evaluate": EvaluateSettings, "predict": PredictSettings}
 GIVEN = {  # what a preset leaves to the command line
     "model/timm": ["model.name=resnet18"],
     "dataset/folder": ["dataset.root=photos"],
@@ -46,7 +46,11 @@ def test_preset_composes_into_valid_settings(file: Path) -> None:
 
 @pytest.mark.parametrize("verb", PARSED_AS)
 def test_verb_composes_into_valid_settings(verb: str) -> None:
-    given = {"train": ["dataset=synthetic"], "evaluate": ["checkpoint=run", "dataset=mvtec"]}
+    given = {
+        "train": ["dataset=synthetic"],
+        "evaluate": ["checkpoint=run", "dataset=mvtec"],
+        "predict": ["checkpoint=run", "input=photos"],
+    }
     parse(PARSED_AS[verb], composed(*given[verb], verb=verb))
 
 

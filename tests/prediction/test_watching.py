@@ -15,8 +15,8 @@ import pytest
 from filelock import FileLock
 
 from defectcls.errors import UserError
-from defectcls.prediction_files import open_text, write_text
-from defectcls.watching import MODIFIED, State, due, look, remembered, watch
+from defectcls.prediction.output import open_text, write_text
+from defectcls.prediction.watching import MODIFIED, State, due, look, remembered, watch
 from tests.conftest import paint
 
 OLD, NEW, GROWN = State(10**18, 50), State(10**18 + 1, 50), State(10**18, 60)

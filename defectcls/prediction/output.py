@@ -38,7 +38,10 @@ def refuse_output(output: Path, overwrite: bool) -> None:
 
 @contextmanager
 def written_by_and_by(output: Path) -> Iterator[Append]:
-    """A function that appends the rows of a table; `<output>.part` holds them until all are written."""
+    """A function that appends the rows of a table; `<output>.part` holds them until all are written.
+
+    A killed process leaves the part; that of a .parquet cannot be read without its end.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_name(f"{output.name}.part")
     opened = _parquet(part) if output.suffix.lower() == ".parquet" else _text(part, output.suffix.lower())

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 import defectcls
-from defectcls import predictor as module
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import Decision
 from defectcls.evaluation.predictions import read_predictions
-from defectcls.predictor import Predictor, load
+from defectcls.prediction import predictor as module
+from defectcls.prediction.predictor import Predictor, load
 
 
 @pytest.fixture(scope="module")
