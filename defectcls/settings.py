@@ -25,6 +25,8 @@ class SplitSettings(Settings):
     test: Size
     folds: Annotated[int, Field(ge=2)] | None
     fold: Annotated[int, Field(ge=0)]
+    anomalies: PositiveInt | None
+    hold_out_defect_type: Annotated[str, BeforeValidator(str)] | None
 
     @model_validator(mode="after")
     def _one_part_takes_the_rest(self) -> "SplitSettings":
@@ -32,6 +34,8 @@ class SplitSettings(Settings):
             raise ValueError("at most one of train, val and test may be null (all that is left)")
         if self.folds is not None and self.fold >= self.folds:
             raise ValueError(f"fold {self.fold} of {self.folds}: folds are numbered from 0 to {self.folds - 1}")
+        if self.folds is not None and (self.anomalies or self.hold_out_defect_type):
+            raise ValueError("folds test every image once, anomalies and hold_out_defect_type do not: leave one out")
         return self
 
 

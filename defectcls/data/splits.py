@@ -7,7 +7,7 @@ group, as `dataset.split.together` says.
 import numpy as np
 import pandas as pd
 
-from defectcls.errors import UserError
+from defectcls.errors import UserError, did_you_mean
 from defectcls.settings import SplitSettings
 
 PARTS = ("train", "val", "test")
@@ -20,6 +20,9 @@ def split_samples(samples: pd.DataFrame, units: np.ndarray, settings: SplitSetti
     """The part of every image: train, val, test, or unused where fixed counts leave some over.
 
     Stratified by class, category and defect type. A published split is kept; parts that it lacks are taken from train.
+    With `anomalies` only so many defective images of each class and category are for training, and all others for the
+    test, as DevNet (Pang et al. 2019) and its successors measure; with `hold_out_defect_type` the test has all of one
+    type, and training and validation none.
 
     Args:
         samples: labelled sample table, sorted by path.
@@ -48,13 +51,18 @@ def split_samples(samples: pd.DataFrame, units: np.ndarray, settings: SplitSetti
         parts[dealt == str(settings.fold)] = "test"
         del wanted["test"]
         wanted["train"] = wanted["train"] if isinstance(wanted["train"], int) else None
+    if settings.anomalies is not None:
+        _deal_anomalies(parts, samples, units, settings.anomalies, np.random.default_rng([seed, 2]))
+    if settings.hold_out_defect_type is not None:
+        parts[np.isin(units, units[_of_type(samples, settings.hold_out_defect_type)])] = "test"
     free = np.flatnonzero(parts == "")
     # A second, different stream, so that the validation images are not tied to the order of the folds.
     generator = np.random.default_rng([seed, 1])
     if len(free):
         parts[free] = _deal(units[free], classes[free], strata[free], wanted, generator)
     result = pd.Series(parts, index=samples.index, name="split")
-    _refuse_missing_classes(result, samples["label"], units)
+    few: set[str] = set() if settings.anomalies is None else set(samples["label"][samples["defective"]])
+    _refuse_missing_classes(result, samples["label"], units, few)
     return result
 
 
@@ -130,10 +138,54 @@ def _quotas(sizes: Sizes, available: int, class_name: str) -> list[float]:
     return [*rest, 0.0 if None in wanted else left]
 
 
-def _refuse_missing_classes(parts: pd.Series, labels: pd.Series, units: np.ndarray) -> None:
-    """Every class must stand in every part: a class that is never tested is not measured."""
+def _deal_anomalies(
+    parts: np.ndarray, samples: pd.DataFrame, units: np.ndarray, count: int, generator: np.random.Generator
+) -> None:
+    """Write into `parts`: `count` defective images of each class and category are for training, the others to test.
+
+    What is tied to one of those is not for the test either: defective images are unused, sound ones trained on.
+    """
+    defective = samples["defective"].to_numpy(bool)
+    by = [samples[column] for column in ("label", "category") if column in samples]
+    chosen = []
+    for name, rows in samples[defective].groupby(by, sort=True).groups.items():
+        if count >= len(rows):
+            of = " ".join(map(str, name)) if isinstance(name, tuple) else name
+            raise UserError(
+                f"dataset.split.anomalies={count}, but of '{of}' there are {len(rows)} images: "
+                f"at most {len(rows) - 1}, so that one is left to test"
+            )
+        chosen.append(generator.choice(samples.index.get_indexer(rows), count, replace=False))
+    few = np.concatenate(chosen) if chosen else np.empty(0, int)
+    parts[defective] = "test"
+    tied = np.isin(units, units[few])
+    parts[tied & defective], parts[tied & ~defective] = UNUSED, "train"
+    parts[few] = "train"
+
+
+def _of_type(samples: pd.DataFrame, defect_type: str) -> np.ndarray:
+    """Rows of the images of one defect type."""
+    types = samples["defect_type"] if "defect_type" in samples else pd.Series("", samples.index)
+    rows = np.flatnonzero((types == defect_type) & samples["defective"])
+    if not len(rows):
+        known = sorted(set(types[samples["defective"]]) - {""})
+        hint = did_you_mean(defect_type, known)
+        raise UserError(
+            f"dataset.split.hold_out_defect_type={defect_type}: no image is of this type{hint}; there are "
+            f"{', '.join(known) or 'no defect types in this dataset'}"
+        )
+    return rows
+
+
+def _refuse_missing_classes(parts: pd.Series, labels: pd.Series, units: np.ndarray, few: set[str]) -> None:
+    """Every class must stand in every part: a class that is never tested is not measured.
+
+    Args:
+        few: classes of which validation need not have any.
+    """
     for name, of_class in parts.groupby(labels):
-        missing = [part for part in PARTS if part not in set(of_class)]
+        wanted = [part for part in PARTS if part != "val" or name not in few]
+        missing = [part for part in wanted if part not in set(of_class)]
         if missing:
             apart = len(np.unique(units[of_class.index]))
             tied = "; dataset.split.together says what ties images" if apart < len(of_class) else ""

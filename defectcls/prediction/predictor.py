@@ -186,8 +186,7 @@ class Predictor:
     def _batches(self, photos: Iterable[Photo], batch_size: int) -> Iterator[tuple[list[str], list[Decoded]]]:
         """Paths and pixels of `batch_size` photos at a time, decoded while the network computes.
 
-        On a CPU too, where both want all cores: to decode some hundred photos first, and then compute them, was as fast
-        (ResNet18 on two cores: both 0.91 of the network alone).
+        On a CPU too, where both want all cores: to decode some hundred first, and then compute them, was no faster.
         """
         ahead = max(1, min(AHEAD, AHEAD_BYTES // (3 * self.image_size**2)))
         together = max(1, min(8, ahead // 32))  # few large photos are to reach all cores

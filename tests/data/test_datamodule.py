@@ -34,6 +34,7 @@ def photos(root: Path, **folders: int) -> Path:
 
 def dataset(root: Path, **changed: Any) -> DatasetSettings:
     split = {"published": True, "train": None, "val": 0.15, "test": 0.2, "folds": None, "fold": 0}
+    split |= {"anomalies": None, "hold_out_defect_type": None}
     together = ["group", "identical", "near_identical"]
     values = {
         "name": "folder",

@@ -16,7 +16,8 @@ from defectcls.settings import SplitSettings
 
 def settings(**changed: Any) -> SplitSettings:
     defaults = {"together": [], "published": True, "train": None, "val": 0.15, "test": 0.2, "folds": None, "fold": 0}
-    return SplitSettings(**{**defaults, **changed})
+    protocol = {"anomalies": None, "hold_out_defect_type": None}
+    return SplitSettings(**{**defaults, **protocol, **changed})
 
 
 def table(labels: list[str], **columns: list[str]) -> pd.DataFrame:
@@ -320,3 +321,83 @@ def test_a_split_of_our_own_has_no_leaks_where_the_published_one_has() -> None:
     units = split_units(np.arange(60), samples["group"])
     assert leaked_units(split(samples), units) > 0
     assert leaked_units(split(samples, published=False), units) == 0
+
+
+# --- few anomalies, new defects ---------------------------------------------------------------------------------------
+
+
+def parts_of_products() -> pd.DataFrame:
+    """Two categories of 20 sound training images, and for the test 10 sound ones, 12 cracks and 8 dents."""
+    rows = [
+        ("sound" if kind == "good" else "defective", kind != "good", category, kind, part)
+        for category in ("bottle", "screw")
+        for kind, part, images in (
+            *(("good", "train", 20), ("good", "test", 10)),
+            *(("crack", "test", 12), ("dent", "test", 8)),
+        )
+        for _ in range(images)
+    ]
+    columns = ("label", "defective", "category", "defect_type", "split")
+    samples = pd.DataFrame(rows, columns=columns)
+    return samples.assign(path=[f"{row:05d}.png" for row in samples.index])
+
+
+def test_few_anomalies_join_the_published_training_images_of_each_category() -> None:
+    samples = parts_of_products()
+    draws = [split(samples, seed, anomalies=3, val=0.1) for seed in range(3)]
+    for parts in draws:
+        assert counts(parts, samples["category"], samples["label"]) == {
+            **{(category, "sound", "train"): 18 for category in ("bottle", "screw")},
+            **{(category, "sound", "val"): 2 for category in ("bottle", "screw")},
+            **{(category, "sound", "test"): 10 for category in ("bottle", "screw")},
+            **{(category, "defective", "train"): 3 for category in ("bottle", "screw")},
+            **{(category, "defective", "test"): 17 for category in ("bottle", "screw")},
+        }
+    trained = [tuple(samples.index[(parts == "train") & samples["defective"]]) for parts in draws]
+    assert len(set(trained)) == 3  # each seed draws others
+
+
+def test_few_anomalies_without_a_published_split_leave_sound_images_to_the_shares() -> None:
+    samples = parts_of_products().drop(columns=["split", "category"]).assign(label=lambda table: table["defect_type"])
+    found = counts(split(samples, anomalies=5, val=0.2, test=0.3), samples["label"])
+    assert found == {
+        **{("good", "train"): 30, ("good", "val"): 12, ("good", "test"): 18},
+        **{("crack", "train"): 5, ("crack", "test"): 19, ("dent", "train"): 5, ("dent", "test"): 11},
+    }
+
+
+def test_what_is_tied_to_a_chosen_anomaly_is_not_tested() -> None:
+    samples = parts_of_products()
+    units = samples.index.to_numpy() // 2  # pairs; the last sound image of each test part is tied to no crack
+    units[29] = units[30] = 1000  # a sound test image and a crack
+    for seed in range(20):
+        parts = split_samples(samples, units, settings(anomalies=4), seed)
+        assert leaked_units(parts, units) == 0
+        assert (parts[samples["defective"]] == "train").sum() == 8
+        assert parts[29] == ("train" if parts[30] == "train" else "test")
+
+
+def test_more_anomalies_than_there_are_is_a_sentence() -> None:
+    with pytest.raises(UserError, match="anomalies=20, but of 'defective bottle' there are 20 images: at most 19"):
+        split(parts_of_products(), anomalies=20)
+
+
+def test_held_out_defect_type_is_tested_only_and_all_of_it() -> None:
+    samples = parts_of_products()
+    units = samples.index.to_numpy().copy()
+    units[40] = units[45]  # a crack and a dent of one part
+    parts = split_samples(samples, units, settings(published=False, hold_out_defect_type="dent"), 0)
+    assert set(parts[samples["defect_type"] == "dent"]) == {"test"}
+    assert parts[40] == "test"
+    others = counts(parts[samples["defect_type"] != "dent"], samples["defect_type"][samples["defect_type"] != "dent"])
+    assert 14 <= others[("crack", "train")] <= 16  # 0.65 of 23
+    assert others[("good", "test")] == 12
+
+
+def test_unknown_defect_type_is_a_sentence() -> None:
+    with pytest.raises(UserError, match="hold_out_defect_type=dend: no image is of this type, did you mean 'dent'"):
+        split(parts_of_products(), hold_out_defect_type="dend")
+    with pytest.raises(UserError, match="there are no defect types in this dataset"):
+        split(parts_of_products().drop(columns="defect_type"), hold_out_defect_type="dent")
+    with pytest.raises(ValidationError, match="leave one out"):
+        settings(folds=5, anomalies=1)
