@@ -161,7 +161,8 @@ def _with_recorded_overrides(arguments: list[str]) -> list[str]:
         return ["-m", *sweep, f"{SWEEP_DIR}={_quoted(str(folder))}", *rest]
     recorded = folder / ".hydra" / "overrides.yaml"
     if not recorded.is_file():
-        raise UserError(f"resume={folder} is not a run folder: it has no {recorded.relative_to(folder)}")
+        what = "is no folder of a run or a sweep" if folder.exists() else "does not exist"
+        raise UserError(f"resume={folder} {what}: give one such as runs/<dataset>/<model>/<time>")
     started = [str(override) for override in OmegaConf.load(recorded) if not str(override).startswith("resume=")]
     return [*started, f"{RUN_DIR}={_quoted(str(folder))}", *arguments]
 
@@ -211,6 +212,8 @@ def _composition_sentence(error: Exception, verb: str) -> str | None:
         if near := difflib.get_close_matches(match[1], typed, n=1):
             return _unknown_key(near[0], [match[1]])
         return f"{match[1]} is not set: add {match[1]}=<name>, one of {', '.join(match[2].split())}"
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return f"{match[1]} has several values: add -m for a sweep over them, or write one list as 'key=[a,b]'"
     if match := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(match[1], _known_keys(verb))
     return " ".join(text.splitlines()[0].split()) + "; quote values with brackets, commas or spaces: 'key=[a,b]'"

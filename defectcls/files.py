@@ -1,4 +1,4 @@
-"""Files that other processes may read or write at the same time."""
+"""Files of a run, and those that other processes may read or write at the same time."""
 
 import logging
 from collections.abc import Iterator
@@ -7,7 +7,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from defectcls.errors import UserError
+
 log = logging.getLogger(__name__)
+
+BEST, LAST = Path("checkpoints", "best.ckpt"), Path("checkpoints", "last.ckpt")  # in the run folder
 
 
 @contextmanager
@@ -44,3 +48,19 @@ def locked(path: Path, waiting: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def checkpoint_file(path: Path) -> Path:
+    """The file itself, or the best checkpoint of a run folder.
+
+    Raises:
+        UserError: neither is there.
+    """
+    if path.is_file():
+        return path
+    best = path / BEST
+    if not path.is_dir():
+        raise UserError(f"checkpoint={path} does not exist: give a run folder or a .ckpt file")
+    if not best.is_file():
+        raise UserError(f"the folder {path} holds no checkpoint: {BEST} is missing")
+    return best

@@ -180,6 +180,8 @@ def open_sweep(new: Path, given: bool, verb: str, arguments: list[str]) -> Itera
         if known is not None and any(known[key] != value for key, value in command.items()):
             theirs = " ".join([known["verb"], "-m", *known["arguments"]])
             raise UserError(f"{folder} is of another sweep, {theirs}: take another folder by hydra.sweep.dir=<folder>")
+        if known is None and folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"{folder} holds other files: give hydra.sweep.dir=<new folder>")
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "sweep.lock")
         try:

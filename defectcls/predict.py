@@ -32,11 +32,13 @@ def predict(config: dict[str, Any], folder: Path) -> int:
 
     settings = parse(PredictSettings, config)
     from defectcls.data.inputs import Photos, list_inputs
-    from defectcls.prediction.output import refuse_output
+    from defectcls.files import checkpoint_file
+    from defectcls.prediction.output import latest, refuse_output
 
     output = settings.output or folder / "predictions.csv"
     refuse_output(output, settings.overwrite or settings.watch)
     photos = Photos(Path(settings.input), []) if settings.watch else list_inputs(settings.input, settings.root)
+    checkpoint_file(settings.checkpoint)  # told before torch is imported
     from defectcls.evaluation.gallery import outcome_words
     from defectcls.evaluation.tally import Tally
     from defectcls.model.hardware import keep_freed_memory
@@ -44,17 +46,21 @@ def predict(config: dict[str, Any], folder: Path) -> int:
 
     predictor = load(settings.checkpoint, settings.device)
     if predictor.device.type == "cpu":
-        keep_freed_memory()
+        keep_freed_memory(one_heap=True)
     if settings.heat_maps:
         predictor.refuse_without_map()
     tally, start = Tally(settings.gallery), time.perf_counter()
     for rows in (_watched if settings.watch else _written)(predictor, photos, settings, output):
         tally.add(rows)
+    if settings.watch and output.is_file():  # of all times that it was watched
+        tally = Tally(settings.gallery)
+        tally.add(latest(output))
     seconds = time.perf_counter() - start
     summary = _about(predictor, settings) | tally.counts | {"output": str(output), "root": str(photos.root)}
     summary |= {"seconds": seconds, "images_per_second": tally.counts["images"] / seconds}
     print(outcome_words(summary))
-    print(f"{summary['images_per_second']:.1f} photos per second; table: {output}")
+    speed = "" if settings.watch else f"{summary['images_per_second']:.1f} photos per second; "
+    print(f"{speed}table: {output}")
     (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
     if settings.gallery:
         page = _page(predictor, photos.root, tally, summary, settings)
@@ -89,8 +95,8 @@ def _watched(
     from defectcls.prediction.watching import watch
 
     log.info("watching %s, predictions go to %s; Ctrl-C ends it", photos.root, output)
-    folder, seconds = photos.root, settings.watch_seconds
-    for rows in watch(predictor, folder, output, settings.overwrite, settings.batch_size, seconds):
+    often = settings.batch_size, settings.watch_seconds, settings.watch_patience
+    for rows in watch(predictor, photos.root, output, settings.overwrite, *often):
         for row in rows[rows["decision"] != ACCEPT].to_dict("records"):
             told = f"{row['decision']} {row['score']:.3f}" if not row["error"] else f"unreadable ({row['error']})"
             print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {told} {row['path']}", flush=True)

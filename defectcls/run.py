@@ -29,11 +29,11 @@ from defectcls.evaluation.judge import judge
 from defectcls.evaluation.localisation import mask_sizes
 from defectcls.evaluation.metrics import compute_metrics
 from defectcls.evaluation.predictions import PROBABILITY, predictions_table
-from defectcls.files import written_whole
+from defectcls.files import LAST, written_whole
 from defectcls.model.classifier import Classifier
 from defectcls.model.frozen import extract_features
 from defectcls.model.probe import fit_probe
-from defectcls.model.record import CRITERION, LAST, Progress, Record, collapse, stage_summary
+from defectcls.model.record import CRITERION, Progress, Record, collapse, stage_summary
 from defectcls.prediction.predictor import load_trained
 from defectcls.results import provenance
 from defectcls.settings import EvaluateSettings, TrainerSettings, TrainSettings

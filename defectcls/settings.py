@@ -261,6 +261,7 @@ class PredictSettings(Settings):
     heat_maps: bool
     watch: bool
     watch_seconds: Positive
+    watch_patience: NonNegative
     device: Literal["auto", "cpu", "gpu"]
 
     @model_validator(mode="after")

@@ -130,6 +130,13 @@ def test_another_command_or_verb_has_a_folder_of_its_own(tmp_path: Path) -> None
     assert opened(first, given=True) == first
 
 
+def test_folder_of_other_files_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "good").mkdir(parents=True)
+    with pytest.raises(UserError, match="photos holds other files: give hydra.sweep.dir=<new folder>"):
+        opened(tmp_path / "photos", given=True)
+    assert [entry.name for entry in (tmp_path / "photos").iterdir()] == ["good"]
+
+
 def test_running_sweep_is_not_joined(tmp_path: Path) -> None:
     first = opened(tmp_path / "1")
     with FileLock(first / "sweep.lock"):

@@ -165,7 +165,7 @@ def test_finished_run_is_shown_again_and_left_alone(finished: Path, tmp_path: Pa
 
 
 def test_folder_that_is_no_run(tmp_path: Path) -> None:
-    expected = f"resume={tmp_path} is not a run folder: it has no .hydra/overrides.yaml"
+    expected = f"resume={tmp_path} is no folder of a run or a sweep: give one such as runs/<dataset>/<model>/<time>"
     assert sentence(command("train", f"resume={tmp_path}")) == expected
 
 

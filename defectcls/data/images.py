@@ -79,7 +79,7 @@ def decode(photo: Photo, size: int, resize: Resize) -> np.ndarray:
         EOFError,
         struct.error,
     ) as error:  # what Pillow's decoders raise on broken files
-        raise UnreadableImageError(str(error)) from None
+        raise UnreadableImageError((isinstance(error, OSError) and error.strerror) or str(error)) from None
     if resize == "pad":
         square = ImageOps.pad(upright, (size, size), Image.Resampling.BILINEAR)
     else:

@@ -10,6 +10,7 @@ from defectcls.data.table import read_table, refuse
 from defectcls.errors import UserError
 
 TABLES = (".csv", ".parquet")
+LOOKED_FOR = 100  # photos of a table, one of which is to be there
 
 
 class Photos(NamedTuple):
@@ -35,7 +36,13 @@ def list_inputs(given: str, root: Path | None) -> Photos:
     if root is not None and not is_table:
         raise UserError(f"root={root} is of the paths in a table, and input={given} is none: leave root out")
     if is_table:
-        return Photos(path.parent if root is None else root, _paths_in(path))
+        photos = Photos(path.parent if root is None else root, _paths_in(path))
+        if not any((photos.root / name).is_file() for name in photos.names[:LOOKED_FOR]):
+            raise UserError(
+                f"{photos.root / photos.names[0]}, the first photo of {path}, is not there, nor are the next: give "
+                "root=<the folder that its paths are relative to>"
+            )
+        return photos
     if path.is_dir():
         return Photos(path, _images_in(path))
     if path.is_file():

@@ -45,7 +45,7 @@ def render_gallery(
         telling=sorted(summary["defective_classes"]) != [False, True],  # of two the decision says which class it is
         thumbnails=dict(zip(paths, map_in_threads(files, paths), strict=True)),
         heated=bool(heat),
-        number=number,
+        score=_score,
         unreadable=list(unreadable[["path", "error"]].itertuples(index=False)),
         facts=_facts(summary),
     )
@@ -61,6 +61,10 @@ def outcome_words(summary: dict[str, Any]) -> str:
     review = f"{summary[REVIEW]:,} for a person to look at, " if summary[REVIEW] else ""
     failed = f"; {unreadable:,} could not be read" if unreadable else ""
     return f"{_photos(read)}: {summary[ACCEPT]:,} accepted, {review}{summary[REJECT]:,} rejected{failed}."
+
+
+def _score(score: float) -> str:
+    return "> 0.999" if 0.9995 <= score < 1 else "< 0.001" if 0 < score < 0.0005 else f"{score:.3f}"
 
 
 def _photos(count: int) -> str:

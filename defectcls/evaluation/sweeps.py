@@ -140,7 +140,8 @@ def settings_table(sweep: Sweep) -> pd.DataFrame:
     """One row a setting: each key that differs between jobs, then mean, std, low, high and n of each number."""
     rows = []
     for rank, setting in enumerate(sweep.settings, 1):
-        row: dict[str, Any] = {"rank": rank, "setting": setting.name} | setting.values
+        ranked = sweep.ranked_by and setting.numbers[sweep.ranked_by].n
+        row: dict[str, Any] = {"rank": rank if ranked else None, "setting": setting.name} | setting.values
         row |= {"jobs": setting.jobs, "finished": setting.finished}
         behind = {} if setting.behind is None else {"behind": setting.behind}
         for column, value in (setting.numbers | behind).items():
@@ -177,7 +178,7 @@ def sentences(sweep: Sweep) -> list[str]:
                 "within chance": "within chance of it",
                 "equal": "equal to it",
                 "chance unknown": "behind it by what may be chance: it takes two seeds in common that differ",
-                "": "without a number in common with it",
+                "": "without a result to compare it by",
             }
             parts = [f"{n} {text}" for verdict, text in told.items() if (n := int((verdicts == verdict).sum()))]
             several = f"Of the {len(others)} others: {'; '.join(parts)}."
@@ -206,8 +207,11 @@ def plot_sweep(sweep: Sweep) -> Figure | None:
         axes.plot(values, [height] * len(values), "o", color=colour, markersize=4, alpha=0.7, clip_on=False)
         axes.plot(mean.mean, height, "|", color=INK, markersize=11, markeredgewidth=1.6, clip_on=False)
     dots = pd.concat(seeds)
-    room = 0.6 * (dots.max() - dots.min()) or 0.01  # an interval of two seeds would dwarf the dots
-    axes.set_xlim(dots.min() - room, min(dots.max() + room, max(_range(sweep.ranked_by)[1], dots.max())))
+    means = [setting.numbers[sweep.ranked_by] for setting in shown]
+    ends = [end for one in means if one.n > 2 for end in (one.low, one.high)]  # of two seeds it would dwarf the dots
+    least, most = np.nanmin([dots.min(), *ends]), np.nanmax([dots.max(), *ends])
+    room = 0.05 * (most - least) or 0.01
+    axes.set_xlim(least - room, min(most + room, max(_range(sweep.ranked_by)[1], dots.max())))
     axes.set_yticks(range(len(shown)), [_shortened(setting.name) for setting in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
@@ -375,7 +379,9 @@ def _compared(sweep: Sweep) -> bool:
 def _failed(sweep: Sweep) -> list[str]:
     """The jobs that did not finish, each with its error."""
     jobs = sweep.jobs[sweep.jobs["status"] != "finished"]
-    names = jobs["setting"] + jobs["seed"].map(lambda seed: f", seed={seed}" if seed else "")
+    names = (
+        (jobs["setting"] if sweep.varying else "") + jobs["seed"].map(lambda seed: f", seed={seed}" if seed else "")
+    ).str.removeprefix(", ")
     errors = jobs["error"].map(lambda error: f": {error}" if error else "")
     return (("job " + jobs["job"].astype(str) + " " + jobs["status"] + " (" + names + ")") + errors).tolist()
 

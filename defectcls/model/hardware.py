@@ -30,7 +30,7 @@ CPU_IMAGES = 4  # in a step that is timed; on a GPU the whole batch, since a sma
 # training step, for resnet18 nothing; on a GPU it takes less and may gain more.
 WORTH_COMPILING_S = {"cuda": 300.0, "cpu": 3600.0}
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of glibc's malloc.h
 
 
 class Compute(NamedTuple):
@@ -119,15 +119,20 @@ def allow_tf32(device: torch.device) -> None:
         torch.backends.cudnn.benchmark = True
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(one_heap: bool = False) -> None:
     """Let glibc keep large blocks for the next step: Linux, given them back, would clear every page of them again.
 
     A ResNet18 training step on a CPU is a sixth shorter so, a MobileNetV2 forward pass a quarter (medians of a trial
     with two threads); the most that a process takes grows by a twentieth.
+
+    Args:
+        one_heap: for all threads. Else each has one of its own, and what it keeps the others cannot use: a process that
+            decodes without end would grow for thousands of photos.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library has no such function
         tune = ctypes.CDLL(None).mallopt
-        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28)):
+        heaps = ((M_ARENA_MAX, 1),) if one_heap else ()
+        for parameter, value in (*heaps, (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28)):
             tune(parameter, value)
 
 

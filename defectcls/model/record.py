@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-from defectcls.files import written_whole
+from defectcls.files import BEST, LAST, written_whole
 from defectcls.model.classifier import Classifier
 from defectcls.model.stages import stage_at
 
@@ -19,7 +19,6 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
-BEST, LAST = Path("checkpoints", "best.ckpt"), Path("checkpoints", "last.ckpt")  # in the run folder
 CRITERION = "val/calibrated_loss"  # lower is better
 SHOWN = ("epoch", "stage", "train/loss", CRITERION, "val/auroc", "images_per_second")
 

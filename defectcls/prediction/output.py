@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,12 @@ def refuse_output(output: Path, overwrite: bool) -> None:
             import pyarrow  # noqa: F401
         except ImportError:
             raise UserError(f"writing {output} needs pyarrow: pip install 'defectcls[table]'") from None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"output={output} cannot be written: {error.strerror}") from None
 
 
 @contextmanager
@@ -42,7 +49,6 @@ def written_by_and_by(output: Path) -> Iterator[Append]:
 
     A killed process leaves the part; that of a .parquet cannot be read without its end.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_name(f"{output.name}.part")
     opened = _parquet(part) if output.suffix.lower() == ".parquet" else _text(part, output.suffix.lower())
     with opened as append:
@@ -127,6 +133,14 @@ def read_rows(output: Path) -> Iterator[dict[str, str]]:
     """
     with _readable(output) as file:
         yield from csv.DictReader(file) if output.suffix.lower() == ".csv" else map(json.loads, file)
+
+
+def latest(output: Path) -> pd.DataFrame:
+    """What `Tally` takes of a .csv or .jsonl file: of each photo its last row."""
+    columns = ["path", "decision", "prediction", "score", "error"]
+    last = {row["path"]: [row[column] for column in columns] for row in read_rows(output)}
+    rows = pd.DataFrame(last.values(), columns=columns)
+    return rows.assign(score=pd.to_numeric(rows["score"]))
 
 
 @contextmanager

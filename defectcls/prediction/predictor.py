@@ -1,8 +1,10 @@
 """A trained model at work: from photos, on the disk or in memory, to decided predictions."""
 
+import hashlib
 import itertools
 import logging
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,10 +22,10 @@ from defectcls.data.threads import AHEAD, map_in_threads
 from defectcls.errors import UserError, explain
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, decide
 from defectcls.evaluation.predictions import PROBABILITY, predictions_table
+from defectcls.files import checkpoint_file
 from defectcls.model.classifier import Classifier, load_classifier
 from defectcls.model.hardware import Precision, allow_tf32, autocast
 from defectcls.model.heatmaps import heat_maps
-from defectcls.model.record import BEST
 from defectcls.settings import TrainSettings
 
 log = logging.getLogger(__name__)
@@ -57,22 +59,6 @@ def load_trained(checkpoint: Path, accelerator: Device = "auto") -> Trained:
         reason = explain(error) or str(error).splitlines()[0]
         raise UserError(f"{file} is of another version of defectcls: {reason}") from error
     return Trained(file, classifier, settings, about)
-
-
-def checkpoint_file(path: Path) -> Path:
-    """The file itself, or the best checkpoint of a run folder.
-
-    Raises:
-        UserError: neither is there.
-    """
-    if path.is_file():
-        return path
-    best = path / BEST
-    if not path.is_dir():
-        raise UserError(f"checkpoint={path} does not exist: give a run folder or a .ckpt file")
-    if not best.is_file():
-        raise UserError(f"the folder {path} holds no checkpoint: {BEST} is missing")
-    return best
 
 
 def load(checkpoint: str | Path, device: Device = "auto") -> "Predictor":
@@ -118,6 +104,11 @@ class Predictor:
         self.classifier = trained.classifier.to(device)
         self._evaluation = self.classifier.evaluating()  # for good: its weights will not change
         self._evaluation.__enter__()
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the checkpoint: 12 hexadecimal digits of its SHA-256."""
+        return hashlib.sha256(self.trained.checkpoint.read_bytes()).hexdigest()[:12]
 
     @property
     def columns(self) -> list[str]:

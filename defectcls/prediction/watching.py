@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MODIFIED = "modified"  # column of the output: when the file was last changed, UTC, to the nanosecond
+MODEL = "model"  # column: digest of the checkpoint
 
 
 class State(NamedTuple):
@@ -41,7 +43,13 @@ Done = set[tuple[str, str]]  # name as it is written, and MODIFIED
 
 
 def watch(
-    predictor: "Predictor", folder: Path, output: Path, overwrite: bool, batch_size: int, seconds: float
+    predictor: "Predictor",
+    folder: Path,
+    output: Path,
+    overwrite: bool,
+    batch_size: int,
+    seconds: float,
+    patience: float,
 ) -> Iterator["pd.DataFrame"]:
     """Append the predictions of the photos in a folder, and of those that come, to `output`; yield them too.
 
@@ -50,16 +58,18 @@ def watch(
     Args:
         seconds: between two looks at the folder. Looking, instead of being told by the system, works on network drives
             too; a look at 10,000 files takes 0.1 s.
+        patience: seconds after which a photo that cannot be read, and does not change, is written down as unreadable:
+            a slow copy may rest for longer than it takes to look twice.
 
     Raises:
-        UserError: the output has other columns, or another process appends to it.
+        UserError: the output has other columns or is of another model, or another process appends to it.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    columns = ["path", MODIFIED, *predictor.columns[1:]]
+    columns = ["path", MODIFIED, MODEL, *predictor.columns[1:]]
+    unreadable: dict[tuple[str, str], float] = {}  # since when
     with _alone(output), _until_stopped() as stop:
         if overwrite:
             output.unlink(missing_ok=True)
-        done = remembered(output, columns)
+        done = remembered(output, columns, predictor.digest)
         before: Look | None = {}
         with open_text(output, "a") as file:
             while not stop.is_set():
@@ -70,12 +80,18 @@ def watch(
                 for rows in predictor.stream((f"{folder}/{name}" for name in names), batch_size):
                     seen = {name: before[name] for name in names[: len(rows)]}  # type: ignore[index]
                     del names[: len(rows)]
-                    rows = rows.assign(path=list(map(writable, seen)), modified=list(map(str, seen.values())))[columns]
+                    rows = rows.assign(path=list(map(writable, seen)), modified=list(map(str, seen.values())))
+                    versions = list(zip(rows["path"], rows[MODIFIED], strict=True))
+                    since = [unreadable.setdefault(version, time.monotonic()) for version in versions]
                     # What changed or went before it could be read is due again when it comes back.
-                    still = np.array([state_of(f"{folder}/{name}") == state for name, state in seen.items()])
-                    rows = rows[(rows["error"] == "") | still]
+                    still = [state_of(f"{folder}/{name}") == state for name, state in seen.items()]
+                    given_up = np.array(still) & (time.monotonic() - np.array(since) >= patience)
+                    rows = rows.assign(model=predictor.digest)[columns][(rows["error"] == "") | given_up]
                     write_text(rows, file, output.suffix.lower())
-                    done.update(zip(rows["path"], rows[MODIFIED], strict=True))
+                    written = set(zip(rows["path"], rows[MODIFIED], strict=True))
+                    done |= written
+                    for version in written:
+                        del unreadable[version]
                     yield rows
                     if stop.is_set():
                         break
@@ -107,11 +123,11 @@ def due(before: Look, now: Look, done: Done) -> list[str]:
     )
 
 
-def remembered(output: Path, columns: list[str]) -> Done:
+def remembered(output: Path, columns: list[str], model: str) -> Done:
     """The versions that an output tells of; its last row is cut off where a kill has left it torn.
 
     Raises:
-        UserError: the output is no such table.
+        UserError: the output is no such table, or another model's.
     """
     if not output.is_file() or not output.stat().st_size:
         return set()
@@ -121,7 +137,15 @@ def remembered(output: Path, columns: list[str]) -> Done:
             "give another output, or overwrite=true"
         )
     cut_torn_row(output)
-    return {(row["path"], row[MODIFIED]) for row in read_rows(output)}
+    done = set()
+    for row in read_rows(output):
+        if row[MODEL] != model:
+            raise UserError(
+                f"output={output} was written by another checkpoint, of digest {row[MODEL]}, and this one's is "
+                f"{model}: give another output, or overwrite=true"
+            )
+        done.add((row["path"], row[MODIFIED]))
+    return done
 
 
 @contextmanager

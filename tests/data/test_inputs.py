@@ -56,7 +56,10 @@ def test_a_table_names_photos_beside_it_or_in_root(photos: Path, suffix: str) ->
     rows.to_csv(table) if suffix == ".csv" else rows.to_parquet(table)
     names = ["b.png", "deep/er/c.tif", "b.png"]
     assert list_inputs(str(table), None) == Photos(photos, names)
-    assert list_inputs(str(table), Path("elsewhere")) == Photos(Path("elsewhere"), names)
+    moved = table.rename(photos / "deep" / table.name)
+    assert list_inputs(str(moved), photos) == Photos(photos, names)
+    with pytest.raises(UserError, match="is not there, nor are the next: give root=<the folder"):
+        list_inputs(str(moved), None)
 
 
 def test_each_mistake_is_one_sentence(photos: Path) -> None:

@@ -123,10 +123,10 @@ def test_tiles_carry_decision_score_and_name_in_the_order_given(tmp_path: Path) 
     found = Tiles(page)
     assert [tile["class"] for tile in found.tiles] == ["reject", "reject", "review", "accept"]
     assert [tile["words"] for tile in found.tiles] == [
-        ["rejected", "· 0.99999", "c.png"],
+        ["rejected", "· > 0.999", "c.png"],
         ["no picture", "rejected", "· 0.900", "gone.png"],
         ["for a person", "· 0.250", "a.png"],
-        ["accepted", "· 0.000000002", "b.png"],
+        ["accepted", "· < 0.001", "b.png"],
     ]
     assert found.labels == ["all (4)", "rejected (2)", "for a person (1)", "accepted (1)"]
     assert "4 of 9,999 photos are shown, the highest scores first; out/predictions.csv has all." in page

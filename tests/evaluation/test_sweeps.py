@@ -184,7 +184,7 @@ def test_failed_jobs_are_named_with_their_errors(tmp_path: Path) -> None:
         assert line in text
         assert line.replace("<", "&lt;").replace(">", "&gt;") in page
     assert "1 of 2" in text and "0 of 2" in text
-    assert "without a number in common" in text
+    assert "without a result to compare it by" in text
     assert f"page: {tmp_path / 'sweep.html'}" in text
     assert "<memory>" not in page
 

@@ -15,18 +15,19 @@ import pytest
 from filelock import FileLock
 
 from defectcls.errors import UserError
-from defectcls.prediction.output import open_text, write_text
-from defectcls.prediction.watching import MODIFIED, State, due, look, remembered, watch
+from defectcls.prediction.output import latest, open_text, write_text
+from defectcls.prediction.watching import MODEL, MODIFIED, State, due, look, remembered, watch
 from tests.conftest import paint
 
+DIGEST = "0123456789ab"
 OLD, NEW, GROWN = State(10**18, 50), State(10**18 + 1, 50), State(10**18, 60)
-COLUMNS = ["path", MODIFIED, "decision", "prediction", "score", "p_ok", "p_bad", "error"]
+COLUMNS = ["path", MODIFIED, MODEL, "decision", "prediction", "score", "p_ok", "p_bad", "error"]
 
 
 def rows(names: list[str], state: State = OLD) -> pd.DataFrame:
     """What a watcher would have written of these."""
     values = {"decision": "accept", "prediction": "ok", "score": 0.1 + 0.2, "p_ok": 0.7, "p_bad": 0.3, "error": ""}
-    return pd.DataFrame({"path": names, MODIFIED: str(state)}).assign(**values)
+    return pd.DataFrame({"path": names, MODIFIED: str(state), MODEL: DIGEST}).assign(**values)
 
 
 # --- which are due ----------------------------------------------------------------------------------------------------
@@ -86,10 +87,10 @@ def test_an_output_remembers_whole_rows_and_loses_a_torn_one(tmp_path: Path, suf
     output, names = tmp_path / f"out{suffix}", ["a,b.png", 'quo"te.png', "new\nline.png", "last\nof all.png"]
     whole = written(output, names[:3])
     torn = written(output, names[3:])[len(whole) :]
-    assert remembered(output, COLUMNS) == {(name, str(OLD)) for name in names}
+    assert remembered(output, COLUMNS, DIGEST) == {(name, str(OLD)) for name in names}
     for cut in range(len(torn)):
         output.write_bytes(whole + torn[:cut])
-        assert remembered(output, COLUMNS) == {(name, str(OLD)) for name in names[:3]}
+        assert remembered(output, COLUMNS, DIGEST) == {(name, str(OLD)) for name in names[:3]}
         assert output.read_bytes() == whole
 
 
@@ -104,7 +105,11 @@ def test_rows_are_restored_to_the_last_bit(tmp_path: Path, suffix: str) -> None:
 
 def test_no_output_or_an_empty_one_remembers_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").touch()
-    assert remembered(tmp_path / "empty.csv", COLUMNS) == remembered(tmp_path / "gone.csv", COLUMNS) == set()
+    assert (
+        remembered(tmp_path / "empty.csv", COLUMNS, DIGEST)
+        == remembered(tmp_path / "gone.csv", COLUMNS, DIGEST)
+        == set()
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,7 +119,7 @@ def test_no_output_or_an_empty_one_remembers_nothing(tmp_path: Path) -> None:
 def test_a_table_of_something_else_is_refused_and_left_alone(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=r"its columns are not path, modified, .*overwrite=true$"):
-        remembered(tmp_path / name, COLUMNS)
+        remembered(tmp_path / name, COLUMNS, DIGEST)
     assert (tmp_path / name).read_text() == content
 
 
@@ -124,7 +129,7 @@ def test_a_table_of_something_else_is_refused_and_left_alone(tmp_path: Path, nam
 def test_a_file_that_is_no_table_is_refused_and_left_alone(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=r"is no table "):
-        remembered(tmp_path / name, COLUMNS)
+        remembered(tmp_path / name, COLUMNS, DIGEST)
     assert (tmp_path / name).read_bytes() == content
 
 
@@ -134,7 +139,7 @@ def test_a_file_that_is_no_table_is_refused_and_left_alone(tmp_path: Path, name:
 class StandIn:
     """Takes every file that holds text for sound, and an empty one for unreadable."""
 
-    columns = ["path", *COLUMNS[2:]]  # noqa: RUF012
+    columns, digest = ["path", *COLUMNS[3:]], DIGEST
 
     def __init__(self) -> None:
         self.meanwhile: Callable[[], object] = lambda: None
@@ -145,18 +150,19 @@ class StandIn:
             some = names[start : start + batch_size]
             self.meanwhile()
             bad = np.array([not Path(name).is_file() or not Path(name).stat().st_size for name in some])
-            table = rows(some).drop(columns=MODIFIED)
+            table = rows(some).drop(columns=[MODIFIED, MODEL])
             table.loc[bad, "error"] = "empty file"
             yield table
 
 
-def watched(predictor: StandIn, folder: Path, output: Path, wanted: int, **options: bool) -> list[str]:
+def watched(predictor: StandIn, folder: Path, output: Path, wanted: int, **options: float) -> list[str]:
     """Names of the photos that are predicted until there are so many, or until a second has passed."""
     names: list[str] = []
     signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGTERM))
     signal.setitimer(signal.ITIMER_REAL, 1)
     try:
-        for table in watch(predictor, folder, output, options.get("overwrite", False), 2, 0.01):  # type: ignore[arg-type]
+        often = 2, 0.01, options.get("patience", 0)
+        for table in watch(predictor, folder, output, bool(options.get("overwrite")), *often):  # type: ignore[arg-type]
             names += table["path"].tolist()
             if len(names) >= wanted:
                 signal.raise_signal(signal.SIGINT)
@@ -174,7 +180,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_watcher_goes_on_where_the_last_one_stopped(folder: Path, tmp_path: Path) -> None:
-    output, predictor = tmp_path / "deep/out.csv", StandIn()
+    output, predictor = tmp_path / "out.csv", StandIn()
     assert watched(predictor, folder, output, 3) == ["0.png", "1.png", "2.png", "3.png"]  # ends with its batch
     (folder / "new.png").write_text("pixels")
     os.utime(folder / "0.png", ns=(1, 1))
@@ -209,6 +215,34 @@ def test_an_unreadable_photo_is_a_row_once(folder: Path, tmp_path: Path) -> None
     assert watched(StandIn(), folder, tmp_path / "out.csv", 1) == []
 
 
+def test_a_photo_that_is_copied_slowly_is_waited_for(folder: Path, tmp_path: Path) -> None:
+    """It rests for longer than two looks, cut off in the middle, and then goes on."""
+    (folder / "3.png").write_bytes(b"")
+    threading.Timer(0.3, lambda: (folder / "3.png").write_text("pixels")).start()
+    assert watched(StandIn(), folder, tmp_path / "out.csv", 5, patience=60)[-1] == "3.png"
+    found = pd.read_csv(tmp_path / "out.csv", keep_default_na=False)
+    assert (len(found), set(found["error"])) == (5, {""})
+
+
+def test_the_output_of_another_model_is_refused_and_left_alone(folder: Path, tmp_path: Path) -> None:
+    output, another = tmp_path / "out.csv", StandIn()
+    watched(StandIn(), folder, output, 5)
+    before, another.digest = output.read_bytes(), "ba9876543210"
+    with pytest.raises(UserError, match="another checkpoint, of digest 0123456789ab, and this one's is ba9876543210"):
+        watched(another, folder, output, 1)
+    assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_the_latest_row_of_each_photo_counts(folder: Path, tmp_path: Path, suffix: str) -> None:
+    output = tmp_path / f"out{suffix}"
+    with open_text(output, "a") as file:
+        write_text(rows(["a.png", "b.png"]).assign(score=[0.25, np.nan], error=["", "empty file"]), file, suffix)
+        write_text(rows(["b.png"], NEW).assign(score=0.75), file, suffix)
+    found = latest(output)
+    assert found[["path", "score", "error"]].to_numpy().tolist() == [["a.png", 0.25, ""], ["b.png", 0.75, ""]]
+
+
 def test_two_watchers_of_one_output_are_refused(folder: Path, tmp_path: Path) -> None:
     with (
         FileLock(f"{tmp_path}/out.csv.lock"),
@@ -222,7 +256,15 @@ def test_two_watchers_of_one_output_are_refused(folder: Path, tmp_path: Path) ->
 
 def started(run: Path, folder: Path, tmp_path: Path, name: str) -> subprocess.Popen:
     given = (f"checkpoint={run}", f"input={folder}", f"output={tmp_path / 'out.csv'}", "watch=true")
-    arguments = [sys.executable, "-m", "defectcls.predict", *given, "watch_seconds=0.1", "device=cpu"]
+    arguments = [
+        sys.executable,
+        "-m",
+        "defectcls.predict",
+        *given,
+        "watch_seconds=0.1",
+        "watch_patience=0",
+        "device=cpu",
+    ]
     log = (tmp_path / f"{name}.err").open("w")
     return subprocess.Popen(
         [*arguments, f"hydra.run.dir={tmp_path / name}"], stdout=subprocess.PIPE, stderr=log, text=True
