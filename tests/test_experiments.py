@@ -50,6 +50,16 @@ def test_table_of_speed_is_the_one_its_results_give() -> None:
     assert table(pd.read_csv(study / "benchmarks.csv")) in (study / "README.md").read_text(encoding="utf-8")
 
 
+def test_table_of_predict_is_the_one_its_results_give() -> None:
+    study = CHECKOUT / "experiments" / "predict"
+    measured = pd.read_csv(study / "measured.csv")
+    table = runpy.run_path(str(study / "measure.py"))["table"]
+    assert table(measured) in (study / "README.md").read_text(encoding="utf-8")
+    small = measured[measured["name"].str.contains("227 px")]
+    assert (small["ratio"] >= 0.85).all()
+    assert (measured["most_mib"] <= 1.1 * measured["first_mib"]).all()
+
+
 @pytest.mark.parametrize("results", STUDIES, ids=lambda file: file.parent.name)
 def test_results_come_from_the_command_that_the_study_names(results: Path) -> None:
     text = results.with_name("README.md").read_text(encoding="utf-8")
