@@ -16,7 +16,7 @@ from defectcls.evaluation.localisation import chance, load_masks, mask_scores
 from defectcls.evaluation.metrics import records
 from defectcls.evaluation.pictures import thumbnail, worst_errors
 from defectcls.evaluation.predictions import predictions_table
-from defectcls.model.heatmaps import METHOD, heat_maps
+from defectcls.model.heatmaps import METHODS, heat_maps
 from defectcls.model.robustness import Corrupt, measure_robustness
 from defectcls.run import Run
 from defectcls.settings import InspectSettings
@@ -45,7 +45,7 @@ def _inspect(run: Run, predictions: pd.DataFrame, settings: InspectSettings) -> 
             maps = zip(errors["path"], heat_maps(run.classifier, _pixels(run, errors)), strict=True)
             root, padded = run.data.settings.root, run.data.settings.resize == "pad"
             heat = {path: without_borders(one, root / path) if padded else one for path, one in maps}
-            found["heat_maps"] = METHOD
+            found["heat_maps"] = METHODS[run.classifier.hparams["model"]["head"]]
             found |= _localisation(run, predictions, settings.images)
         except UserError as error:  # a backbone without a map, or a broken mask: the report goes without
             log.warning("no heat maps: %s", error)

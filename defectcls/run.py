@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from scipy.special import softmax
+from tqdm import tqdm
 
 from defectcls.build import build_classifier, build_data, build_features, build_trainer, device_of, with_compute
 from defectcls.config import job_command
@@ -32,6 +33,7 @@ from defectcls.evaluation.predictions import PROBABILITY, predictions_table
 from defectcls.files import LAST, written_whole
 from defectcls.model.classifier import Classifier
 from defectcls.model.frozen import extract_features
+from defectcls.model.joined import out_of_fold
 from defectcls.model.probe import fit_probe
 from defectcls.model.record import CRITERION, Progress, Record, collapse, stage_summary
 from defectcls.prediction.predictor import load_trained
@@ -96,7 +98,9 @@ class Run:
 
     def describe(self) -> dict[str, Any]:
         """What metrics.json says of the run besides its numbers."""
+        joined = self.classifier.joined
         return {
+            **({} if joined is None else {"head": joined.describe()}),
             "class_names": list(self.data.classes),
             "defective_classes": list(self.data.classes.values()),
             "decision": self.decision.plain(),
@@ -207,7 +211,33 @@ class TrainingRun(Run):
             head = fit_probe(train, val, self.settings.finetune.probe_c, weights, views)
         log.info("probe: C = %g", head.c)
         self.classifier.head.load(head)
+        if self.classifier.joined is not None:
+            self._join(train, head.c)
         self.trainer.validate(self.classifier, datamodule=self.data, verbose=False)
+
+    def _join(self, train: tuple[np.ndarray, np.ndarray], c: float) -> None:
+        """Let a memory learn the sound training images, and weigh it against the probe that was solved.
+
+        Args:
+            train: features and targets that the probe was solved for.
+        """
+        classifier, device = self.classifier, self.trainer.strategy.root_device
+        assert classifier.joined is not None
+        rows, seed = self.data.part("train"), self.settings.seed
+        units, targets = self.data.samples["unit"].to_numpy()[rows], self.data.targets[rows]
+        evaluate, loader = classifier.backbone.with_map_for_evaluation(), self.data.part_dataloader("train")
+
+        def passes() -> Iterator[torch.Tensor]:
+            for batch in tqdm(loader, "memory", disable=None, leave=False, unit="batch"):
+                with self.trainer.precision_plugin.forward_context():
+                    _, maps = evaluate(batch["image"].to(device))
+                yield maps
+
+        with self.timed("memory", len(rows)):
+            weights, views = classifier.hparams["class_weights"], self.settings.finetune.probe_views
+            odds = out_of_fold(train, units, c, weights, views, seed)
+            classifier.joined.learn(passes, odds, targets == 1, units, seed)
+        log.info("joined: %s", classifier.joined.describe())
 
     def measure(self) -> tuple[dict[str, Any], pd.DataFrame]:
         """metrics.json and the predictions table of all three parts, from the best weights."""

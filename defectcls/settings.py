@@ -72,6 +72,7 @@ class ModelSettings(Settings):
     pretrained: bool
     weights: Path | None
     pool: str | None
+    head: Literal["linear", "joined"]
     dropout: Share
     test_views: Literal[1, 2, 4, 8]
 
@@ -212,6 +213,12 @@ class TrainSettings(Settings):
         viewed = [name for name, stage in self.finetune.active_stages.items() if stage.views is not None]
         if viewed and (self.augment.mixup or self.augment.cutmix):
             raise ValueError(f"mixup and cutmix make new images in every step: finetune.stages.{viewed[0]}.views=null")
+        return self
+
+    @model_validator(mode="after")
+    def _a_memory_is_of_a_frozen_backbone(self) -> "TrainSettings":
+        if self.model.head == "joined" and (not self.finetune.probe or self.finetune.active_stages):
+            raise ValueError("model.head=joined remembers what a frozen backbone makes of sound parts: finetune=probe")
         return self
 
 

@@ -31,6 +31,13 @@ def test_broken_bottles(tmp_path: Path) -> None:
     assert found["auroc"] >= 0.99
 
 
+def test_bottles_of_which_five_broken_ones_are_known(tmp_path: Path) -> None:
+    few = ("dataset=mvtec", "dataset.categories=[bottle]", "dataset.split.anomalies=5")
+    found = probe(tmp_path, *few, "model.head=joined", "finetune.probe_c=[0.01]")
+    assert found["n"] > 70
+    assert found["auroc"] >= 0.999
+
+
 def test_bad_castings(tmp_path: Path) -> None:
     counts = ("dataset.split.train=200", "dataset.split.val=60", "dataset.split.test=150")
     found = probe(tmp_path, "dataset=casting", *counts)

@@ -174,5 +174,10 @@ def _phases(metrics: dict[str, Any]) -> list[tuple]:
 def _facts(metrics: dict[str, Any]) -> dict[str, Any]:
     facts = {name: metrics.get(name) for name in ("date", "seed", "commit", "hardware")}
     facts["photos"] = metrics.get("config", {}).get("dataset", {}).get("root")
+    if head := metrics.get("head"):
+        facts["head"] = (
+            f"a memory of {head['bank']:,} sound patches joined with the classifier, {head['memory']:.2f} to "
+            f"{head['classifier']:.2f} (log-odds for a deviation of sound images)"
+        )
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in metrics.get("versions", {}).items())
     return {name: value for name, value in facts.items() if value not in (None, "", {})}

@@ -1,9 +1,11 @@
 """timm backbones and where their weights come from: a file, a local folder, or the hub."""
 
 import logging
+import math
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,18 @@ from timm.models import load_checkpoint
 from torch import nn
 
 from defectcls.errors import UserError, did_you_mean
-from defectcls.model.graph import Layers, folded, split_frozen
+from defectcls.model.graph import Layers, Watched, folded, split_frozen
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 HUB_TIMEOUT_S = 5.0
 PIECE = 16  # images: as fast as 32 on a CPU, and one alone takes no longer than 16
+CELL = 16  # pixels: the map of an image is that of the last stage whose cells are no wider, blocks.4 of MobileNetV2
+NO_MAP = "this backbone has no map of the image to look at: most others have, such as model=resnet18"
 STAY_OFFLINE = hub.HF_HUB_OFFLINE  # as the environment variable of this name says
+
+LayersWithMap = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class Backbone(nn.Module):
@@ -73,6 +79,52 @@ class Backbone(nn.Module):
         """The same function as `forward` for the weights of now, faster; on a CPU with the same bits in any batch."""
         body = folded(self.body).to(memory_format=self.memory_format)
         return lambda image: in_pieces(lambda piece: body(self._normalise(piece)), image)
+
+    def with_map(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `forward`, and of the same pass the map (batch, channels, height, width) of `CELL`.
+
+        Raises:
+            UserError: the backbone has none.
+        """
+        body = Watched(self.body, self.body.get_submodule(self._stage()))
+        features, output = body(self._normalise(image))
+        return features, self._as_map(output)
+
+    def with_map_for_evaluation(self) -> LayersWithMap:
+        """The same function as `with_map`, in the way of `for_evaluation`."""
+        body = folded(self.body, self._stage()).to(memory_format=self.memory_format)
+
+        def evaluate(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            maps = []
+
+            def of_piece(piece: torch.Tensor) -> torch.Tensor:
+                features, output = body(self._normalise(piece))
+                maps.append(self._as_map(output))
+                return features
+
+            return in_pieces(of_piece, image), torch.cat(maps)[: len(image)]
+
+        return evaluate
+
+    def _stage(self) -> str:
+        """Name of the stage whose output is the map of an image."""
+        try:
+            name = [stage["module"] for stage in self.body.feature_info if stage["reduction"] <= CELL][-1]
+            self.body.get_submodule(name)
+        except (AttributeError, IndexError, KeyError, TypeError):  # each of timm's models describes itself in its way
+            raise UserError(NO_MAP) from None
+        return name
+
+    def _as_map(self, output: Any) -> torch.Tensor:
+        """What a stage makes, as (batch, channels, height, width)."""
+        if isinstance(output, torch.Tensor) and output.ndim == 4:
+            return output.permute(0, 3, 1, 2) if getattr(self.body, "output_fmt", "NCHW") == "NHWC" else output
+        if isinstance(output, torch.Tensor) and output.ndim == 3:
+            tokens = output[:, getattr(self.body, "num_prefix_tokens", 0) :]
+            side = math.isqrt(tokens.shape[1])
+            if side * side == tokens.shape[1]:
+                return tokens.transpose(1, 2).unflatten(2, (side, side))
+        raise UserError(NO_MAP)
 
     def split(self) -> tuple[Layers, Layers] | None:
         """The frozen layers, pixels -> activations, and the others, -> features; None where it cannot be cut."""

@@ -1,7 +1,7 @@
 """The LightningModule: uint8 pixels -> augmentation, backbone, head -> logits."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from defectcls.evaluation.calibration import fit_temperature
 from defectcls.model.augment import Augment, mirrored, mixer
 from defectcls.model.backbone import Backbone, in_pieces
 from defectcls.model.frozen import FrozenLayers
-from defectcls.model.graph import Layers
+from defectcls.model.joined import Joined
 from defectcls.model.losses import build_loss
 from defectcls.model.probe import LinearHead
 from defectcls.model.stages import Stage, build_optimizer, plan_stages, set_learning_rate, stage_at, switch_training
@@ -59,7 +59,9 @@ class Head(nn.Module):
 
 
 class Classifier(L.LightningModule):
-    """A timm backbone with a linear head. All arguments are plain values, so that a checkpoint loads without Hydra.
+    """A timm backbone with a linear head, and with what joins that to a memory where `model` asks for it.
+
+    All arguments are plain values, so that a checkpoint loads without Hydra.
 
     Args:
         model, loss, finetune, optim, augment: the settings of these names, as dictionaries.
@@ -90,6 +92,9 @@ class Classifier(L.LightningModule):
         self.classes, self.seed, self.test_views = classes, seed, settings.test_views
         self.backbone = Backbone(settings.name, settings.pool, image_size, channels_last)
         self.head = Head(self.backbone.features, len(classes), settings.dropout)
+        self.joined: Joined | None = None
+        if settings.head == "joined":
+            self.joined = Joined(self._channels_of_map())
         self.augment = Augment(**{k: v for k, v in augment.items() if k not in ("mixup", "cutmix")})
         self.mix = mixer(augment["mixup"], augment["cutmix"], len(classes))
         weights = torch.ones(len(classes)) if class_weights is None else torch.tensor(class_weights)
@@ -102,22 +107,45 @@ class Classifier(L.LightningModule):
         self.features: FrozenLayers | None = None  # of the backbone as it was before training
         self.frozen: FrozenLayers | None = None  # stands in for layers that are frozen now
         self._frozen_for = ""
-        self._evaluated_by: Layers | None = None  # the backbone, made ready to evaluate
+        self._evaluated_by: Callable[[torch.Tensor], Any] | None = None  # the backbone, made ready to evaluate
         self._outputs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self.evaluated: tuple[np.ndarray, np.ndarray] = (np.empty(0, np.int64), np.empty((0, len(classes)), np.float32))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Pixels 0..255, uint8 or float (batch, 3, side, side) -> logits float32 (batch, classes)."""
-        backbone = self._evaluated_by or self.backbone
         if self.training or self.test_views == 1:
-            return self.head(backbone(image))
-        return torch.stack([self.head(backbone(view)) for view in mirrored(image, self.test_views)]).mean(0)
+            return self._logits(image)
+        return torch.stack([self._logits(view) for view in mirrored(image, self.test_views)]).mean(0)
+
+    def _logits(self, image: torch.Tensor) -> torch.Tensor:
+        if self.joined is None:
+            return self.head((self._evaluated_by or self.backbone)(image))
+        features, maps = (self._evaluated_by or self.backbone.with_map)(image)
+        return self.joined(self.head(features), maps)
+
+    def _for_evaluation(self) -> Callable[[torch.Tensor], Any]:
+        return self.backbone.for_evaluation() if self.joined is None else self.backbone.with_map_for_evaluation()
+
+    def _channels_of_map(self) -> int:
+        """What a memory is made for.
+
+        Raises:
+            UserError: the backbone has no map, or the classes are not one sound and one defective.
+        """
+        if list(self.classes.values()) != [False, True]:
+            raise UserError(
+                f"model.head=joined tells sound from defective, and the classes are {', '.join(self.classes)}: "
+                "use target=defect, or model.head=linear"
+            )
+        side = self.backbone.image_size
+        with torch.no_grad():
+            return self.backbone.with_map(torch.zeros(1, 3, side, side))[1].shape[1]
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """While the weights do not change, images are evaluated faster."""
         self.eval()
-        self._evaluated_by = self.backbone.for_evaluation()
+        self._evaluated_by = self._for_evaluation()
         try:
             yield
         finally:
@@ -191,10 +219,11 @@ class Classifier(L.LightningModule):
             self.trainer.should_stop = True
 
     def on_validation_epoch_start(self) -> None:
-        self._evaluated_by = self.backbone.for_evaluation()
+        self._evaluated_by = self._for_evaluation()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
-        if self.frozen is None or self.test_views > 1:
+        # Maps are computed anew at each evaluation: stored, they would take up to 30 times the room of the features.
+        if self.frozen is None or self.test_views > 1 or self.joined is not None:
             logits = self(batch["image"])
         else:
             logits = self.head(self.frozen.features(batch))

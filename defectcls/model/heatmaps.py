@@ -1,5 +1,7 @@
 """Where in an image a classifier sees its evidence for "defective", by HiResCAM on any timm backbone.
 
+Of a joined head it is how far each patch is from the memory of sound ones, see `defectcls.model.joined`.
+
 Draelos and Carin 2020, "Use HiResCAM instead of Grad-CAM for Faithful Explanations of Convolutional Neural Networks".
 Of networks with BatchNorm the last stage but one is explained: finer than the last, and on the defects of MVTec bottle
 its hottest pixel lay on the defect more often than that of Grad-CAM, LayerCAM or occlusion, on this stage or the last.
@@ -17,10 +19,11 @@ from captum.attr import LayerGradientXActivation
 from torch import nn
 
 from defectcls.errors import UserError
+from defectcls.model.backbone import NO_MAP
 from defectcls.model.classifier import Classifier
+from defectcls.model.graph import Layers
 
-METHOD = "HiResCAM"
-NO_MAP = "this backbone has no map of the image to look at: most others have, such as model=resnet18"
+METHODS = {"linear": "HiResCAM", "joined": "distance to the nearest patch of a sound part"}  # by `model.head`
 BATCH_SIZE = 16  # images at a time: a predicting batch's memory, and that of the last stage's gradients
 
 
@@ -37,17 +40,33 @@ def heat_maps(classifier: Classifier, images: torch.Tensor) -> np.ndarray:
     """
     side = images.shape[-1]
     heat = np.zeros((len(images), side, side), np.float32)
-    layer = nn.Identity()
-    explanation = LayerGradientXActivation(lambda batch: _evidence(classifier, batch), layer)
-    with _evaluating(classifier), _passing_through(layer, classifier.backbone.body):
+    explaining = _unusual if classifier.joined is not None else _contributing
+    with _evaluating(classifier), explaining(classifier) as coarse_of:
         for start in range(0, len(images), BATCH_SIZE):
             rows = slice(start, start + BATCH_SIZE)
-            contributions = explanation.attribute(images[rows].to(classifier.device))
-            coarse = contributions.detach().sum(1, keepdim=True).relu()
-            fine = F.interpolate(coarse, (side, side), mode="bilinear")[:, 0]
+            coarse = coarse_of(images[rows].to(classifier.device))
+            fine = F.interpolate(coarse[:, None], (side, side), mode="bilinear")[:, 0]
             strongest = fine.amax((1, 2), keepdim=True)
             heat[rows] = (fine / torch.where(strongest > 0, strongest, 1)).cpu().numpy()
     return heat
+
+
+@contextmanager
+def _contributing(classifier: Classifier) -> Iterator[Layers]:
+    """What each cell contributes to the evidence, images -> (n, height, width)."""
+    layer = nn.Identity()
+    explanation = LayerGradientXActivation(lambda batch: _evidence(classifier, batch), layer)
+    with _passing_through(layer, classifier.backbone.body):
+        yield lambda images: explanation.attribute(images).detach().sum(1).relu()
+
+
+@contextmanager
+def _unusual(classifier: Classifier) -> Iterator[Layers]:
+    """How unlike all that the memory holds each cell is, images -> (n, height, width)."""
+    assert classifier.joined is not None
+    joined, backbone = classifier.joined, classifier.backbone
+    with torch.no_grad():
+        yield lambda images: joined.unusual(backbone.with_map(images)[1])
 
 
 def _evidence(classifier: Classifier, images: torch.Tensor) -> torch.Tensor:

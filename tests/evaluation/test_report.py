@@ -300,3 +300,9 @@ def test_a_light_disturbance_that_costs_much_is_a_caveat():
     frail = metrics_of(TWO, test=[[60, 0], [0, 60]]) | {"robustness": rows, "robustness_images": 4}
     assert caveats(frail) == ["Frail: jpeg (x) brings recall from 100.0 % to 85.0 %."]
     assert "blur: x, y; jpeg: x, y." in " ".join(Page(render_report(frail, {"robustness": b"p"})).texts)
+
+
+def test_a_joined_head_says_what_it_weighs():
+    head = {"name": "joined", "memory": 1.875, "classifier": 0.5, "bank": 10_000}
+    page = render_report({**metrics_of(TWO, test=[[118, 2], [2, 36]]), "head": head}, {})
+    assert "a memory of 10,000 sound patches joined with the classifier, 1.88 to 0.50 (log-odds" in page

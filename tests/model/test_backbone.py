@@ -63,6 +63,42 @@ def test_catavgmax_is_the_average_and_the_maximum_side_by_side() -> None:
         assert torch.allclose(both(pixels()), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "stage", "shape"),
+    [
+        (RESNET, 3, (192, 4, 4)),
+        ("mobilenetv2_100.ra_in1k", 3, (96, 4, 4)),
+        ("test_mambaout", 2, (48, 4, 4)),  # has its channels last
+        ("test_vit.r160_in1k", 5, (64, 4, 4)),
+    ],
+)
+def test_the_map_is_that_of_the_last_stage_with_cells_of_16_pixels(
+    name: str, stage: int, shape: tuple[int, ...]
+) -> None:
+    backbone = Backbone(name, None, 64, channels_last=True).eval()
+    with torch.no_grad():
+        normalised = (pixels() - backbone.mean) / backbone.std
+        options = {"intermediates_only": True, "output_fmt": "NCHW"}
+        (expected,) = backbone.body.forward_intermediates(normalised, indices=[stage], **options)
+        features = backbone(pixels())
+        for with_map in (backbone.with_map, backbone.with_map_for_evaluation()):
+            found, maps = with_map(pixels())
+            assert torch.allclose(found, features, rtol=1e-3, atol=1e-3)
+            assert maps.shape == (3, *shape)
+            assert torch.allclose(maps, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["coat_lite_tiny", "hrnet_w18_small", "test_nfnet"])
+def test_a_backbone_without_a_map_says_so(name: str) -> None:
+    backbone = Backbone(name, None, 64)
+    if name == "test_nfnet":  # as if it did not describe itself
+        del backbone.body.feature_info
+    with pytest.raises(UserError, match="^this backbone has no map of the image to look at"):
+        backbone.with_map_for_evaluation()(pixels())
+    with pytest.raises(UserError, match="^this backbone has no map of the image to look at"):
+        backbone.with_map(pixels())
+
+
 def test_normalisation_is_no_weight_and_not_in_a_checkpoint() -> None:
     backbone = Backbone(RESNET, None, 32)
     assert {name.split(".")[0] for name in backbone.state_dict()} == {"body"}

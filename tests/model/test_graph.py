@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from defectcls.model.backbone import Backbone
-from defectcls.model.graph import folded
+from defectcls.model.graph import Watched, folded
 from defectcls.model.stages import Stage, switch_training
 from defectcls.settings import StageSettings
 
@@ -102,6 +102,45 @@ def test_what_cannot_be_folded_stays_right(network: nn.Module) -> None:
         assert torch.equal(folded(network)(image), network(image))
 
 
+# --- with a part watched ----------------------------------------------------------------------------------------------
+
+
+class Staged(nn.Module):
+    """Two stages; the first ends in a convolution whose BatchNorm is in the second, and may be passed by."""
+
+    def __init__(self, passed_by: bool = False, moody: bool = False) -> None:
+        super().__init__()
+        self.first, self.second = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 3, 1)), nn.BatchNorm2d(3)
+        self.second.running_mean.fill_(2.0)  # type: ignore[union-attr]
+        self.passed_by, self.moody = passed_by, moody
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if self.moody and image.mean() > 100:
+            return image
+        return self.second(self.first[1](image) if self.passed_by else self.first(image))
+
+
+@pytest.mark.parametrize("moody", [False, True])
+def test_what_a_part_makes_is_given_out_beside_the_whole(moody: bool) -> None:
+    network, image = Staged(moody=moody).eval(), torch.randn(2, 3, 4, 4)
+    with torch.no_grad():
+        expected = network(image), network.first(image)
+        for watching in (Watched(network, network.first), folded(network, "first")):
+            for _ in range(2):
+                whole, part = watching(image)
+                assert torch.allclose(whole, expected[0], atol=1e-6)
+                assert torch.equal(part, expected[1])
+    assert not network.first._forward_hooks
+
+
+def test_what_a_part_makes_that_is_passed_by_is_nothing() -> None:
+    network, image = Staged(passed_by=True).eval(), torch.randn(2, 3, 4, 4)
+    with torch.no_grad():
+        whole, part = folded(network, "first")(image)
+        assert torch.equal(whole, network(image))
+    assert part is None
+
+
 @pytest.mark.parametrize(("name", "side"), [("mobilenetv2_100", 64), ("resnet18", 64), ("test_resnet.r160_in1k", 32)])
 def test_an_image_has_the_same_features_in_whatever_batch(name: str, side: int) -> None:
     """Bit for bit: what is stored from one run is what another would compute."""
@@ -113,5 +152,9 @@ def test_an_image_has_the_same_features_in_whatever_batch(name: str, side: int) 
         assert torch.allclose(whole, backbone(image), rtol=1e-3, atol=1e-4)
         for size in (1, 2, 5, 14, 18):
             assert torch.equal(torch.cat([features(some) for some in image.split(size)]), whole)
+        with_map = backbone.with_map_for_evaluation()
+        found, maps = with_map(image)
+        assert torch.equal(found, whole)
+        assert torch.equal(torch.cat([with_map(some)[1] for some in image.split(18)]), maps)
         order = torch.randperm(34)
         assert torch.equal(features(image[order]), whole[order])

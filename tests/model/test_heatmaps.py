@@ -170,6 +170,25 @@ def test_the_classifier_is_left_as_it_was() -> None:
     assert torch.is_grad_enabled()
 
 
+def test_a_joined_head_is_explained_by_the_distance_of_its_patches() -> None:
+    model = of_model(head="joined")
+    assert model.joined is not None
+    known, image = photos(12), photos()
+    image[1, :, 36:44, 4:12] = 255
+    with torch.no_grad():
+        maps, new = model.backbone.with_map(known)[1], model.backbone.with_map(image)[1]
+    odds = np.random.default_rng(0).normal(size=12)
+    model.joined.learn(lambda: iter([maps]), odds, np.arange(12) == 11, np.arange(12), 0)
+    bank, cells = maps[:11].permute(0, 2, 3, 1).flatten(0, 2), new.permute(0, 2, 3, 1).flatten(0, 2)
+    distances = torch.cdist(cells, bank).amin(1).view(3, 4, 4)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    heat = heat_maps(model, image)
+    assert heat[1:] == pytest.approx(scaled(distances - model.joined.usual, 64)[1:], abs=1e-3)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    row, column = np.unravel_index(heat[1].argmax(), heat[1].shape)
+    assert 32 <= row < 48 and 0 <= column < 16
+
+
 def test_nothing_before_the_explained_stage_holds_on_to_memory() -> None:
     model, kept = of_model(), []
     with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved.shape) or saved, lambda saved: saved):

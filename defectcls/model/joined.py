@@ -1,0 +1,165 @@
+"""A detector that joins what it knows of sound parts with the defects it was shown.
+
+A memory of sound patches knows a defect that nobody has seen; a classifier knows what the shown ones have in common.
+Both are weighed by how far known defects stand out in each, held to a prior where few are known.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from scipy.special import expit
+from torch import nn
+
+from defectcls.errors import UserError
+from defectcls.model.memory import Memory, image_scores
+from defectcls.model.probe import fit_probe
+
+FOLDS = 5  # the classifier is fitted once more for each
+# Log-odds for a deviation of sound images in memory and in classifier, and minus their sum where neither says a thing:
+PRIOR = np.array([2.0, 0.5, -2.5])
+# Penalty on leaving them: one known defect moves them little, a hundred decide. Equal weights, and such as nothing
+# holds, were worse on few defects of screws, bottles, castings and railway components.
+HOLD = np.array([5.0, 5.0, 0.1])
+
+
+class Joined(nn.Module):
+    """logit of "defective" = weight · ((memory, classifier) - mean) / deviation + bias.
+
+    Until it has learned, the logit is the classifier's own.
+
+    Args:
+        channels: of the maps.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mean: torch.Tensor
+        self.deviation: torch.Tensor
+        self.weight: torch.Tensor
+        self.bias: torch.Tensor
+        self.usual: torch.Tensor
+        self.memory = Memory(channels)
+        self.register_buffer("mean", torch.zeros(2))
+        self.register_buffer("deviation", torch.ones(2))
+        self.register_buffer("weight", torch.tensor([0.0, 1.0]))
+        self.register_buffer("bias", torch.tensor(0.0))
+        self.register_buffer("usual", torch.tensor(0.0))  # distance of patches of sound images
+
+    def forward(self, logits: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+        """The classifier's logits (batch, 2) and maps (batch, channels, height, width) -> logits float32 (batch, 2)."""
+        scores = image_scores(self.memory(maps)), logits[:, 1] - logits[:, 0]
+        terms = [(one - self.mean[i]) / self.deviation[i] * self.weight[i] for i, one in enumerate(scores)]
+        odds = terms[0] + terms[1] + self.bias  # not by a matrix product: the same bits in any batch
+        return torch.stack([torch.zeros_like(odds), odds], 1)
+
+    def unusual(self, maps: torch.Tensor) -> torch.Tensor:
+        """How much farther from the memory than is usual each cell is, (batch, height, width).
+
+        With the usual distance left in, half as much of the heat lay on the defects of bottles.
+        """
+        return (self.memory(maps) - self.usual).relu()
+
+    def learn(
+        self,
+        passes: Callable[[], Iterable[torch.Tensor]],
+        classified: np.ndarray,
+        defective: np.ndarray,
+        units: np.ndarray,
+        seed: int,
+    ) -> None:
+        """Fill the memory and weigh it against the classifier, by training images alone.
+
+        Args:
+            passes, units, seed: see `Memory.learn`.
+            classified: the classifier's log-odds of each image, out of fold, (images,); NaN where there are none.
+            defective: bool (images,).
+
+        Raises:
+            UserError: too few sound images.
+        """
+        remembered, usual = self.memory.learn(passes, ~defective, units, seed)
+        for own, value in zip(
+            (self.mean, self.deviation, self.weight, self.bias, self.usual),
+            (*weigh(np.stack([remembered, classified], 1), defective), usual),
+            strict=True,
+        ):
+            own.copy_(torch.as_tensor(value))
+
+    def describe(self) -> dict[str, Any]:
+        """What metrics.json says: weights in log-odds for a deviation of sound images, and patches in the bank."""
+        memory, classifier = self.weight.tolist()
+        return {"name": "joined", "memory": memory, "classifier": classifier, "bank": int(self.memory.size)}
+
+
+def out_of_fold(
+    train: tuple[np.ndarray, np.ndarray],
+    units: np.ndarray,
+    c: float,
+    class_weights: list[float] | None,
+    views: int,
+    seed: int,
+) -> np.ndarray:
+    """Log-odds of each training image by a probe that has not seen its unit, (images,).
+
+    NaN of images without which a probe would have none of their class, such as the only defect there is.
+
+    Args:
+        train, class_weights, views: see `fit_probe`; class 1 is the defective one.
+        units: images of one unit stay in one fold, (images,).
+        c: inverse strength of the probe's L2 penalty.
+    """
+    features, targets = train
+    count = len(units)
+    image = np.arange(len(targets)) % count  # that each row is of: copies stand behind the images
+    names, unit = np.unique(units, return_inverse=True)
+    defects = np.bincount(unit, targets[:count]) > 0
+    shuffled = np.random.default_rng([seed, 4]).permutation(len(names))
+    fold = np.empty(len(names), np.int64)
+    fold[shuffled[np.argsort(defects[shuffled], kind="stable")]] = np.arange(len(names)) % FOLDS
+    odds = np.full(count, np.nan)
+    for number in range(FOLDS):
+        out = fold[unit] == number
+        for target in (0, 1):
+            if not (targets[:count][~out] == target).any():
+                out &= targets[:count] != target
+        if out.any():
+            seen = tuple(values[~out[image]] for values in train)
+            logits = fit_probe(seen, seen, [c], class_weights, views).logits(features[:count][out])
+            odds[out] = logits[:, 1] - logits[:, 0]
+    return odds
+
+
+def weigh(scores: np.ndarray, defective: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Logistic regression on two scores in deviations of sound images, both classes of equal weight, held to `PRIOR`.
+
+    Args:
+        scores: of memory and classifier, (images, 2), by neither of which the image was learned from. NaN says nothing.
+        defective: bool (images,).
+
+    Returns:
+        Mean and deviation of sound images, and the weights, none below 0, (2,) each; and the bias.
+
+    Raises:
+        UserError: too few sound images.
+    """
+    sound = scores[~defective & ~np.isnan(scores).any(1)].astype(np.float64)
+    if not len(sound) or not np.isfinite(sound).all() or not sound.std(0).all():
+        raise UserError(
+            f"model.head=joined has to see how sound images differ, and {int((~defective).sum())} for training, of "
+            "independent units, are too few: add some, or take model.head=linear"
+        )
+    mean, deviation = sound.mean(0), sound.std(0)
+    inputs = np.column_stack([np.nan_to_num((scores - mean) / deviation), np.ones(len(scores))])
+    share = np.where(defective, 1, defective.sum() / (~defective).sum())
+
+    def loss(found: np.ndarray) -> tuple[float, np.ndarray]:
+        odds = inputs @ found
+        value = share @ (np.logaddexp(0, odds) - defective * odds) + HOLD @ (found - PRIOR) ** 2 / 2
+        return value, inputs.T @ (share * (expit(odds) - defective)) + HOLD * (found - PRIOR)
+
+    bounds = [(0, None), (0, None), (None, None)]
+    *weight, bias = minimize(loss, PRIOR, jac=True, bounds=bounds, options={"ftol": 1e-14, "gtol": 1e-9}).x
+    return mean, deviation, np.array(weight), bias
