@@ -60,6 +60,12 @@ def test_table_of_predict_is_the_one_its_results_give() -> None:
     assert (measured["most_mib"] <= 1.1 * measured["first_mib"]).all()
 
 
+def test_table_of_few_defects_is_the_one_its_results_give() -> None:
+    study = CHECKOUT / "experiments" / "few_defects"
+    table = runpy.run_path(str(study / "collect.py"))["table"]
+    assert table(pd.read_csv(study / "runs.csv")) in (study / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("results", STUDIES, ids=lambda file: file.parent.name)
 def test_results_come_from_the_command_that_the_study_names(results: Path) -> None:
     text = results.with_name("README.md").read_text(encoding="utf-8")
