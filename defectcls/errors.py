@@ -24,7 +24,9 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "no space left on the disk; what was written is whole: make room, then go on with resume=<run folder>"
+        return (
+            "no space left on the disk; what was written is kept: make room, then start again, or resume=<run folder>"
+        )
     out_of_memory = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in MEMORY_WORDS)
     if out_of_memory or isinstance(error, MemoryError):
         reason = (str(error) or "MemoryError").splitlines()[0]

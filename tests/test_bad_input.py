@@ -221,7 +221,7 @@ def test_checkpoint_of_another_tool(tmp_path: Path) -> None:
 
 # --- the machine ------------------------------------------------------------------------------------------------------
 
-NO_SPACE = "no space left on the disk; what was written is whole: make room, then go on with resume=<run folder>"
+NO_SPACE = "no space left on the disk; what was written is kept: make room, then start again, or resume=<run folder>"
 FULL = ("finetune=full", "finetune.stages.full.epochs=2")
 
 
