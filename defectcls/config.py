@@ -17,13 +17,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from defectcls.errors import UserError, did_you_mean, explain
+from defectcls.errors import FULL_ERROR, UserError, did_you_mean, explain
 from defectcls.jobs import Task, close_sweep, open_sweep, recorded_sweep, run_job
 
 # In a wheel conf/ lies inside the package, in a checkout beside it.
 _PACKAGE = Path(__file__).resolve().parent
 CONF_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "train.yaml").is_file())
-FULL_ERROR, RUN_DIR, SWEEP_DIR = "HYDRA_FULL_ERROR", "hydra.run.dir", "hydra.sweep.dir"
+RUN_DIR, SWEEP_DIR = "hydra.run.dir", "hydra.sweep.dir"
 MULTIRUN = {"-m", "--multirun"}
 
 WORDS = {"compare": "runs"}  # verbs that take words that are no key=value, and the key these are the values of

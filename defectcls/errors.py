@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable: 1 shows the traceback of a mistake
 MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
 

@@ -31,18 +31,27 @@ def written_whole(path: Path, leads: bool = True) -> Iterator[Path]:
             unfinished.unlink(missing_ok=True)
 
 
-@contextmanager
-def locked(path: Path, waiting: str) -> Iterator[None]:
-    """For one process at a time; the system takes the lock from one that is killed.
-
-    Args:
-        waiting: what the log says where another one is at it.
-    """
+def lock_at_once(path: Path) -> FileLock | None:
+    """A lock that is now held; None where another process holds it. The system takes it from one that is killed."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        return None
+    return lock
+
+
+@contextmanager
+def locked(path: Path, waiting: str) -> Iterator[None]:
+    """For one process at a time.
+
+    Args:
+        waiting: what the log says where another one is at it.
+    """
+    lock = lock_at_once(path)
+    if lock is None:
         log.warning("%s: waiting for it", waiting)
+        lock = FileLock(path)
         lock.acquire()
     try:
         yield

@@ -28,10 +28,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from filelock import FileLock, Timeout
-
-from defectcls.errors import UserError, explain
-from defectcls.files import locked, written_whole
+from defectcls.errors import FULL_ERROR, UserError, explain
+from defectcls.files import lock_at_once, locked, written_whole
 
 if TYPE_CHECKING:
     from defectcls.evaluation.sweeps import Job
@@ -119,7 +117,7 @@ def _work(task: Task, variables: dict[str, str]) -> None:
             sys.exit(128 + signal.SIGINT)
         except Exception as error:
             sentence = explain(error)
-            if sentence is None or variables.get("HYDRA_FULL_ERROR") == "1":
+            if sentence is None or variables.get(FULL_ERROR) == "1":
                 traceback.print_exc()
             _write(record, task.record(FAILED, sentence or repr(error)))
         else:
@@ -183,12 +181,10 @@ def open_sweep(new: Path, given: bool, verb: str, arguments: list[str]) -> Itera
         if known is None and folder.is_dir() and any(folder.iterdir()):
             raise UserError(f"{folder} holds other files: give hydra.sweep.dir=<new folder>")
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "sweep.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
+        lock = lock_at_once(folder / "sweep.lock")
+        if lock is None:
             if folder == new:
-                raise UserError(f"the sweep in {folder} is running: wait for it, or stop it") from None
+                raise UserError(f"the sweep in {folder} is running: wait for it, or stop it")
             continue
         if known is not None:
             log.warning("going on with the sweep in %s", folder)
@@ -213,7 +209,7 @@ def close_sweep(folder: Path, stopped: bool = False) -> int:
         stopped: before every job had been begun.
     """
     known = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
-    records = [record for file in folder.glob(f"**/{RECORD}") if (record := _read(file)) is not None]
+    records = list(_records(folder).values())
     if not records:
         shutil.rmtree(folder)  # the command could not be composed
         return 0
@@ -246,11 +242,16 @@ def read_jobs(folder: Path) -> list["Job"]:
     from defectcls.evaluation.sweeps import Job
 
     jobs = []
-    for file in folder.glob(f"**/{RECORD}"):
-        job = json.loads(file.read_text(encoding="utf-8"))
-        metrics = _read(file.with_name("metrics.json")) if job["status"] == FINISHED else None
+    for place, job in _records(folder).items():
+        metrics = _read(place / "metrics.json") if job["status"] == FINISHED else None
         jobs.append(Job(job["number"], tuple(job["overrides"]), job["status"], job["error"], metrics))
-    return sorted(jobs, key=lambda job: job.number)
+    return jobs
+
+
+def _records(folder: Path) -> dict[Path, dict[str, Any]]:
+    """job.json of each job by the job's folder, in the order of their numbers."""
+    found = {file.parent: json.loads(file.read_text(encoding="utf-8")) for file in folder.glob(f"**/{RECORD}")}
+    return dict(sorted(found.items(), key=lambda one: one[1]["number"]))
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

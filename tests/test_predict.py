@@ -11,6 +11,7 @@ import torch
 from defectcls.evaluation.predictions import read_predictions
 from defectcls.prediction.output import written_by_and_by
 from tests.conftest import Outcome, command, paint, process, sentence
+from tests.evaluation.test_tally import batch
 
 NUMBERS = ["decision", "prediction", "score", "p_sound", "p_defective"]
 
@@ -165,15 +166,6 @@ def test_only_unreadable_photos(finished: Path, photos: Path, tmp_path: Path) ->
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
-
-
-def batch(scores: np.ndarray, first: int) -> pd.DataFrame:
-    names = [str(first + number) for number in range(len(scores))]
-    bad = np.isnan(scores)
-    decision = np.where(bad, "", np.where(scores > 0.5, "reject", "accept"))
-    return pd.DataFrame(
-        {"path": names, "decision": decision, "prediction": "x", "score": scores, "error": np.where(bad, "broken", "")}
-    )
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])

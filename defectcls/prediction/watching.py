@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from defectcls.data.samples import images_in
 from defectcls.errors import UserError
+from defectcls.files import lock_at_once
 from defectcls.prediction.output import columns_of, cut_torn_row, open_text, read_rows, writable, write_text
 
 if TYPE_CHECKING:
@@ -150,11 +150,9 @@ def remembered(output: Path, columns: list[str], model: str) -> Done:
 
 @contextmanager
 def _alone(output: Path) -> Iterator[None]:
-    lock = FileLock(f"{output}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"another process watches with output={output}: stop it, or give another output") from None
+    lock = lock_at_once(Path(f"{output}.lock"))
+    if lock is None:
+        raise UserError(f"another process watches with output={output}: stop it, or give another output")
     try:
         yield
     finally:
