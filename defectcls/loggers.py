@@ -55,6 +55,7 @@ def _wandb_logger(
     settings: LoggerSettings, folder: Path, config: dict[str, Any], name: str, mode: str | None = None
 ) -> WandbLogger:
     os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.pop("WANDB_SERVICE", None)  # of the process that started this one: it would hold the id of a killed run
     import wandb
 
     logged_in = wandb.login(prompt=False, verify=False)

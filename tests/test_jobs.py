@@ -192,6 +192,9 @@ def test_two_of_twelve_jobs_fail_and_ten_finish(tiny: list[str], tmp_path: Path)
 
 @pytest.mark.slow
 def test_killed_sweep_goes_on_where_it_was(tiny: list[str], tmp_path: Path) -> None:
+    import wandb
+
+    wandb.init(mode="offline", dir=tmp_path).finish()  # as in a notebook that logs: its service outlives the sweep
     given = (*tiny, "finetune.probe=false", "logger=wandb", "optim.lr=0.001,0.0003", "seed=0,1,2")
     whole = [sys.executable, "-m", "defectcls.train", "-m", *given]
     with (tmp_path / "log").open("wb") as log:
