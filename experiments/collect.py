@@ -1,57 +1,184 @@
-"""Write a study's results.csv and the table of all studies: python experiments/collect.py <study> <run folder> …
+"""The studies' results and tables: python experiments/collect.py [<study> <folder of a run, sweep or crossval> …]
 
-Without arguments only experiments/README.md is written anew, from the results.csv of every study.
+With arguments the runs in the folders are added to <study>/results.csv, where a run of the same command is replaced.
+Then README.md and the README.md of each study that consists of runs get their tables anew, in place of the first that
+they have, be it as short as "|"; and the lines are printed that the headers of the presets say of what to expect.
 """
 
 import json
+import math
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from studies import STUDIES, TITLES, Measurement, Study, text
 
 HERE = Path(__file__).parent
-NUMBERS = ("accuracy", "precision", "recall", "f1", "f1_macro", "auroc", "average_precision")
-HEADLINE = {"railway_components": "f1_macro", "concrete_crack": "accuracy"}  # of the others: auroc
+SETTINGS = (
+    *("preset", "photos", "model", "head", "finetune", "target", "image_size", "anomalies", "hold_out_defect_type"),
+    *("train", "folds", "repeats", "seed"),
+)
+RATES = ("accuracy", "precision", "recall", "f1", "f1_macro", "auroc", "average_precision")
+NUMBERS = {
+    "test": (*RATES, "escape_rate", "overkill_rate"),
+    "train": ("accuracy",),
+    "val": ("accuracy", "auroc"),
+}
 
 
-def row(metrics: dict) -> dict:
-    """One run as a line of results.csv: test numbers, what was kept, and how it was made."""
-    test = metrics["test"]
-    numbers = {name: test.get(name, test.get("defect", {}).get(name)) for name in NUMBERS}
-    kept = max((s for s in metrics["stages"] if not s["rolled_back"]), key=lambda stage: metrics["stages"].index(stage))
-    return {
-        "seed": metrics["seed"],
-        "n_train": metrics["train"]["n"],
-        "n_test": test["n"],
-        **numbers,
-        "kept": kept["name"],
-        "seconds": round(sum(metrics["seconds"].values())),
-        "commit": metrics["commit"],
-        "hardware": metrics["hardware"],
-        **{f"version_{name}": value for name, value in metrics["versions"].items()},
+def row(folder: Path) -> dict:
+    """One run, or one cross-validation, as a line of results.csv: settings, numbers, and how it was made."""
+    files = [folder / "metrics.json", *folder.glob("repeat_*/fold_*/metrics.json")]
+    metrics, *folds = (json.loads(file.read_text(encoding="utf-8")) for file in files)
+    config, stages, seconds = metrics["config"], metrics.get("stages", []), metrics.get("seconds", {})
+    dataset, split = config["dataset"], config["dataset"]["split"]
+    categories = dataset.get("categories", "all")
+    preset = re.search(r" experiment=(\S+)", metrics["command"])
+    given = config | {
+        "preset": preset and preset[1],
+        "photos": " ".join([dataset["name"], *(categories if categories != "all" else [])]),
+        "model": metrics["model"],
+        "head": config["model"].get("head"),
+        "finetune": config["finetune"]["name"],
+        "train": split["train"] if isinstance(split["train"], int) else None,
+        **{name: split.get(name) for name in ("anomalies", "hold_out_defect_type")},
+    }
+    line = {name: given.get(name) for name in SETTINGS}
+    line |= {f"n_{part}": metrics[part]["n"] for part in ("train", "val", "test") if part in metrics}
+    for part, names in NUMBERS.items():
+        numbers = metrics.get(part, {"intervals": {}})
+        values, ends = (one.get("defect", {}) | one for one in (numbers, numbers["intervals"]))
+        for name in names:
+            key = name if part == "test" else f"{part}_{name}"
+            low, high = ends.get(name) or (None, None)
+            line |= {key: values.get(name), f"{key}_low": low, f"{key}_high": high}
+    if "train" in metrics:
+        both = [[line[f"{name}{end}"] for end in ("", "_low", "_high")] for name in ("train_accuracy", "accuracy")]
+        line |= dict(zip(("gap", "gap_low", "gap_high"), difference(*both), strict=True))
+    return line | {
+        **{f"baseline_{name}": metrics.get("baseline", {}).get(name) for name in ("accuracy", "auroc")},
+        **{f"weight_{name}": metrics.get("head", {}).get(name) for name in ("memory", "classifier")},
+        "kept": next((stage["name"] for stage in reversed(stages) if not stage["rolled_back"]), None),
+        "epochs": sum(stage["epochs"] for stage in stages if stage["name"] != "probe") or None,
+        "seconds_fit": sum(seconds.get(phase, 0) for phase in ("probe", "memory", "fit")) or None,
+        "seconds": round(sum(sum(one["seconds"].values()) for one in folds or [metrics])),
+        **{name: metrics[name] for name in ("commit", "hardware")},
+        **{f"version_{name}": version for name, version in metrics["versions"].items()},
         "command": metrics["command"],
     }
 
 
-def table() -> str:
-    """The studies' headline numbers: mean over seeds ± standard deviation."""
-    lines = ["| study | test | mean ± std over seeds | least | seconds a run |", "| --- | --- | --- | --- | --- |"]
-    for file in sorted(HERE.glob("*/results.csv")):
-        results, study = pd.read_csv(file), file.parent.name
-        values = results[HEADLINE.get(study, "auroc")]
-        name = HEADLINE.get(study, "auroc").replace("f1_macro", "macro F1").replace("auroc", "AUROC")
-        spread = f"{values.mean():.4f} ± {values.std():.4f} ({len(values)} seeds)"
-        seconds = f"{results['seconds'].mean():.0f}"
-        lines.append(f"| [{study}]({study}) | {name} | {spread} | {values.min():.4f} | {seconds} |")
-    return "\n".join(lines)
+def difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
+    """`one` less `other`, each (value, low, high) of images of its own: Newcombe, Statistics in Medicine 17, 1998."""
+    value = one[0] - other[0]
+    low = value - math.hypot(one[0] - one[1], other[2] - other[0])
+    return value, low, value + math.hypot(one[2] - one[0], other[0] - other[1])
+
+
+def collect(file: Path, folders: list[Path]) -> None:
+    """Add the runs in `folders` to a results.csv."""
+    found = [run for folder in folders for run in (folder, *folder.glob("*")) if (run / "metrics.json").is_file()]
+    # As text, so that a number is written as it was, and 10 not as 10.0 where another run has none.
+    lines = pd.DataFrame([row(run) for run in found]).convert_dtypes().astype("string")
+    before = [pd.read_csv(file, dtype="string")] if file.is_file() else []
+    together = pd.concat([lines, *before]).drop_duplicates("command").dropna(axis="columns", how="all")
+    together.sort_values("command").to_csv(file, index=False)
+
+
+def results(study: str) -> pd.DataFrame:
+    """The runs of a study; settings that none of them has are empty."""
+    found = pd.read_csv(HERE / study / "results.csv")
+    return found.reindex(columns=[*found, *(name for name in SETTINGS if name not in found)])
+
+
+def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """In Markdown."""
+    head = [TITLES.get(name, name.replace("_", " ")) for name in columns]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *lines])
+
+
+def table_of_runs(study: Study, runs: pd.DataFrame) -> str:
+    """The study's own table: settings, number of seeds, and numbers over them."""
+    by, shown = [name for name in study.by.split() if name != "head"], study.shown.split()
+    seeds = [] if "seed" in by else ["seeds"]
+    heads = [head for head in ("linear", "memory", "joined") if "head" in study.by and head in set(runs["head"])]
+    lines = []
+    for _, rows in runs.groupby(by, dropna=False):
+        settings = [
+            "–" if pd.isna(value) else f"{value:{'' if isinstance(value, str) else 'g'}}" for value in rows.iloc[0][by]
+        ]
+        numbers = [text(rows[rows["head"] == head], shown[0]) for head in heads] or [text(rows, name) for name in shown]
+        lines.append([*settings, *(str(rows["seed"].nunique()) for _ in seeds), *numbers])
+    return table([*by, *seeds, *(heads or shown)], lines)
+
+
+def headlines(name: str) -> list[tuple[str, str, pd.DataFrame]]:
+    """Preset, numbers and the rows that they are of, of one study."""
+    study = STUDIES[name]
+    if not (HERE / name / study.file).is_file():
+        return []
+    if isinstance(study, Measurement):
+        measured = pd.read_csv(HERE / name / study.file)
+        return [(study.made_by, study.headline(measured), measured.reindex(columns=["commit", "hardware"]))]
+    chosen = [(made_by, results(name).query(query)) for made_by, query in study.rows.items()]
+    numbers = study.headline.split()
+    return [
+        (made_by, ", ".join(f"{TITLES.get(name, name)} {text(rows, name)}" for name in numbers), rows)
+        for made_by, rows in chosen
+        if len(rows)
+    ]
+
+
+def each(values: pd.Series) -> str:
+    """The different ones."""
+    return ", ".join(values.dropna().unique())
+
+
+def cost(rows: pd.DataFrame) -> str:
+    """Runs, and what one took."""
+    hardware = each(rows["hardware"])
+    return f"{len(rows)} × {rows['seconds'].median():.0f} s, {hardware}" if "seconds" in rows else hardware
+
+
+def summary() -> str:
+    """The table of README.md: a line for each study, or for each preset of one."""
+    lines = [
+        [f"[{name}]({name})", study.question, numbers, f"`{made_by}`", each(rows["commit"]), cost(rows)]
+        for name, study in STUDIES.items()
+        for made_by, numbers, rows in headlines(name)
+    ]
+    return table(["study", "question", "headline", "preset", "commit", "runs"], lines)
+
+
+def expected() -> dict[str, list[str]]:
+    """What the header of each preset says of the results to expect, a line for each study that it is in."""
+    lines: dict[str, list[str]] = {}
+    for name in STUDIES:
+        for made_by, numbers, rows in headlines(name):
+            if made_by.startswith("experiment="):
+                line = f"# Expected (experiments/{name}): {numbers}; {cost(rows)}."
+                lines.setdefault(made_by.removeprefix("experiment="), []).append(line)
+    return lines
+
+
+def put(table: str, readme: Path) -> None:
+    """In place of the first table of a text."""
+    before = readme.read_text(encoding="utf-8")
+    after, count = re.subn(r"(^\|.*\n)+", lambda _: f"{table}\n", before, count=1, flags=re.MULTILINE)
+    if not count:
+        raise SystemExit(f"{readme} has no table to replace: write | on a line where it is to stand")
+    readme.write_text(after, encoding="utf-8")
 
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        runs = [json.loads((Path(run) / "metrics.json").read_text(encoding="utf-8")) for run in sys.argv[2:]]
-        rows = sorted(map(row, runs), key=lambda one: one["seed"])
-        pd.DataFrame(rows).to_csv(Path(sys.argv[1]) / "results.csv", index=False)
-    readme = HERE / "README.md"
-    head = readme.read_text(encoding="utf-8").partition("| study |")[0]
-    readme.write_text(f"{head}{table()}\n", encoding="utf-8")
-    print(table())
+        collect(HERE / sys.argv[1] / "results.csv", [Path(folder) for folder in sys.argv[2:]])
+    for name, study in STUDIES.items():
+        if isinstance(study, Study) and (HERE / name / study.file).is_file():
+            put(table_of_runs(study, results(name)), HERE / name / "README.md")
+    put(summary(), HERE / "README.md")
+    print(summary())
+    for preset, lines in expected().items():
+        print("", f"conf/experiment/{preset}.yaml", *lines, sep="\n")

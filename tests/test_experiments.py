@@ -1,20 +1,178 @@
-"""The studies' texts say what their results say."""
+"""The studies' texts say what their results say, and their presets and commands are those that gave them."""
 
+import json
 import runpy
 import shlex
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from scipy.stats import binomtest
 
-from tests.conftest import CHECKOUT
+from defectcls.config import CONF_DIR, parse
+from defectcls.settings import CrossvalSettings, TrainSettings
+from tests.conftest import CHECKOUT, composed
 
-STUDIES = sorted((CHECKOUT / "experiments").glob("*/results.csv"))
+EXPERIMENTS = CHECKOUT / "experiments"
+RESULTS = sorted(EXPERIMENTS.glob("*/results.csv"))
+PRESETS = sorted((CONF_DIR / "experiment").glob("*.yaml"))
+SETTINGS = {"train": TrainSettings, "crossval": CrossvalSettings}
+Job = tuple[str, frozenset[str]]  # module, overrides in Hydra's spelling
 
 
-def test_table_of_studies_is_the_one_their_results_give() -> None:
-    collect = runpy.run_path(str(CHECKOUT / "experiments" / "collect.py"))
-    assert collect["table"]() in (CHECKOUT / "experiments" / "README.md").read_text(encoding="utf-8")
+def jobs(text: str) -> set[Job]:
+    """What the commands of a text run, with sweeps taken apart: their order, and where they write, do not matter."""
+    found = set()
+    for line in text.replace("\\\n", " ").splitlines():
+        if line.startswith("python -m defectcls.") and "…" not in line:
+            _, _, module, *words = shlex.split(line)
+            given = [word for word in words if word not in ("-m", "--multirun") and not word.startswith("hydra.")]
+            [batch] = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given), None)
+            found |= {(module, frozenset(overrides)) for overrides in batch}
+    return found
+
+
+def jobs_of_study(name: str) -> set[Job]:
+    """What the README of a study names."""
+    return jobs((EXPERIMENTS / name / "README.md").read_text(encoding="utf-8"))
+
+
+def jobs_of_preset(preset: Path) -> set[Job]:
+    """What the header of a preset names."""
+    lines = [line for line in preset.read_text(encoding="utf-8").splitlines() if line.startswith("#   python")]
+    assert len(lines) <= 1
+    return jobs("\n".join(lines).removeprefix("#   "))
+
+
+@pytest.fixture(scope="module")
+def collect() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXPERIMENTS))
+        yield import_module("collect")
+
+
+# --- one table, and a table for each study of runs --------------------------------------------------------------------
+
+
+def test_table_of_studies_is_the_one_their_results_give(collect: ModuleType) -> None:
+    assert f"\n\n{collect.summary()}\n" in (EXPERIMENTS / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("results", RESULTS, ids=lambda file: file.parent.name)
+def test_table_of_a_study_is_the_one_its_results_give(results: Path, collect: ModuleType) -> None:
+    name = results.parent.name
+    if isinstance(study := collect.STUDIES.get(name), collect.Study):
+        written = collect.table_of_runs(study, collect.results(name))
+        assert f"\n\n{written}\n\n" in results.with_name("README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("results", RESULTS, ids=lambda file: file.parent.name)
+def test_results_come_from_commands_that_the_study_names(results: Path) -> None:
+    table = pd.read_csv(results)
+    assert jobs("\n".join(table["command"])) <= jobs_of_study(results.parent.name)
+    assert not table["command"].duplicated().any()
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda file: file.stem)
+def test_header_of_a_preset_says_what_its_study_found(preset: Path, collect: ModuleType) -> None:
+    lines = preset.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.startswith("# Expected")] == collect.expected().get(preset.stem, [])
+
+
+def test_presets_of_the_table_are_there_and_their_studies_name_their_command(collect: ModuleType) -> None:
+    shown = [(made_by, name) for name in collect.STUDIES for made_by, *_ in collect.headlines(name)]
+    named = {made_by for made_by, _ in shown if made_by.startswith("experiment=")}
+    assert named == {f"experiment={preset}" for preset in collect.expected()}
+    for made_by in named:
+        preset = CONF_DIR / "experiment" / f"{made_by.removeprefix('experiment=')}.yaml"
+        commands = jobs_of_preset(preset)
+        assert all(made_by in overrides for _, overrides in commands)
+        assert commands <= set().union(*(jobs_of_study(name) for one, name in shown if one == made_by))
+        assert commands
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda file: file.stem)
+def test_command_of_a_preset_composes_into_valid_settings(preset: Path) -> None:
+    commands = jobs_of_preset(preset)
+    for module, overrides in {(module, given - {f"seed={seed}" for seed in range(9)}) for module, given in commands}:
+        verb = module.removeprefix("defectcls.")
+        parse(SETTINGS[verb], composed(*overrides, verb=verb))
+
+
+# --- from runs to tables ----------------------------------------------------------------------------------------------
+
+
+def test_difference_of_two_shares_is_newcombes(collect: ModuleType) -> None:
+    """56 of 70 less 48 of 80: Newcombe 1998, table II, method 10."""
+    wilson = [binomtest(hits, n).proportion_ci(method="wilson") for hits, n in ((56, 70), (48, 80))]
+    shares = [(share, interval.low, interval.high) for share, interval in zip((0.8, 0.6), wilson, strict=True)]
+    assert collect.difference(*shares) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+
+
+def test_numbers_over_runs(collect: ModuleType) -> None:
+    runs = pd.DataFrame({"auroc": [0.9, 0.96], "auroc_low": [0.8, 0.9], "auroc_high": [0.94, 1], "f1": [None, None]})
+    assert collect.text(runs, "auroc") == "0.9300 ± 0.0424 [0.8500, 0.9700]"
+    assert collect.text(runs[:1], "auroc") == "0.9000 [0.8000, 0.9400]"
+    assert collect.text(runs, "f1") == collect.text(runs, "recall") == "–"
+    assert collect.text(runs.rename(columns={"auroc": "gap"}), "gap") == "+0.9300 ± 0.0424"
+
+
+def test_table_of_runs(collect: ModuleType) -> None:
+    runs = [("screw", 1, "joined", 0, 0.8), ("screw", 1, "joined", 1, 0.9), ("screw", None, "linear", 0, 0.5)]
+    table = pd.DataFrame(runs, columns=["photos", "anomalies", "head", "seed", "auroc"])
+    by_head = collect.Study("", {}, "", "photos anomalies head", "auroc")
+    assert collect.table_of_runs(by_head, table).splitlines()[2:] == [
+        "| screw | 1 | 2 | – | 0.8500 ± 0.0707 |",
+        "| screw | – | 1 | 0.5000 | – |",
+    ]
+    by_seed = collect.Study("", {}, "", "head seed", "auroc recall")
+    assert collect.table_of_runs(by_seed._replace(by="seed"), table[:2]) == (
+        "| seed | AUROC | recall |\n| --- | --- | --- |\n| 0 | 0.8000 | – |\n| 1 | 0.9000 | – |"
+    )
+
+
+def test_runs_are_collected(finished: Path, tmp_path: Path, collect: ModuleType) -> None:
+    """A run in parts and again; of a cross-validation the whole, and not its folds."""
+    metrics = json.loads((finished / "metrics.json").read_text(encoding="utf-8"))
+    test, file = metrics["test"], tmp_path / "results.csv"
+
+    def write(folder: str, metrics: dict) -> None:
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+
+    collect.collect(file, [finished])
+    [line] = pd.read_csv(file).to_dict("records")
+    assert (line["photos"], line["finetune"], line["image_size"]) == ("synthetic", "probe_then_full", 32)
+    assert (line["n_test"], line["auroc"]) == (test["n"], test["auroc"])
+    assert [line["recall_low"], line["recall_high"]] == test["intervals"]["recall"]
+    assert line["gap"] == metrics["train"]["accuracy"] - test["accuracy"]
+    assert line["gap_low"] < line["gap"] < line["gap_high"]
+    assert (line["baseline_auroc"], line["epochs"]) == (metrics["baseline"]["auroc"], 2)
+    assert line["seconds"] == round(sum(metrics["seconds"].values()))
+    assert (line.get("commit"), line["version_torch"]) == (metrics["commit"], metrics["versions"]["torch"])
+    assert not {"preset", "anomalies", "folds"} & set(line)
+
+    write("sweep/0", metrics | {"test": test | {"auroc": 0.125}})
+    whole = {key: metrics[key] for key in ("dataset", "model", "test", "seed", "versions", "commit", "hardware")}
+    whole["config"] = metrics["config"] | {"folds": 2, "repeats": 1}
+    whole["command"] = "python -m defectcls.crossval experiment=demo folds=2"
+    write("crossval", whole)
+    write("crossval/repeat_0/fold_0", metrics | {"seconds": {"fit": 30}})
+    write("crossval/repeat_0/fold_1", metrics | {"seconds": {"fit": 12}})
+    collect.collect(file, [tmp_path / "sweep", tmp_path / "crossval"])
+    lines = pd.read_csv(file).set_index("command")
+    assert len(lines) == 2
+    assert lines.loc[metrics["command"], "auroc"] == 0.125
+    of_crossval = lines.loc[whole["command"]]
+    assert (of_crossval["preset"], of_crossval["folds"], of_crossval["seconds"]) == ("demo", 2, 42)
+
+
+# --- studies that measured something else -----------------------------------------------------------------------------
 
 
 def test_tables_of_leaks_are_those_of_its_results() -> None:
@@ -58,21 +216,3 @@ def test_table_of_predict_is_the_one_its_results_give() -> None:
     small = measured[measured["name"].str.contains("227 px")]
     assert (small["ratio"] >= 0.85).all()
     assert (measured["most_mib"] <= 1.1 * measured["first_mib"]).all()
-
-
-def test_table_of_few_defects_is_the_one_its_results_give() -> None:
-    study = CHECKOUT / "experiments" / "few_defects"
-    table = runpy.run_path(str(study / "collect.py"))["table"]
-    assert table(pd.read_csv(study / "runs.csv")) in (study / "README.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("results", STUDIES, ids=lambda file: file.parent.name)
-def test_results_come_from_the_command_that_the_study_names(results: Path) -> None:
-    text = results.with_name("README.md").read_text(encoding="utf-8")
-    command = shlex.split(text.split("```")[1].replace("\\\n", " "))
-    seeds = [word.removeprefix("seed=").split(",") for word in command if word.startswith("seed=")]
-    table = pd.read_csv(results, dtype={"seed": str})
-    assert [table["seed"].tolist()] == seeds
-    for seed, typed in zip(table["seed"], table["command"], strict=True):
-        named = {word for word in command if word != "-m" and not word.startswith("seed=")} | {f"seed={seed}"}
-        assert set(shlex.split(typed)) == named | {"-m"}

@@ -1,12 +1,15 @@
 """Every preset, by glob, so that a new one is covered at birth."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from defectcls.config import CONF_DIR, parse
+from defectcls.data import railway_components, synthetic
 from defectcls.settings import EvaluateSettings, PredictSettings, TrainSettings
-from tests.conftest import composed
+from tests.conftest import command, composed
 
 VERBS = sorted(CONF_DIR.glob("*.yaml"))
 PRESETS = sorted(CONF_DIR.glob("*/*.yaml"))
@@ -58,3 +61,68 @@ def test_two_presets_of_a_group_differ() -> None:
     for group in {file.parent for file in PRESETS}:
         texts = [file.read_text(encoding="utf-8") for file in group.glob("*.yaml")]
         assert len(set(texts)) == len(texts)
+
+
+# --- whole recipes run end to end, on drawn photos in the folders of their dataset ------------------------------------
+
+RECIPES = sorted(file.stem for file in PRESETS if file.parent.name == "experiment")
+COUNTS = {  # of images in each folder: multiples of 20, so that shares of them come out whole
+    "casting": {"ok_front": 40, "def_front": 40},
+    "concrete_crack": {"Negative": 40, "Positive": 40},
+    "mvtec": {
+        f"{category}/{folder}": count
+        for category in ("bottle", "screw")
+        for folder, count in {"train/good": 20, "test/good": 20, "test/dent": 20}.items()
+    },
+    "railway": {
+        f"{part}/{folder}": count
+        for part, count in {"Train": 20, "Validation": 8, "Test": 9}.items()
+        for folder in ("Non defective", "Defective")
+    },
+    "railway_components": dict.fromkeys(railway_components.FOLDERS, 20),
+}
+SOUND = ("ok_front", "Negative", "good", "Non defective", "Perfect")
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of datasets as DEFECTCLS_DATA holds them, of photos of plain defects."""
+    root = tmp_path_factory.mktemp("data")
+    knobs = {"images": 180, "image_side": 64, "crops_per_photo": 1, "defect_share": 0.5, "difficulty": 0}
+    photos = synthetic.list_samples(root / "drawn", **knobs, near_duplicates=0, wrong_labels=0, data_seed=0)
+    for dataset, counts in COUNTS.items():
+        left = {side: iter(rows["path"]) for side, rows in photos.groupby("defective")}
+        for folder, count in counts.items():
+            (root / dataset / folder).mkdir(parents=True)
+            defective = not Path(folder).name.startswith(SOUND)
+            for number in range(count):
+                shutil.copy(root / "drawn" / next(left[defective]), root / dataset / folder / f"{number:03d}.jpg")
+    return root
+
+
+def images_to_test(dataset: str, anomalies: int | None) -> int:
+    """How many images the test part of a preset must have."""
+    if dataset == "railway":
+        return 9 + 9  # as published
+    if anomalies is not None:
+        return 2 * (20 + 20 - anomalies)  # of two categories, as published, less those that are shown
+    return round(0.2 * (100 if dataset == "synthetic" else sum(COUNTS[dataset].values())))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe_runs_end_to_end(recipe: str, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEFECTCLS_DATA", str(drawn))
+    small = ("model=timm", "model.name=test_resnet.r160_in1k", "model.pretrained=false", "image_size=32")
+    quick = ("logger=csv", "inspect.heat_maps=false", "inspect.robustness=false")
+    plain = ("trainer=cpu", "trainer.precision=32", "trainer.channels_last=true", "trainer.compile=false")
+    given = [f"experiment={recipe}", *small, *quick, *plain]
+    dataset = composed(*given)["dataset"]
+    if dataset["name"] == "synthetic":
+        given += [f"dataset.root={drawn}", "dataset.images=100", "dataset.image_side=64", "dataset.crops_per_photo=1"]
+    outcome = command("train", *given, f"hydra.run.dir={tmp_path}")
+    assert outcome.code == 0, outcome.err
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["test"]["n"] == images_to_test(dataset["name"], dataset["split"]["anomalies"])
+    assert 0 < sum(metrics["test"]["confusion_matrix"][0]) < metrics["test"]["n"]
+    assert (tmp_path / "report.html").is_file()

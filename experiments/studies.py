@@ -1,0 +1,157 @@
+"""Of each study: what it asks, its headline number, and what its own table shows."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pandas as pd
+
+TITLES = {  # of columns; of others their name
+    **{"image_size": "px", "anomalies": "defects shown", "train": "images per class", "gap": "train - test accuracy"},
+    **{"auroc": "AUROC", "baseline_auroc": "AUROC before training", "baseline_accuracy": "accuracy before training"},
+    **{"f1": "F1", "f1_macro": "macro F1", "linear": "classifier", "val_accuracy": "validation accuracy"},
+}
+
+
+class Study(NamedTuple):
+    """A study that consists of runs, listed in its results.csv."""
+
+    question: str
+    rows: dict[str, str]  # of which runs the headline is, as a query; by preset or dataset
+    headline: str  # numbers
+    by: str  # a line of its own table for each combination of these
+    shown: str  # numbers; with `head` among `by`, of one number a column for each head
+    file: str = "results.csv"
+
+
+class Measurement(NamedTuple):
+    """A study that measured something else; its own script writes its tables."""
+
+    question: str
+    made_by: str
+    file: str
+    headline: Callable[[pd.DataFrame], str]
+
+
+def text(rows: pd.DataFrame, name: str) -> str:
+    """A number of one run, or the mean ± standard deviation of several, and the mean of their 95 % intervals."""
+    if name not in rows or rows[name].isna().all():
+        return "–"
+    shown = "{:+.4f}" if name == "gap" else "{:.4f}"
+    found = shown.format(rows[name].mean()) + (f" ± {rows[name].std():.4f}" if len(rows) > 1 else "")
+    ends = [shown.format(rows[end].mean()) for end in (f"{name}_low", f"{name}_high") if end in rows]
+    return f"{found} [{', '.join(ends)}]" if ends else found
+
+
+def of_memory(measured: pd.DataFrame) -> str:
+    of = {
+        tool: rows.mean(numeric_only=True) for tool, rows in measured[measured["category"] == "screw"].groupby("tool")
+    }
+    own, other = of["defectcls"], of["anomalib"]
+    times = other["seconds_fit_cpu"] / own["seconds_fit_cpu"]
+    return f"screws: AUROC {own['image_auroc']:.4f}, PatchCore {other['image_auroc']:.4f} in {times:.0f} times the time"
+
+
+def of_leaks(splits: pd.DataFrame) -> str:
+    of = {split: text(rows, "recall") for split, rows in splits[splits["dataset"] == "railway"].groupby("split")}
+    return f"recall, railway: split at random {of['random']}, with neighbours together {of['consecutive']}"
+
+
+def of_speed(found: pd.DataFrame) -> str:
+    ratio = found[found["what"] == "training / plain recipe"]["median"]
+    return f"training {ratio.min():.2f} to {ratio.max():.2f} times as fast as the plain recipe"
+
+
+def of_precision(runs: pd.DataFrame) -> str:
+    mean = runs.groupby(["dataset", "precision"])["auroc"].mean().unstack()
+    differ = mean["bf16"] - mean["32"]
+    return f"AUROC, bf16 - float32: {differ.min():+.4f} to {differ.max():+.4f} in {len(differ)} sets"
+
+
+def of_predict(measured: pd.DataFrame) -> str:
+    small = measured[measured["name"].str.contains("227 px")]
+    least = small.loc[small["ratio"].idxmin()]
+    return f"{least['ratio']:.2f} ({least['ratio_least']:.2f} to {least['ratio_most']:.2f}) of the bare network's speed"
+
+
+def of_augmentation(timings: pd.DataFrame) -> str:
+    milliseconds, share = timings.set_index("what")["milliseconds"], timings.set_index("what")["share_of_step"]
+    times = milliseconds["torchvision v2, image by image"] / milliseconds["defectcls, batched"]
+    return f"{share['defectcls, batched']:.1%} of a training step; torchvision, image by image, {times:.1f} times that"
+
+
+def of_many_images(timings: pd.DataFrame) -> str:
+    most = timings.loc[timings["images"].idxmax()]
+    return f"{most['images']:,} rows to the first batch: {most['seconds']:.0f} s, {most['mib_beyond_imports']:.0f} MiB"
+
+
+STUDIES: dict[str, Study | Measurement] = {
+    "crack_surface": Study(
+        question="cracks in concrete by transfer learning, and how few labelled patches it takes",
+        rows={"experiment=crack_surface": "preset == 'crack_surface' and train.isna()"},
+        headline="accuracy auroc",
+        by="train",
+        shown="baseline_accuracy accuracy baseline_auroc auroc",
+    ),
+    "crack_wall": Study(
+        question="the same cracks without overfitting",
+        rows={"experiment=crack_wall": "preset == 'crack_wall'"},
+        headline="accuracy gap",
+        by="seed kept epochs",
+        shown="train_accuracy val_accuracy accuracy gap",
+    ),
+    "railway_h2o": Study(
+        question="a published recipe for railway tracks, and ours",
+        rows={"experiment=railway_h2o": "preset == 'railway_h2o'", "dataset=railway_components": "preset.isna()"},
+        headline="auroc accuracy",
+        by="preset photos model finetune folds repeats",
+        shown="auroc accuracy recall overkill_rate",
+    ),
+    "mvtec_per_category": Study(
+        question="a published recipe for each category of MVTec AD, and ours; here the screws",
+        rows={
+            "experiment=mvtec_per_category": "preset == 'mvtec_per_category' and photos == 'mvtec screw'",
+            "experiment=mvtec_pooled": "preset == 'mvtec_pooled' and photos == 'mvtec screw'",
+        },
+        headline="accuracy recall",
+        by="preset photos",
+        shown="accuracy precision recall f1 auroc",
+    ),
+    "mvtec_resnet18": Study(
+        question="a published recipe for MVTec AD pooled, and ours",
+        rows={
+            "experiment=mvtec_resnet18": "preset == 'mvtec_resnet18'",
+            "experiment=mvtec_pooled": "preset == 'mvtec_pooled'",
+        },
+        headline="recall precision",
+        by="preset photos model",
+        shown="precision recall f1 accuracy auroc",
+    ),
+    "few_defects": Study(
+        question="hundreds of sound parts and a handful of defects; here ten screws",
+        rows={"experiment=few_defects": "photos == 'mvtec screw' and anomalies == 10 and head == 'joined'"},
+        headline="auroc",
+        by="photos image_size anomalies head",
+        shown="auroc",
+    ),
+    "casting": Study(
+        question="pump impellers, with every setting at its default",
+        rows={"dataset=casting": "preset.isna()"},
+        headline="auroc recall",
+        by="seed kept",
+        shown="auroc accuracy recall overkill_rate",
+    ),
+    "railway_components": Study(
+        question="seven classes of track parts, with every setting at its default",
+        rows={"dataset=railway_components": "preset.isna()"},
+        headline="f1_macro",
+        by="seed kept",
+        shown="f1_macro accuracy recall overkill_rate",
+    ),
+    "memory": Measurement("a memory of sound parts alone", "model.head=memory", "measured.csv", of_memory),
+    "leaks": Measurement("what a random split promises", "defectcls.crossval", "splits.csv", of_leaks),
+    "speed": Measurement("what training costs", "make bench", "benchmarks.csv", of_speed),
+    "precision": Measurement("whether bf16 costs quality", "trainer.precision=32,bf16", "runs.csv", of_precision),
+    "predict": Measurement("how fast small photos are judged", "defectcls.predict", "measured.csv", of_predict),
+    "augmentation": Measurement("batches, or image by image", "compare.py", "timings.csv", of_augmentation),
+    "many_images": Measurement("a table of a million rows", "measure.py", "timings.csv", of_many_images),
+}
