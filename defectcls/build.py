@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from timm.optim import list_optimizers
 
 from defectcls.data.datamodule import DefectDataModule
+from defectcls.data.samples import DEFECTIVE, SOUND
 from defectcls.data.store import Store
 from defectcls.errors import UserError, did_you_mean
 from defectcls.model.augment import Augment
@@ -38,7 +39,13 @@ def build_data(
 
     Args:
         device: that of the training, where the images may be kept.
+
+    Raises:
+        UserError: no image of a defective class is for training, and `model.head` is none that needs none.
     """
+    alone, trains = settings.model.head == "memory", classes is None
+    if alone and trains and settings.target == "defect":
+        classes = {SOUND: False, DEFECTIVE: True}  # of a dataset without defects too
     data = DefectDataModule(
         settings.dataset,
         target=settings.target,
@@ -53,7 +60,20 @@ def build_data(
     )
     data.prepare_data()
     data.setup()
+    if trains and split and not alone:
+        _refuse_unshown_classes(settings, data)
     return data
+
+
+def _refuse_unshown_classes(settings: TrainSettings, data: DefectDataModule) -> None:
+    shown = data.targets[data.part("train")]
+    for target, name in enumerate(data.classes):
+        if target not in shown:
+            raise UserError(
+                f"model.head={settings.model.head} learns from every class, and the split leaves none of the "
+                f"{(data.targets == target).sum()} images of '{name}' for training: model.head=memory finetune=probe "
+                "needs sound ones alone, dataset.split.anomalies=10 shows ten, dataset.split.published=false its share"
+            )
 
 
 def build_classifier(settings: TrainSettings, data: DefectDataModule) -> Classifier:

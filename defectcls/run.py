@@ -24,8 +24,10 @@ from tqdm import tqdm
 from defectcls.build import build_classifier, build_data, build_features, build_trainer, device_of, with_compute
 from defectcls.config import job_command
 from defectcls.data.datamodule import DefectDataModule
+from defectcls.data.listing import fetch, list_samples
+from defectcls.data.samples import classes_of, label_samples
 from defectcls.errors import UserError
-from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision
+from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision, refuse_missing_kind
 from defectcls.evaluation.judge import judge
 from defectcls.evaluation.localisation import mask_sizes
 from defectcls.evaluation.metrics import compute_metrics
@@ -38,7 +40,7 @@ from defectcls.model.probe import fit_probe
 from defectcls.model.record import CRITERION, Progress, Record, collapse, stage_summary
 from defectcls.prediction.predictor import load_trained
 from defectcls.results import provenance
-from defectcls.settings import EvaluateSettings, TrainerSettings, TrainSettings
+from defectcls.settings import DatasetSettings, EvaluateSettings, TrainerSettings, TrainSettings
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +94,10 @@ class Run:
         return judge(uncalibrated, self.decision, *self.classes)
 
     @property
+    def _head(self) -> str:
+        return self.classifier.hparams["model"]["head"]
+
+    @property
     def classes(self) -> tuple[list[str], list[bool]]:
         """Names, and which of them are defective, in logit order."""
         return list(self.data.classes), list(self.data.classes.values())
@@ -100,7 +106,7 @@ class Run:
         """What metrics.json says of the run besides its numbers."""
         joined = self.classifier.joined
         return {
-            **({} if joined is None else {"head": joined.describe()}),
+            **({} if joined is None else {"head": {"name": self._head} | joined.describe()}),
             "class_names": list(self.data.classes),
             "defective_classes": list(self.data.classes.values()),
             "decision": self.decision.plain(),
@@ -126,6 +132,7 @@ class TrainingRun(Run):
         start = time.perf_counter()
         device = device_of(settings.trainer)
         data = build_data(settings, device=device)
+        refuse_missing_kind(settings.decision, data.samples["defective"].to_numpy(bool)[data.part("val")])
         if (folder / LAST).is_file():  # goes on as it began
             begun = torch.load(folder / LAST, map_location="cpu", weights_only=True)["defectcls"]["config"]["trainer"]
             self.settings = settings.model_copy(update={"trainer": TrainerSettings(**begun)})
@@ -141,7 +148,8 @@ class TrainingRun(Run):
         L.seed_everything(settings.seed, workers=True, verbose=False)
         classifier = build_classifier(self.settings, data).to(device)
         stages = settings.finetune.active_stages.values()
-        if settings.finetune.probe or any(stage.trainable == "head" or stage.views is not None for stage in stages):
+        solves = settings.finetune.probe and settings.model.head != "memory"
+        if solves or any(stage.trainable == "head" or stage.views is not None for stage in stages):
             classifier.features = build_features(self.settings, data, classifier.backbone, classifier.augment)
         super().__init__(data, classifier, trainer)
         self.seconds["data"] = time.perf_counter() - start
@@ -197,13 +205,20 @@ class TrainingRun(Run):
             keep_decision(best, self.decision, self.record.best)
 
     def _probe(self) -> None:
-        """Solve the head on frozen features, and make it the first candidate for the best checkpoint."""
+        """Learn from what a frozen backbone makes of the images: the first candidate for the best checkpoint."""
+        self.classifier.to(self.trainer.strategy.root_device)
+        solved = None if self._head == "memory" else self._solve()
+        if self.classifier.joined is not None:
+            self._remember(solved)
+        self.trainer.validate(self.classifier, datamodule=self.data, verbose=False)
+
+    def _solve(self) -> tuple[tuple[np.ndarray, np.ndarray], float]:
+        """Solve the linear head on frozen features; the features and targets it was solved for, and its C."""
         views = self.settings.finetune.probe_views
         seen = len(self.data.part("train")) * (1 + views) + len(self.data.part("val"))
         with self.timed("probe", seen):
             features, device = self.classifier.features, self.trainer.strategy.root_device
             assert features is not None
-            self.classifier.to(device)
             autocast = self.trainer.precision_plugin.forward_context
             train = extract_features(features, self.data.part_dataloader("train"), device, autocast(), views)
             val = extract_features(features, self.data.part_dataloader("val"), device, autocast())
@@ -211,16 +226,10 @@ class TrainingRun(Run):
             head = fit_probe(train, val, self.settings.finetune.probe_c, weights, views)
         log.info("probe: C = %g", head.c)
         self.classifier.head.load(head)
-        if self.classifier.joined is not None:
-            self._join(train, head.c)
-        self.trainer.validate(self.classifier, datamodule=self.data, verbose=False)
+        return train, head.c
 
-    def _join(self, train: tuple[np.ndarray, np.ndarray], c: float) -> None:
-        """Let a memory learn the sound training images, and weigh it against the probe that was solved.
-
-        Args:
-            train: features and targets that the probe was solved for.
-        """
+    def _remember(self, solved: tuple[tuple[np.ndarray, np.ndarray], float] | None) -> None:
+        """Let a memory learn the sound training images, and weigh it against the probe that was solved, if one was."""
         classifier, device = self.classifier, self.trainer.strategy.root_device
         assert classifier.joined is not None
         rows, seed = self.data.part("train"), self.settings.seed
@@ -235,9 +244,9 @@ class TrainingRun(Run):
 
         with self.timed("memory", len(rows)):
             weights, views = classifier.hparams["class_weights"], self.settings.finetune.probe_views
-            odds = out_of_fold(train, units, c, weights, views, seed)
+            odds = solved and out_of_fold(solved[0], units, solved[1], weights, views, seed)
             classifier.joined.learn(passes, odds, targets == 1, units, seed)
-        log.info("joined: %s", classifier.joined.describe())
+        log.info("%s: %s", self._head, classifier.joined.describe())
 
     def measure(self) -> tuple[dict[str, Any], pd.DataFrame]:
         """metrics.json and the predictions table of all three parts, from the best weights."""
@@ -264,9 +273,12 @@ class EvaluationRun(Run):
         own = trained.dataset
         if own.cache == "device":  # of the machine that it was trained on
             own = own.model_copy(update={"cache": "auto"})
-        self.trained = trained.model_copy(update={"dataset": settings.dataset or own})
-        if self.part in ("train", "all") and self.trained.dataset.root.resolve() == trained.dataset.root.resolve():
+        dataset = own if settings.dataset is None else settings.dataset.model_copy(update={"resize": own.resize})
+        self.trained = trained.model_copy(update={"dataset": dataset})
+        if self.part in ("train", "all") and _share_images(dataset, own):
             log.warning("these images are, or hold, the ones that the model learnt from: new ones it will judge worse")
+        if settings.dataset is not None and trained.target == "defect_type":
+            _refuse_other_classes(dataset, trained, list(classifier.classes))
         device = device_of(self.trained.trainer)
         data = build_data(self.trained, classifier.classes, split=self.part != "all", device=device)
         super().__init__(data, classifier, build_trainer(self.trained.trainer, folder, None, []))
@@ -280,6 +292,21 @@ class EvaluationRun(Run):
                 keep_decision(content, self.decision, checkpoint)
         elif "decision" in about:
             self.decision = Decision.from_plain(about["decision"])
+        self.elsewhere = {} if _images(dataset) == _images(own) else {"elsewhere": self._elsewhere(own, checkpoint)}
+
+    def _elsewhere(self, own: DatasetSettings, checkpoint: Path) -> dict[str, Any]:
+        """What metrics.json says of the dataset that the model was trained on, and of its `test` part where known."""
+        here = self.trained.dataset
+        names = [_dataset_name(own, here), _dataset_name(here, own)]
+        file, known = checkpoint.parent.parent / "metrics.json", {}
+        if checkpoint.parent.name == "checkpoints" and file.is_file():  # else it is no file of this run
+            known = json.loads(file.read_text(encoding="utf-8"))
+        test = known.get("test", {})
+        if test and known.get("decision") != json.loads(json.dumps(self.decision.plain())):
+            defect, intervals = test.get("defect", test), test.get("intervals", {})
+            auroc = {"auroc": intervals.get("defect", intervals).get("auroc")}
+            test = {"n": test["n"], "auroc": defect["auroc"], "intervals": auroc}  # the others are of another threshold
+        return {"trained_on": names[0], "judged_on": names[1], "test": test}
 
     def measure(self) -> tuple[dict[str, Any], pd.DataFrame]:
         """metrics.json and the predictions table of the part."""
@@ -289,10 +316,63 @@ class EvaluationRun(Run):
             "dataset": self.trained.dataset.name,
             "model": self.trained.model.name,
             part: numbers,
+            **self.elsewhere,
             **self.describe(),
             **provenance(self.trained.seed, self.trained.model_dump(mode="json")),
         }
         return metrics, predictions
+
+
+def _images(dataset: DatasetSettings) -> tuple[Any, ...]:
+    """What says which images a dataset has."""
+    return dataset.name, dataset.root.resolve(), dataset.model_extra
+
+
+def _categories(dataset: DatasetSettings) -> list[str]:
+    """The categories that were chosen; empty for all."""
+    chosen = (dataset.model_extra or {}).get("categories")
+    return chosen if isinstance(chosen, list) else []
+
+
+def _dataset_name(dataset: DatasetSettings, beside: DatasetSettings) -> str:
+    """Its name, and what tells it from another one."""
+    told = [_listed(_categories(dataset))]
+    if dataset.name == beside.name:
+        options, others = dataset.model_extra or {}, beside.model_extra or {}
+        told = [f"{key}: {_listed(value)}" for key, value in options.items() if value != others.get(key)]
+        told += [str(dataset.root)] if dataset.root.resolve() != beside.root.resolve() else []
+    return f"{dataset.name} ({', '.join(told)})" if any(told) else dataset.name
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _share_images(one: DatasetSettings, other: DatasetSettings) -> bool:
+    chosen = [set(_categories(dataset)) for dataset in (one, other)]
+    return one.root.resolve() == other.root.resolve() and not (all(chosen) and chosen[0].isdisjoint(chosen[1]))
+
+
+def _refuse_other_classes(dataset: DatasetSettings, trained: TrainSettings, known: list[str]) -> None:
+    """Before the images are read.
+
+    Raises:
+        UserError: a class that the model does not know.
+    """
+    fetch(dataset)
+    samples = list_samples(dataset)
+    if "defect_type" not in samples:
+        found = "no defect types"
+    else:
+        names = list(classes_of(label_samples(samples, "defect_type")))
+        if set(names) <= set(known):
+            return
+        found = ", ".join(names)
+    again = f"python -m defectcls.train dataset={trained.dataset.name} target=defect"
+    raise UserError(
+        f"the classes do not match: the model knows {', '.join(known)}, and {dataset.name} has {found}; a model of "
+        f"sound and defective can be judged on both: {again}"
+    )
 
 
 def keep_decision(content: dict[str, Any], decision: Decision, path: Path) -> None:

@@ -72,7 +72,7 @@ class ModelSettings(Settings):
     pretrained: bool
     weights: Path | None
     pool: str | None
-    head: Literal["linear", "joined"]
+    head: Literal["linear", "joined", "memory"]
     dropout: Share
     test_views: Literal[1, 2, 4, 8]
 
@@ -217,8 +217,9 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _a_memory_is_of_a_frozen_backbone(self) -> "TrainSettings":
-        if self.model.head == "joined" and (not self.finetune.probe or self.finetune.active_stages):
-            raise ValueError("model.head=joined remembers what a frozen backbone makes of sound parts: finetune=probe")
+        if self.model.head != "linear" and (not self.finetune.probe or self.finetune.active_stages):
+            head = self.model.head
+            raise ValueError(f"model.head={head} remembers what a frozen backbone makes of sound parts: finetune=probe")
         return self
 
 

@@ -130,7 +130,7 @@ def test_cross_validation_and_augmented_copies(tiny: list[str], tmp_path: Path) 
     [
         (["finetune=probe_then_full"], FROZEN),
         (["finetune=head"], FROZEN),
-        (["model.head=hybrid"], "model.head=hybrid: Input should be 'linear' or 'joined'"),
+        (["model.head=hybrid"], "model.head=hybrid: Input should be 'linear', 'joined' or 'memory'"),
         (
             ["target=defect_type", "dataset.images=90"],
             "model.head=joined tells sound from defective, and the classes are sound, ",

@@ -22,7 +22,8 @@ def split_samples(samples: pd.DataFrame, units: np.ndarray, settings: SplitSetti
     Stratified by class, category and defect type. A published split is kept; parts that it lacks are taken from train.
     With `anomalies` only so many defective images of each class and category are for training, and all others for the
     test, as DevNet (Pang et al. 2019) and its successors measure; with `hold_out_defect_type` the test has all of one
-    type, and training and validation none.
+    type, and training and validation none. A defective class that is published for the test alone, or has no type but
+    the one held out, is in the test only: a memory of sound parts needs no more.
 
     Args:
         samples: labelled sample table, sorted by path.
@@ -61,8 +62,13 @@ def split_samples(samples: pd.DataFrame, units: np.ndarray, settings: SplitSetti
     if len(free):
         parts[free] = _deal(units[free], classes[free], strata[free], wanted, generator)
     result = pd.Series(parts, index=samples.index, name="split")
-    few: set[str] = set() if settings.anomalies is None else set(samples["label"][samples["defective"]])
-    _refuse_missing_classes(result, samples["label"], units, few)
+    spared: dict[str, tuple[str, ...]] = {}
+    if settings.anomalies is not None:
+        spared = dict.fromkeys(samples["label"][samples["defective"]], ("val",))
+    elif keeps_published or settings.hold_out_defect_type is not None:
+        untold = samples["defective"] & ~samples["label"].isin(classes[free])
+        spared = dict.fromkeys(samples["label"][untold], ("train", "val"))
+    _refuse_missing_classes(result, samples["label"], units, spared)
     return result
 
 
@@ -177,15 +183,16 @@ def _of_type(samples: pd.DataFrame, defect_type: str) -> np.ndarray:
     return rows
 
 
-def _refuse_missing_classes(parts: pd.Series, labels: pd.Series, units: np.ndarray, few: set[str]) -> None:
+def _refuse_missing_classes(
+    parts: pd.Series, labels: pd.Series, units: np.ndarray, spared: dict[str, tuple[str, ...]]
+) -> None:
     """Every class must stand in every part: a class that is never tested is not measured.
 
     Args:
-        few: classes of which validation need not have any.
+        spared: parts that a class need not stand in.
     """
     for name, of_class in parts.groupby(labels):
-        wanted = [part for part in PARTS if part != "val" or name not in few]
-        missing = [part for part in wanted if part not in set(of_class)]
+        missing = [part for part in PARTS if part not in {*of_class, *spared.get(str(name), ())}]
         if missing:
             apart = len(np.unique(units[of_class.index]))
             tied = "; dataset.split.together says what ties images" if apart < len(of_class) else ""

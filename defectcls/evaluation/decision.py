@@ -78,7 +78,7 @@ def choose_decision(
         validation: predictions table of validation images, not calibrated.
 
     Raises:
-        UserError: the policy needs sound and defective images, and one kind is missing.
+        UserError: the policy needs sound or defective images, or both, and they are missing.
     """
     probabilities = validation[[PROBABILITY + name for name in class_names]].to_numpy()
     truth = pd.Index(class_names).get_indexer(pd.Index(validation["label"]))
@@ -87,9 +87,7 @@ def choose_decision(
     scores = calibrate(probabilities, temperature)[:, defective_classes].sum(1).clip(max=1)
     if settings.policy == "argmax" or not np.isfinite(scores).all():
         return Decision("argmax", temperature)
-    if defective.all() or not defective.any():
-        kind = "sound" if defective.all() else "defective"
-        raise UserError(f"decision={settings.policy} needs {kind} validation images, and there are none")
+    refuse_missing_kind(settings, defective)
 
     groups = groups_of(validation)
     escape, overkill = _Side(scores, defective, groups, -1), _Side(scores, defective, groups, 1)
@@ -116,6 +114,21 @@ def choose_decision(
         "false_rejects": int((scores >= reject_from)[~defective].sum()),
     }
     return Decision(_name(settings), temperature, accept_below, reject_from, evidence, promises)
+
+
+def refuse_missing_kind(settings: DecisionSettings, defective: np.ndarray) -> None:
+    """Whether a policy can be followed on validation images, bool (images,), is known before there are scores.
+
+    Raises:
+        UserError: it needs sound or defective ones, and there are none.
+    """
+    needed = {"argmax": (), "fpr": (False,)}.get(settings.policy, (False, True))
+    for kind in set(needed) - set(defective.tolist()):
+        name, other = ("defective", "fpr") if kind else ("sound", "argmax")
+        raise UserError(
+            f"decision={settings.policy} needs {name} validation images, and there are none: "
+            f"decision={other} does without"
+        )
 
 
 def decide(

@@ -93,8 +93,8 @@ class Classifier(L.LightningModule):
         self.backbone = Backbone(settings.name, settings.pool, image_size, channels_last)
         self.head = Head(self.backbone.features, len(classes), settings.dropout)
         self.joined: Joined | None = None
-        if settings.head == "joined":
-            self.joined = Joined(self._channels_of_map())
+        if settings.head != "linear":
+            self.joined = Joined(self._channels_of_map(settings.head))
         self.augment = Augment(**{k: v for k, v in augment.items() if k not in ("mixup", "cutmix")})
         self.mix = mixer(augment["mixup"], augment["cutmix"], len(classes))
         weights = torch.ones(len(classes)) if class_weights is None else torch.tensor(class_weights)
@@ -126,7 +126,7 @@ class Classifier(L.LightningModule):
     def _for_evaluation(self) -> Callable[[torch.Tensor], Any]:
         return self.backbone.for_evaluation() if self.joined is None else self.backbone.with_map_for_evaluation()
 
-    def _channels_of_map(self) -> int:
+    def _channels_of_map(self, head: str) -> int:
         """What a memory is made for.
 
         Raises:
@@ -134,7 +134,7 @@ class Classifier(L.LightningModule):
         """
         if list(self.classes.values()) != [False, True]:
             raise UserError(
-                f"model.head=joined tells sound from defective, and the classes are {', '.join(self.classes)}: "
+                f"model.head={head} tells sound from defective, and the classes are {', '.join(self.classes)}: "
                 "use target=defect, or model.head=linear"
             )
         side = self.backbone.image_size

@@ -1,6 +1,6 @@
 """Where in an image a classifier sees its evidence for "defective", by HiResCAM on any timm backbone.
 
-Of a joined head it is how far each patch is from the memory of sound ones, see `defectcls.model.joined`.
+Of a head with a memory it is how far each patch is from the sound ones, see `defectcls.model.joined`.
 
 Draelos and Carin 2020, "Use HiResCAM instead of Grad-CAM for Faithful Explanations of Convolutional Neural Networks".
 Of networks with BatchNorm the last stage but one is explained: finer than the last, and on the defects of MVTec bottle
@@ -23,7 +23,8 @@ from defectcls.model.backbone import NO_MAP
 from defectcls.model.classifier import Classifier
 from defectcls.model.graph import Layers
 
-METHODS = {"linear": "HiResCAM", "joined": "distance to the nearest patch of a sound part"}  # by `model.head`
+DISTANCE = "distance to the nearest patch of a sound part"
+METHODS = {"linear": "HiResCAM", "joined": DISTANCE, "memory": DISTANCE}  # by `model.head`
 BATCH_SIZE = 16  # images at a time: a predicting batch's memory, and that of the last stage's gradients
 
 

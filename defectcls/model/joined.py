@@ -1,7 +1,8 @@
 """A detector that joins what it knows of sound parts with the defects it was shown.
 
 A memory of sound patches knows a defect that nobody has seen; a classifier knows what the shown ones have in common.
-Both are weighed by how far known defects stand out in each, held to a prior where few are known.
+Both are weighed by how far known defects stand out in each, held to a prior where few are known. The memory alone is
+the same without the classifier's term, and needs no defect at all.
 """
 
 from collections.abc import Callable, Iterable
@@ -65,7 +66,7 @@ class Joined(nn.Module):
     def learn(
         self,
         passes: Callable[[], Iterable[torch.Tensor]],
-        classified: np.ndarray,
+        classified: np.ndarray | None,
         defective: np.ndarray,
         units: np.ndarray,
         seed: int,
@@ -74,24 +75,26 @@ class Joined(nn.Module):
 
         Args:
             passes, units, seed: see `Memory.learn`.
-            classified: the classifier's log-odds of each image, out of fold, (images,); NaN where there are none.
+            classified: the classifier's log-odds of each image, out of fold, (images,); NaN where there are none. None
+                leaves the classifier out.
             defective: bool (images,).
 
         Raises:
             UserError: too few sound images.
         """
         remembered, usual = self.memory.learn(passes, ~defective, units, seed)
-        for own, value in zip(
-            (self.mean, self.deviation, self.weight, self.bias, self.usual),
-            (*weigh(np.stack([remembered, classified], 1), defective), usual),
-            strict=True,
-        ):
-            own.copy_(torch.as_tensor(value))
+        scores = [remembered] if classified is None else [remembered, classified]
+        mean, deviation, weight, bias = weigh(np.stack(scores, 1), defective)
+        self.weight.zero_()
+        for own, value in ((self.mean, mean), (self.deviation, deviation), (self.weight, weight)):
+            own[: len(scores)] = torch.from_numpy(value)
+        self.bias.fill_(bias)
+        self.usual.fill_(usual)
 
     def describe(self) -> dict[str, Any]:
         """What metrics.json says: weights in log-odds for a deviation of sound images, and patches in the bank."""
         memory, classifier = self.weight.tolist()
-        return {"name": "joined", "memory": memory, "classifier": classifier, "bank": int(self.memory.size)}
+        return {"memory": memory, "classifier": classifier, "bank": int(self.memory.size)}
 
 
 def out_of_fold(
@@ -133,14 +136,15 @@ def out_of_fold(
 
 
 def weigh(scores: np.ndarray, defective: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Logistic regression on two scores in deviations of sound images, both classes of equal weight, held to `PRIOR`.
+    """Logistic regression on scores in deviations of sound images, both classes of equal weight, held to `PRIOR`.
 
     Args:
-        scores: of memory and classifier, (images, 2), by neither of which the image was learned from. NaN says nothing.
+        scores: of memory and classifier, (images, 2), by neither of which the image was learned from, or of the memory
+            alone, (images, 1). NaN says nothing.
         defective: bool (images,).
 
     Returns:
-        Mean and deviation of sound images, and the weights, none below 0, (2,) each; and the bias.
+        Mean and deviation of sound images, and the weights, none below 0, (scores,) each; and the bias.
 
     Raises:
         UserError: too few sound images.
@@ -148,18 +152,20 @@ def weigh(scores: np.ndarray, defective: np.ndarray) -> tuple[np.ndarray, np.nda
     sound = scores[~defective & ~np.isnan(scores).any(1)].astype(np.float64)
     if not len(sound) or not np.isfinite(sound).all() or not sound.std(0).all():
         raise UserError(
-            f"model.head=joined has to see how sound images differ, and {int((~defective).sum())} for training, of "
+            f"a memory has to see how sound images differ, and {int((~defective).sum())} for training, of "
             "independent units, are too few: add some, or take model.head=linear"
         )
     mean, deviation = sound.mean(0), sound.std(0)
     inputs = np.column_stack([np.nan_to_num((scores - mean) / deviation), np.ones(len(scores))])
     share = np.where(defective, 1, defective.sum() / (~defective).sum())
+    terms = [*range(scores.shape[1]), 2]
+    prior, hold = PRIOR[terms], HOLD[terms]
 
     def loss(found: np.ndarray) -> tuple[float, np.ndarray]:
         odds = inputs @ found
-        value = share @ (np.logaddexp(0, odds) - defective * odds) + HOLD @ (found - PRIOR) ** 2 / 2
-        return value, inputs.T @ (share * (expit(odds) - defective)) + HOLD * (found - PRIOR)
+        value = share @ (np.logaddexp(0, odds) - defective * odds) + hold @ (found - prior) ** 2 / 2
+        return value, inputs.T @ (share * (expit(odds) - defective)) + hold * (found - prior)
 
-    bounds = [(0, None), (0, None), (None, None)]
-    *weight, bias = minimize(loss, PRIOR, jac=True, bounds=bounds, options={"ftol": 1e-14, "gtol": 1e-9}).x
+    bounds = [(0, None)] * scores.shape[1] + [(None, None)]
+    *weight, bias = minimize(loss, prior, jac=True, bounds=bounds, options={"ftol": 1e-14, "gtol": 1e-9}).x
     return mean, deviation, np.array(weight), bias

@@ -40,5 +40,8 @@ def build_loss(name: str, gamma: float, weight: list[float] | None, label_smooth
 
 
 def balanced_weights(counts: list[int]) -> list[float]:
-    """images / (classes x images of the class): every class weighs the same in all, and the mean image weighs 1."""
-    return [sum(counts) / (len(counts) * count) for count in counts]
+    """images / (classes x images of the class): every class weighs the same in all, and the mean image weighs 1.
+
+    A class without images weighs as one with a single one: it is what validation may have.
+    """
+    return [sum(counts) / (len(counts) * max(count, 1)) for count in counts]

@@ -21,7 +21,8 @@ def settings(**changed: Any) -> SplitSettings:
 
 
 def table(labels: list[str], **columns: list[str]) -> pd.DataFrame:
-    return pd.DataFrame({"path": [f"{row:05d}.png" for row in range(len(labels))], "label": labels, **columns})
+    plain = {"path": [f"{row:05d}.png" for row in range(len(labels))], "label": labels, "defective": False}
+    return pd.DataFrame(plain | columns)
 
 
 def split(samples: pd.DataFrame, seed: int = 0, identical: np.ndarray | None = None, **changed: Any) -> pd.Series:
@@ -392,6 +393,20 @@ def test_held_out_defect_type_is_tested_only_and_all_of_it() -> None:
     others = counts(parts[samples["defect_type"] != "dent"], samples["defect_type"][samples["defect_type"] != "dent"])
     assert 14 <= others[("crack", "train")] <= 16  # 0.65 of 23
     assert others[("good", "test")] == 12
+
+
+def test_a_split_published_for_anomaly_detection_shows_no_defect_before_the_test() -> None:
+    samples = parts_of_products()
+    found = counts(split(samples, val=0.1), samples["label"])
+    assert found == {("sound", "train"): 36, ("sound", "val"): 4, ("sound", "test"): 20, ("defective", "test"): 40}
+
+
+def test_the_only_defect_type_may_be_held_out() -> None:
+    samples = parts_of_products().assign(
+        defect_type=lambda table: table["defective"].map({True: "dent", False: "good"})
+    )
+    found = counts(split(samples, published=False, hold_out_defect_type="dent"), samples["label"])
+    assert {key: count for key, count in found.items() if key[0] == "defective"} == {("defective", "test"): 40}
 
 
 def test_unknown_defect_type_is_a_sentence() -> None:

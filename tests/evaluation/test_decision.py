@@ -202,6 +202,19 @@ def test_a_kind_that_is_missing() -> None:
         choose_decision(settings("f1"), table([0.1], []), *TWO)
     with pytest.raises(UserError, match="decision=recall needs sound validation images, and there are none"):
         choose_decision(settings("recall"), table([], [0.1]), *TWO)
+    with pytest.raises(UserError, match="decision=fpr needs sound validation images, and there are none"):
+        choose_decision(settings("fpr"), table([], [0.1]), *TWO)
+
+
+def test_false_rejects_are_promised_without_defective_images() -> None:
+    sound = np.linspace(0.01, 0.99, 99)
+    with_defects = choose_decision(settings("fpr", target=0.1), table(sound, [0.995]), *TWO)
+    alone = choose_decision(settings("fpr", target=0.1), table(sound, []), *TWO)
+    assert alone.promises == with_defects.promises
+    assert alone.promises[0].kept
+    assert alone.reject_from == pytest.approx(with_defects.reject_from)
+    assert alone.evidence == {"defective": 0, "sound": 99, "escapes": 0, "false_rejects": 4}
+    assert choose_decision(settings("argmax", calibrate=True), table([0.2, 0.3], []), *TWO) == Decision("argmax")
 
 
 def test_scores_that_are_no_numbers_leave_the_most_probable_class() -> None:

@@ -71,6 +71,24 @@ def test_a_missing_score_says_nothing() -> None:
         assert found == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("defects", [0, 5])
+def test_the_memory_alone_is_weighed_as_if_the_classifier_said_nothing(defects: int) -> None:
+    given, defective = scores(40, defects)
+    mean, deviation, weight, bias = weigh(given[:, :1], defective)
+    if not defects:
+        assert [*weight, bias] == [PRIOR[0], PRIOR[2]]
+    assert mean == pytest.approx([given[~defective, 0].mean()])
+    assert deviation == pytest.approx([given[~defective, 0].std()])
+
+    def loss(found: np.ndarray) -> float:
+        chance = expit((given[:, 0] - mean) / deviation * found[0] + found[1])
+        wrong = -np.log(chance[defective]).sum() - np.log(1 - chance[~defective]).sum() * defects / 40
+        return wrong + (HOLD[[0, 2]] / 2 * (found - PRIOR[[0, 2]]) ** 2).sum()
+
+    expected = minimize(loss, [1, 0], method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-12}).x
+    assert [*weight, bias] == pytest.approx(expected, abs=1e-5)
+
+
 def test_no_weight_is_below_zero() -> None:
     given, defective = scores(300, 300)
     given[:, 1] *= -1
@@ -83,7 +101,7 @@ def test_no_weight_is_below_zero() -> None:
 def test_too_few_sound_images_are_a_sentence(kind: str) -> None:
     given, defective = scores(1 if kind == "one" else 5, 3)
     given[~defective] = {"one": 1.0, "alike": 1.0, "not scored": np.inf}[kind]
-    with pytest.raises(UserError, match=r"^model.head=joined has to see how sound images differ, and \d for training"):
+    with pytest.raises(UserError, match=r"^a memory has to see how sound images differ, and \d for training"):
         weigh(given, defective)
 
 
@@ -177,11 +195,21 @@ def test_logits_are_the_weighed_deviations() -> None:
     assert found[:, 1].numpy() == pytest.approx(odds.numpy(), abs=1e-4)
     assert torch.equal(torch.cat([joined(logits[i : i + 1], maps[i : i + 1]) for i in range(12)]), found)
     assert joined.describe() == {
-        "name": "joined",
         "memory": joined.weight[0].item(),
         "classifier": joined.weight[1].item(),
         "bank": 10 * 16,
     }
+
+
+def test_alone_a_memory_does_not_listen_to_the_classifier() -> None:
+    _, maps = learned()
+    alone = Joined(5)
+    alone.learn(lambda: iter([maps]), None, np.arange(12) >= 10, np.arange(12), 0)
+    odds = (alone.memory(maps).flatten(1).amax(1) - alone.mean[0]) / alone.deviation[0] * alone.weight[0] + alone.bias
+    for logits in torch.randn(2, 12, 2):
+        assert torch.equal(alone(logits, maps)[:, 1], odds)
+    assert (odds[10:] > 5).all()
+    assert alone.describe()["classifier"] == 0
 
 
 def test_a_planted_patch_is_the_only_hot_one() -> None:

@@ -86,6 +86,10 @@ def test_balanced_weights_are_scikit_learns(counts: list[int]) -> None:
     assert balanced_weights(counts) == pytest.approx(expected)
 
 
+def test_a_class_without_images_weighs_as_one_with_a_single_one() -> None:
+    assert balanced_weights([30, 0]) == [0.5, 15]
+
+
 def test_weights_move_with_the_loss_to_its_device() -> None:
     for name in ("cross_entropy", "focal"):
         assert "weight" in dict(build_loss(name, 2.0, [1.0, 2.0], 0.0).named_buffers())
