@@ -213,7 +213,8 @@ def close_sweep(folder: Path, stopped: bool = False) -> int:
     if not records:
         shutil.rmtree(folder)  # the command could not be composed
         return 0
-    from defectcls.evaluation.sweeps import print_sweep, summarise_sweep, write_sweep
+    from defectcls.evaluation.sweep_page import print_sweep, write_sweep
+    from defectcls.evaluation.sweeps import summarise_sweep
 
     jobs = read_jobs(folder)
     sweep = summarise_sweep(str(folder), jobs)

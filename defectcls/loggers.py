@@ -161,7 +161,7 @@ def log_sweep(settings: LoggerSettings, folder: Path, sweep: Sweep) -> None:
         pictures = {"sweep/picture": wandb.Image(Image.open(picture))} if picture.is_file() else {}
         run.log({f"sweep/{name}": wandb.Table(dataframe=table) for name, table in tables.items()} | pictures)
         statuses = {f"sweep/{status}": int(n) for status, n in sweep.jobs["status"].value_counts().items()}
-        best = sweep.settings[0] if sweep.ranked_by else None
+        best = sweep.best
         run.summary.update(
             statuses
             | ({} if best is None else {"best/setting": best.name})

@@ -59,8 +59,12 @@ def test_other_images_are_measured_with_the_classes_of_the_model(finished: Path,
         paint(tmp_path / f"photos/dent/{number}.png", (200, 20 * number, 30))
         paint(tmp_path / f"photos/hole/{number}.png", (10, 20, 50 * number))
     photos = ("dataset=folder", f"dataset.root={tmp_path / 'photos'}", "part=all")
-    assert evaluate(tmp_path / "new", f"checkpoint={finished}", *photos).code == 0
+    done = evaluate(tmp_path / "new", f"checkpoint={finished}", "dataset.resize=pad", *photos)
+    assert done.code == 0
     metrics, rows = numbers(tmp_path / "new"), table(tmp_path / "new")
+    assert metrics["config"]["dataset"]["resize"] == "squash"  # as the images were that it learnt from
+    assert metrics["elsewhere"] == {"trained_on": "synthetic", "judged_on": "folder", "test": numbers(finished)["test"]}
+    assert "Another dataset: the model was trained on synthetic and is judged on folder. Here AUROC" in done.out
     assert rows["path"].tolist() == [f"{name}/{n}.png" for name in ("dent", "good", "hole") for n in range(5)]
     assert rows["label"].tolist() == ["defective"] * 5 + ["sound"] * 5 + ["defective"] * 5
     assert (metrics["dataset"], metrics["class_names"]) == ("folder", ["sound", "defective"])
@@ -73,8 +77,11 @@ def test_other_images_are_measured_with_the_classes_of_the_model(finished: Path,
 def test_dataset_of_one_class_is_measured_without_auroc(finished: Path, tmp_path: Path) -> None:
     for number in range(4):
         paint(tmp_path / f"photos/good/{number}.png", (20 * number, 90, 200))
-    photos = ("dataset=folder", f"dataset.root={tmp_path / 'photos'}", "part=all")
+    photos = ("dataset=folder", f"dataset.root={tmp_path / 'photos'}", "part=all", "decision=f1")
     assert evaluate(tmp_path / "new", f"checkpoint={finished}", *photos).code == 0
+    own, trained = numbers(tmp_path / "new")["elsewhere"]["test"], numbers(finished)["test"]
+    auroc = trained["intervals"]["auroc"]  # all that does not depend on the decision, which is another
+    assert own == {"n": trained["n"], "auroc": trained["auroc"], "intervals": {"auroc": auroc}}
     found, rejected = numbers(tmp_path / "new")["test"], table(tmp_path / "new")["prediction"] == "defective"
     assert (found["n"], found["auroc"], found["recall"]) == (4, None, None)
     assert found["overkill_rate"] == rejected.mean()
@@ -86,8 +93,32 @@ def test_classes_that_the_model_does_not_know(finished_types: Path, tmp_path: Pa
     photos = ("dataset=folder", f"dataset.root={tmp_path / 'photos'}", "dataset.sound=sound", "part=all")
     known = ", ".join(numbers(finished_types)["class_names"])
     assert sentence(evaluate(tmp_path / "new", f"checkpoint={finished_types}", *photos)) == (
-        f"the data has classes that the model does not know: moth hole; it knows {known}"
+        f"the classes do not match: the model knows {known}, and folder has sound, moth hole; a model of sound and "
+        "defective can be judged on both: python -m defectcls.train dataset=synthetic target=defect"
     )
+
+
+def test_dataset_without_defect_types_for_a_model_of_them(finished_types: Path, tmp_path: Path) -> None:
+    for number in range(2):
+        paint(tmp_path / f"castings/ok_front/{number}.png", (20 * number, 90, 200))
+        paint(tmp_path / f"castings/def_front/{number}.png", (200, 20 * number, 30))
+    castings = ("dataset=casting", f"dataset.root={tmp_path / 'castings'}")
+    text = sentence(evaluate(tmp_path / "new", f"checkpoint={finished_types}", *castings))
+    assert text.startswith(
+        f"the classes do not match: the model knows {', '.join(numbers(finished_types)['class_names'])}"
+    )
+    assert "and casting has no defect types; " in text
+
+
+@pytest.mark.slow
+def test_own_images_are_no_other_dataset(finished: Path, tiny: list[str], tmp_path: Path) -> None:
+    own = [one for one in tiny if one.startswith("dataset")]
+    assert evaluate(tmp_path / "same", f"checkpoint={finished}", *own).code == 0
+    assert "elsewhere" not in numbers(tmp_path / "same")
+    others = evaluate(tmp_path / "other", f"checkpoint={finished}", *own, "dataset.data_seed=7")
+    found = numbers(tmp_path / "other")["elsewhere"]
+    assert [found["trained_on"], found["judged_on"]] == ["synthetic (data_seed: 0)", "synthetic (data_seed: 7)"]
+    assert "Another dataset" in others.out
 
 
 def test_run_without_a_checkpoint(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.launch.sweeps.utils import load_sweep_config
 
 from defectcls.config import CONF_DIR, parse
-from defectcls.evaluation.sweeps import Job, summarise_sweep, write_sweep
+from defectcls.evaluation.sweep_page import write_sweep
+from defectcls.evaluation.sweeps import Job, summarise_sweep
 from defectcls.loggers import build_logger, finish, log_sweep
 from defectcls.model.classifier import Classifier
 from defectcls.settings import LoggerSettings, TrainSettings

@@ -8,6 +8,7 @@ import pandas as pd
 from defectcls.data.samples import DEFECTIVE, SOUND
 from defectcls.errors import UserError
 from defectcls.evaluation.breakdown import breakdowns
+from defectcls.evaluation.collapse import majority_collapse, ranks
 from defectcls.evaluation.decision import Decision, choose_decision, decide
 from defectcls.evaluation.intervals import metric_intervals
 from defectcls.evaluation.metrics import compute_metrics
@@ -20,7 +21,9 @@ CALIBRATED = ("loss", "ece", "brier")  # what temperature scaling changes
 def judge(
     uncalibrated: pd.DataFrame, decision: Decision | None, class_names: list[str], defective_classes: list[bool]
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The decided table, and its metrics with `intervals`, `handling`, `breakdowns`, and what was `uncalibrated`.
+    """The decided table, and its metrics with `intervals`, `handling`, `breakdowns`, `collapse` and `uncalibrated`.
+
+    It is no collapse that a promise or a price has put the threshold beyond scores that rank.
 
     Args:
         uncalibrated: a predictions table.
@@ -33,6 +36,9 @@ def judge(
     if "decision" in predictions:
         metrics["handling"] = handling(predictions)
     metrics["breakdowns"] = breakdowns(predictions, *classes)
+    by_threshold = decision is not None and decision.reject_from is not None
+    if (found := majority_collapse(predictions)) and not (by_threshold and ranks(metrics)):
+        metrics["collapse"] = found
     if decision is not None and decision.temperature != 1:
         before = compute_metrics(uncalibrated, *classes)
         metrics["uncalibrated"] = {name: before[name] for name in CALIBRATED}

@@ -6,9 +6,11 @@ from typing import Any
 import pandas as pd
 
 from defectcls.data.samples import DEFECTIVE
+from defectcls.evaluation.elsewhere import Change, changes
 from defectcls.evaluation.page import render_page
 from defectcls.evaluation.wording import (
     NAMES,
+    SHORT,
     SPLITS,
     caveats,
     decision_words,
@@ -54,6 +56,8 @@ def render_report(metrics: dict[str, Any], figures: dict[str, bytes]) -> str:
         columns=[SPLITS[split], "95 % interval", *(SPLITS[other] for other in _others(metrics))],
         rows=rows,
         undefined=any("–" in (value, *others) for _, value, _, *others in rows),
+        elsewhere=metrics.get("elsewhere"),
+        changes=_changes(metrics, judged),
         defective_names=[name for name, defective in classes if defective and name != DEFECTIVE],
         reviews="review_rate" in judged.get("defect", judged),
         per_class=_per_class(judged.get("per_class", {})),
@@ -97,6 +101,28 @@ def _rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
                 first, *rest = (show(table.get(key)) for table in tables)
                 rows += [(name, first, span(spans.get(key), key in PLAIN), *rest)]
     return rows
+
+
+def _changes(metrics: dict[str, Any], judged: dict[str, Any]) -> list[tuple[str, ...]]:
+    """(name, own test images, interval, this dataset, interval, difference, interval)."""
+    if not (own := metrics.get("elsewhere", {}).get("test")):
+        return []
+    rows: list[tuple[str, ...]] = [("images", str(own["n"]), "", str(judged["n"]), "", "", "")]
+    for one in changes(own, judged):
+        plain = one.name in PLAIN
+        show = number if plain else percent
+        cells = [(show(value), span(limits, plain)) for value, limits in (one[1:3], one[3:5])]
+        rows.append((SHORT[one.name], *cells[0], *cells[1], *_difference(one, plain)))
+    return rows
+
+
+def _difference(change: Change, plain: bool) -> tuple[str, str]:
+    """With its sign, shares in percentage points."""
+    if change.difference is None:
+        return "–", "–"
+    scale, digits, unit = (1, 3, "") if plain else (100, 1, " points")
+    limits = "–" if change.interval is None else " to ".join(f"{scale * end:+.{digits}f}" for end in change.interval)
+    return f"{scale * change.difference:+.{digits}f}{unit}", limits
 
 
 def _breakdown(column: str, rows: list[dict[str, Any]]) -> list[tuple]:
@@ -175,9 +201,10 @@ def _facts(metrics: dict[str, Any]) -> dict[str, Any]:
     facts = {name: metrics.get(name) for name in ("date", "seed", "commit", "hardware")}
     facts["photos"] = metrics.get("config", {}).get("dataset", {}).get("root")
     if head := metrics.get("head"):
-        facts["head"] = (
-            f"a memory of {head['bank']:,} sound patches joined with the classifier, {head['memory']:.2f} to "
-            f"{head['classifier']:.2f} (log-odds for a deviation of sound images)"
+        joined = (
+            f" joined with the classifier, {head['memory']:.2f} to {head['classifier']:.2f} (log-odds for a "
+            "deviation of sound images)"
         )
+        facts["head"] = f"a memory of {head['bank']:,} sound patches{joined if head['name'] == 'joined' else ''}"
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in metrics.get("versions", {}).items())
     return {name: value for name, value in facts.items() if value not in (None, "", {})}

@@ -5,10 +5,15 @@ from typing import Any
 
 import pandas as pd
 
+from defectcls.data.samples import DEFECTIVE
+from defectcls.evaluation.collapse import ranks
+from defectcls.evaluation.elsewhere import changes
 from defectcls.evaluation.metrics import defect_counts
 
 SMALL = 50  # fewer images than this on either side: one image more or less moves the rate by over 2 points
+USING_SCORES = "decision=f1 takes a threshold that uses them"
 FRAIL = 0.1  # of recall or overkill lost under a light disturbance
+SHORT = {"auroc": "AUROC", "recall": "recall", "overkill_rate": "overkill"}
 SPLITS = {"baseline": "untrained baseline", "train": "train", "val": "validation", "test": "test"}
 NAMES = {  # how the numbers are called and in which order they stand, two classes and many alike
     "recall": "recall (share of defects caught)",
@@ -116,11 +121,8 @@ def caveats(metrics: dict[str, Any]) -> list[str]:
     split, judged = judged_split(metrics), metrics[judged_split(metrics)]
     names, defective_classes, matrix = metrics["class_names"], metrics["defective_classes"], judged["confusion_matrix"]
     passed, rejected, missed, caught = defect_counts(matrix, defective_classes)
-    found = []
+    found = _another_dataset(metrics, judged) + _called_alike(metrics, judged)
 
-    predicted = [name for index, name in enumerate(names) if any(row[index] for row in matrix)]
-    if len(predicted) == 1 and sum(any(row) for row in matrix) > 1:
-        found += [f"Every image is called “{predicted[0]}”: the model tells nothing apart, whatever its accuracy."]
     if judged["loss"] is None and judged["n"]:
         found += ["Some probabilities are not numbers: training has diverged. Lower the learning rate."]
     baseline = metrics.get("baseline", {})
@@ -146,6 +148,10 @@ def caveats(metrics: dict[str, Any]) -> list[str]:
                     f"The {SPLITS[split]} set is small: with {few}, a single one moves the {rate} rate by "
                     f"{number(100 / count, 1)} percentage points."
                 ]
+    rows, columns = [sum(row) for row in matrix], [sum(column) for column in zip(*matrix, strict=True)]
+    unused = [f"“{name}” ({of})" for name, of, to in zip(names, rows, columns, strict=True) if of and not to]
+    if unused and len(names) > 2:
+        found += [f"No image is called {', '.join(unused)}; in brackets how many are."]
     unseen = [name for name, row in zip(names, matrix, strict=True) if not any(row)]
     if unseen and len(names) > 2:
         found += [f"The {SPLITS[split]} set has no image of {', '.join(f'“{name}”' for name in unseen)}."]
@@ -158,6 +164,67 @@ def caveats(metrics: dict[str, Any]) -> list[str]:
         if stage["rolled_back"]:
             found += [f"Stage “{stage['name']}” did not beat the stages before it on validation and was rolled back."]
     return found
+
+
+def _another_dataset(metrics: dict[str, Any], judged: dict[str, Any]) -> list[str]:
+    """That the images are of another dataset than the model was trained on, and what it loses there."""
+    if not (elsewhere := metrics.get("elsewhere")):
+        return []
+    found = changes(elsewhere["test"], judged)
+    shown = [(one, number if one.name == "auroc" else percent) for one in found if one.here is not None]
+    here = ", ".join(f"{SHORT[one.name]} {show(one.here)}" for one, show in shown)
+    own = "; its numbers on its own test images are not known"
+    if elsewhere["test"]:
+        own = f"; on its own test images {', '.join(show(one.own) for one, show in shown)}"
+    return [
+        f"Another dataset: the model was trained on {elsewhere['trained_on']} and is judged on "
+        f"{elsewhere['judged_on']}. Here {here}{own}."
+    ]
+
+
+def _called_alike(metrics: dict[str, Any], judged: dict[str, Any]) -> list[str]:
+    """That all images, or nearly all, are called alike, and what is to blame."""
+    names, matrix = metrics["class_names"], judged["confusion_matrix"]
+    predicted = [name for index, name in enumerate(names) if any(row[index] for row in matrix)]
+    interval = judged.get("intervals", {}).get("defect", judged.get("intervals", {})).get("auroc")
+    within = f", 95 % interval {span(interval, plain=True)}" if interval else ""
+    auroc = f"AUROC {number(judged.get('defect', judged)['auroc'])}{within}"
+    if found := judged.get("collapse"):
+        into, n = names.index(found["into"]), sum(map(sum, matrix))
+        of_class = sum(matrix[into])
+        right = sum(row[index] for index, row in enumerate(matrix) if index != into)
+        others = _count(n - of_class, "image") + " of other classes"
+        told = f"{right or 'none'} of {others} {_were(right or 1)} given the right one"
+        defective = metrics["defective_classes"]
+        if sum(defective) == len(defective) - 1 and not defective[into]:
+            _, _, missed, caught = defect_counts(matrix, defective)
+            told = f"{caught or 'none'} of {_count(missed + caught, 'defective image')} {_were(caught or 1)} caught"
+        elif names[into] == DEFECTIVE:
+            told = f"{right or 'none'} of {_count(n - of_class, 'sound image')} {_were(right or 1)} let through"
+        trained = metrics.get("train", judged)["confusion_matrix"]
+        name = "Majority-class collapse" if sum(trained[into]) == max(map(sum, trained)) else "Collapse onto one class"
+        if ranks(judged):
+            threshold = "the threshold is for other images" if "elsewhere" in metrics else USING_SCORES
+            blame = f"The scores rank better than chance ({auroc}): {threshold}."
+        else:
+            blame = f"Nor do the scores surely rank better than chance ({auroc})."
+            if "baseline" in metrics:
+                blame += " Train from pretrained weights, for longer or at a higher learning rate."
+        called = "all" if found["called"] == found["of"] else f"{found['called']} of"
+        return [
+            f"{name}: {called} {_count(found['of'], 'image')} are called “{found['into']}”, and {told}. The accuracy "
+            f"of {percent(judged['accuracy'])} tells nothing: calling every image “{found['into']}” gives "
+            f"{percent(of_class / n)}. {blame}"
+        ]
+    if len(predicted) > 1 or sum(any(row) for row in matrix) < 2:
+        return []
+    if ranks(judged):
+        blame = f", although the scores tell them apart ({auroc}): {USING_SCORES}."
+    else:
+        others = sum(map(sum, matrix)) - sum(matrix[names.index(predicted[0])])
+        few = f"{_count(others, 'image')} of other classes {'is' if others == 1 else 'are'}"
+        blame = f", and {few} too few to show whether the model knows better."
+    return [f"Every image is called “{predicted[0]}”{blame}"]
 
 
 def _broken_promises(metrics: dict[str, Any], judged: dict[str, Any]) -> list[str]:

@@ -117,9 +117,8 @@ def test_caveats_in_words():
     assert few == [
         "The test set is small: with 8 defective images, a single one moves the escape rate by 12.5 percentage points."
     ]
-    collapsed = caveats(metrics_of(TWO, baseline=[[90, 10], [50, 50]], test=[[100, 0], [100, 0]]))
-    assert collapsed[0].startswith("Every image is called “sound”")
-    assert collapsed[1] == "No improvement over the untrained baseline: AUROC 0.500, untrained 0.700."
+    unimproved = caveats(metrics_of(TWO, baseline=[[90, 10], [50, 50]], test=[[99, 1], [99, 1]]))
+    assert unimproved == ["No improvement over the untrained baseline: AUROC 0.500, untrained 0.700."]
     none_defective = caveats(metrics_of(TWO, val=[[60, 0], [0, 0]]))
     assert none_defective == [
         "No test set: the verdict is on validation images, which helped to make the model. Expect worse.",
@@ -132,6 +131,8 @@ def test_caveats_in_words():
         "Stage “full” did not beat the stages before it on validation and was rolled back.",
     ]
     assert "no image of “hole”" in caveats(metrics_of(THREE, test=[[60, 0, 0], [0, 60, 0], [0, 0, 0]]))[0]
+    never_called = caveats(metrics_of(THREE, test=[[60, 0, 0], [0, 60, 0], [9, 3, 0]]))
+    assert never_called == ["No image is called “hole” (12); in brackets how many are."]
     diverged = metrics_of(TWO, test=[[60, 0], [0, 60]])
     diverged["test"]["loss"] = None
     assert "training has diverged" in caveats(diverged)[0]
@@ -306,3 +307,34 @@ def test_a_joined_head_says_what_it_weighs():
     head = {"name": "joined", "memory": 1.875, "classifier": 0.5, "bank": 10_000}
     page = render_report({**metrics_of(TWO, test=[[118, 2], [2, 36]]), "head": head}, {})
     assert "a memory of 10,000 sound patches joined with the classifier, 1.88 to 0.50 (log-odds" in page
+
+
+def test_another_dataset_stands_beside_its_own():
+    """Own: 36 of 40 caught, 2 of 100 rejected. Here: 10 of 40, 50 of 100."""
+    _, own = judge(predictions_from([[98, 2], [4, 36]], TWO), None, *TWO)
+    _, here = judge(predictions_from([[50, 50], [30, 10]], TWO), None, *TWO)
+    metrics = metrics_of(TWO) | {"test": here}
+    metrics["elsewhere"] = {"trained_on": "cracks", "judged_on": "<b>nuts</b>", "test": own}
+    assert caveats(metrics)[0] == (
+        "Another dataset: the model was trained on cracks and is judged on <b>nuts</b>. Here AUROC 0.375, recall "
+        "25.0 %, overkill 50.0 %; on its own test images 0.940, 90.0 %, 2.0 %."
+    )
+    page = Page(render_report(metrics, {}))
+    head = ["", "cracks, test part", "95 % interval", "<b>nuts</b>, these images", "95 % interval", "difference"]
+    assert [*head, "95 % interval"] in page.rows
+    rows = {row[0]: row for row in page.rows if len(row) == 7}
+    (low, high), (below, above) = own["intervals"]["recall"], here["intervals"]["recall"]
+    lower, upper = -0.65 - np.hypot(0.25 - below, high - 0.9), -0.65 + np.hypot(above - 0.25, 0.9 - low)
+    assert rows["images"][1::2] == ["140", "140", ""]
+    assert rows["recall"][1::2] == ["90.0 %", "25.0 %", "-65.0 points"]
+    assert rows["recall"][6] == f"{100 * lower:+.1f} to {100 * upper:+.1f}"
+    assert rows["overkill"][5] == "+48.0 points"
+    assert rows["AUROC"][5] == "-0.565"
+
+    unknown = metrics | {"elsewhere": metrics["elsewhere"] | {"test": {}}}
+    assert caveats(unknown)[0].endswith("overkill 50.0 %; its numbers on its own test images are not known.")
+    assert not [row for row in Page(render_report(unknown, {})).rows if len(row) == 7]
+    only_sound = judge(predictions_from([[50, 50], [0, 0]], TWO), None, *TWO)[1]
+    assert "Here overkill 50.0 %; on its own test images 2.0 %." in caveats(metrics | {"test": only_sound})[0]
+    (auroc,) = [row for row in Page(render_report(metrics | {"test": only_sound}, {})).rows if row[0] == "AUROC"][:1]
+    assert [auroc[1], *auroc[3:]] == ["0.940", "–", "–", "–", "–"]

@@ -11,17 +11,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from defectcls.evaluation.sweeps import (
-    MOST_IN_PICTURE,
-    Job,
-    Sweep,
-    plot_sweep,
-    print_sweep,
-    sentences,
-    settings_table,
-    summarise_sweep,
-    write_sweep,
-)
+from defectcls.evaluation.sweep_page import MOST_IN_PICTURE, plot_sweep, print_sweep, sentences, write_sweep
+from defectcls.evaluation.sweeps import Job, Sweep, settings_table, summarise_sweep
 
 
 def trained(ranked: float | None, seed: int = 0, loss: float = 0.5, **test: Any) -> dict[str, Any]:
@@ -205,6 +196,78 @@ def test_settings_on_other_images_are_not_called_better() -> None:
     assert all(setting.behind is None for setting in sweep.settings)
     assert "differ in dataset" in sentences(sweep)[1]
     assert not any("Best" in sentence for sentence in sentences(sweep))
+
+
+def by_category(values: dict[str, dict[str, list[float]]]) -> Sweep:
+    """{category: {model: AUROC of each seed}}; of each job one of ten defects escapes, and it collapsed below 0.5."""
+    jobs = []
+    for category, models in values.items():
+        for model, aurocs in models.items():
+            for seed, auroc in enumerate(aurocs):
+                about = {"confusion_matrix": [[18, 2], [1, 9]], "precision": 0.8}
+                about |= {"collapse": {}} if auroc < 0.5 else {}
+                job = finished(len(jobs), f"dataset.categories=[{category}] model={model}", auroc, seed, **about)
+                assert job.metrics is not None
+                job.metrics["defective_classes"] = [False, True]
+                jobs.append(job)
+    return summarise_sweep("sweep", jobs)
+
+
+def test_each_category_is_a_block_with_its_own_best_and_the_mean_is_below(tmp_path: Path) -> None:
+    screw = {"a": [0.90, 0.95, 0.80], "b": [0.88, 0.931, 0.779]}
+    bottle = {"a": [0.4, 0.6, 0.7], "b": [0.99, 1.0, 0.98]}
+    sweep = by_category({"screw": screw, "bottle": bottle})
+    assert [(one.images, one.within) for one in sweep.settings] == [
+        ("screw", "model=a"),
+        ("screw", "model=b"),
+        ("bottle", "model=b"),
+        ("bottle", "model=a"),
+    ]
+    assert sweep.best is None
+    behind = sweep.settings[3].behind
+    assert behind is not None
+    assert behind.mean == pytest.approx(np.mean([0.59, 0.4, 0.28]))  # behind b on the same images
+    for model, mean in zip("ab", sweep.means, strict=True):
+        means = [(one + other) / 2 for one, other in zip(screw[model], bottle[model], strict=True)]
+        interval = np.clip(stats.ttest_1samp(means, 0).confidence_interval(0.95), 0, 1)
+        assert mean.numbers["test_auroc"] == pytest.approx((np.mean(means), np.std(means, ddof=1), *interval, 3))
+        assert (mean.name, mean.counts) == (f"mean over 2 categories: model={model}", (108, 12, 6, 54))
+    said = sentences(sweep)
+    assert "Best on validation images: dataset.categories=[screw], model=a, AUROC" in said[2]
+    assert "Best on validation images: dataset.categories=[bottle], model=b, AUROC" in said[4]
+    assert (
+        said[-1] == "Collapsed, nearly every image called alike: dataset.categories=[bottle], model=a (1 of 3 seeds)."
+    )
+
+    table, _, page = files(tmp_path, sweep)
+    assert table["rank"].tolist() == ["1.0", "2.0", "1.0", "2.0", "", ""]
+    assert table["dataset.categories"].tolist() == ["[screw]", "[screw]", "[bottle]", "[bottle]", "", ""]
+    assert table[["passed", "rejected", "missed", "caught"]].iloc[0].tolist() == [54, 6, 3, 27]
+    places = [page.index(f">{part}</th>") for part in ("screw", "model=a", "bottle", "mean over 2 categories")]
+    assert places == sorted(places)
+    assert "model=b 3 of 3 54 6" in " ".join(shown(tmp_path, sweep).replace("│", " ").split())
+
+
+def test_one_setting_a_category_is_one_row_a_category(tmp_path: Path) -> None:
+    sweep = by_category({"screw": {"a": [0.9, 0.8]}, "bottle": {"a": [1.0]}})
+    assert sweep.shared == ["model=a"]
+    (mean,) = sweep.means
+    assert mean.numbers["test_auroc"] == pytest.approx(
+        (0.95, np.nan, np.nan, np.nan, 1), nan_ok=True
+    )  # of seed 0 alone
+    _, _, page = files(tmp_path, sweep)
+    rows = re.findall(r'<th scope="row" class="setting">([^<]+)</th><td>([^<]+)</td>', page)
+    assert rows == [("screw", "2 of 2"), ("bottle", "1 of 1"), ("mean over 2 categories", "3 of 3")]
+    head = re.findall(r'<th scope="col">([^<]+)</th>', page)
+    assert head[2:8] == [
+        "passed, rejected",
+        *(f"test {one}" for one in ("AUROC", "recall", "precision", "F1", "accuracy")),
+    ]
+
+
+def test_a_setting_that_is_not_in_all_categories_has_no_mean() -> None:
+    sweep = by_category({"screw": {"a": [0.9], "b": [0.8]}, "bottle": {"a": [1.0]}})
+    assert [one.name for one in sweep.means] == ["mean over 2 categories: model=a"]
 
 
 @pytest.mark.parametrize("jobs", [[], [failed(n, "model=a", n) for n in range(3)]], ids=["none", "all failed"])

@@ -1,0 +1,114 @@
+"""A model that calls nearly every image alike is named, and a good one on few defects is not."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from defectcls.evaluation.collapse import majority_collapse, ranks
+from defectcls.evaluation.decision import ABOVE_ALL, Decision
+from defectcls.evaluation.judge import judge
+from defectcls.evaluation.wording import caveats
+from tests.evaluation.test_report import THREE, TWO, metrics_of, predictions_from
+
+ALL_SOUND = Decision("fpr<=0.001", 1.0, ABOVE_ALL, ABOVE_ALL, {"escapes": 9})
+
+
+def scored(scores: list[float], defective: list[bool]) -> pd.DataFrame:
+    """A predictions table of these scores, by the most probable class."""
+    rows = predictions_from([[defective.count(False), 0], [defective.count(True), 0]], TWO)
+    answer = np.where(np.array(scores) > 0.5, "defective", "sound")
+    return rows.assign(score=scores, p_defective=scores, p_sound=1 - np.array(scores), prediction=answer)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "called"),
+    [
+        ([[42, 4], [13, 0]], 55),  # a published recipe on bottles
+        ([[72, 0], [24, 0]], 96),
+        ([[97, 3], [19, 1]], 116),  # 5 % caught, 3 % rejected
+        ([[1000, 0], [5, 0]], 1005),  # up to 1 - 0.05^(1/5) = 45 % of such defects might be caught: less than half
+        ([[1000, 0], [4, 0]], None),  # 1 - 0.05^(1/4) = 53 %: four defects are too few to say so
+        ([[1000, 0], [1, 0]], None),
+        ([[300, 0], [27, 10]], None),  # 97 % are called sound, and what is not is defective
+        ([[300, 0], [1, 9]], None),
+        ([[80, 20], [20, 0]], None),  # useless, but not alike: 83 %
+        ([[60, 0], [0, 0]], None),
+    ],
+)
+def test_collapse_onto_sound(matrix: list[list[int]], called: int | None) -> None:
+    expected = None if called is None else {"into": "sound", "called": called, "of": sum(map(sum, matrix))}
+    assert majority_collapse(predictions_from(matrix, TWO)) == expected
+    turned = [row[::-1] for row in matrix[::-1]]
+    assert majority_collapse(predictions_from(turned, TWO)) == (expected and expected | {"into": "defective"})
+
+
+def test_images_of_one_photo_count_as_one() -> None:
+    missed = predictions_from([[46, 0], [13, 0]], TWO)
+    assert majority_collapse(missed.assign(unit=range(59))) is not None
+    assert majority_collapse(missed.assign(unit=[*range(46), *[46] * 13])) is None
+
+
+def test_what_a_person_looks_at_is_not_called_anything() -> None:
+    rows = predictions_from([[46, 0], [13, 0]], TWO).assign(decision=["accept"] * 46 + ["review"] * 13)
+    assert majority_collapse(rows) is None
+
+
+def test_collapse_of_many_classes() -> None:
+    assert majority_collapse(predictions_from([[80, 0, 0], [10, 0, 0], [10, 0, 0]], THREE)) is not None
+    assert majority_collapse(predictions_from([[80, 0, 0], [1, 9, 0], [2, 0, 0]], THREE)) is None
+    metrics = metrics_of(THREE) | {
+        "test": judge(predictions_from([[80, 0, 0], [9, 1, 0], [10, 0, 0]], THREE), None, *THREE)[1]
+    }
+    assert caveats(metrics)[0].startswith(
+        "Majority-class collapse: 99 of 100 images are called “good”, and 1 of 20 defective images was caught. "
+        "The accuracy of 81.0 % tells nothing: calling every image “good” gives 80.0 %."
+    )
+
+
+def test_collapse_in_words() -> None:
+    _, test = judge(predictions_from([[42, 4], [13, 0]], TWO), None, *TWO)
+    assert test["collapse"] == {"into": "sound", "called": 55, "of": 59}
+    assert not ranks(test)
+    (low, high), metrics = test["intervals"]["auroc"], metrics_of(TWO) | {"test": test}
+    assert caveats(metrics)[0] == (
+        "Majority-class collapse: 55 of 59 images are called “sound”, and none of 13 defective images was caught. The "
+        "accuracy of 71.2 % tells nothing: calling every image “sound” gives 78.0 %. Nor do the scores surely rank "
+        f"better than chance (AUROC 0.457, 95 % interval {low:.3f} to {high:.3f})."
+    )
+    baseline = metrics_of(TWO, baseline=[[30, 30], [30, 30]])
+    assert "Train from pretrained weights" in caveats(metrics | baseline)[0]
+    _, test = judge(predictions_from([[1, 49], [0, 10]], TWO), None, *TWO)
+    assert caveats(metrics_of(TWO) | {"test": test})[0].startswith(
+        "Collapse onto one class: 59 of 60 images are called “defective”, and 1 of 50 sound images was let through. "
+    )
+
+
+def test_scores_that_rank_are_told_from_a_model_that_knows_nothing() -> None:
+    """All defects below 0.5, and above all sound images: the network knows them, the decision does not."""
+    rows = scored([0.1] * 60 + [0.4] * 20, [False] * 60 + [True] * 20)
+    _, by_class = judge(rows, None, *TWO)
+    assert by_class["collapse"]["called"] == 80
+    (words,) = [text for text in caveats(metrics_of(TWO) | {"test": by_class}) if "collapse" in text]
+    assert words.endswith("decision=f1 takes a threshold that uses them.") and "AUROC 1.000" in words
+    assert (
+        "the threshold is for other images"
+        in caveats(
+            metrics_of(TWO) | {"test": by_class, "elsewhere": {"trained_on": "a", "judged_on": "b", "test": {}}}
+        )[1]
+    )
+
+    _, by_promise = judge(rows, ALL_SOUND, *TWO)
+    assert by_promise["confusion_matrix"] == [[60, 0], [20, 0]]
+    assert "collapse" not in by_promise
+    assert caveats(metrics_of(TWO) | {"test": by_promise})[0].startswith(
+        "Every image is called “sound”, although the scores tell them apart (AUROC 1.000"
+    )
+    _, knows_nothing = judge(scored([0.1] * 80, [False] * 60 + [True] * 20), ALL_SOUND, *TWO)
+    assert knows_nothing["collapse"]["called"] == 80
+
+
+def test_one_defect_that_escapes_is_too_few_to_judge_the_model() -> None:
+    _, test = judge(predictions_from([[60, 0], [1, 0]], TWO), None, *TWO)
+    assert caveats(metrics_of(TWO) | {"test": test})[0] == (
+        "Every image is called “sound”, and 1 image of other classes is too few to show whether the model knows better."
+    )
