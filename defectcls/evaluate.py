@@ -23,8 +23,8 @@ def evaluate(config: dict[str, Any], folder: Path) -> None:
         metrics, predictions = measure_table(settings.predictions, settings)
         root = settings.root or settings.predictions.parent
     else:
+        from defectcls.evaluation_run import EvaluationRun
         from defectcls.inspection import inspect
-        from defectcls.run import EvaluationRun
 
         run = EvaluationRun(settings, folder)
         metrics, predictions = run.measure()

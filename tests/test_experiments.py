@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from scipy.stats import binomtest
 
 from defectcls.config import CONF_DIR, parse
 from defectcls.settings import CrossvalSettings, TrainSettings
@@ -105,13 +104,6 @@ def test_command_of_a_preset_composes_into_valid_settings(preset: Path) -> None:
 
 
 # --- from runs to tables ----------------------------------------------------------------------------------------------
-
-
-def test_difference_of_two_shares_is_newcombes(collect: ModuleType) -> None:
-    """56 of 70 less 48 of 80: Newcombe 1998, table II, method 10."""
-    wilson = [binomtest(hits, n).proportion_ci(method="wilson") for hits, n in ((56, 70), (48, 80))]
-    shares = [(share, interval.low, interval.high) for share, interval in zip((0.8, 0.6), wilson, strict=True)]
-    assert collect.difference(*shares) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
 
 
 def test_numbers_over_runs(collect: ModuleType) -> None:

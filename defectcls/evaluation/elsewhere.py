@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-import numpy as np
+from defectcls.evaluation.intervals import difference
 
 COMPARED = ("auroc", "recall", "overkill_rate")
 
@@ -35,11 +35,8 @@ def changes(own: dict[str, Any], here: dict[str, Any]) -> list[Change]:
     found = []
     for name in COMPARED:
         a, b, of_a, of_b = before.get(name), now.get(name), spans_before.get(name), spans_now.get(name)
-        difference = None if a is None or b is None else b - a
-        interval = None
-        if difference is not None and of_a and of_b:
-            down = np.hypot(b - of_b[0], of_a[1] - a)
-            up = np.hypot(of_b[1] - b, a - of_a[0])
-            interval = [float(difference - down), float(difference + up)]
-        found.append(Change(name, a, of_a, b, of_b, difference, interval))
+        change, span = None if a is None or b is None else b - a, None
+        if change is not None and of_a and of_b:
+            change, *span = difference((b, *of_b), (a, *of_a))
+        found.append(Change(name, a, of_a, b, of_b, change, span))
     return found

@@ -20,7 +20,8 @@ has eleven values, and no set of eleven intervals has the right coverage everywh
 and its macro average where two or three groups hold all defects, several each: 90 %.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,13 @@ ROUNDING = 1e-7  # smaller standard errors and counts are none
 LABELS = ("label", "prediction")
 RANKINGS = ("auroc", "average_precision")
 DEFECT = -1  # stands for defective against sound, where 0, 1 … stand for one class against the rest
+
+
+def difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
+    """`one` less `other`, each (value, low, high) of images of its own, with its limits (MOVER)."""
+    value = one[0] - other[0]
+    low = value - math.hypot(one[0] - one[1], other[2] - other[0])
+    return value, low, value + math.hypot(one[2] - one[0], other[0] - other[1])
 
 
 def proportion_interval(hits: np.ndarray, groups: np.ndarray | None = None, level: float = 0.95) -> Interval:
