@@ -216,7 +216,7 @@ class TrainingRun(Run):
             features, device = self.classifier.features, self.trainer.strategy.root_device
             assert features is not None
             autocast = self.trainer.precision_plugin.forward_context
-            train = extract_features(features, self.data.part_dataloader("train"), device, autocast(), views)
+            train = extract_features(features, self.data.part_dataloader("train"), device, autocast(), range(1 + views))
             val = extract_features(features, self.data.part_dataloader("val"), device, autocast())
             weights = self.classifier.hparams["class_weights"]
             head = fit_probe(train, val, self.settings.finetune.probe_c, weights, views)
@@ -239,8 +239,14 @@ class TrainingRun(Run):
                 yield maps
 
         with self.timed("memory", len(rows)):
-            weights, views = classifier.hparams["class_weights"], self.settings.finetune.probe_views
-            odds = solved and out_of_fold(solved[0], units, solved[1], weights, views, seed)
+            odds = None
+            if solved is not None:
+                frozen, autocast = classifier.features, self.trainer.precision_plugin.forward_context
+                assert frozen is not None
+                ways = [-way for way in range(1, classifier.test_views)]
+                turned = [extract_features(frozen, loader, device, autocast(), [way])[0] for way in ways]
+                weights, views = classifier.hparams["class_weights"], self.settings.finetune.probe_views
+                odds = out_of_fold(solved[0], units, solved[1], weights, views, seed, turned)
             classifier.joined.learn(passes, odds, targets == 1, units, seed)
         log.info("%s: %s", self._head, classifier.joined.describe())
 

@@ -220,6 +220,8 @@ class TrainSettings(Settings):
         if self.model.head != "linear" and (not self.finetune.probe or self.finetune.active_stages):
             head = self.model.head
             raise ValueError(f"model.head={head} remembers what a frozen backbone makes of sound parts: finetune=probe")
+        if self.model.head == "memory" and self.model.test_views > 1:
+            raise ValueError("model.head=memory compares an image as it lies: model.test_views=1")
         return self
 
 

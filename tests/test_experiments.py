@@ -122,10 +122,30 @@ def test_table_of_runs(collect: ModuleType) -> None:
         "| screw | 1 | 2 | – | 0.8500 ± 0.0707 |",
         "| screw | – | 1 | 0.5000 | – |",
     ]
+    by_each = by_head._replace(by="head", shown="auroc seed")
+    assert collect.table_of_runs(by_each, table).splitlines()[2:] == [
+        "| joined | 2 | 0.8500 ± 0.0707 | 0.5000 ± 0.7071 |",
+        "| linear | 1 | 0.5000 | 0.0000 |",
+    ]
     by_seed = collect.Study("", {}, "", "head seed", "auroc recall")
     assert collect.table_of_runs(by_seed._replace(by="seed"), table[:2]) == (
         "| seed | AUROC | recall |\n| --- | --- | --- |\n| 0 | 0.8000 | – |\n| 1 | 0.9000 | – |"
     )
+
+
+def test_recall_of_a_new_defect_type_at_5_overkill(collect: ModuleType) -> None:
+    """Of 40 sound parts 2 may be rejected, those of 0.39 and 0.38; a defect of 0.37 is as sound as the third."""
+    scores = {"good": [number / 100 for number in range(40)], "dent": [0.375, 0.37, 0.2, 0.9], "hole": [0.38, 0.1]}
+    test = pd.DataFrame(
+        [(kind, score) for kind, of in scores.items() for score in of], columns=["defect_type", "score"]
+    )
+    test = test.assign(defective=test["defect_type"] != "good", split="test")
+    train = test.assign(split="train", score=1.0)
+    found = collect.recalls(pd.concat([test, train], ignore_index=True), "dent")
+    assert (found["recall_at_5_overkill"], found["recall_at_5_overkill_shown"]) == (0.5, 0.5)
+    assert 0 < found["recall_at_5_overkill_low"] < 0.5 < found["recall_at_5_overkill_high"] < 1
+    tied = test.assign(score=test["score"].clip(upper=0.37))  # all of the highest scores are one
+    assert collect.recalls(tied, "dent")["recall_at_5_overkill"] == 0
 
 
 def test_runs_are_collected(finished: Path, tmp_path: Path, collect: ModuleType) -> None:
@@ -208,3 +228,12 @@ def test_table_of_predict_is_the_one_its_results_give() -> None:
     small = measured[measured["name"].str.contains("227 px")]
     assert (small["ratio"] >= 0.85).all()
     assert (measured["most_mib"] <= 1.1 * measured["first_mib"]).all()
+
+
+def test_table_of_memory_is_the_one_its_results_give() -> None:
+    study = CHECKOUT / "experiments" / "memory"
+    measured = pd.read_csv(study / "measured.csv")
+    table = runpy.run_path(str(study / "measure.py"))["table"]
+    assert f"\n\n{table(measured)}\n\n" in (study / "README.md").read_text(encoding="utf-8")
+    screws = measured[measured["category"] == "screw"].groupby("tool").median(numeric_only=True)
+    assert screws.loc["defectcls", "image_auroc"] >= screws.loc["anomalib", "image_auroc"]

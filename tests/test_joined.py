@@ -37,7 +37,7 @@ def joined_run(folder: Path, *arguments: str) -> Path:
 @pytest.fixture(scope="module")
 def joined(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that knows a single defect on each of three surfaces; to be read only."""
-    given = ("dataset.split.anomalies=1", "inspect.heat_maps=true")
+    given = ("dataset.split.anomalies=1", "model.test_views=2", "inspect.heat_maps=true")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(results, "draw", lambda *_, **__: {})  # half of a tiny run's time
         return joined_run(tmp_path_factory.mktemp("joined"), *tiny, *given)
@@ -94,10 +94,13 @@ def test_a_probability_is_of_the_weighed_deviations(joined: Path) -> None:
     assert model.joined is not None
     joined_head = model.joined
     with torch.no_grad():
-        features, maps = model.backbone.with_map(data.images[rows.index.to_numpy()])
+        images = data.images[rows.index.to_numpy()]
+        features, maps = model.backbone.with_map(images)
+        mirrored = model.backbone.with_map(images.flip(3))[0]
         cells = maps.permute(0, 2, 3, 1).flatten(1, 2)
         memory = torch.cdist(cells, joined_head.memory.bank[: int(joined_head.memory.size)]).amin(2).amax(1)
-        linear = model.head.linear((features - model.head.mean) / model.head.std)
+        ways = [model.head.linear((way - model.head.mean) / model.head.std) for way in (features, mirrored)]
+        linear = torch.stack(ways).mean(0)
         scores = torch.stack([memory, linear[:, 1] - linear[:, 0]], 1)
         odds = ((scores - joined_head.mean) / joined_head.deviation) @ joined_head.weight + joined_head.bias
     expected = odds.double().numpy() / numbers(joined)["decision"]["temperature"]
@@ -130,6 +133,10 @@ def test_cross_validation_and_augmented_copies(tiny: list[str], tmp_path: Path) 
     [
         (["finetune=probe_then_full"], FROZEN),
         (["finetune=head"], FROZEN),
+        (
+            ["model.head=memory", "model.test_views=2"],
+            "model.head=memory compares an image as it lies: model.test_views=1",
+        ),
         (["model.head=hybrid"], "model.head=hybrid: Input should be 'linear', 'joined' or 'memory'"),
         (
             ["target=defect_type", "dataset.images=90"],

@@ -1,7 +1,7 @@
 """The LightningModule: uint8 pixels -> augmentation, backbone, head -> logits."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,15 +113,15 @@ class Classifier(L.LightningModule):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Pixels 0..255, uint8 or float (batch, 3, side, side) -> logits float32 (batch, classes)."""
-        if self.training or self.test_views == 1:
-            return self._logits(image)
-        return torch.stack([self._logits(view) for view in mirrored(image, self.test_views)]).mean(0)
-
-    def _logits(self, image: torch.Tensor) -> torch.Tensor:
+        ways = [image] if self.training else mirrored(image, self.test_views)
         if self.joined is None:
-            return self.head((self._evaluated_by or self.backbone)(image))
-        features, maps = (self._evaluated_by or self.backbone.with_map)(image)
-        return self.joined(self.head(features), maps)
+            return self._mean_logits(map(self._evaluated_by or self.backbone, ways))
+        features, maps = zip(*map(self._evaluated_by or self.backbone.with_map, ways), strict=True)
+        return self.joined(self._mean_logits(features), maps[0])  # the light does not turn with the part
+
+    def _mean_logits(self, features: Iterable[torch.Tensor]) -> torch.Tensor:
+        """Of the ways that an image can lie, each (batch, features)."""
+        return torch.stack([self.head(of_way) for of_way in features]).mean(0)
 
     def _for_evaluation(self) -> Callable[[torch.Tensor], Any]:
         return self.backbone.for_evaluation() if self.joined is None else self.backbone.with_map_for_evaluation()
@@ -222,11 +222,13 @@ class Classifier(L.LightningModule):
         self._evaluated_by = self._for_evaluation()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
-        # Maps are computed anew at each evaluation: stored, they would take up to 30 times the room of the features.
-        if self.frozen is None or self.test_views > 1 or self.joined is not None:
+        if self.frozen is None or (self.test_views > 1 and self.frozen is not self.features):
             logits = self(batch["image"])
         else:
-            logits = self.head(self.frozen.features(batch))
+            logits = self._mean_logits(self.frozen.features(batch, -way) for way in range(self.test_views))
+            if self.joined is not None:  # stored, the maps would take up to 30 times the room of the features
+                assert self._evaluated_by is not None
+                logits = self.joined(logits, self._evaluated_by(batch["image"])[1])
         self._outputs.append((batch["index"], batch["target"], logits))
 
     def on_validation_epoch_end(self) -> None:

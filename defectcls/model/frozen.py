@@ -1,6 +1,7 @@
 """What frozen layers make of an image, computed once: features for a head, activations for the layers above."""
 
 import hashlib
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -11,7 +12,7 @@ from tqdm import tqdm
 from defectcls.data.cache import free_memory
 from defectcls.data.datamodule import Batch
 from defectcls.data.store import Store
-from defectcls.model.augment import Augment
+from defectcls.model.augment import Augment, mirrored
 from defectcls.model.backbone import Backbone
 from defectcls.model.graph import Layers
 
@@ -78,7 +79,11 @@ class FrozenLayers:
         return _digest_of(backbone) == self.weights
 
     def features(self, batch: Batch, view: int = 0) -> torch.Tensor:
-        """Features (batch, features) of a batch's images as they are (view 0), or of copy number `view` of each."""
+        """Features (batch, features) of a batch's images.
+
+        Args:
+            view: 0: as they are; 1, 2, …: that augmented copy of each; -1, -2, …: turned, see `mirrored`.
+        """
         return self.above(self.outputs(batch, view))
 
     @torch.inference_mode(False)  # what an evaluation computes, training may use
@@ -97,13 +102,16 @@ class FrozenLayers:
         return self._outputs[view][batch["index"]]
 
     def images(self, batch: Batch, view: int) -> torch.Tensor:
-        """Pixels (batch, 3, side, side) of the images or of their copies."""
+        """Pixels (batch, 3, side, side) of a view of the images."""
+        if view < 0:
+            return mirrored(batch["image"], 1 - view)[-1]
         if view == 0 or self.augment is None:
             return batch["image"]
         return self.augment(batch["image"], self._draws_of(batch, view).to(batch["image"].device))
 
     def _read_or_compute(self, batch: Batch, view: int) -> torch.Tensor:
-        if self.store is None or (view and self.augment and self.augment.noise):  # noise is another one in the next run
+        noisy = view > 0 and self.augment is not None and self.augment.noise  # by another noise in the next run
+        if self.store is None or noisy:
             return self.layers(self.images(batch, view))
         keys = self._keys(batch, view)
         known = self.store.get(keys)
@@ -121,6 +129,8 @@ class FrozenLayers:
         rows = batch["index"].tolist()
         if view == 0:
             return [_hash(self._prefix, self.digests[row]) for row in rows]
+        if view < 0:
+            return [_hash(self._prefix, self.digests[row], b"turned", str(view).encode()) for row in rows]
         draws = self._draws_of(batch, view).numpy()
         return [
             _hash(self._prefix, self.digests[row], self._copied, drawn.tobytes())
@@ -136,12 +146,16 @@ class FrozenLayers:
 
 
 def extract_features(
-    frozen: FrozenLayers, loader: DataLoader, device: torch.device, autocast: AbstractContextManager, views: int = 0
+    frozen: FrozenLayers,
+    loader: DataLoader,
+    device: torch.device,
+    autocast: AbstractContextManager,
+    views: Iterable[int] = (0,),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features float32 (images x (1 + views), features) of all images and of augmented copies, and int64 targets."""
+    """Features float32 (views x images, features), view by view (see `FrozenLayers.features`), and int64 targets."""
     features, targets = [], []
     with autocast:
-        for view in range(1 + views):
+        for view in views:
             for batch in tqdm(loader, "features", disable=None, leave=False, unit="batch"):
                 on_device = {name: values.to(device) for name, values in batch.items()}
                 features.append(frozen.features(on_device, view).float().cpu().numpy())

@@ -5,7 +5,7 @@ Both are weighed by how far known defects stand out in each, held to a prior whe
 the same without the classifier's term, and needs no defect at all.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,6 +104,7 @@ def out_of_fold(
     class_weights: list[float] | None,
     views: int,
     seed: int,
+    turned: Sequence[np.ndarray] = (),
 ) -> np.ndarray:
     """Log-odds of each training image by a probe that has not seen its unit, (images,).
 
@@ -113,6 +114,7 @@ def out_of_fold(
         train, class_weights, views: see `fit_probe`; class 1 is the defective one.
         units: images of one unit stay in one fold, (images,).
         c: inverse strength of the probe's L2 penalty.
+        turned: features of the images laid in other ways, each (images, features), over which a test takes the mean.
     """
     features, targets = train
     count = len(units)
@@ -130,7 +132,8 @@ def out_of_fold(
                 out &= targets[:count] != target
         if out.any():
             seen = tuple(values[~out[image]] for values in train)
-            logits = fit_probe(seen, seen, [c], class_weights, views).logits(features[:count][out])
+            probe = fit_probe(seen, seen, [c], class_weights, views)
+            logits = np.mean([probe.logits(of_way[out]) for of_way in (features[:count], *turned)], 0)
             odds[out] = logits[:, 1] - logits[:, 0]
     return odds
 

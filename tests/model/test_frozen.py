@@ -73,6 +73,19 @@ def test_a_copy_is_a_function_of_seed_image_and_number() -> None:
     assert len(set(factors.tolist())) == 3
 
 
+def test_turned_views_are_the_ways_that_an_image_can_lie(tmp_path: Path) -> None:
+    class Corner(Mean):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image[:, :, 0, 0].float()
+
+    found = layers(Corner(), Store(tmp_path, "f.sqlite", None))
+    image = batch(2, 7)["image"].float()
+    corners = [image[:, :, 0, 0], image[:, :, 0, -1], image[:, :, -1, -1], image[:, :, -1, 0]]
+    for _ in range(2):  # computed, and read from the store
+        assert all(torch.equal(found.features(batch(2, 7), -way), corner) for way, corner in enumerate(corners))
+        found = layers(Corner(), Store(tmp_path, "f.sqlite", None), seed=1)  # which turns no image another way
+
+
 def test_what_an_evaluation_computed_can_be_trained_on() -> None:
     features = layers(Mean())
     with torch.inference_mode():
@@ -84,7 +97,7 @@ def test_what_an_evaluation_computed_can_be_trained_on() -> None:
 
 def test_features_of_a_part_are_the_images_and_then_their_copies() -> None:
     parts = [batch(4, 5, 6), batch(7)]
-    features, targets = extract_features(layers(Mean()), parts, torch.device("cpu"), nullcontext(), 2)  # type: ignore[arg-type]
+    features, targets = extract_features(layers(Mean()), parts, torch.device("cpu"), nullcontext(), range(3))  # type: ignore[arg-type]
     again = layers(Mean())
     expected = torch.cat([again.features(part, view) for view in (0, 1, 2) for part in parts])
     assert torch.equal(torch.from_numpy(features), expected)

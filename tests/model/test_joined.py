@@ -13,6 +13,7 @@ from defectcls.errors import UserError
 from defectcls.model import joined as module
 from defectcls.model.classifier import Classifier
 from defectcls.model.joined import HOLD, PRIOR, Joined, out_of_fold, weigh
+from defectcls.model.memory import image_scores
 from defectcls.model.probe import fit_probe
 from tests.model.test_classifier import THREE, classifier
 
@@ -148,6 +149,15 @@ def test_no_score_is_of_a_probe_that_has_seen_the_unit(
             assert not seen & set(features)
 
 
+def test_scores_are_means_over_the_ways_to_lay_an_image() -> None:
+    (features, targets), units = photos(9)
+    plain = out_of_fold((features, targets), units, 0.1, None, 0, 0)
+    assert out_of_fold((features, targets), units, 0.1, None, 0, 0, [features] * 3) == pytest.approx(plain)
+    doubled = out_of_fold((features, targets), units, 0.1, None, 0, 0, [2 * features])
+    tripled = out_of_fold((features, targets), units, 0.1, None, 0, 0, [3 * features])
+    assert tripled - plain == pytest.approx(2 * (doubled - plain), rel=1e-3)  # a probe's odds are linear
+
+
 def test_scores_are_those_of_a_probe_on_the_other_folds() -> None:
     """A probe on all but a unit's fold ranks it as one on all but the unit does."""
     rng = np.random.default_rng(1)
@@ -236,6 +246,25 @@ def test_a_checkpoint_holds_it_whole() -> None:
     assert not torch.equal(other(image), model(image))
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(image), model(image))
+
+
+@pytest.mark.parametrize("weight", [[0.0, 1.0], [1.0, 0.0], [2.0, 0.5]])
+def test_only_the_classifier_looks_at_a_part_that_is_turned(weight: list[float]) -> None:
+    """The light does not turn with the part: to the memory a turned photo is a strange one."""
+    plain, turned = (classifier(model={"head": "joined", "test_views": views}).eval() for views in (1, 2))
+    image = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    assert plain.joined is not None
+    with torch.no_grad():
+        ways = [plain.backbone.with_map(way) for way in (image, image.flip(3))]
+        plain.joined.learn(lambda: iter([torch.rand(4, 192, 2, 2)]), np.arange(4.0), np.arange(4) > 2, np.arange(4), 0)
+        plain.joined.weight.copy_(torch.tensor(weight))
+        remembered = image_scores(plain.joined.memory(ways[0][1])).numpy()
+        classified = np.mean([np.diff(plain.head(features).numpy())[:, 0] for features, _ in ways], 0)
+        turned.load_state_dict(plain.state_dict())
+        found = np.diff(turned(image).numpy())[:, 0]
+    mean, deviation, bias = (getattr(plain.joined, name).numpy() for name in ("mean", "deviation", "bias"))
+    terms = (remembered - mean[0]) / deviation[0], (classified - mean[1]) / deviation[1]
+    assert found == pytest.approx(weight[0] * terms[0] + weight[1] * terms[1] + bias, rel=1e-3, abs=1e-4)
 
 
 def test_evaluation_gives_the_same_bits_in_any_batch() -> None:
