@@ -2,18 +2,21 @@
 
 With arguments the runs in the folders are added to <study>/results.csv, where a run of the same command is replaced.
 Then README.md and the README.md of each study that consists of runs get their tables anew, in place of the first that
-they have, be it as short as "|"; and the lines are printed that the headers of the presets say of what to expect.
+they have, be it as short as "|"; and the headers of the presets get what to expect of them.
 """
 
 import json
-import math
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from studies import STUDIES, TITLES, Measurement, Study, text
+
+from defectcls.evaluation.intervals import difference, proportion_interval
+from defectcls.evaluation.predictions import groups_of, read_predictions
 
 HERE = Path(__file__).parent
 SETTINGS = (
@@ -29,10 +32,11 @@ NUMBERS = {
 
 
 def row(folder: Path) -> dict:
-    """One run, or one cross-validation, as a line of results.csv: settings, numbers, and how it was made."""
+    """One run, cross-validation or judged table as a line of results.csv: settings, numbers, and how it was made."""
     files = [folder / "metrics.json", *folder.glob("repeat_*/fold_*/metrics.json")]
     metrics, *folds = (json.loads(file.read_text(encoding="utf-8")) for file in files)
-    config, stages, seconds = metrics["config"], metrics.get("stages", []), metrics.get("seconds", {})
+    of_table = {"dataset": {"name": metrics["dataset"], "split": {}}, "model": {}, "finetune": {}}
+    config, stages, seconds = metrics["config"] or of_table, metrics.get("stages", []), metrics.get("seconds", {})
     dataset, split = config["dataset"], config["dataset"]["split"]
     categories = dataset.get("categories", "all")
     preset = re.search(r" experiment=(\S+)", metrics["command"])
@@ -41,8 +45,9 @@ def row(folder: Path) -> dict:
         "photos": " ".join([dataset["name"], *(categories if categories != "all" else [])]),
         "model": metrics["model"],
         "head": config["model"].get("head"),
-        "finetune": config["finetune"]["name"],
-        "train": split["train"] if isinstance(split["train"], int) else None,
+        "finetune": config["finetune"].get("name"),
+        "seed": metrics["seed"],
+        "train": split["train"] if isinstance(split.get("train"), int) else None,
         **{name: split.get(name) for name in ("anomalies", "hold_out_defect_type")},
     }
     line = {name: given.get(name) for name in SETTINGS}
@@ -57,24 +62,37 @@ def row(folder: Path) -> dict:
     if "train" in metrics:
         both = [[line[f"{name}{end}"] for end in ("", "_low", "_high")] for name in ("train_accuracy", "accuracy")]
         line |= dict(zip(("gap", "gap_low", "gap_high"), difference(*both), strict=True))
+    if line["hold_out_defect_type"] is not None:
+        line |= recalls(read_predictions(folder / "predictions.csv"), line["hold_out_defect_type"])
     return line | {
         **{f"baseline_{name}": metrics.get("baseline", {}).get(name) for name in ("accuracy", "auroc")},
         **{f"weight_{name}": metrics.get("head", {}).get(name) for name in ("memory", "classifier")},
         "kept": next((stage["name"] for stage in reversed(stages) if not stage["rolled_back"]), None),
         "epochs": sum(stage["epochs"] for stage in stages if stage["name"] != "probe") or None,
         "seconds_fit": sum(seconds.get(phase, 0) for phase in ("probe", "memory", "fit")) or None,
-        "seconds": round(sum(sum(one["seconds"].values()) for one in folds or [metrics])),
+        "seconds": round(sum(sum(one.get("seconds", {}).values()) for one in folds or [metrics])),
         **{name: metrics[name] for name in ("commit", "hardware")},
         **{f"version_{name}": version for name, version in metrics["versions"].items()},
         "command": metrics["command"],
     }
 
 
-def difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
-    """`one` less `other`, each (value, low, high) of images of its own: Newcombe, Statistics in Medicine 17, 1998."""
-    value = one[0] - other[0]
-    low = value - math.hypot(one[0] - one[1], other[2] - other[0])
-    return value, low, value + math.hypot(one[2] - one[0], other[0] - other[1])
+def recalls(predictions: pd.DataFrame, held_out: str) -> dict[str, float]:
+    """Of the defect type that was not shown, and of those that were, where at most 5 % of the sound parts are rejected.
+
+    The threshold is one of the test part: what the scores tell apart, not how well it is chosen.
+    """
+    test = predictions[predictions["split"] == "test"].assign(group=groups_of)
+    threshold = np.quantile(test.loc[~test["defective"], "score"], 0.95, method="inverted_cdf")
+    new = test["defect_type"] == held_out
+    line: dict[str, float] = {}
+    for name, chosen in (("recall_at_5_overkill", new), ("recall_at_5_overkill_shown", ~new)):
+        defects = test[test["defective"] & chosen]
+        if len(defects):
+            found = (defects["score"] > threshold).to_numpy()
+            low, high = proportion_interval(found, defects["group"].to_numpy())
+            line |= {name: float(found.mean()), f"{name}_low": low, f"{name}_high": high}
+    return line
 
 
 def collect(file: Path, folders: list[Path]) -> None:
@@ -101,9 +119,11 @@ def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def table_of_runs(study: Study, runs: pd.DataFrame) -> str:
     """The study's own table: settings, number of seeds, and numbers over them."""
-    by, shown = [name for name in study.by.split() if name != "head"], study.shown.split()
-    seeds = [] if "seed" in by else ["seeds"]
-    heads = [head for head in ("linear", "memory", "joined") if "head" in study.by and head in set(runs["head"])]
+    by, shown = study.by.split(), study.shown.split()
+    seeds, heads = [] if "seed" in by else ["seeds"], []
+    if "head" in by and len(shown) == 1:
+        by.remove("head")
+        heads = [head for head in ("linear", "memory", "joined") if head in set(runs["head"])]
     lines = []
     for _, rows in runs.groupby(by, dropna=False):
         settings = [
@@ -139,7 +159,8 @@ def each(values: pd.Series) -> str:
 def cost(rows: pd.DataFrame) -> str:
     """Runs, and what one took."""
     hardware = each(rows["hardware"])
-    return f"{len(rows)} × {rows['seconds'].median():.0f} s, {hardware}" if "seconds" in rows else hardware
+    seconds = rows["seconds"].median() if "seconds" in rows else 0
+    return f"{len(rows)} × {seconds:.0f} s, {hardware}" if seconds else hardware
 
 
 def summary() -> str:
@@ -152,14 +173,26 @@ def summary() -> str:
     return table(["study", "question", "headline", "preset", "commit", "runs"], lines)
 
 
+def first_page() -> str:
+    """The table of the project's README: what others report, and what the last preset of the study reaches."""
+    lines = [
+        [f"[{name}](experiments/{name}/README.md)", study.question, study.published, numbers, f"`{made_by}`"]
+        for name, study in STUDIES.items()
+        if isinstance(study, Study) and study.published
+        for made_by, numbers, _ in headlines(name)[-1:]
+    ]
+    return table(["study", "question", "others report", "measured here", "preset"], lines)
+
+
 def expected() -> dict[str, list[str]]:
     """What the header of each preset says of the results to expect, a line for each study that it is in."""
     lines: dict[str, list[str]] = {}
     for name in STUDIES:
         for made_by, numbers, rows in headlines(name):
-            if made_by.startswith("experiment="):
-                line = f"# Expected (experiments/{name}): {numbers}; {cost(rows)}."
-                lines.setdefault(made_by.removeprefix("experiment="), []).append(line)
+            preset, *changed = made_by.removeprefix("experiment=").split()
+            if preset != made_by.split()[0]:
+                line = f"# Expected (experiments/{name}): {' '.join([*changed, numbers])}; {cost(rows)}."
+                lines.setdefault(preset, []).append(line)
     return lines
 
 
@@ -172,6 +205,14 @@ def put(table: str, readme: Path) -> None:
     readme.write_text(after, encoding="utf-8")
 
 
+def put_expected(lines: list[str], preset: Path) -> None:
+    """At the end of a preset's header."""
+    kept = [line for line in preset.read_text(encoding="utf-8").splitlines() if not line.startswith("# Expected")]
+    start = kept.index("defaults:")
+    header = kept[:start] if kept[start - 1] == "#" else [*kept[:start], "#"]
+    preset.write_text("\n".join([*header, *lines, *kept[start:]]) + "\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
     if sys.argv[1:]:
         collect(HERE / sys.argv[1] / "results.csv", [Path(folder) for folder in sys.argv[2:]])
@@ -179,6 +220,7 @@ if __name__ == "__main__":
         if isinstance(study, Study) and (HERE / name / study.file).is_file():
             put(table_of_runs(study, results(name)), HERE / name / "README.md")
     put(summary(), HERE / "README.md")
+    put(first_page(), HERE.parent / "README.md")
     print(summary())
     for preset, lines in expected().items():
-        print("", f"conf/experiment/{preset}.yaml", *lines, sep="\n")
+        put_expected(lines, HERE.parent / "conf" / "experiment" / f"{preset}.yaml")
