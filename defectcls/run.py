@@ -248,7 +248,8 @@ class TrainingRun(Run):
                 weights, views = classifier.hparams["class_weights"], self.settings.finetune.probe_views
                 odds = out_of_fold(solved[0], units, solved[1], weights, views, seed, turned)
             classifier.joined.learn(passes, odds, targets == 1, units, seed)
-        log.info("%s: %s", self._head, classifier.joined.describe())
+        head = classifier.joined.describe()
+        log.info("%(bank)d sound patches remembered; weights: memory %(memory).2f, classifier %(classifier).2f", head)
 
     def measure(self) -> tuple[dict[str, Any], pd.DataFrame]:
         """metrics.json and the predictions table of all three parts, from the best weights."""

@@ -65,7 +65,10 @@ def test_class_folder_is_empty(photos: Path) -> None:
 
 
 def test_only_one_class(photos: Path) -> None:
-    text = "a classifier needs two classes, but all 20 images are of one: sound"
+    text = (
+        "a classifier needs two classes, but all 20 images are of one: sound; model.head=memory finetune=probe learns "
+        "from sound ones alone"
+    )
     assert sentence(train(photos, "dataset.sound=[good,scratch]")) == text
 
 

@@ -82,7 +82,8 @@ class DefectDataModule(L.LightningDataModule):
         found = classes_of(samples)
         if not self.classes and len(found) < 2:
             raise UserError(
-                f"a classifier needs two classes, but all {len(samples)} images are of one: {', '.join(found)}"
+                f"a classifier needs two classes, but all {len(samples)} images are of one: {', '.join(found)}; "
+                "model.head=memory finetune=probe learns from sound ones alone"
             )
         self.classes = self.classes or found
         if unknown := [name for name in found if name not in self.classes]:

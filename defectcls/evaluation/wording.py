@@ -141,7 +141,8 @@ def caveats(metrics: dict[str, Any]) -> list[str]:
     if any(defective_classes) and not all(defective_classes):
         for kind, count, rate in (("defective", missed + caught, "escape"), ("sound", passed + rejected, "overkill")):
             if not count:
-                found += [f"The {SPLITS[split]} set has no {kind} image: {rate} rate and AUROC cannot be stated."]
+                unknown = "how many defects get through" if kind == "defective" else "how many sound parts are rejected"
+                found += [f"The {SPLITS[split]} set has no {kind} image: {unknown} is not known, nor the AUROC."]
             elif count < SMALL:
                 few = _count(count, f"{kind} image")
                 found += [
@@ -152,10 +153,12 @@ def caveats(metrics: dict[str, Any]) -> list[str]:
     unused = [f"“{name}” ({of})" for name, of, to in zip(names, rows, columns, strict=True) if of and not to]
     if unused and len(names) > 2:
         found += [f"No image is called {', '.join(unused)}; in brackets how many are."]
+    found += _never_shown(metrics, judged)
     unseen = [name for name, row in zip(names, matrix, strict=True) if not any(row)]
     if unseen and len(names) > 2:
         found += [f"The {SPLITS[split]} set has no image of {', '.join(f'“{name}”' for name in unseen)}."]
-    found += _broken_promises(metrics, judged) + _frailties(metrics.get("robustness", []))
+    found += _broken_promises(metrics, judged)
+    found += _frailties(metrics.get("robustness", []), metrics.get("robustness_images", 0))
     if unreadable := metrics.get("unreadable"):
         found += [
             f"{_count(len(unreadable), 'image')} could not be read and {_were(len(unreadable))} left out; see the end."
@@ -176,9 +179,30 @@ def _another_dataset(metrics: dict[str, Any], judged: dict[str, Any]) -> list[st
     own = "; its numbers on its own test images are not known"
     if elsewhere["test"]:
         own = f"; on its own test images {', '.join(show(one.own) for one, show in shown)}"
+    sizes = [sum(row) for row in judged["confusion_matrix"]]
+    most, useless = max(sizes), ""
+    if judged["accuracy"] * sum(sizes) < most < sum(sizes):
+        useless = (
+            f" Calling every image “{metrics['class_names'][sizes.index(most)]}” would be right more often "
+            f"({percent(most / sum(sizes))}) than this model ({percent(judged['accuracy'])})."
+        )
     return [
         f"Another dataset: the model was trained on {elsewhere['trained_on']} and is judged on "
-        f"{elsewhere['judged_on']}. Here {here}{own}."
+        f"{elsewhere['judged_on']}. Here {here}{own}.{useless}"
+    ]
+
+
+def _never_shown(metrics: dict[str, Any], judged: dict[str, Any]) -> list[str]:
+    """What became of the defect type that training was not shown."""
+    split = metrics.get("config", {}).get("dataset", {}).get("split", {})
+    held_out = split.get("hold_out_defect_type")
+    rows = judged.get("breakdowns", {}).get("defect_type", [])
+    return [
+        f"Training was not shown “{held_out}”: of {_count(row['n'], 'such image')} {round(row['recall'] * row['n'])} "
+        f"{_were(round(row['recall'] * row['n']))} caught, recall {percent(row['recall'])}"
+        f"{_interval([row['recall_low'], row['recall_high']])}; the rates above are of all types together."
+        for row in rows
+        if row["defect_type"] == held_out
     ]
 
 
@@ -242,8 +266,8 @@ def _broken_promises(metrics: dict[str, Any], judged: dict[str, Any]) -> list[st
     return found
 
 
-def _frailties(rows: list[dict[str, Any]]) -> list[str]:
-    """The disturbances that cost much already when they are light."""
+def _frailties(rows: list[dict[str, Any]], images: int) -> list[str]:
+    """The disturbances that cost much already when they are light, on so many images of the test part."""
     found = []
     for row in rows:
         for rate, name, sign in (("recall", "recall", -1), ("overkill_rate", "overkill", 1)):
@@ -251,7 +275,7 @@ def _frailties(rows: list[dict[str, Any]]) -> list[str]:
             if row["strength"] == 1 and None not in (before, after) and sign * (after - before) > FRAIL:
                 found += [
                     f"Frail: {row['corruption']} ({row['setting']}) brings {name} from {percent(before)} to "
-                    f"{percent(after)}."
+                    f"{percent(after)}, on {_count(images, 'test image')}."
                 ]
     return found
 

@@ -122,7 +122,7 @@ def test_caveats_in_words():
     none_defective = caveats(metrics_of(TWO, val=[[60, 0], [0, 0]]))
     assert none_defective == [
         "No test set: the verdict is on validation images, which helped to make the model. Expect worse.",
-        "The validation set has no defective image: escape rate and AUROC cannot be stated.",
+        "The validation set has no defective image: how many defects get through is not known, nor the AUROC.",
     ]
     assert caveats(
         metrics_of(TWO, test=[[60, 0], [0, 60]]) | {key: FULL_RUN[key] for key in ("unreadable", "stages")}
@@ -299,7 +299,7 @@ def test_a_light_disturbance_that_costs_much_is_a_caveat():
         rows += [{"corruption": name, "strength": 1, "setting": "x", "recall": recall, "overkill_rate": 0.5}]
         rows += [{"corruption": name, "strength": 2, "setting": "y", "recall": 0.0, "overkill_rate": 0.5}]
     frail = metrics_of(TWO, test=[[60, 0], [0, 60]]) | {"robustness": rows, "robustness_images": 4}
-    assert caveats(frail) == ["Frail: jpeg (x) brings recall from 100.0 % to 85.0 %."]
+    assert caveats(frail) == ["Frail: jpeg (x) brings recall from 100.0 % to 85.0 %, on 4 test images."]
     assert "blur: x, y; jpeg: x, y." in " ".join(Page(render_report(frail, {"robustness": b"p"})).texts)
 
 
@@ -307,6 +307,16 @@ def test_a_joined_head_says_what_it_weighs():
     head = {"name": "joined", "memory": 1.875, "classifier": 0.5, "bank": 10_000}
     page = render_report({**metrics_of(TWO, test=[[118, 2], [2, 36]]), "head": head}, {})
     assert "a memory of 10,000 sound patches joined with the classifier, 1.88 to 0.50 (log-odds" in page
+
+
+def test_a_type_that_training_was_not_shown_has_a_sentence_of_its_own():
+    predictions = predictions_from([[60, 0], [20, 40]], TWO)
+    held_out = np.r_[np.full(60, "good"), np.full(15, "crack"), np.full(45, "dent")]  # 15 and 5 missed
+    _, judged = judge(predictions.assign(defect_type=held_out), None, *TWO)
+    config = {"dataset": {"split": {"hold_out_defect_type": "dent"}}}
+    sentence = "Training was not shown “dent”: of 45 such images 40 were caught, recall 88.9 % (95 % interval "
+    assert any(caveat.startswith(sentence) for caveat in caveats(metrics_of(TWO) | {"test": judged, "config": config}))
+    assert not any("not shown" in caveat for caveat in caveats(metrics_of(TWO) | {"test": judged, "config": {}}))
 
 
 def test_another_dataset_stands_beside_its_own():
@@ -317,7 +327,8 @@ def test_another_dataset_stands_beside_its_own():
     metrics["elsewhere"] = {"trained_on": "cracks", "judged_on": "<b>nuts</b>", "test": own}
     assert caveats(metrics)[0] == (
         "Another dataset: the model was trained on cracks and is judged on <b>nuts</b>. Here AUROC 0.375, recall "
-        "25.0 %, overkill 50.0 %; on its own test images 0.940, 90.0 %, 2.0 %."
+        "25.0 %, overkill 50.0 %; on its own test images 0.940, 90.0 %, 2.0 %. Calling every image “sound” would "
+        "be right more often (71.4 %) than this model (42.9 %)."
     )
     page = Page(render_report(metrics, {}))
     head = ["", "cracks, test part", "95 % interval", "<b>nuts</b>, these images", "95 % interval", "difference"]
@@ -332,9 +343,11 @@ def test_another_dataset_stands_beside_its_own():
     assert rows["AUROC"][5] == "-0.565"
 
     unknown = metrics | {"elsewhere": metrics["elsewhere"] | {"test": {}}}
-    assert caveats(unknown)[0].endswith("overkill 50.0 %; its numbers on its own test images are not known.")
+    assert "overkill 50.0 %; its numbers on its own test images are not known. Calling" in caveats(unknown)[0]
+    better = metrics | {"test": judge(predictions_from([[90, 10], [30, 10]], TWO), None, *TWO)[1]}  # 100 of 140 right
+    assert caveats(better)[0].endswith("90.0 %, 2.0 %.")
     assert not [row for row in Page(render_report(unknown, {})).rows if len(row) == 7]
     only_sound = judge(predictions_from([[50, 50], [0, 0]], TWO), None, *TWO)[1]
-    assert "Here overkill 50.0 %; on its own test images 2.0 %." in caveats(metrics | {"test": only_sound})[0]
+    assert caveats(metrics | {"test": only_sound})[0].endswith("Here overkill 50.0 %; on its own test images 2.0 %.")
     (auroc,) = [row for row in Page(render_report(metrics | {"test": only_sound}, {})).rows if row[0] == "AUROC"][:1]
     assert [auroc[1], *auroc[3:]] == ["0.940", "–", "–", "–", "–"]
