@@ -109,7 +109,11 @@ STUDIES: dict[str, Study | Measurement] = {
     ),
     "railway_h2o": Study(
         question="a published recipe for railway tracks, and ours",
-        rows={"experiment=railway_h2o": "preset == 'railway_h2o'", "dataset=railway_components": "preset.isna()"},
+        rows={
+            "experiment=railway_h2o": "preset == 'railway_h2o' and not command.str.contains('augment=')",
+            "experiment=railway_h2o augment=texture": "command.str.contains('augment=')",
+            "dataset=railway_components": "preset.isna()",
+        },
         headline="auroc accuracy",
         by="preset photos model finetune folds repeats",
         shown="auroc accuracy recall overkill_rate",
