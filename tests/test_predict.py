@@ -63,7 +63,8 @@ def test_all_photos_are_rows_and_counted(finished: Path, photos: Path, tmp_path:
     page = (tmp_path / "gallery.html").read_text()
     assert page.count("<figure ") == 10
     assert "empty &lt;b&gt;.png" in page
-    for text in ("10 photos: ", "2 could not be read", "photos per second", f"page: {tmp_path / 'gallery.html'}"):
+    assert f"page: {tmp_path / 'gallery.html'}" in outcome.out
+    for text in ("10 photos: ", "2 could not be read", "policy argmax", "photos per second"):
         assert text in outcome.out
 
 

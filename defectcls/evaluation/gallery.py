@@ -38,7 +38,7 @@ def render_gallery(
         {},
         summary=summary,
         outcome=outcome_words(summary),
-        decision=decision_words(summary["decision"]),
+        decision=decision_words(summary["decision"], broken=True),
         photos=shown[["path", "decision", "prediction", "score"]].to_dict("records"),
         handled=HANDLED,
         kinds=[(each, words, count) for each, words in HANDLED.items() if (count := (shown["decision"] == each).sum())],

@@ -14,7 +14,7 @@ SMALL = 50  # fewer images than this on either side: one image more or less move
 USING_SCORES = "decision=f1 takes a threshold that uses them"
 FRAIL = 0.1  # of recall or overkill lost under a light disturbance
 SHORT = {"auroc": "AUROC", "recall": "recall", "overkill_rate": "overkill"}
-SPLITS = {"baseline": "untrained baseline", "train": "train", "val": "validation", "test": "test"}
+SPLITS = {"baseline": "before training", "train": "train", "val": "validation", "test": "test"}
 NAMES = {  # how the numbers are called and in which order they stand, two classes and many alike
     "recall": "recall (share of defects caught)",
     "escape_rate": "escape rate (defects let through)",
@@ -66,12 +66,13 @@ def verdict(metrics: dict[str, Any]) -> str:
     return " ".join(sentences)
 
 
-def decision_words(decision: dict[str, Any] | None, trained: bool = True) -> list[str]:
+def decision_words(decision: dict[str, Any] | None, trained: bool = True, broken: bool = False) -> list[str]:
     """How the model decides and what it can promise, in sentences.
 
     Args:
         decision: None where predictions are taken as they are.
         trained: the validation images made the model, too.
+        broken: say also what cannot be promised, which else is one of the `caveats`.
     """
     if decision is None:
         return ["The predictions are taken as they are; where a table has none, the most probable class counts."]
@@ -91,11 +92,10 @@ def decision_words(decision: dict[str, Any] | None, trained: bool = True) -> lis
             f"{_count(evidence['defective'], 'defective image')} through and rejects {evidence['false_rejects']} of "
             f"{_count(evidence['sound'], 'sound image')}."
         ]
-    kept = [_promise(promise) for promise in decision["promises"] if promise["kept"]]  # the others are caveats
-    words += kept
+    words += [_promise(promise) for promise in decision["promises"] if promise["kept"] or broken]
     if decision["policy"].startswith("review") and decision["accept_below"] == decision["reject_from"]:
         words += ["One threshold keeps both rates on the validation set: nothing goes to a person."]
-    if kept and trained:
+    if trained and any(promise["kept"] for promise in decision["promises"]):
         words += ["That holds for validation images of no other use; these chose the weights too. Test images decide."]
     return words
 
@@ -131,7 +131,7 @@ def caveats(metrics: dict[str, Any]) -> list[str]:
         if before is not None and after is not None and after <= before < 1:
             label = NAMES[key]
             found += [
-                f"No improvement over the untrained baseline: {label} {number(after)}, untrained {number(before)}."
+                f"No improvement over the network before training: {label} {number(after)}, before {number(before)}."
             ]
             break
     if split != "test":

@@ -118,7 +118,7 @@ def test_caveats_in_words():
         "The test set is small: with 8 defective images, a single one moves the escape rate by 12.5 percentage points."
     ]
     unimproved = caveats(metrics_of(TWO, baseline=[[90, 10], [50, 50]], test=[[99, 1], [99, 1]]))
-    assert unimproved == ["No improvement over the untrained baseline: AUROC 0.500, untrained 0.700."]
+    assert unimproved == ["No improvement over the network before training: AUROC 0.500, before 0.700."]
     none_defective = caveats(metrics_of(TWO, val=[[60, 0], [0, 0]]))
     assert none_defective == [
         "No test set: the verdict is on validation images, which helped to make the model. Expect worse.",
@@ -149,7 +149,7 @@ def test_the_page_of_a_full_run():
 
     assert verdict(metrics) in page.texts
     assert [text for text in caveats(metrics) if text not in page.texts] == []
-    assert ["", "test", "95 % interval", "validation", "train", "untrained baseline"] in page.rows
+    assert ["", "test", "95 % interval", "validation", "train", "before training"] in page.rows
     assert ["images", "120", "", "120", "120", "120"] in page.rows
     rows = {row[0]: [row[1], *row[3:]] for row in page.rows if len(row) == 6}
     assert rows["recall (share of defects caught)"] == ["90.0 %", "100.0 %", "100.0 %", "66.7 %"]
@@ -207,7 +207,7 @@ def test_evaluate_alone_has_neither_baseline_nor_making():
     page = Page(render_report(metrics_of(TWO, test=[[57, 3], [6, 54]]), {}))
     assert ["", "test", "95 % interval"] in page.rows
     assert "How it was made" not in page.texts and "How training went" not in page.texts
-    assert not any("untrained" in text for text in page.texts)
+    assert not any("before training" in text.lower() for text in page.texts)
 
 
 def test_a_dash_is_explained_only_where_there_is_one():
@@ -245,11 +245,15 @@ def test_a_decision_is_told_with_its_evidence_and_promise():
 def test_promises_that_cannot_be_given_or_do_not_hold_are_caveats():
     good = metrics_of(TWO, test=[[60, 0], [0, 60]])
     unproven = PROMISE | {"kept": False, "independent": 40, "bound": 0.0722, "grouped": True}
-    assert caveats(good | {"decision": DECISION | {"promises": [unproven]}}) == [
+    broken = caveats(good | {"decision": DECISION | {"promises": [unproven]}})
+    assert broken == [
         "No promise: an escape rate of at most 5.0 % at 95.0 % confidence takes 59 independent defective validation "
         "images, not one of them misjudged. There are 40 groups of defective validation images, which prove at most "
         "7.2 %."
     ]
+    told = decision_words(DECISION | {"promises": [unproven]}, broken=True)
+    assert told[0].split("; ")[-1].startswith("the most cautious threshold, as the rate cannot be promised")
+    assert told[1:] == broken
     bad = metrics_of(TWO, test=[[60, 0], [20, 40]])
     bad["test"]["intervals"] = {"escape_rate": [0.23, 0.46]}
     (caveat,) = caveats(bad | {"decision": DECISION})
