@@ -24,8 +24,9 @@ SETTINGS = (
     *("train", "folds", "repeats", "seed"),
 )
 RATES = ("accuracy", "precision", "recall", "f1", "f1_macro", "auroc", "average_precision")
+PRESET = re.compile(r"\bexperiment=(\S+)")
 NUMBERS = {
-    "test": (*RATES, "escape_rate", "overkill_rate"),
+    "test": (*RATES, "defect_auroc", "escape_rate", "overkill_rate"),
     "train": ("accuracy",),
     "val": ("accuracy", "auroc"),
 }
@@ -39,7 +40,7 @@ def row(folder: Path) -> dict:
     config, stages, seconds = metrics["config"] or of_table, metrics.get("stages", []), metrics.get("seconds", {})
     dataset, split = config["dataset"], config["dataset"]["split"]
     categories = dataset.get("categories", "all")
-    preset = re.search(r" experiment=(\S+)", metrics["command"])
+    preset = PRESET.search(metrics["command"])
     given = config | {
         "preset": preset and preset[1],
         "photos": " ".join([dataset["name"], *(categories if categories != "all" else [])]),
@@ -54,7 +55,10 @@ def row(folder: Path) -> dict:
     line |= {f"n_{part}": metrics[part]["n"] for part in ("train", "val", "test") if part in metrics}
     for part, names in NUMBERS.items():
         numbers = metrics.get(part, {"intervals": {}})
-        values, ends = (one.get("defect", {}) | one for one in (numbers, numbers["intervals"]))
+        values, ends = (
+            {"defect_auroc": one.get("defect", one).get("auroc")} | one.get("defect", {}) | one
+            for one in (numbers, numbers["intervals"])
+        )
         for name in names:
             key = name if part == "test" else f"{part}_{name}"
             low, high = ends.get(name) or (None, None)
@@ -189,10 +193,10 @@ def expected() -> dict[str, list[str]]:
     lines: dict[str, list[str]] = {}
     for name in STUDIES:
         for made_by, numbers, rows in headlines(name):
-            preset, *changed = made_by.removeprefix("experiment=").split()
-            if preset != made_by.split()[0]:
-                line = f"# Expected (experiments/{name}): {' '.join([*changed, numbers])}; {cost(rows)}."
-                lines.setdefault(preset, []).append(line)
+            if preset := PRESET.search(made_by):
+                changed = " ".join(PRESET.sub("", made_by).split())
+                line = f"# Expected (experiments/{name}): {changed}{': ' * bool(changed)}{numbers}; {cost(rows)}."
+                lines.setdefault(preset[1], []).append(line)
     return lines
 
 

@@ -10,6 +10,7 @@ TITLES = {  # of columns; of others their name
     **{"auroc": "AUROC", "baseline_auroc": "AUROC before training", "baseline_accuracy": "accuracy before training"},
     **{"hold_out_defect_type": "type not shown", "recall_at_5_overkill": "recall of it at 5 % overkill"},
     **{"recall_at_5_overkill_shown": "of shown types"},
+    **{"defect_auroc": "AUROC, defective against sound", "overkill_rate": "overkill rate"},
     **{"f1": "F1", "f1_macro": "macro F1", "linear": "classifier", "val_accuracy": "validation accuracy"},
 }
 
@@ -18,7 +19,7 @@ class Study(NamedTuple):
     """A study that consists of runs, listed in its results.csv."""
 
     question: str
-    rows: dict[str, str]  # of which runs the headline is, as a query; by preset or dataset
+    rows: dict[str, str]  # of which runs the headline is, as a query; by arguments of train, or of the verb named
     headline: str  # numbers
     by: str  # a line of its own table for each combination of these
     shown: str  # numbers; with `head` among `by`, of a single number a column for each head
@@ -40,7 +41,7 @@ def text(rows: pd.DataFrame, name: str) -> str:
     if name not in rows or rows[name].isna().all():
         return "–"
     shown = "{:+.4f}" if name == "gap" else "{:.4f}"
-    found = shown.format(rows[name].mean()) + (f" ± {rows[name].std():.4f}" if len(rows) > 1 else "")
+    found = shown.format(rows[name].mean()) + (f" ± {rows[name].std():.4f}" if rows[name].count() > 1 else "")
     ends = [shown.format(rows[end].mean()) for end in (f"{name}_low", f"{name}_high") if end in rows]
     return f"{found} [{', '.join(ends)}]" if ends else found
 
@@ -52,6 +53,12 @@ def of_memory(measured: pd.DataFrame) -> str:
     own, other = of["defectcls"], of["anomalib"]
     times = other["seconds_fit_cpu"] / own["seconds_fit_cpu"]
     return f"screws: AUROC {own['image_auroc']:.4f}, PatchCore {other['image_auroc']:.4f} in {times:.0f} times the time"
+
+
+def of_other_cameras(measured: pd.DataFrame) -> str:
+    home = measured["trained_on"] == measured["judged_on"]
+    own, away = ((rows["auroc"].min(), rows["auroc"].max()) for rows in (measured[home], measured[~home]))
+    return f"AUROC {own[0]:.2f} to {own[1]:.2f} at home, {away[0]:.2f} to {away[1]:.2f} on the other sets"
 
 
 def of_leaks(splits: pd.DataFrame) -> str:
@@ -100,7 +107,7 @@ STUDIES: dict[str, Study | Measurement] = {
         question="the same cracks: does it overfit, and what does it take not to",
         rows={
             "experiment=crack_wall": "epochs.notna()",
-            "experiment=crack_wall finetune.stages.full=null": "epochs.isna()",
+            "experiment=crack_wall finetune.stages.full=null 'finetune.probe_c=[0.001]'": "epochs.isna()",
         },
         headline="accuracy gap",
         by="kept epochs seed",
@@ -110,20 +117,30 @@ STUDIES: dict[str, Study | Measurement] = {
     "railway_h2o": Study(
         question="a published recipe for railway tracks, and ours",
         rows={
-            "experiment=railway_h2o": "preset == 'railway_h2o' and not command.str.contains('augment=')",
-            "experiment=railway_h2o augment=texture": "command.str.contains('augment=')",
-            "dataset=railway_components": "preset.isna()",
+            f"crossval {made_by} dataset.consecutive=20 folds=5 repeats=2": query
+            for made_by, query in {
+                "experiment=railway_h2o dataset=railway_components model=mobilenetv2": (
+                    "preset == 'railway_h2o' and target == 'defect'"
+                ),
+                "dataset=railway_components target=defect_type finetune=probe image_size=448": (
+                    "preset.isna() and target == 'defect_type'"
+                ),
+            }.items()
         },
-        headline="auroc accuracy",
-        by="preset photos model finetune folds repeats",
-        shown="auroc accuracy recall overkill_rate",
+        headline="defect_auroc recall overkill_rate",
+        by="preset target finetune image_size",
+        shown="defect_auroc recall overkill_rate",
         published="AUROC 0.888 on 60 validation images of another set",
     ),
     "mvtec_per_category": Study(
         question="a published recipe for each category of MVTec AD, and ours; here the screws",
         rows={
-            "experiment=mvtec_per_category": "preset == 'mvtec_per_category' and photos == 'mvtec screw'",
-            "experiment=mvtec_joined": "preset == 'mvtec_joined' and photos == 'mvtec screw'",
+            "experiment=mvtec_per_category 'dataset.categories=[screw]'": (
+                "preset == 'mvtec_per_category' and photos == 'mvtec screw'"
+            ),
+            "crossval experiment=mvtec_joined 'dataset.categories=[screw]' folds=5 repeats=2": (
+                "preset == 'mvtec_joined' and photos == 'mvtec screw'"
+            ),
         },
         headline="accuracy recall",
         by="preset photos",
@@ -133,8 +150,10 @@ STUDIES: dict[str, Study | Measurement] = {
     "mvtec_resnet18": Study(
         question="a published recipe for MVTec AD pooled, and ours",
         rows={
-            "experiment=mvtec_resnet18": "preset == 'mvtec_resnet18'",
-            "experiment=mvtec_joined": "photos == 'mvtec_both'",
+            "crossval experiment=mvtec_resnet18 model=mobilenetv2 folds=5": "preset == 'mvtec_resnet18'",
+            "crossval -m experiment=mvtec_joined 'dataset.categories=[bottle],[screw]' folds=5 repeats=2": (
+                "photos == 'both_cost'"
+            ),
         },
         headline="recall precision",
         by="preset photos model",
@@ -143,7 +162,11 @@ STUDIES: dict[str, Study | Measurement] = {
     ),
     "few_defects": Study(
         question="hundreds of sound parts and a handful of defects; here ten screws",
-        rows={"experiment=few_defects": "photos == 'mvtec screw' and anomalies == 10 and head == 'joined'"},
+        rows={
+            "experiment=few_defects 'dataset.categories=[screw]' dataset.split.anomalies=10 image_size=448": (
+                "photos == 'mvtec screw' and anomalies == 10 and head == 'joined'"
+            )
+        },
         headline="auroc",
         by="photos image_size anomalies head",
         shown="auroc",
@@ -152,8 +175,11 @@ STUDIES: dict[str, Study | Measurement] = {
     "new_defects": Study(
         question="a kind of defect that training never showed; recall of it at 5 % overkill, by the joined head",
         rows={
-            f"dataset={dataset} model.head=joined": f"photos == '{photos}' and head == 'joined'"
-            for dataset, photos in (("mvtec", "mvtec bottle"), ("railway_components", "railway_components"))
+            f"{dataset} finetune=probe model.head=joined": f"photos == '{photos}' and head == 'joined'"
+            for dataset, photos in (
+                ("dataset=mvtec 'dataset.categories=[bottle]'", "mvtec bottle"),
+                ("dataset=railway_components", "railway_components"),
+            )
         },
         headline="recall_at_5_overkill",
         by="photos hold_out_defect_type head",
@@ -173,7 +199,19 @@ STUDIES: dict[str, Study | Measurement] = {
         by="seed kept",
         shown="f1_macro accuracy recall overkill_rate",
     ),
-    "memory": Measurement("a memory of sound parts alone", "model.head=memory", "measured.csv", of_memory),
+    "memory": Measurement(
+        "a memory of sound parts alone",
+        "dataset=mvtec 'dataset.categories=[screw]' dataset.split.published=true dataset.split.val=0.02 finetune=probe "
+        "model.head=memory",
+        "measured.csv",
+        of_memory,
+    ),
+    "other_cameras": Measurement(
+        "four models, each on the three sets of the others",
+        "-m dataset=casting,concrete_crack,mvtec,railway_components finetune=probe",
+        "measured.csv",
+        of_other_cameras,
+    ),
     "leaks": Measurement("what a random split promises", "defectcls.crossval", "splits.csv", of_leaks),
     "speed": Measurement("what training costs", "make bench", "benchmarks.csv", of_speed),
     "precision": Measurement("whether bf16 costs quality", "trainer.precision=32,bf16", "runs.csv", of_precision),

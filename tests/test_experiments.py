@@ -44,9 +44,9 @@ def jobs_of_study(name: str) -> set[Job]:
 
 def jobs_of_preset(preset: Path) -> set[Job]:
     """What the header of a preset names."""
-    lines = [line for line in preset.read_text(encoding="utf-8").splitlines() if line.startswith("#   python")]
-    assert len(lines) <= 1
-    return jobs("\n".join(lines).removeprefix("#   "))
+    lines = [line for line in preset.read_text(encoding="utf-8").splitlines() if line.startswith("#   ")]
+    assert sum("python" in line for line in lines) <= 1
+    return jobs("\n".join(line.removeprefix("#   ") for line in lines))
 
 
 @pytest.fixture(scope="module")
@@ -84,16 +84,30 @@ def test_header_of_a_preset_says_what_its_study_found(preset: Path, collect: Mod
     assert [line for line in lines if line.startswith("# Expected")] == collect.expected().get(preset.stem, [])
 
 
-def test_presets_of_the_table_are_there_and_their_studies_name_their_command(collect: ModuleType) -> None:
-    shown = [(made_by.split()[0], name) for name in collect.STUDIES for made_by, *_ in collect.headlines(name)]
-    named = {made_by for made_by, _ in shown if made_by.startswith("experiment=")}
-    assert named == {f"experiment={preset}" for preset in collect.expected()}
-    for made_by in named:
-        preset = CONF_DIR / "experiment" / f"{made_by.removeprefix('experiment=')}.yaml"
-        commands = jobs_of_preset(preset)
-        assert all(made_by in overrides for _, overrides in commands)
-        assert commands <= set().union(*(jobs_of_study(name) for one, name in shown if one == made_by))
+def test_each_folder_is_a_study(collect: ModuleType) -> None:
+    assert set(collect.STUDIES) == {readme.parent.name for readme in EXPERIMENTS.glob("*/README.md")}
+
+
+def test_arguments_in_the_table_are_those_of_the_runs_behind_the_number(collect: ModuleType) -> None:
+    """Each run has them all; what it has besides is its seed, or one value of a sweep."""
+    for name in (name for name, study in collect.STUDIES.items() if isinstance(study, collect.Study)):
+        for made_by, _, runs in collect.headlines(name):
+            first = made_by.split()[0]
+            verb = "train " if "=" in first or first == "-m" else ""
+            given = jobs(f"python -m defectcls.{verb}{made_by}")
+            for module, overrides in jobs("\n".join(runs["command"])):
+                judged = module == "defectcls.evaluate"  # tables of predictions, which are not named
+                assert judged or any(module == verb and overrides >= named for verb, named in given), made_by
+
+
+def test_each_preset_is_in_the_table_and_a_study_names_its_command(collect: ModuleType) -> None:
+    assert set(collect.expected()) == {preset.stem for preset in PRESETS} - {"demo"}
+    named = set().union(*(jobs_of_study(results.parent.name) for results in RESULTS))
+    for preset in collect.expected():
+        commands = jobs_of_preset(CONF_DIR / "experiment" / f"{preset}.yaml")
         assert commands
+        assert all(f"experiment={preset}" in overrides for _, overrides in commands)
+        assert commands <= named
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda file: file.stem)
@@ -111,6 +125,7 @@ def test_numbers_over_runs(collect: ModuleType) -> None:
     runs = pd.DataFrame({"auroc": [0.9, 0.96], "auroc_low": [0.8, 0.9], "auroc_high": [0.94, 1], "f1": [None, None]})
     assert collect.text(runs, "auroc") == "0.9300 ± 0.0424 [0.8500, 0.9700]"
     assert collect.text(runs[:1], "auroc") == "0.9000 [0.8000, 0.9400]"
+    assert collect.text(runs.assign(f1=[0.5, None]), "f1") == "0.5000"
     assert collect.text(runs, "f1") == collect.text(runs, "recall") == "–"
     assert collect.text(runs.rename(columns={"auroc": "gap"}), "gap") == "+0.9300 ± 0.0424"
 
@@ -170,7 +185,7 @@ def test_runs_are_collected(finished: Path, tmp_path: Path, collect: ModuleType)
     assert (line.get("commit"), line["version_torch"]) == (metrics["commit"], metrics["versions"]["torch"])
     assert not {"preset", "anomalies", "folds"} & set(line)
 
-    write("sweep/0", metrics | {"test": test | {"auroc": 0.125}})
+    write("sweep/0", metrics | {"test": test | {"auroc": 0.125, "defect": {"auroc": 0.75}}})
     whole = {key: metrics[key] for key in ("dataset", "model", "test", "seed", "versions", "commit", "hardware")}
     whole["config"] = metrics["config"] | {"folds": 2, "repeats": 1}
     whole["command"] = "python -m defectcls.crossval experiment=demo folds=2"
@@ -180,7 +195,7 @@ def test_runs_are_collected(finished: Path, tmp_path: Path, collect: ModuleType)
     collect.collect(file, [tmp_path / "sweep", tmp_path / "crossval"])
     lines = pd.read_csv(file).set_index("command")
     assert len(lines) == 2
-    assert lines.loc[metrics["command"], "auroc"] == 0.125
+    assert lines.loc[metrics["command"], ["auroc", "defect_auroc"]].tolist() == [0.125, 0.75]
     of_crossval = lines.loc[whole["command"]]
     assert (of_crossval["preset"], of_crossval["folds"], of_crossval["seconds"]) == ("demo", 2, 42)
 
@@ -229,6 +244,12 @@ def test_table_of_predict_is_the_one_its_results_give() -> None:
     small = measured[measured["name"].str.contains("227 px")]
     assert (small["ratio"] >= 0.85).all()
     assert (measured["most_mib"] <= 1.1 * measured["first_mib"]).all()
+
+
+def test_table_of_other_cameras_is_the_one_its_results_give() -> None:
+    study = CHECKOUT / "experiments" / "other_cameras"
+    table = runpy.run_path(str(study / "collect.py"))["table"]
+    assert f"\n\n{table(pd.read_csv(study / 'measured.csv'))}\n\n" in (study / "README.md").read_text(encoding="utf-8")
 
 
 def test_table_of_memory_is_the_one_its_results_give() -> None:

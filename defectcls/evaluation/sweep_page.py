@@ -49,17 +49,19 @@ def sentences(sweep: Sweep) -> list[str]:
     if not len(sweep.jobs) or not sweep.ranked_by:
         return said if len(sweep.jobs) else ["No job was started."]
     part, differs, blocks = sweep.ranked_by.partition("_")[0], other_images(sweep.varying), sweep.blocks
+    chosen = [block for block in blocks if not differs or any(one.behind for one in block)]
     if differs:
-        why = "each has its own best" if len(blocks) > 1 else "the first is not better for being first"
-        said.append(f"The settings differ in {', '.join(differs)}: they are not measured on the same task, and {why}.")
-    for block in blocks:
-        if not differs or any(one.behind for one in block):
-            said += _best_of(sweep, block)
+        why = ", and each has its own best" if chosen else ""
+        if len(blocks) == 1:
+            why = ", and the first is not better for being first"
+        said.append(f"The settings differ in {', '.join(differs)}: they are not measured on the same task{why}.")
+    for block in chosen:
+        said += _best_of(sweep, block)
     if collapsed := [one for one in sweep.settings if one.collapsed]:
         names = [f"{one.name} ({one.collapsed} of {_count(len(one.seeds), 'seed')})" for one in collapsed[:MOST_NAMED]]
         more = f"; and {len(collapsed) - MOST_NAMED} more" if len(collapsed) > MOST_NAMED else ""
         said.append(f"Collapsed, nearly every image called alike: {'; '.join(names)}{more}.")
-    if part != "val":
+    if part != "val" and (chosen or len(blocks) == 1):
         said.append(
             f"Ranked by {SPLITS[part]} images, as these jobs have no validation part: the number of the best flatters."
         )

@@ -1,9 +1,10 @@
-"""Evaluations on other datasets as results.csv, and the table of README.md: python … <folder of an evaluation or run> …
+"""Evaluations on other datasets as measured.csv, and README.md's table: python … <folder of an evaluation or run> …
 
 Without arguments only the table is printed.
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def row(metrics: dict) -> dict:
         "commit": metrics["commit"],
         "hardware": metrics["hardware"],
         **{f"version_{name}": value for name, value in metrics["versions"].items()},
-        "command": metrics["command"],
+        "command": re.sub(r"checkpoint=\S+", "checkpoint=<run>", metrics["command"]),
     }
 
 
@@ -52,5 +53,5 @@ def table(results: pd.DataFrame) -> str:
 if __name__ == "__main__":
     if sys.argv[1:]:
         rows = [row(json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))) for folder in sys.argv[1:]]
-        pd.DataFrame(rows).sort_values(["trained_on", "judged_on"]).to_csv(HERE / "results.csv", index=False)
-    print(table(pd.read_csv(HERE / "results.csv")))
+        pd.DataFrame(rows).sort_values(["trained_on", "judged_on"]).to_csv(HERE / "measured.csv", index=False)
+    print(table(pd.read_csv(HERE / "measured.csv")))

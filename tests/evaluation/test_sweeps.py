@@ -251,6 +251,9 @@ def test_each_category_is_a_block_with_its_own_best_and_the_mean_is_below(tmp_pa
 def test_one_setting_a_category_is_one_row_a_category(tmp_path: Path) -> None:
     sweep = by_category({"screw": {"a": [0.9, 0.8]}, "bottle": {"a": [1.0]}})
     assert sweep.shared == ["model=a"]
+    assert sentences(sweep)[1:] == [
+        "The settings differ in dataset.categories: they are not measured on the same task."  # none was chosen
+    ]
     (mean,) = sweep.means
     assert mean.numbers["test_auroc"] == pytest.approx(
         (0.95, np.nan, np.nan, np.nan, 1), nan_ok=True
