@@ -122,9 +122,10 @@ STUDIES: dict[str, Study | Measurement] = {
                 "experiment=railway_h2o dataset=railway_components model=mobilenetv2": (
                     "preset == 'railway_h2o' and target == 'defect'"
                 ),
-                "dataset=railway_components target=defect_type finetune=probe image_size=448": (
-                    "preset.isna() and target == 'defect_type'"
+                "experiment=railway_h2o dataset=railway_components model=mobilenetv2 target=defect_type": (
+                    "preset == 'railway_h2o' and target == 'defect_type'"
                 ),
+                "dataset=railway_components target=defect_type finetune=probe image_size=448": "preset.isna()",
             }.items()
         },
         headline="defect_auroc recall overkill_rate",
