@@ -26,6 +26,7 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
     runs = []
     for repeat in range(settings.repeats):
         for fold in range(settings.folds):
+            log.info("repeat %d of %d, fold %d of %d", repeat + 1, settings.repeats, fold + 1, settings.folds)
             of_fold = fold_config(config, folder, repeat, fold)
             run_folder = folder / f"repeat_{repeat}" / f"fold_{fold}"
             metrics = train_run(of_fold, run_folder) or {}  # never empty: one process

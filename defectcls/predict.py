@@ -41,7 +41,7 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     checkpoint_file(settings.checkpoint)  # told before torch is imported
     from defectcls.evaluation.gallery import outcome_words
     from defectcls.evaluation.tally import Tally
-    from defectcls.evaluation.wording import decision_words
+    from defectcls.evaluation.wording import decision_words, not_promised
     from defectcls.model.hardware import keep_freed_memory
     from defectcls.prediction.predictor import load
 
@@ -59,7 +59,8 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     seconds = time.perf_counter() - start
     summary = _about(predictor, settings) | tally.counts | {"output": str(output), "root": str(photos.root)}
     summary |= {"seconds": seconds, "images_per_second": tally.counts["images"] / seconds}
-    print(outcome_words(summary), *decision_words(summary["decision"], broken=True), sep="\n")
+    words = outcome_words(summary), *decision_words(summary["decision"]), *not_promised(summary["decision"])
+    print(*words, sep="\n")
     speed = "" if settings.watch else f"{summary['images_per_second']:.1f} photos per second; "
     print(f"{speed}table: {output}")
     (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")

@@ -93,7 +93,7 @@ def print_results(folder: Path, metrics: dict[str, Any]) -> None:
     parts = [part for part in ("baseline", "train", "val", "test") if part in metrics]
     table = Table("", *parts, title=f"{metrics['dataset']} · {metrics['model']} · seed {metrics['seed']}")
     for name in SHOWN:
-        values = [metrics[part].get(name, metrics[part].get("defect", {}).get(name)) for part in parts]
+        values = [_of_defects(metrics[part], name) for part in parts]
         if any(value is not None for value in values):
             table.add_row(name, *("–" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in values))
     console = Console(soft_wrap=True, highlight=False)
@@ -104,6 +104,12 @@ def print_results(folder: Path, metrics: dict[str, Any]) -> None:
     for caveat in caveats(metrics):
         console.print(f"- {caveat}", markup=False)
     console.print(f"report: {folder / 'report.html'}", markup=False)
+
+
+def _of_defects(numbers: dict[str, Any], name: str) -> float | None:
+    """Defective against sound, as the verdict has it, also where the classes are more than these two."""
+    value = numbers.get("defect", {}).get(name)
+    return numbers.get(name) if value is None else value
 
 
 def provenance(seed: int, config: dict[str, Any]) -> dict[str, Any]:

@@ -109,7 +109,7 @@ class FinetuneSettings(Settings):
         for name, stage in stages.items() if isinstance(stages, dict) else ():
             if isinstance(stage, dict) and "trainable" not in stage:
                 raise ValueError(
-                    f"finetune={given.get('name')} has no stage {name}, of which only {', '.join(stage)} is given: "
+                    f"finetune={given.get('name')} has no stage {name}, but {', '.join(stage)} of it is given: "
                     f"finetune.stages.{name}=null leaves it out"
                 )
         return given

@@ -120,7 +120,7 @@ WRONG = {
     "sampler=balance": "sampler=balance: Input should be 'shuffle' or 'balanced', did you mean 'balanced'?",
     "target=defects": "target=defects: Input should be 'defect' or 'defect_type', did you mean 'defect'?",
     "+finetune.stages.more.epochs=3": (
-        "finetune: finetune=probe_then_full has no stage more, of which only epochs is given: "
+        "finetune: finetune=probe_then_full has no stage more, but epochs of it is given: "
         "finetune.stages.more=null leaves it out"
     ),
     "finetune.stages.full.steps=5": "finetune.stages.full: give epochs or steps, and null for the other",

@@ -192,28 +192,34 @@ class _Side:
         self.independent, self.grouped = len(sizes), bool((sizes > 1).any())
 
     def promise(self, target: float, confidence: float) -> tuple[float, Promise]:
-        """The boldest threshold whose bound keeps the target, or, where none does, the one that misjudges nothing."""
+        """The boldest threshold whose bound keeps the target.
+
+        Where none does, the most cautious one that costs no more of the other kind than misjudging nothing here costs.
+        """
 
         def bound(misjudged: float) -> float:
             return upper_bound(misjudged, self.independent, confidence, self.grouped)
 
         allowed = bisect_right(self.misjudged, target, key=bound)
         proven = bound(self.misjudged[allowed - 1] if allowed else 0)
-        threshold = self._threshold(allowed)
         needed = images_needed(target, confidence)
         kept = proven <= target
+        threshold = self._threshold(allowed, halfway=kept)
         return threshold, Promise(self.rate, target, confidence, proven, kept, self.independent, needed, self.grouped)
 
-    def _threshold(self, allowed: int) -> float:
-        """Misjudges the first `allowed` images, and lies halfway to the next score, on the cautious side."""
+    def _threshold(self, allowed: int, halfway: bool) -> float:
+        """Misjudges the first `allowed` images; `halfway` to the next score on the cautious side, or right at it."""
         if allowed == len(self.scores):
             return ABOVE_ALL if self.direction < 0 else 0.0
         first_right = self.scores[allowed]
         position = int(np.searchsorted(self.all, first_right))
         if self.direction < 0:
-            return float(_between(self.all[position - 1], first_right)) if position else float(first_right) / 2
+            if not position:
+                return float(first_right) / 2
+            following = self.all[position - 1]
+            return float(_between(following, first_right) if halfway else np.nextafter(following, 1))
         following = self.all[position + 1] if position + 1 < len(self.all) else ABOVE_ALL
-        return float(_between(first_right, following))
+        return float(_between(first_right, following) if halfway else following)
 
 
 def _best_threshold(settings: DecisionSettings, scores: np.ndarray, defective: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from defectcls.data.threads import map_in_threads
 from defectcls.evaluation.page import render_page
 from defectcls.evaluation.pictures import thumbnail_files
 from defectcls.evaluation.predictions import ACCEPT, REJECT, REVIEW
-from defectcls.evaluation.wording import decision_words, number
+from defectcls.evaluation.wording import decision_words, not_promised, number
 
 HANDLED = {REJECT: "rejected", REVIEW: "for a person", ACCEPT: "accepted"}  # the worst first
 THUMBNAIL = 240  # pixels; 10,000 of them make a page of 90 MB, which a browser shows within ten seconds
@@ -38,7 +38,8 @@ def render_gallery(
         {},
         summary=summary,
         outcome=outcome_words(summary),
-        decision=decision_words(summary["decision"], broken=True),
+        caveats=not_promised(summary["decision"]),
+        decision=decision_words(summary["decision"]),
         photos=shown[["path", "decision", "prediction", "score"]].to_dict("records"),
         handled=HANDLED,
         kinds=[(each, words, count) for each, words in HANDLED.items() if (count := (shown["decision"] == each).sum())],

@@ -66,13 +66,12 @@ def verdict(metrics: dict[str, Any]) -> str:
     return " ".join(sentences)
 
 
-def decision_words(decision: dict[str, Any] | None, trained: bool = True, broken: bool = False) -> list[str]:
+def decision_words(decision: dict[str, Any] | None, trained: bool = True) -> list[str]:
     """How the model decides and what it can promise, in sentences.
 
     Args:
         decision: None where predictions are taken as they are.
         trained: the validation images made the model, too.
-        broken: say also what cannot be promised, which else is one of the `caveats`.
     """
     if decision is None:
         return ["The predictions are taken as they are; where a table has none, the most probable class counts."]
@@ -86,18 +85,23 @@ def decision_words(decision: dict[str, Any] | None, trained: bool = True, broken
             rule = f"An image is accepted below a score of {low}, rejected from {high} on, and goes to a person between"
         scaled = "" if decision["temperature"] == 1 else "; scores are those after temperature scaling"
         if not all(promise["kept"] for promise in decision["promises"]):
-            scaled += "; the most cautious threshold, as the rate cannot be promised"
+            scaled += "; the most cautious one that costs nothing on validation, as the rate cannot be promised"
         words = [
             f"{rule} (policy {decision['policy']}{scaled}). On the validation set this lets {evidence['escapes']} of "
             f"{_count(evidence['defective'], 'defective image')} through and rejects {evidence['false_rejects']} of "
             f"{_count(evidence['sound'], 'sound image')}."
         ]
-    words += [_promise(promise) for promise in decision["promises"] if promise["kept"] or broken]
+    words += [_promise(promise) for promise in decision["promises"] if promise["kept"]]
     if decision["policy"].startswith("review") and decision["accept_below"] == decision["reject_from"]:
         words += ["One threshold keeps both rates on the validation set: nothing goes to a person."]
     if trained and any(promise["kept"] for promise in decision["promises"]):
         words += ["That holds for validation images of no other use; these chose the weights too. Test images decide."]
     return words
+
+
+def not_promised(decision: dict[str, Any] | None) -> list[str]:
+    """What a decision was to promise and cannot, in sentences."""
+    return [_promise(promise) for promise in (decision or {}).get("promises", []) if not promise["kept"]]
 
 
 def _promise(promise: dict[str, Any]) -> str:
@@ -112,7 +116,8 @@ def _promise(promise: dict[str, Any]) -> str:
         )
     return (
         f"No promise: an {rate} of at most {target} at {confidence} confidence takes {promise['needed']} independent "
-        f"{kind} validation images, not one of them misjudged. There are {images}, which prove at most {bound}."
+        f"{kind} validation images, not one of them misjudged. There are {images}, which prove an {rate} of at most "
+        f"{bound}."
     )
 
 
@@ -252,10 +257,8 @@ def _called_alike(metrics: dict[str, Any], judged: dict[str, Any]) -> list[str]:
 
 
 def _broken_promises(metrics: dict[str, Any], judged: dict[str, Any]) -> list[str]:
-    found = []
+    found = not_promised(metrics.get("decision"))
     for promise in (metrics.get("decision") or {}).get("promises", []):
-        if not promise["kept"]:
-            found += [_promise(promise)]
         interval = judged.get("intervals", {}).get("defect", judged.get("intervals", {})).get(promise["rate"])
         if promise["kept"] and interval and interval[0] > promise["target"]:
             rate = promise["rate"].replace("_", " ")

@@ -112,10 +112,12 @@ def test_promise_allows_as_many_misses_as_the_bound() -> None:
 
 def test_promise_that_cannot_be_kept_says_what_it_takes() -> None:
     decision = choose_decision(settings("recall", target=0.99), table([0.1, 0.2], [0.25, 0.8, 0.9]), *TWO)
-    assert decision.reject_from == pytest.approx((0.2 + 0.25) / 2)  # misses nothing on validation
+    assert 0.2 < decision.reject_from < 0.2 + 1e-9  # not in the middle: the lowest that rejects no sound image
     (promise,) = decision.promises
     assert (promise.kept, promise.independent, promise.needed) == (False, 3, 299)
     assert promise.bound == pytest.approx(1 - 0.05 ** (1 / 3))
+    overkill = choose_decision(settings("fpr", target=0.01), table([0.1, 0.2], [0.25, 0.8, 0.9]), *TWO)
+    assert overkill.reject_from == 0.25  # the highest that lets no defective image through
 
 
 def test_images_of_a_group_share_the_weight_of_one() -> None:

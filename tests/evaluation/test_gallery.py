@@ -204,3 +204,18 @@ def test_a_photo_given_twice_is_shown_twice(tmp_path: Path) -> None:
     row = ("a.png", "accept", "sound", 0.1)
     tiles = Tiles(render_gallery(table(row, row), NO_ERRORS, tmp_path, summary(accept=2), {})).tiles
     assert [len(tile["pictures"]) for tile in tiles] == [1, 1]
+
+
+def test_what_cannot_be_promised_stands_out() -> None:
+    promise = {"rate": "escape_rate", "target": 0.01, "confidence": 0.95, "bound": 0.7764, "kept": False}
+    promise |= {"independent": 2, "needed": 299, "grouped": False}
+    evidence = {"defective": 2, "sound": 20, "escapes": 0, "false_rejects": 0}
+    decision = Decision("recall>=0.99", 1.0, 0.2, 0.2, evidence).plain()
+    nothing, told = (
+        render_gallery(table(), NO_ERRORS, Path(), summary(decision=decision | {"promises": promises}), {})
+        for promises in ([promise | {"kept": True}], [promise])
+    )
+    assert "Before you rely on this" not in nothing
+    assert re.search(
+        r'class="caveats">.*?There are 2 defective .*? which prove an escape rate of at most 77.6 %', told, re.S
+    )
