@@ -227,6 +227,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
     assert sentence(together).startswith("dataset.split.together")
 
 
+@pytest.mark.slow
 def test_missing_weights_cost_the_wrong_labels_and_nothing_else(tmp_path: Path) -> None:
     root = with_copies(tmp_path / "photos")
     found = of_folder(root, tmp_path, "audit.wrong_labels=true", f"model.weights={tmp_path / 'nowhere'}")

@@ -311,6 +311,7 @@ def test_bug_keeps_its_traceback(photos: Path, monkeypatch: pytest.MonkeyPatch) 
 # --- the terminal -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_terminal_shows_one_sentence_and_no_traceback(photos: Path) -> None:
     (photos / "good/0.png").write_bytes(b"")
     given = ("dataset=folder", f"dataset.root={photos}", *SMALL)

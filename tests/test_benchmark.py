@@ -85,6 +85,7 @@ def test_contenders_take_turns_and_failures_are_told(settings: BenchmarkSettings
     assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(moments))
 
 
+@pytest.mark.slow
 def test_interrupt_ends_the_processes(settings: BenchmarkSettings, tmp_path: Path) -> None:
     file, began = tmp_path / "asleep/process.txt", time.monotonic()
 

@@ -220,6 +220,7 @@ def test_crashed_run_ends_as_failed_and_its_resumption_goes_on_with_it(
     assert "test/accuracy" not in crashed.summary
 
 
+@pytest.mark.slow
 def test_sweep_leaves_one_run_a_job_in_one_group(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -218,7 +218,9 @@ class _Side:
                 return float(first_right) / 2
             following = self.all[position - 1]
             return float(_between(following, first_right) if halfway else np.nextafter(following, 1))
-        following = self.all[position + 1] if position + 1 < len(self.all) else ABOVE_ALL
+        if position + 1 == len(self.all):
+            return float(_between(first_right, ABOVE_ALL))
+        following = self.all[position + 1]
         return float(_between(first_right, following) if halfway else following)
 
 

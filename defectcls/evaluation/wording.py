@@ -85,7 +85,9 @@ def decision_words(decision: dict[str, Any] | None, trained: bool = True) -> lis
             rule = f"An image is accepted below a score of {low}, rejected from {high} on, and goes to a person between"
         scaled = "" if decision["temperature"] == 1 else "; scores are those after temperature scaling"
         if not all(promise["kept"] for promise in decision["promises"]):
-            scaled += "; the most cautious threshold that costs nothing on validation, as the rate cannot be promised"
+            scaled += "; the rate cannot be promised"
+            if evidence["defective"] and evidence["sound"]:
+                scaled += ", this is the most cautious threshold that costs nothing on validation"
         words = [
             f"{rule} (policy {decision['policy']}{scaled}). On the validation set this lets {evidence['escapes']} of "
             f"{_count(evidence['defective'], 'defective image')} through and rejects {evidence['false_rejects']} of "

@@ -118,6 +118,8 @@ def test_promise_that_cannot_be_kept_says_what_it_takes() -> None:
     assert promise.bound == pytest.approx(1 - 0.05 ** (1 / 3))
     overkill = choose_decision(settings("fpr", target=0.01), table([0.1, 0.2], [0.25, 0.8, 0.9]), *TWO)
     assert overkill.reject_from == 0.25  # the highest that lets no defective image through
+    alone = choose_decision(settings("fpr", target=0.01), table([0.1, 0.2], []), *TWO)
+    assert alone.reject_from == pytest.approx((0.2 + 1) / 2)  # no score says how far to go
 
 
 def test_images_of_a_group_share_the_weight_of_one() -> None:

@@ -251,7 +251,8 @@ def test_promises_that_cannot_be_given_or_do_not_hold_are_caveats():
         "rate of at most 7.2 %."
     ]
     (told,) = decision_words(DECISION | {"promises": [unproven]})
-    assert "; the most cautious threshold that costs nothing on validation, as the rate cannot be promised)" in told
+    cautious = "this is the most cautious threshold that costs nothing on validation)"
+    assert f"; the rate cannot be promised, {cautious}" in told
     bad = metrics_of(TWO, test=[[60, 0], [20, 40]])
     bad["test"]["intervals"] = {"escape_rate": [0.23, 0.46]}
     (caveat,) = caveats(bad | {"decision": DECISION})
