@@ -28,7 +28,7 @@ from defectcls.evaluation.pictures import (
 )
 from defectcls.evaluation.predictions import PROBABILITY, write_predictions
 from defectcls.evaluation.report import render_report
-from defectcls.evaluation.wording import caveats, decision_words, judged_split, verdict
+from defectcls.evaluation.wording import SPLITS, caveats, decision_words, judged_split, verdict
 from defectcls.files import written_whole
 from defectcls.machine import device_name
 
@@ -91,7 +91,8 @@ def draw(
 def print_results(folder: Path, metrics: dict[str, Any]) -> None:
     """The result table, the verdict, what to know before relying on it and where the report lies, on stdout."""
     parts = [part for part in ("baseline", "train", "val", "test") if part in metrics]
-    table = Table("", *parts, title=f"{metrics['dataset']} · {metrics['model']} · seed {metrics['seed']}")
+    title = f"{metrics['dataset']} · {metrics['model']} · seed {metrics['seed']}"
+    table = Table("", *(SPLITS[part] for part in parts), title=title)
     for name in SHOWN:
         values = [_of_defects(metrics[part], name) for part in parts]
         if any(value is not None for value in values):
