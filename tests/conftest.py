@@ -125,12 +125,15 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+def leave_pictures_out(patch: pytest.MonkeyPatch) -> None:
+    """They are half of a tiny run's time."""
+    patch.setattr(import_module("defectcls.results"), "draw", lambda *_, **__: {})
+    patch.setattr(import_module("defectcls.inspection"), "inspect", lambda *_: ({}, {}))
+
+
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of a tiny run's time."""
-    results = import_module("defectcls.results")
-    monkeypatch.setattr(results, "draw", lambda *_, **__: {})
-    monkeypatch.setattr(import_module("defectcls.inspection"), "inspect", lambda *_: ({}, {}))
+    leave_pictures_out(monkeypatch)
 
 
 @pytest.fixture(scope="session")

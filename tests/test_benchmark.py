@@ -274,6 +274,7 @@ def test_mistake_is_one_sentence(mistake: str, tiny: list[str], tmp_path: Path) 
     assert MISTAKES[mistake] in text
 
 
+@pytest.mark.slow
 def test_what_fails_for_all_is_one_sentence(tiny: list[str], tmp_path: Path) -> None:
     lost = ["dataset=folder", f"dataset.root={tmp_path / 'none'}", "measure=[first_pass,training]"]
     given = [word for word in tiny if not word.startswith("dataset")]

@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 
 from defectcls.crossval import fold_config
 from defectcls.evaluation.intervals import metric_intervals
-from tests.conftest import command, composed, sentence
+from tests.conftest import command, composed, leave_pictures_out, sentence
 
 FOLDS = ("finetune=probe", "folds=2", "repeats=2")
 
@@ -19,7 +19,9 @@ FOLDS = ("finetune=probe", "folds=2", "repeats=2")
 @pytest.fixture(scope="module")
 def validated(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("crossval")
-    assert command("crossval", *tiny, *FOLDS, "decision=f1", "seed=7", f"hydra.run.dir={folder}").code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        leave_pictures_out(patch)
+        assert command("crossval", *tiny, *FOLDS, "decision=f1", "seed=7", f"hydra.run.dir={folder}").code == 0
     return folder
 
 
