@@ -13,7 +13,7 @@ from defectcls.crossval import fold_config
 from defectcls.evaluation.intervals import metric_intervals
 from tests.conftest import command, composed, leave_pictures_out, sentence
 
-FOLDS = ("finetune=probe", "folds=2", "repeats=2")
+FOLDS = ("finetune=probe", "folds=3", "repeats=2")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_numbers_are_of_all_predictions_and_of_each_fold(validated: Path) -> Non
     truth, flagged = pooled["defective"], pooled["prediction"] == "defective"
     assert metrics["test"]["recall"] == pytest.approx(sk.recall_score(truth, flagged))
     assert metrics["test"]["auroc"] == pytest.approx(sk.roc_auc_score(truth, pooled["score"]))
-    assert len(metrics["folds"]) == 4
+    assert len(metrics["folds"]) == 6
     for row in metrics["folds"]:
         rows = pooled.query(f"repeat == {row['repeat']} and fold == {row['fold']}")
         assert row["auroc"] == pytest.approx(sk.roc_auc_score(rows["defective"], rows["score"]))

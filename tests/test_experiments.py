@@ -89,7 +89,7 @@ def test_each_folder_is_a_study(collect: ModuleType) -> None:
 
 
 def test_arguments_in_the_table_are_those_of_the_runs_behind_the_number(collect: ModuleType) -> None:
-    """Each run has them all; what it has besides is its seed, or one value of a sweep."""
+    """Each run was given them all; of a sweep, one value of each."""
     for name in (name for name, study in collect.STUDIES.items() if isinstance(study, collect.Study)):
         for made_by, _, runs in collect.headlines(name):
             first = made_by.split()[0]
@@ -97,13 +97,14 @@ def test_arguments_in_the_table_are_those_of_the_runs_behind_the_number(collect:
             given = jobs(f"python -m defectcls.{verb}{made_by}")
             for module, overrides in jobs("\n".join(runs["command"])):
                 judged = module == "defectcls.evaluate"  # tables of predictions, which are not named
-                assert judged or any(module == verb and overrides >= named for verb, named in given), made_by
+                assert judged or any(module == typed and overrides >= named for typed, named in given), made_by
 
 
-def test_each_preset_is_in_the_table_and_a_study_names_its_command(collect: ModuleType) -> None:
+def test_each_preset_is_in_the_table_and_its_studies_name_its_command(collect: ModuleType) -> None:
     assert set(collect.expected()) == {preset.stem for preset in PRESETS} - {"demo"}
-    named = set().union(*(jobs_of_study(results.parent.name) for results in RESULTS))
+    shown = [(made_by.split(), name) for name in collect.STUDIES for made_by, *_ in collect.headlines(name)]
     for preset in collect.expected():
+        named = set().union(*(jobs_of_study(name) for words, name in shown if f"experiment={preset}" in words))
         commands = jobs_of_preset(CONF_DIR / "experiment" / f"{preset}.yaml")
         assert commands
         assert all(f"experiment={preset}" in overrides for _, overrides in commands)

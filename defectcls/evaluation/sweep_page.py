@@ -51,9 +51,8 @@ def sentences(sweep: Sweep) -> list[str]:
     part, differs, blocks = sweep.ranked_by.partition("_")[0], other_images(sweep.varying), sweep.blocks
     chosen = [block for block in blocks if not differs or any(one.behind for one in block)]
     if differs:
-        why = ", and each has its own best" if chosen else ""
-        if len(blocks) == 1:
-            why = ", and the first is not better for being first"
+        best = ", and each has its own best" if chosen else ""
+        why = ", and the first is not better for being first" if len(blocks) == 1 else best
         said.append(f"The settings differ in {', '.join(differs)}: they are not measured on the same task{why}.")
     for block in chosen:
         said += _best_of(sweep, block)
