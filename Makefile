@@ -16,7 +16,7 @@ test: .venv/installed  ## lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 .PHONY: test-slow
 test-slow: .venv/installed  ## what takes longer, or needs DEFECTCLS_DATA and DEFECTCLS_WEIGHTS
