@@ -44,7 +44,7 @@ class EvaluationRun(Run):
             if "validation" not in about:
                 raise UserError(f"{checkpoint} is of a run that did not finish: resume=<run folder> finishes it")
             validation = pd.DataFrame(about["validation"])
-            self.decision = choose_decision(settings.decision, validation, *self.classes)
+            self.decision = choose_decision(settings.decision, validation, *self.classes, dataset.prevalence)
             if settings.update_checkpoint:
                 content = torch.load(checkpoint, map_location="cpu", weights_only=True)
                 keep_decision(content, self.decision, checkpoint)

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from defectcls.evaluation.calibration import calibrate
+from defectcls.evaluation.calibration import uncalibrate
 from defectcls.evaluation.pictures import (
     plot_confusion_matrix,
     plot_curves,
@@ -70,9 +70,9 @@ def draw(
         scores = {"calibrated": rows["score"].to_numpy()}
         if "uncalibrated" in metrics[judged]:
             columns = [PROBABILITY + name for name in names]
-            before = calibrate(rows[columns].to_numpy(), 1 / decision["temperature"])
+            before = uncalibrate(rows[columns].to_numpy(), decision["scale"], tuple(decision["shift"]))
             scores = {
-                "before temperature scaling": before[:, defective_classes].sum(axis=1),
+                "before calibration": before[:, defective_classes].sum(axis=1),
                 "after": scores["calibrated"],
             }
         figures["reliability"] = plot_reliability(scores, rows["defective"].to_numpy(bool))

@@ -128,7 +128,8 @@ class TrainingRun(Run):
         start = time.perf_counter()
         device = device_of(settings.trainer)
         data = build_data(settings, device=device)
-        refuse_missing_kind(settings.decision, data.samples["defective"].to_numpy(bool)[data.part("val")])
+        validated = data.samples["defective"].to_numpy(bool)[data.part("val")]
+        refuse_missing_kind(settings.decision, validated, settings.dataset.prevalence)
         if (folder / LAST).is_file():  # goes on as it began
             begun = torch.load(folder / LAST, map_location="cpu", weights_only=True)["defectcls"]["config"]["trainer"]
             self.settings = settings.model_copy(update={"trainer": TrainerSettings(**begun)})
@@ -194,7 +195,9 @@ class TrainingRun(Run):
     def _choose_decision(self, best: dict[str, Any]) -> None:
         """On the validation images; kept in the best checkpoint, with what the choice rests on."""
         validation = self.predict("val")
-        self.decision = choose_decision(self.settings.decision, validation, *self.classes)
+        self.decision = choose_decision(
+            self.settings.decision, validation, *self.classes, self.settings.dataset.prevalence
+        )
         columns = ["label", "defective", "unit", *(PROBABILITY + name for name in self.data.classes)]
         best["defectcls"]["validation"] = validation.filter(columns).to_dict("list")
         if self.trainer.is_global_zero:

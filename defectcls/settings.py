@@ -58,6 +58,7 @@ class DatasetSettings(Settings):
     resize: Literal["squash", "pad"]
     on_unreadable: Literal["error", "skip"]
     consecutive: PositiveInt | None
+    prevalence: Annotated[float, Field(gt=0, lt=1)] | None
     cache: Annotated[
         Literal["auto", "off", "ram", "disk", "device"],
         BeforeValidator(lambda given: "off" if given is False else given),  # YAML's off
@@ -147,7 +148,7 @@ class LossSettings(Settings):
 
 
 class DecisionSettings(Settings):
-    policy: Literal["argmax", "f1", "recall", "precision", "fpr", "cost", "review"]
+    policy: Literal["balanced", "argmax", "f1", "recall", "precision", "fpr", "cost", "review"]
     target: Annotated[float, Field(gt=0, lt=1)]
     escape_cost: Positive
     overkill_cost: Positive
@@ -228,6 +229,15 @@ class TrainSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _scores_for_a_prevalence_are_calibrated(self) -> "TrainSettings":
+        if self.dataset.prevalence is not None and not self.decision.calibrate:
+            raise ValueError(
+                f"dataset.prevalence={self.dataset.prevalence:g} moves calibrated scores: decision.calibrate=true, or "
+                "dataset.prevalence=null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_memory_is_of_a_frozen_backbone(self) -> "TrainSettings":
         if self.model.head != "linear" and (not self.finetune.probe or self.finetune.active_stages):
             head = self.model.head
@@ -267,6 +277,12 @@ class EvaluateSettings(Settings):
     def _one_of_both(self) -> "EvaluateSettings":
         if (self.checkpoint is None) == (self.predictions is None):
             raise ValueError("give checkpoint=<run folder> or predictions=<csv>, one of both")
+        stated = None if self.dataset is None else self.dataset.prevalence
+        if stated is not None and (self.decision is None or not self.decision.calibrate):
+            raise ValueError(
+                f"dataset.prevalence={stated:g} is for scores that are calibrated anew: add decision=<policy>, with "
+                "decision.calibrate=true"
+            )
         if self.update_checkpoint and (self.checkpoint is None or self.decision is None):
             raise ValueError("update_checkpoint=true needs checkpoint=<run folder> and decision=<policy>")
         return self

@@ -94,7 +94,8 @@ def test_a_score_is_the_distance_in_deviations_of_sound_images_alone(run: Path) 
     apart = np.array([hottest(row, *known[units[known] == units[row]]) for row in known])
     distances = np.array([hottest(row) for row in range(len(rows))])
     expected = (distances - apart.mean()) / apart.std() * PRIOR[0] + PRIOR[2]
-    odds = np.log(rows["p_defective"] / rows["p_sound"]) * numbers(run)["decision"]["temperature"]
+    decision = numbers(run)["decision"]
+    odds = (np.log(rows["p_defective"] / rows["p_sound"]) - np.diff(decision["shift"])) / decision["scale"]
     new = (rows["split"] != "train") & np.isfinite(odds)  # of a known one the distance is 0 but for rounding
     assert new.sum() > 10
     assert odds[new].to_numpy() == pytest.approx(expected[new], abs=0.05)

@@ -141,8 +141,7 @@ def test_metrics_of_the_best_epoch_are_in_the_history(finished: Path) -> None:
     assert history["epoch"].tolist() == [0, 1, 2]
     assert history["stage"].tolist() == ["probe", "full", "full"]
     best = history.sort_values("val/calibrated_loss", kind="stable").iloc[0]
-    for name in ("auroc", "accuracy", "recall", "f1"):
-        assert metrics["val"][name] == pytest.approx(best[f"val/{name}"], abs=1e-6)
+    assert metrics["val"]["auroc"] == pytest.approx(best["val/auroc"], abs=1e-6)  # no threshold is in it
     assert metrics["val"]["uncalibrated"]["loss"] == pytest.approx(best["val/loss"], abs=1e-6)
 
 

@@ -1,53 +1,119 @@
-"""Whether a probability of 0.9 is right nine times in ten: temperature scaling, and what measures it."""
+"""Whether of the images with a score of 0.1 one in ten is defective: Platt's calibration, and what measures it."""
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-HOTTEST = 20.0  # temperatures are sought from 1/20 to 20
+SCALES = (1 / 20, 20.0)  # a scale is sought between these
 BINS = 15  # as in Guo et al. 2017
 
+Bounds = tuple[float, float | None]
 
-def fit_temperature(probabilities: np.ndarray, truth: np.ndarray) -> float:
-    """The temperature of the least log-loss (Guo et al. 2017, "On Calibration of Modern Neural Networks").
 
-    1 where it cannot be known: where no image is judged wrong, ever sharper probabilities would only look better.
+def fit_calibration(probabilities: np.ndarray, truth: np.ndarray) -> tuple[float, tuple[float, ...]]:
+    """Scale and one shift a class with which softmax(scale · log p + shift) is right as often as it says.
+
+    The scale is the likeliest against Platt's targets (1999, "Probabilistic Outputs for Support Vector Machines"): of N
+    images of a class not all are taken to be of it, but (N + 1) in (N + classes). So it is finite, by one rule, also
+    where no image is judged wrong. With this scale the shifts are the likeliest against the truth itself, where the
+    mean probability of a class is its share of the images; a class without images keeps its first shift. 1 and 0 where
+    nothing can be known: of images of a single class, or a probability that is no number.
 
     Args:
         probabilities: uncalibrated, (images, classes).
         truth: class of each image, int (images,).
     """
-    if not len(truth) or not np.isfinite(probabilities).all() or (probabilities.argmax(1) == truth).all():
-        return 1.0
-    logits = _log(probabilities)
-    rows = np.arange(len(truth))
-
-    def loss(log_temperature: float) -> float:
-        return -log_softmax(logits / np.exp(log_temperature), axis=1)[rows, truth].mean()
-
-    limit = np.log(HOTTEST)
-    return float(np.exp(minimize_scalar(loss, bounds=(-limit, limit), method="bounded", options={"xatol": 1e-6}).x))
-
-
-def calibrate(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """softmax(logits / temperature), (images, classes); their logarithm serves as logits. 1 / temperature undoes it."""
-    return probabilities if temperature == 1 else softmax(_log(probabilities) / temperature, axis=1)
+    counts = np.bincount(truth, minlength=probabilities.shape[1])
+    shown = counts > 0
+    if shown.sum() < 2 or not np.isfinite(probabilities).all():
+        return 1.0, (0.0,) * len(counts)
+    logits, alike = _log(probabilities), np.full(len(truth), 1 / len(truth))
+    _, scale, shift = _fit(logits, _targets(counts)[truth], alike, SCALES)
+    _, _, exact = _fit(logits[:, shown], np.eye(len(counts))[truth][:, shown], alike, (scale, scale))
+    shift[shown] = exact + (shift[shown] - exact).mean()
+    return scale, tuple(shift.tolist())
 
 
-def expected_calibration_error(probabilities: np.ndarray, truth: np.ndarray) -> float:
-    """Mean distance between the probability of the likeliest class and how often it is right, in 15 equal bins."""
+def calibrated_loss(probabilities: np.ndarray, truth: np.ndarray) -> float:
+    """The least loss, in nats, that any scale and shifts reach against Platt's targets, every class weighing alike.
+
+    By it weights and penalties are chosen, as scale and shifts are chosen anyway when training is over. Not below the
+    entropy of the targets, so that no epoch is better for being sure of what is all right. Of images of a single class
+    the loss as it is.
+    """
+    counts = np.bincount(truth, minlength=probabilities.shape[1])
     if not len(truth) or not np.isfinite(probabilities).all():
         return np.nan
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
-    bins = np.ceil(confidence * BINS).astype(int)  # a bin holds its upper edge
-    gaps = np.bincount(bins, right) - np.bincount(bins, confidence)
-    return float(np.abs(gaps).sum() / len(truth))
+    logits = _log(probabilities)
+    if (counts > 0).sum() < 2:
+        return -float(logits[np.arange(len(truth)), truth].mean())
+    weights = 1 / counts[truth] / (counts > 0).sum()
+    return _fit(logits, _targets(counts)[truth], weights, (0.0, None))[0]
+
+
+def calibrate(probabilities: np.ndarray, scale: float, shift: tuple[float, ...]) -> np.ndarray:
+    """softmax(scale · log p + shift), (images, classes); () shifts nothing."""
+    if scale == 1 and not any(shift):
+        return probabilities
+    return softmax(scale * _log(probabilities) + np.array(shift or 0.0), axis=-1)
+
+
+def uncalibrate(probabilities: np.ndarray, scale: float, shift: tuple[float, ...]) -> np.ndarray:
+    """What `calibrate` made them from."""
+    return calibrate(probabilities, 1 / scale, tuple(-one / scale for one in shift))
+
+
+def expected_calibration_error(scores: np.ndarray, hits: np.ndarray) -> float:
+    """Mean distance between a probability and how often it is right, in 15 equal bins; NaN without images.
+
+    Args:
+        scores: from 0 to 1, (images,).
+        hits: whether what the score is the probability of is so, bool (images,).
+    """
+    if not len(scores) or not np.isfinite(scores).all():
+        return np.nan
+    bins = np.ceil(scores * BINS).astype(int)  # a bin holds its upper edge
+    gaps = np.bincount(bins, hits) - np.bincount(bins, scores)
+    return float(np.abs(gaps).sum() / len(scores))
 
 
 def brier_score(probabilities: np.ndarray, truth: np.ndarray) -> float:
     """Mean squared distance between probabilities and truth; of two classes that of one, of more the sum over all."""
     distance = ((probabilities - np.eye(probabilities.shape[1])[truth]) ** 2).sum(1)
     return float(distance.mean() / (2 if probabilities.shape[1] == 2 else 1)) if len(truth) else np.nan
+
+
+def _targets(counts: np.ndarray) -> np.ndarray:
+    """Platt's, of an image of each class, (classes, classes)."""
+    return (1 + np.diag(counts)) / (counts + len(counts))[:, None]
+
+
+def _fit(
+    logits: np.ndarray, targets: np.ndarray, weights: np.ndarray, scales: Bounds
+) -> tuple[float, float, np.ndarray]:
+    """Least cross-entropy, and its scale and shifts (classes,), the first of which is 0; a convex problem.
+
+    Args:
+        logits, targets: (images, classes).
+        weights: of the images, (images,); they sum to 1.
+        scales: least and most.
+    """
+    mean = logits.mean(0)
+    unit = float((logits - mean).std()) or 1.0
+    inputs = (logits - mean) / unit  # so that scale and shifts are of one size, and do not depend on each other
+
+    def loss(found: np.ndarray) -> tuple[float, np.ndarray]:
+        log_p = log_softmax(found[0] * inputs + np.append(0.0, found[1:]), axis=1)
+        error = (np.exp(log_p) - targets) * weights[:, None]
+        return -weights @ (targets * log_p).sum(1), np.append((error * inputs).sum(), error.sum(0)[1:])
+
+    least, most = (limit and limit * unit for limit in scales)
+    bounds = [(least, most)] + [(None, None)] * (logits.shape[1] - 1)
+    start = np.append(np.clip(1.0, least, most), np.zeros(logits.shape[1] - 1))
+    found = minimize(loss, start, jac=True, bounds=bounds, options={"ftol": 1e-15, "gtol": 1e-10, "maxiter": 1000})
+    scale = float(found.x[0] / unit)
+    shift = np.append(0.0, found.x[1:]) - scale * mean
+    return float(found.fun), scale, shift - shift[0]
 
 
 def _log(probabilities: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ over groups of the share of their images that are misjudged, bounded after Hoeff
 import math
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from scipy.optimize import brentq
 from scipy.stats import beta, binom
 
 from defectcls.errors import UserError
-from defectcls.evaluation.calibration import calibrate, fit_temperature
+from defectcls.evaluation.calibration import calibrate, fit_calibration, uncalibrate
 from defectcls.evaluation.predictions import ACCEPT, PROBABILITY, REJECT, REVIEW, groups_of
 from defectcls.settings import DecisionSettings
 
@@ -46,11 +46,16 @@ class Promise:
 class Decision:
     """How a score becomes accept (below `accept_below`), reject (from `reject_from` on), or review (in between).
 
-    Both are None where the most probable class decides. Scores are those after temperature scaling.
+    Both are None where the class decides whose probability is largest, or with a `prior` largest beside that of its
+    class in there. Scores are calibrated, by `scale` and one `shift` a class (see calibration.py; () shifts nothing),
+    for a share of defects of `prevalence`; None where that is not known.
     """
 
     policy: str
-    temperature: float = 1.0
+    scale: float = 1.0
+    shift: tuple[float, ...] = ()
+    prevalence: float | None = None
+    prior: tuple[float, ...] | None = None
     accept_below: float | None = None
     reject_from: float | None = None
     evidence: dict[str, Any] | None = None  # counts of validation images, and how many of them were misjudged
@@ -59,36 +64,51 @@ class Decision:
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> "Decision":
         """What `plain` gave, from a checkpoint or metrics.json."""
-        return cls(**values | {"promises": tuple(Promise(**promise) for promise in values["promises"])})
+        promises = tuple(Promise(**promise) for promise in values["promises"])
+        prior = values["prior"] and tuple(values["prior"])
+        return cls(**values | {"shift": tuple(values["shift"]), "prior": prior, "promises": promises})
 
     def plain(self) -> dict[str, Any]:
         """Plain values, for a checkpoint and JSON."""
         return asdict(self) | {"promises": [asdict(promise) for promise in self.promises]}
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether scores are others than the network's own."""
+        return self.scale != 1 or any(self.shift)
 
 
 MOST_PROBABLE = Decision("argmax")
 
 
 def choose_decision(
-    settings: DecisionSettings, validation: pd.DataFrame, class_names: list[str], defective_classes: list[bool]
+    settings: DecisionSettings,
+    validation: pd.DataFrame,
+    class_names: list[str],
+    defective_classes: list[bool],
+    prevalence: float | None = None,
 ) -> Decision:
     """The decision of a policy.
 
     Args:
         validation: predictions table of validation images, not calibrated.
+        prevalence: share of defects that the scores are to be for; None: that of the validation images.
 
     Raises:
         UserError: the policy needs sound or defective images, or both, and they are missing.
     """
+    defective, sides = validation["defective"].to_numpy(bool), np.array(defective_classes, bool)
+    refuse_missing_kind(settings, defective, prevalence)
     probabilities = validation[[PROBABILITY + name for name in class_names]].to_numpy()
+    if not np.isfinite(probabilities).all():
+        return MOST_PROBABLE
     truth = pd.Index(class_names).get_indexer(pd.Index(validation["label"]))
-    temperature = fit_temperature(probabilities, truth) if settings.calibrate else 1.0
-    defective = validation["defective"].to_numpy(bool)
-    scores = calibrate(probabilities, temperature)[:, defective_classes].sum(1).clip(max=1)
-    if settings.policy == "argmax" or not np.isfinite(scores).all():
-        return Decision("argmax", temperature)
-    refuse_missing_kind(settings, defective)
+    scoring = _scoring(settings, probabilities, truth, sides, prevalence)
+    by_class = scoring.prior is None or sorted(defective_classes) != [False, True]
+    if settings.policy == "argmax" or (settings.policy == "balanced" and by_class):
+        return scoring
 
+    scores = calibrate(probabilities, scoring.scale, scoring.shift)[:, sides].sum(1).clip(max=1)
     groups = groups_of(validation)
     escape, overkill = _Side(scores, defective, groups, -1), _Side(scores, defective, groups, 1)
     promises: tuple[Promise, ...] = ()
@@ -104,7 +124,10 @@ def choose_decision(
         middle = (low + high) / 2  # where both promises hold for all scores between, nobody has to look
         thresholds, promises = (low, high) if low < high else (middle, middle), (first, second)
     else:
-        threshold = _best_threshold(settings, scores, defective)
+        odds = 1.0 if prevalence is None else _odds(prevalence) / _odds(defective.mean())
+        threshold = _best_threshold(settings, scores, defective, odds)
+        if scoring.prior is not None:
+            threshold = scoring.prior[defective_classes.index(True)]
         thresholds = (threshold, threshold)
     accept_below, reject_from = thresholds
     evidence = {
@@ -113,18 +136,58 @@ def choose_decision(
         "escapes": int((scores < accept_below)[defective].sum()),
         "false_rejects": int((scores >= reject_from)[~defective].sum()),
     }
-    return Decision(_name(settings), temperature, accept_below, reject_from, evidence, promises)
+    chosen = replace(scoring, prior=None, accept_below=accept_below, reject_from=reject_from)
+    return replace(chosen, evidence=evidence, promises=promises)
 
 
-def refuse_missing_kind(settings: DecisionSettings, defective: np.ndarray) -> None:
+def _scoring(
+    settings: DecisionSettings,
+    probabilities: np.ndarray,
+    truth: np.ndarray,
+    sides: np.ndarray,
+    prevalence: float | None,
+) -> Decision:
+    """A decision without thresholds, and a `prior` where both kinds of errors are to weigh alike.
+
+    Such a prior is the calibrated share of each class. Where it asks more of a defective class than the network's most
+    probable class does, it is lowered, so that nothing is let through that this one catches. Of two kinds of classes of
+    which the validation images show one, nothing is known.
+
+    Args:
+        sides: which classes are defective, bool (classes,).
+    """
+    share, one_sided = sides[truth].mean() if len(truth) else 0.0, sides.all() or not sides.any()
+    if share in (0, 1) and not (one_sided and len(np.unique(truth)) > 1):
+        return Decision(_name(settings))
+    scale, shift = fit_calibration(probabilities, truth)
+    neutral = uncalibrate(calibrate(probabilities, scale, shift).mean(0), scale, shift)
+    if not one_sided:
+        neutral = np.where(sides, np.minimum(neutral, neutral[~sides].min()), neutral)
+    if not settings.calibrate:
+        scale, shift = 1.0, ()
+    elif prevalence is not None:
+        shift = tuple((shift + math.log(_odds(prevalence) / _odds(share)) * sides).tolist())
+    prior = calibrate(neutral / neutral.sum(), scale, shift).tolist() if settings.policy == "balanced" else None
+    known = settings.calibrate and not one_sided
+    return Decision(
+        _name(settings), scale, shift, (prevalence or float(share)) if known else None, prior and tuple(prior)
+    )
+
+
+def refuse_missing_kind(settings: DecisionSettings, defective: np.ndarray, prevalence: float | None = None) -> None:
     """Whether a policy can be followed on validation images, bool (images,), is known before there are scores.
 
     Raises:
-        UserError: it needs sound or defective ones, and there are none.
+        UserError: it, or a stated prevalence, needs sound or defective ones, and there are none.
     """
-    needed = {"argmax": (), "fpr": (False,)}.get(settings.policy, (False, True))
+    if prevalence is not None and (defective.all() or not defective.any()):
+        raise UserError(
+            f"dataset.prevalence={prevalence:g} moves scores from the share of defects among validation images, which "
+            f"are {'all' if defective.any() else 'none'} defective: leave it null"
+        )
+    needed = {"argmax": (), "balanced": (), "fpr": (False,)}.get(settings.policy, (False, True))
     for kind in set(needed) - set(defective.tolist()):
-        name, other = ("defective", "fpr") if kind else ("sound", "argmax")
+        name, other = ("defective", "fpr") if kind else ("sound", "balanced")
         raise UserError(
             f"decision={settings.policy} needs {name} validation images, and there are none: "
             f"decision={other} does without"
@@ -142,11 +205,11 @@ def decide(
         predictions: a predictions table, not calibrated.
     """
     columns = [PROBABILITY + name for name in class_names]
-    probabilities = calibrate(predictions[columns].to_numpy(), decision.temperature)
+    probabilities = calibrate(predictions[columns].to_numpy(), decision.scale, decision.shift)
     defective, names = np.array(defective_classes, bool), np.array(class_names, dtype=object)
     scores = probabilities[:, defective].sum(1).clip(max=1)
     if decision.accept_below is None or decision.reject_from is None:
-        chosen = probabilities.argmax(1)
+        chosen = (probabilities / np.array(decision.prior or 1.0)).argmax(1)
         verdict = np.where(defective[chosen], REJECT, ACCEPT)
     else:
         flagged = scores >= decision.accept_below
@@ -224,16 +287,17 @@ class _Side:
         return float(_between(first_right, following) if halfway else following)
 
 
-def _best_threshold(settings: DecisionSettings, scores: np.ndarray, defective: np.ndarray) -> float:
+def _best_threshold(settings: DecisionSettings, scores: np.ndarray, defective: np.ndarray, odds: float) -> float:
     """The threshold with the most F1 or the least cost, or with the most recall among those of enough precision.
 
-    Of equally good ones that nearest to where it would be if the probabilities were right.
+    A defect counts `odds` times. Of equally good ones that nearest to where it would be if the probabilities were
+    right.
     """
     levels = np.unique(scores)
     thresholds = np.concatenate([[0.0], _between(levels[:-1], levels[1:]), [ABOVE_ALL]])
-    caught = defective.sum() - np.searchsorted(np.sort(scores[defective]), thresholds)
+    caught = odds * (defective.sum() - np.searchsorted(np.sort(scores[defective]), thresholds))
     rejected = (~defective).sum() - np.searchsorted(np.sort(scores[~defective]), thresholds)
-    missed = defective.sum() - caught
+    missed = odds * defective.sum() - caught
     expected = 0.5
     if settings.policy == "f1":
         worth = 2 * caught / (2 * caught + rejected + missed)
@@ -241,7 +305,7 @@ def _best_threshold(settings: DecisionSettings, scores: np.ndarray, defective: n
         worth = -(settings.escape_cost * missed + settings.overkill_cost * rejected)
         expected = settings.overkill_cost / (settings.escape_cost + settings.overkill_cost)
     else:
-        precision = np.where(caught + rejected, caught / np.maximum(caught + rejected, 1), 0)
+        precision = np.where(caught + rejected, caught / np.maximum(caught + rejected, odds), 0)
         worth = np.where(precision >= settings.target, 1 + caught, precision)
     best = thresholds[worth >= worth.max() - 1e-12]
     return float(best[np.abs(best - expected).argmin()])
@@ -260,6 +324,10 @@ def _divergence(mean: float, risk: float) -> float:
         return p * math.log(p / q) if p > 0 else 0.0
 
     return term(mean, risk) + term(1 - mean, 1 - risk)
+
+
+def _odds(share: float) -> float:
+    return share / (1 - share)
 
 
 def _name(settings: DecisionSettings) -> str:

@@ -15,7 +15,7 @@ from defectcls.evaluation.metrics import compute_metrics
 from defectcls.evaluation.predictions import ACCEPT, REJECT, REVIEW, classes_of_table
 from defectcls.settings import DecisionSettings
 
-CALIBRATED = ("loss", "ece", "brier")  # what temperature scaling changes
+CALIBRATED = ("loss", "ece", "brier")  # what calibration changes
 
 
 def judge(
@@ -36,10 +36,10 @@ def judge(
     if "decision" in predictions:
         metrics["handling"] = handling(predictions)
     metrics["breakdowns"] = breakdowns(predictions, *classes)
-    by_threshold = decision is not None and decision.reject_from is not None
-    if (found := majority_collapse(predictions)) and not (by_threshold and ranks(metrics)):
+    promised = decision is not None and decision.policy not in ("argmax", "balanced")
+    if (found := majority_collapse(predictions)) and not (promised and ranks(metrics)):
         metrics["collapse"] = found
-    if decision is not None and decision.temperature != 1:
+    if decision is not None and decision.calibrates:
         before = compute_metrics(uncalibrated, *classes)
         metrics["uncalibrated"] = {name: before[name] for name in CALIBRATED}
     return predictions, metrics
@@ -51,7 +51,7 @@ def judge_table(
     """The rows of the `wanted` parts of any predictions table, and of metrics.json what they say: parts, `decision` …
 
     Without a column `split` all rows are test. Decided anew on the validation rows where there are `settings`;
-    thresholds are in the table's own scores, which no temperature scales.
+    thresholds are in the table's own scores, which nothing calibrates.
 
     Args:
         name: what messages call the table.

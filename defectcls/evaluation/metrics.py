@@ -21,9 +21,10 @@ LEAST_PROBABILITY = np.finfo(np.float64).eps  # a probability of exactly 0 would
 def compute_metrics(predictions: pd.DataFrame, class_names: list[str], defective_classes: list[bool]) -> dict[str, Any]:
     """All numbers of one predictions table.
 
-    Always: `n`, `loss` (mean negative log-likelihood of the true class, in nats), `ece`, `brier` (see calibration.py),
-    `accuracy`, `f1_macro`, `auroc`, `average_precision`, `confusion_matrix` (counts; rows = truth, columns =
-    prediction, in the order of `class_names`).
+    Always: `n`, `loss` (mean negative log-likelihood of the true class, in nats), `ece` (see calibration.py; of the
+    score where there are sound and defective classes, else of the likeliest class), `brier`, `accuracy`, `f1_macro`,
+    `auroc`, `average_precision`, `confusion_matrix` (counts; rows = truth, columns = prediction, in the order of
+    `class_names`).
 
     Sound against defective: also `precision`, `recall`, `f1`, `escape_rate` (share of the defective images let through,
     1 - recall) and `overkill_rate` (share of the sound images rejected), all of the defective class. Where a decision
@@ -40,11 +41,15 @@ def compute_metrics(predictions: pd.DataFrame, class_names: list[str], defective
     probabilities = predictions[[PROBABILITY + name for name in class_names]].to_numpy()
     one_hot = predictions["label"].to_numpy()[:, None] == np.array(class_names)
     likelihood, truth = probabilities[one_hot].clip(LEAST_PROBABILITY, 1), one_hot.argmax(1)
-    n = len(predictions)
+    n, two_sides = len(predictions), 0 < sum(defective_classes) < len(defective_classes)
+    if two_sides:
+        ece = expected_calibration_error(predictions["score"].to_numpy(), predictions["defective"].to_numpy(bool))
+    else:
+        ece = expected_calibration_error(probabilities.max(1), probabilities.argmax(1) == truth)
     common = {
         "n": n,
         "loss": np.log(1 / likelihood).sum() / n if n else None,
-        "ece": expected_calibration_error(probabilities, truth),
+        "ece": ece,
         "brier": brier_score(probabilities, truth),
         "accuracy": _ratio(matrix.trace(), n),
     }
@@ -59,7 +64,7 @@ def compute_metrics(predictions: pd.DataFrame, class_names: list[str], defective
         numbers |= {name: _mean([one[name] for one in ranking]) for name in ("auroc", "average_precision")}
         rows = pd.DataFrame({"n": matrix.sum(axis=1)} | per_class, index=class_names, dtype=object)
         numbers["per_class"] = rows.to_dict("index")
-        if 0 < sum(defective_classes) < len(defective_classes):
+        if two_sides:
             numbers["defect"] = _defect_metrics(predictions, class_names, defective_classes)
     return _plain(numbers | {"confusion_matrix": matrix.tolist()})
 

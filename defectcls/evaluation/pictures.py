@@ -192,7 +192,7 @@ def plot_reliability(scores: dict[str, np.ndarray], defective: np.ndarray) -> Fi
     """Share of defective images against the probability of being defective, in ten bins, with 95 % intervals.
 
     Args:
-        scores: by name, such as before and after temperature scaling, each (images,); the last one is drawn strongest.
+        scores: by name, such as before and after calibration, each (images,); the last one is drawn strongest.
     """
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.subplots()

@@ -75,30 +75,44 @@ def decision_words(decision: dict[str, Any] | None, trained: bool = True) -> lis
     """
     if decision is None:
         return ["The predictions are taken as they are; where a table has none, the most probable class counts."]
+    policy = decision["policy"]
     if decision["accept_below"] is None:
-        words = ["An image is rejected when its most probable class is a defective one (policy argmax)."]
+        alike = ", were all classes equally common," if decision["prior"] else ""
+        words = [f"An image is rejected when its most probable class{alike} is a defective one (policy {policy})."]
+        if policy == "balanced" and not decision["prior"]:
+            words += ["Validation images of one kind do not tell how errors of both weigh."]
     else:
         evidence = decision["evidence"]
         low, high = number(decision["accept_below"], 4), number(decision["reject_from"], 4)
         rule = f"An image is rejected from a score of {high} on"
         if low != high:
             rule = f"An image is accepted below a score of {low}, rejected from {high} on, and goes to a person between"
-        scaled = "" if decision["temperature"] == 1 else "; scores are those after temperature scaling"
+        if policy == "balanced":
+            rule += f": at {_weighing_alike(decision)}"
+        scaled = "; scores are calibrated" if decision["scale"] != 1 or any(decision["shift"]) else ""
         if not all(promise["kept"] for promise in decision["promises"]):
             scaled += "; the rate cannot be promised"
             if evidence["defective"] and evidence["sound"]:
                 scaled += ", this is the most cautious threshold that costs nothing on validation"
         words = [
-            f"{rule} (policy {decision['policy']}{scaled}). On the validation set this lets {evidence['escapes']} of "
+            f"{rule} (policy {policy}{scaled}). On the validation set this lets {evidence['escapes']} of "
             f"{_count(evidence['defective'], 'defective image')} through and rejects {evidence['false_rejects']} of "
             f"{_count(evidence['sound'], 'sound image')}."
         ]
     words += [_promise(promise) for promise in decision["promises"] if promise["kept"]]
-    if decision["policy"].startswith("review") and decision["accept_below"] == decision["reject_from"]:
+    if policy.startswith("review") and decision["accept_below"] == decision["reject_from"]:
         words += ["One threshold keeps both rates on the validation set: nothing goes to a person."]
     if trained and any(promise["kept"] for promise in decision["promises"]):
         words += ["That holds for validation images of no other use; these chose the weights too. Test images decide."]
     return words
+
+
+def _weighing_alike(decision: dict[str, Any]) -> str:
+    """That a threshold lets both error rates weigh alike, or that the network's own is more cautious."""
+    threshold, prevalence = decision["reject_from"], decision["prevalence"]
+    if prevalence is None or threshold > prevalence * (1 - 1e-9):
+        return "this threshold both error rates weigh alike"
+    return f"{number(prevalence, 4)} both error rates would weigh alike, and the network is more cautious"
 
 
 def not_promised(decision: dict[str, Any] | None) -> list[str]:

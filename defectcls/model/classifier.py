@@ -14,7 +14,7 @@ from torchmetrics import MetricCollection, classification
 
 from defectcls.data.datamodule import Batch
 from defectcls.errors import UserError
-from defectcls.evaluation.calibration import fit_temperature
+from defectcls.evaluation.calibration import calibrated_loss
 from defectcls.model.augment import Augment, mirrored, mixer
 from defectcls.model.backbone import Backbone, in_pieces
 from defectcls.model.frozen import FrozenLayers
@@ -97,11 +97,8 @@ class Classifier(L.LightningModule):
             self.joined = Joined(self._channels_of_map(settings.head))
         self.augment = Augment(**{k: v for k, v in augment.items() if k not in ("mixup", "cutmix")})
         self.mix = mixer(augment["mixup"], augment["cutmix"], len(classes))
-        weights = torch.ones(len(classes)) if class_weights is None else torch.tensor(class_weights)
-        self.register_buffer("class_weights", weights, persistent=False)
         self.loss = build_loss(terms.name, terms.gamma, class_weights, terms.label_smoothing)
         self.metrics = _metrics(len(classes))
-        self.class_weights: torch.Tensor
         self.plan: list[Stage] = []
         self.stage: Stage | None = None
         self.features: FrozenLayers | None = None  # of the backbone as it was before training
@@ -234,13 +231,12 @@ class Classifier(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self._evaluated_by = None
         logits, target = self._gather()
-        probabilities = logits.softmax(1)
-        scores = probabilities[:, 1] if len(self.classes) == 2 else probabilities
-        temperature = fit_temperature(probabilities.double().cpu().numpy(), target.cpu().numpy())
+        probabilities = logits.cpu().double().softmax(1)  # float32 would call what is surely right as sure as can be
+        scores = logits.softmax(1)
         values = {
             "loss": nn.functional.cross_entropy(logits, target),
-            "calibrated_loss": nn.functional.cross_entropy(logits / temperature, target, self.class_weights),
-            **self.metrics(scores, target),
+            "calibrated_loss": torch.tensor(calibrated_loss(probabilities.numpy(), target.cpu().numpy())).to(logits),
+            **self.metrics(scores[:, 1] if len(self.classes) == 2 else scores, target),
         }
         self.log_dict({f"val/{name}": value.float() for name, value in values.items()})  # alike in all processes
         self.metrics.reset()

@@ -3,10 +3,11 @@
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
 
 from defectcls.errors import UserError
+from defectcls.evaluation.calibration import calibrated_loss
 
 # Features that hardly move in training are not blown up to unit variance: the least divisor, of the mean deviation.
 LEAST_DEVIATION = 0.3
@@ -33,7 +34,9 @@ def fit_probe(
     class_weights: list[float] | None,
     views: int = 0,
 ) -> LinearHead:
-    """Multinomial logistic regression on standardised features, with the penalty of the lowest validation log-loss.
+    """Multinomial logistic regression on standardised features, with the penalty that makes the best checkpoint.
+
+    That is the one of the lowest `calibrated_loss` on validation, of equal ones the strongest.
 
     Args:
         train, val: features (images, features) and targets (images,).
@@ -48,17 +51,11 @@ def fit_probe(
     std = np.maximum(std, LEAST_DEVIATION * std.mean() or 1.0)  # 1: not one feature moves
     weights = None if class_weights is None else dict(enumerate(class_weights))
     heads = []
-    for c in candidates:
+    for c in sorted(candidates):
         model = LogisticRegression(C=c / (1 + views), class_weight=weights, max_iter=1000)
         model.fit((features - mean) / std, targets)
         weight, bias = model.coef_, model.intercept_
         if len(weight) == 1:  # two classes share one vector: its two halves give the same softmax
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
         heads.append(LinearHead(mean, std, weight, bias, c))
-    return min(heads, key=lambda head: _log_loss(head.logits(val[0]), val[1]))
-
-
-def _log_loss(logits: np.ndarray, targets: np.ndarray) -> float:
-    probabilities = np.exp(logits - logits.max(1, keepdims=True))
-    probabilities /= probabilities.sum(1, keepdims=True)
-    return float(log_loss(targets, probabilities, labels=np.arange(logits.shape[1])))
+    return min(heads, key=lambda head: calibrated_loss(softmax(head.logits(val[0]).astype(np.float64), axis=1), val[1]))

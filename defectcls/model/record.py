@@ -131,8 +131,8 @@ class Progress(TQDMProgressBar):
 def best_row(history: list[Row]) -> Row:
     """The evaluation with the lowest calibrated validation loss, of equal ones the highest AUROC, of equal the first.
 
-    Calibrated, because the temperature is chosen anyway when training is over; a loss, because AUROC and accuracy have
-    few values on a small validation part and are all 1 on an easy one.
+    A loss, because AUROC and accuracy have few values on a small validation part and are all 1 on an easy one. Why
+    this loss: see `calibrated_loss`.
     """
 
     def rank(row: Row) -> tuple[float, float]:

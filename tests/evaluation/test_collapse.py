@@ -10,7 +10,7 @@ from defectcls.evaluation.judge import judge
 from defectcls.evaluation.wording import caveats
 from tests.evaluation.test_report import THREE, TWO, metrics_of, predictions_from
 
-ALL_SOUND = Decision("fpr<=0.001", 1.0, ABOVE_ALL, ABOVE_ALL, {"escapes": 9})
+ALL_SOUND = Decision("fpr<=0.001", accept_below=ABOVE_ALL, reject_from=ABOVE_ALL, evidence={"escapes": 9})
 
 
 def scored(scores: list[float], defective: list[bool]) -> pd.DataFrame:

@@ -4,9 +4,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit, logit, softmax
 from scipy.stats import binomtest
 
 from defectcls.errors import UserError
+from defectcls.evaluation.calibration import calibrate
 from defectcls.evaluation.decision import Decision, _Side, choose_decision, decide, images_needed, upper_bound
 from defectcls.evaluation.metrics import compute_metrics
 from defectcls.evaluation.predictions import predictions_table
@@ -168,22 +170,136 @@ def test_score_decides_between_sound_and_defective_whatever_the_most_probable_cl
     predictions = predictions_table(
         samples, np.array([[0.4, 0.35, 0.25], [0.45, 0.3, 0.25], [0.9, 0, 0.1]]), names, defective
     )
-    decided = decide(predictions, Decision("f1", 1.0, 0.5, 0.5), names, defective)
+    decided = decide(predictions, Decision("f1", accept_below=0.5, reject_from=0.5), names, defective)
     assert decided["prediction"].tolist() == ["dent", "dent", "good"]
     assert decided["decision"].tolist() == ["reject", "reject", "accept"]
 
 
-def test_temperature_is_fitted_and_applied() -> None:
-    generator = np.random.default_rng(0)
-    honest = generator.random(4000)
-    truth = generator.random(4000) < honest
-    sharp = honest**3 / (honest**3 + (1 - honest) ** 3)
-    predictions = table(sharp[~truth], sharp[truth])
+def rare(seed: int = 0, n: int = 4000, prevalence: float = 0.08) -> pd.DataFrame:
+    """Scores of a balanced world, three times too sharp, on images of which few are defective."""
+    generator = np.random.default_rng(seed)
+    truth = generator.random(n) < prevalence
+    scores = expit(3 * 2 * generator.normal(np.where(truth, 1.0, -1.0)))
+    return table(scores[~truth], scores[truth])
+
+
+def test_scores_are_calibrated_to_the_prevalence_of_validation() -> None:
+    predictions = rare()
     decision = choose_decision(settings("argmax", calibrate=True), predictions, *TWO)
-    assert decision.temperature == pytest.approx(3, rel=0.1)
+    share = predictions["defective"].mean()
+    assert decision.scale == pytest.approx(1 / 3, rel=0.1)
+    assert decision.prevalence == pytest.approx(share)
     calibrated = decide(predictions, decision, *TWO)
-    np.testing.assert_allclose(calibrated["score"], np.concatenate([honest[~truth], honest[truth]]), atol=0.03)
-    assert compute_metrics(calibrated, *TWO)["loss"] < compute_metrics(predictions, *TWO)["loss"]
+    assert predictions["score"].mean() > 2 * share
+    assert calibrated["score"].mean() == pytest.approx(share, abs=1e-6)
+    before, after = compute_metrics(predictions, *TWO), compute_metrics(calibrated, *TWO)
+    assert after["ece"] < 0.02 < 0.1 < before["ece"]
+    assert after["loss"] < before["loss"]
+    untouched = choose_decision(settings("argmax"), predictions, *TWO)
+    assert (untouched.scale, untouched.shift, untouched.prevalence) == (1, (), None)
+
+
+# --- the default: both error rates weigh alike ------------------------------------------------------------------------
+
+
+def test_balanced_rejects_from_the_prevalence_on() -> None:
+    """A score is above the prevalence where an image speaks for a defect more than images do on the whole."""
+    generator = np.random.default_rng(3)
+    truth = generator.random(4000) < 0.08
+    scores = expit(2 * generator.normal(np.where(truth, 1.0, -1.0)) - 1)  # a network that is for sound
+    predictions = table(scores[~truth], scores[truth])
+    decision = choose_decision(settings("balanced", calibrate=True), predictions, *TWO)
+    assert decision.reject_from == decision.accept_below == pytest.approx(truth.mean(), rel=1e-9)
+    assert decision.prior is None
+    escape, overkill = rates(decision, predictions)
+    assert escape == pytest.approx(overkill, abs=0.03)  # two normals of one width: the rates are equal where they cross
+    weighed = [rates(Decision("", accept_below=s, reject_from=s), predictions) for s in expit(np.linspace(-4, 2, 61))]
+    assert escape + overkill < min(map(sum, weighed)) + 0.01
+    caught = choose_decision(settings("argmax", calibrate=True), predictions, *TWO)
+    assert rates(caught, predictions)[0] > 2 * escape  # what the default would be if it took the likelier class
+
+
+@pytest.mark.parametrize("bias", [-2.0, 0.0, 3.0])
+@pytest.mark.parametrize("calibrates", [False, True])
+def test_balanced_lets_through_nothing_that_the_network_catches(bias: float, calibrates: bool) -> None:
+    generator = np.random.default_rng(1)
+    truth = generator.random(500) < 0.1
+    scores = expit(generator.normal(np.where(truth, 1.0, -1.0)) + bias)
+    predictions = table(scores[~truth], scores[truth])
+    decision = choose_decision(settings("balanced", calibrate=calibrates), predictions, *TWO)
+    flagged = (decide(predictions, decision, *TWO)["decision"] == "reject").to_numpy()
+    assert flagged[predictions["score"] > 0.5].all()
+    if bias == 3:
+        at_half = float(calibrate(np.array([0.5, 0.5]), decision.scale, decision.shift)[1])
+        assert decision.reject_from == pytest.approx(at_half)
+    other = choose_decision(settings("balanced", calibrate=not calibrates), predictions, *TWO)
+    assert (decide(predictions, other, *TWO)["decision"] == "reject").tolist() == flagged.tolist()
+
+
+def test_balanced_takes_the_class_that_would_be_most_probable_if_all_were_equally_common() -> None:
+    generator = np.random.default_rng(0)
+    classes = (["good", "dent", "hole"], [False, True, True])
+    log_shares = np.log([0.9, 0.08, 0.02])
+    truth = generator.choice(3, size=3000, p=np.exp(log_shares))
+    logits = 2 * generator.normal(2 * np.eye(3)[truth])  # log-likelihoods of the three
+    samples = pd.DataFrame({"path": np.arange(3000).astype(str), "defective": truth > 0})
+    samples["label"] = np.array(classes[0])[truth]
+    predictions = predictions_table(samples, softmax(2 * logits, axis=1), *classes)
+    decision = choose_decision(settings("balanced", calibrate=True), predictions, *classes)
+    assert (decision.accept_below, decision.reject_from) == (None, None)
+    assert np.array(decision.prior) == pytest.approx(np.bincount(truth) / 3000, rel=0.3)
+    decided = decide(predictions, decision, *classes)
+    agree = decided["prediction"].to_numpy() == np.array(classes[0])[logits.argmax(1)]
+    assert agree.mean() > 0.95
+    assert ((decided["decision"] == "reject") | (predictions["prediction"] == "good")).all()
+    uncalibrated = choose_decision(settings("balanced"), predictions, *classes)
+    again = decide(predictions, uncalibrated, *classes)
+    assert again["prediction"].tolist() == decided["prediction"].tolist()
+    assert Decision.from_plain(json.loads(json.dumps(decision.plain()))) == decision
+
+
+def test_balanced_without_a_kind_is_the_most_probable_class() -> None:
+    predictions = table([0.2, 0.3, 0.6], [])
+    decision = choose_decision(settings("balanced", calibrate=True), predictions, *TWO)
+    assert decision == Decision("balanced")
+    assert decide(predictions, decision, *TWO)["decision"].tolist() == ["accept", "accept", "reject"]
+
+
+# --- a stated prevalence ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stated", [0.001, 0.5])
+@pytest.mark.parametrize("policy", ["recall", "fpr", "review", "balanced"])
+def test_a_stated_prevalence_moves_scores_and_no_decision(policy: str, stated: float) -> None:
+    predictions = rare()
+    own = choose_decision(settings(policy, calibrate=True), predictions, *TWO)
+    moved = choose_decision(settings(policy, calibrate=True), predictions, *TWO, prevalence=stated)
+    before, after = (decide(predictions, decision, *TWO) for decision in (own, moved))
+    assert after["decision"].tolist() == before["decision"].tolist()
+    assert (moved.promises, moved.evidence, moved.prevalence) == (own.promises, own.evidence, stated)
+    share = predictions["defective"].mean()
+    step = logit(stated) - logit(share)
+    log_odds = [logit(decided["score"].to_numpy()) for decided in (before, after)]
+    assert log_odds[1] - log_odds[0] == pytest.approx(np.full(len(predictions), step), abs=1e-6)
+    # on a line with so many defects the mean score is their share
+    weights = np.where(predictions["defective"], stated / share, (1 - stated) / (1 - share))
+    assert np.average(after["score"], weights=weights) == pytest.approx(stated, rel=0.2)
+
+
+def test_a_stated_prevalence_weighs_costs_by_it() -> None:
+    """An escape is 10 times as dear as a false reject: among equally many worth five of them, among 1 % none."""
+    predictions = table([0.1, 0.2, 0.6, 0.65], [0.5, 0.7, 0.8, 0.9])
+    common, line = (
+        choose_decision(settings("cost", escape_cost=10, calibrate=True), predictions, *TWO, prevalence=share)
+        for share in (0.5, 0.01)
+    )
+    assert [(one.evidence or {})["escapes"] for one in (common, line)] == [0, 1]
+    assert [(one.evidence or {})["false_rejects"] for one in (common, line)] == [2, 0]
+
+
+def test_a_stated_prevalence_needs_both_kinds() -> None:
+    with pytest.raises(UserError, match="dataset.prevalence=0.01 moves scores from the share .* none defective: leave"):
+        choose_decision(settings("argmax", calibrate=True), table([0.1, 0.2], []), *TWO, prevalence=0.01)
 
 
 def test_decision_survives_json() -> None:

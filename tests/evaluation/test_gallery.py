@@ -210,7 +210,7 @@ def test_what_cannot_be_promised_stands_out() -> None:
     promise = {"rate": "escape_rate", "target": 0.01, "confidence": 0.95, "bound": 0.7764, "kept": False}
     promise |= {"independent": 2, "needed": 299, "grouped": False}
     evidence = {"defective": 2, "sound": 20, "escapes": 0, "false_rejects": 0}
-    decision = Decision("recall>=0.99", 1.0, 0.2, 0.2, evidence).plain()
+    decision = Decision("recall>=0.99", accept_below=0.2, reject_from=0.2, evidence=evidence).plain()
     nothing, told = (
         render_gallery(table(), NO_ERRORS, Path(), summary(decision=decision | {"promises": promises}), {})
         for promises in ([promise | {"kept": True}], [promise])

@@ -219,7 +219,8 @@ def test_a_dash_is_explained_only_where_there_is_one():
 
 PROMISE = {"rate": "escape_rate", "target": 0.05, "confidence": 0.95, "bound": 0.0494, "kept": True}
 PROMISE |= {"independent": 59, "needed": 59, "grouped": False}
-DECISION = {"policy": "recall>=0.95", "temperature": 1.0, "accept_below": 0.25, "reject_from": 0.25}
+DECISION = {"policy": "recall>=0.95", "scale": 1.0, "shift": [], "prevalence": None, "prior": None}
+DECISION |= {"accept_below": 0.25, "reject_from": 0.25}
 DECISION |= {"evidence": {"defective": 59, "sound": 1, "escapes": 0, "false_rejects": 1}}
 DECISION |= {"promises": [PROMISE]}
 
@@ -234,10 +235,27 @@ def test_a_decision_is_told_with_its_evidence_and_promise():
     ]
     assert len(decision_words(DECISION, trained=False)) == 2
     assert decision_words(None)[0].startswith("The predictions are taken as they are")
-    argmax = {"policy": "argmax", "accept_below": None, "reject_from": None, "evidence": None, "promises": []}
-    assert decision_words(argmax) == [
+    by_class = DECISION | {"accept_below": None, "reject_from": None, "evidence": None, "promises": []}
+    assert decision_words(by_class | {"policy": "argmax"}) == [
         "An image is rejected when its most probable class is a defective one (policy argmax)."
     ]
+    assert decision_words(by_class | {"policy": "balanced", "prior": [0.9, 0.08, 0.02]}) == [
+        "An image is rejected when its most probable class, were all classes equally common, is a defective one "
+        "(policy balanced)."
+    ]
+    assert decision_words(by_class | {"policy": "balanced"})[1] == (
+        "Validation images of one kind do not tell how errors of both weigh."
+    )
+    balanced = DECISION | {"policy": "balanced", "shift": [0.0, -2.0], "prevalence": 0.25, "promises": []}
+    assert decision_words(balanced)[0].startswith(
+        "An image is rejected from a score of 0.2500 on: at this threshold both error rates weigh alike (policy "
+        "balanced; scores are calibrated). On"
+    )
+    cautious = balanced | {"accept_below": 0.2, "reject_from": 0.2}
+    assert decision_words(cautious)[0].startswith(
+        "An image is rejected from a score of 0.2000 on: at 0.2500 both error rates would weigh alike, and the network "
+        "is more cautious (policy balanced"
+    )
     band = decision_words(DECISION | {"reject_from": 0.75, "promises": []})
     assert band[0].startswith("An image is accepted below a score of 0.2500, rejected from 0.7500 on, and goes to a")
 

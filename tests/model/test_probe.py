@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
 from defectcls.errors import UserError
+from defectcls.evaluation.calibration import calibrated_loss
 from defectcls.model.probe import fit_probe
 
 Part = tuple[np.ndarray, np.ndarray]
@@ -96,18 +96,30 @@ def test_views_share_the_weight_of_one_image() -> None:
     assert thrice.c == 0.01
 
 
-def test_the_penalty_of_the_lowest_validation_loss_is_chosen() -> None:
+def test_the_penalty_is_chosen_by_what_chooses_the_checkpoint() -> None:
     train, val = blobs(3, count=60, features=30), blobs(3, count=300, features=30, seed=1)
     candidates = [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 100.0]
     losses = {}
     for c in candidates:
         probabilities = softmax(fit_probe(train, val, [c], None).logits(val[0]), axis=1)
-        losses[c] = log_loss(val[1], probabilities)
+        losses[c] = calibrated_loss(probabilities.astype(np.float64), val[1])
     best = min(losses, key=losses.__getitem__)
     assert best not in (candidates[0], candidates[-1])  # else the data would not tell
     assert fit_probe(train, val, candidates, None).c == best
     assert fit_probe(train, val, candidates[::-1], None).c == best
     assert fit_probe(train, train, candidates, None).c == 100.0  # judged on training data, no penalty is best
+    nobody = val[0], np.zeros(len(val[0]), int) + 1  # of one class: by the loss as it is
+    assert fit_probe(train, nobody, candidates, None).c in candidates
+
+
+def test_of_penalties_that_do_equally_well_the_strongest_is_taken() -> None:
+    """Of one feature every penalty gives the same scores but for their scale, which is fitted anyway."""
+    train, val = blobs(2, features=1), blobs(2, features=1, seed=1)
+    losses = [
+        calibrated_loss(softmax(fit_probe(train, val, [c], None).logits(val[0]).astype(float), axis=1), val[1])
+        for c in (0.001, 1.0)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-9)
 
 
 def test_a_class_that_validation_lacks_is_no_obstacle() -> None:
