@@ -24,7 +24,7 @@ from defectcls.model.classifier import LOG_EVERY, Classifier
 from defectcls.model.frozen import FrozenLayers, identity
 from defectcls.model.hardware import allow_tf32, choose_compute, keep_freed_memory
 from defectcls.model.losses import balanced_weights
-from defectcls.settings import LossSettings, TrainerSettings, TrainSettings
+from defectcls.settings import TrainerSettings, TrainSettings
 
 PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}  # in Lightning's words
 
@@ -83,7 +83,7 @@ def build_classifier(settings: TrainSettings, data: DefectDataModule) -> Classif
             part: getattr(settings, part).model_dump(mode="json")
             for part in ("model", "loss", "finetune", "optim", "augment")
         },
-        class_weights=class_weights(settings.loss, data),
+        class_weights=class_weights(settings, data, settings.sampler == "balanced"),
         classes=data.classes,
         image_size=settings.image_size,
         channels_last=settings.trainer.channels_last is True,
@@ -163,17 +163,21 @@ def with_compute(settings: TrainSettings, data: DefectDataModule, device: torch.
     return settings.model_copy(update={"trainer": settings.trainer.model_copy(update=compute._asdict())})
 
 
-def class_weights(settings: LossSettings, data: DefectDataModule) -> list[float] | None:
-    """Factor of each class in the loss, in logit order."""
-    names = list(data.classes)
-    if settings.class_weights == "none":
+def class_weights(settings: TrainSettings, data: DefectDataModule, sampled: bool) -> list[float] | None:
+    """Factor of each class in the loss, in logit order.
+
+    Args:
+        sampled: every class is shown equally often, which `auto` does not do a second time.
+    """
+    given, names = settings.loss.class_weights, list(data.classes)
+    if given == "none" or (given == "auto" and sampled):
         return None
-    if settings.class_weights == "balanced":
+    if given in ("auto", "balanced"):
         return balanced_weights(np.bincount(data.targets[data.part("train")], minlength=len(names)).tolist())
-    if set(settings.class_weights) != set(names):
-        given = ", ".join(settings.class_weights)
-        raise UserError(f"loss.class_weights names {given}, but the classes are {', '.join(names)}")
-    return [settings.class_weights[name] for name in names]
+    assert isinstance(given, dict)
+    if set(given) != set(names):
+        raise UserError(f"loss.class_weights names {', '.join(given)}, but the classes are {', '.join(names)}")
+    return [given[name] for name in names]
 
 
 def build_trainer(

@@ -15,13 +15,21 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from scipy.special import softmax
 from tqdm import tqdm
 
-from defectcls.build import build_classifier, build_data, build_features, build_trainer, device_of, with_compute
+from defectcls.build import (
+    build_classifier,
+    build_data,
+    build_features,
+    build_trainer,
+    class_weights,
+    device_of,
+    with_compute,
+)
 from defectcls.config import job_command
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision, refuse_missing_kind
@@ -34,7 +42,7 @@ from defectcls.model.classifier import Classifier
 from defectcls.model.frozen import extract_features
 from defectcls.model.joined import out_of_fold
 from defectcls.model.probe import fit_probe
-from defectcls.model.record import CRITERION, Progress, Record, collapse, stage_summary
+from defectcls.model.record import Progress, Record, collapse, stage_summary
 from defectcls.results import provenance
 from defectcls.settings import TrainerSettings, TrainSettings
 
@@ -140,7 +148,7 @@ class TrainingRun(Run):
         self.config = config | {"trainer": told}
         self.folder, self.logger = folder, logger
         about = {"config": json.loads(json.dumps(self.config, default=str))}
-        self.record = Record(folder, about, settings.batch_size)
+        self.record = Record(folder, about)
         trainer = build_trainer(self.settings.trainer, folder, logger, self._callbacks(), settings)
         L.seed_everything(settings.seed, workers=True, verbose=False)
         classifier = build_classifier(self.settings, data).to(device)
@@ -155,9 +163,6 @@ class TrainingRun(Run):
         callbacks: list[L.Callback] = [self.record]
         if sys.stdout.isatty():
             callbacks.append(Progress(self.settings.batch_size))
-        if self.settings.finetune.patience is not None:
-            patience = self.settings.finetune.patience
-            callbacks.append(EarlyStopping(CRITERION, patience=patience, check_finite=False))
         if self.settings.optim.ema is not None:
             callbacks.append(EMAWeightAveraging(decay=self.settings.optim.ema))
         return callbacks
@@ -221,7 +226,7 @@ class TrainingRun(Run):
             autocast = self.trainer.precision_plugin.forward_context
             train = extract_features(features, self.data.part_dataloader("train"), device, autocast(), range(1 + views))
             val = extract_features(features, self.data.part_dataloader("val"), device, autocast())
-            weights = self.classifier.hparams["class_weights"]
+            weights = class_weights(self.settings, data=self.data, sampled=False)
             head = fit_probe(train, val, self.settings.finetune.probe_c, weights, views)
         log.info("probe: C = %g", head.c)
         self.classifier.head.load(head)
@@ -248,7 +253,8 @@ class TrainingRun(Run):
                 assert frozen is not None
                 ways = [-way for way in range(1, classifier.test_views)]
                 turned = [extract_features(frozen, loader, device, autocast(), [way])[0] for way in ways]
-                weights, views = classifier.hparams["class_weights"], self.settings.finetune.probe_views
+                weights = class_weights(self.settings, self.data, sampled=False)
+                views = self.settings.finetune.probe_views
                 odds = out_of_fold(solved[0], units, solved[1], weights, views, seed, turned)
             classifier.joined.learn(passes, odds, targets == 1, units, seed)
         head = classifier.joined.describe()

@@ -142,7 +142,7 @@ class OptimSettings(Settings):
 
 class LossSettings(Settings):
     name: Literal["cross_entropy", "focal"]
-    class_weights: Literal["balanced", "none"] | dict[str, Positive]
+    class_weights: Literal["auto", "balanced", "none"] | dict[str, Positive]
     label_smoothing: Share
     gamma: NonNegative
 
@@ -226,6 +226,15 @@ class TrainSettings(Settings):
         viewed = [name for name, stage in self.finetune.active_stages.items() if stage.views is not None]
         if viewed and (self.augment.mixup or self.augment.cutmix):
             raise ValueError(f"mixup and cutmix make new images in every step: finetune.stages.{viewed[0]}.views=null")
+        return self
+
+    @model_validator(mode="after")
+    def _classes_are_balanced_once(self) -> "TrainSettings":
+        if self.sampler == "balanced" and self.loss.class_weights == "balanced":
+            raise ValueError(
+                "sampler=balanced and loss.class_weights=balanced both make all classes weigh alike, and together the "
+                "rare ones outweigh the others: loss.class_weights=auto, or sampler=shuffle"
+            )
         return self
 
     @model_validator(mode="after")

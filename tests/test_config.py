@@ -124,6 +124,7 @@ WRONG = {
         "finetune.stages.more=null leaves it out"
     ),
     "finetune.stages.full.steps=5": "finetune.stages.full: give epochs or steps, and null for the other",
+    "dataset.prevalence=1": "dataset.prevalence=1: Input should be less than 1",
     "dataset.split.val=null": ("dataset.split: at most one of train, val and test may be null (all that is left)"),
     "dataset.images=0": "dataset.images=0 is not from 1 to 1000000",
     "dataset.images=many": (
@@ -138,6 +139,23 @@ def test_wrong_value_is_one_sentence(argument: str, tmp_path: Path) -> None:
     outcome = command("train", SYNTHETIC, f"dataset.root={tmp_path}", "logger=csv", argument, folder)
     assert sentence(outcome) == WRONG[argument]
     assert outcome.err.count("\n") == 1
+
+
+TOGETHER = {
+    ("sampler=balanced", "loss.class_weights=balanced"): (
+        "sampler=balanced and loss.class_weights=balanced both make all classes weigh alike, and together the rare "
+        "ones outweigh the others: loss.class_weights=auto, or sampler=shuffle"
+    ),
+    ("dataset.prevalence=0.01", "decision.calibrate=false"): (
+        "dataset.prevalence=0.01 moves calibrated scores: decision.calibrate=true, or dataset.prevalence=null"
+    ),
+}
+
+
+@pytest.mark.parametrize("arguments", TOGETHER)
+def test_values_that_exclude_each_other_are_one_sentence(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    outcome = command("train", SYNTHETIC, "logger=csv", *arguments, f"hydra.run.dir={tmp_path}")
+    assert sentence(outcome) == TOGETHER[arguments]
 
 
 def test_wrong_value_names_every_way_out(tmp_path: Path) -> None:

@@ -72,9 +72,9 @@ RECIPES = {
         *("finetune.stages.two_thirds.epochs=1", "finetune.stages.whole.epochs=1"),
     ),
     "rollback": (
-        *("finetune=gradual", "finetune.probe=true", "batch_size=16", "finetune.stages.deepest_third.epochs=2"),
+        *("finetune=gradual", "finetune.probe=true", "batch_size=16", "finetune.stages.deepest_third.epochs=4"),
         *("finetune.stages.deepest_third.lr_scale=1e5", "finetune.stages.two_thirds.epochs=1"),
-        *("finetune.stages.whole=null", "finetune.patience=null"),
+        *("finetune.stages.whole=null", "finetune.patience=1"),  # which ends the first stage before its time
     ),
     "steps": ("finetune=full", "finetune.stages.full.epochs=null", "finetune.stages.full.steps=7", "batch_size=16"),
     "impatient": ("finetune=full", "finetune.stages.full.epochs=9", "finetune.patience=1", "optim.lr=0.01"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from defectcls.build import build_classifier, build_data
+from defectcls.build import build_classifier, build_data, class_weights
 from defectcls.config import parse
 from defectcls.model.backbone import Backbone
 from defectcls.model.classifier import Classifier
@@ -234,6 +234,38 @@ def test_stage_after_a_collapsed_one_starts_from_the_probe(tiny: list[str], tmp_
     best, last = (weights(tmp_path / f"checkpoints/{name}.ckpt") for name in ("best", "last"))
     for name, value in best.items():
         torch.testing.assert_close(value, last[name], rtol=1e-6, atol=1e-6, msg=name)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_patience_ends_a_stage_and_the_next_one_runs(tiny: list[str], tmp_path: Path) -> None:
+    """A plateau in the first stage once ended the run, without a word."""
+    stages = (
+        "finetune=gradual",
+        *("finetune.stages.deepest_third.epochs=6", "finetune.stages.deepest_third.lr_scale=1e-9"),
+        *("finetune.stages.two_thirds.epochs=2", "finetune.stages.whole=null", "finetune.patience=2"),
+    )
+    outcome = command("train", *tiny, *stages, f"hydra.run.dir={tmp_path}")
+    assert "stage 'deepest_third' ends: 2 epochs in a row did not better it; the next stage begins" in outcome.err
+    history = pd.read_csv(tmp_path / "metrics.csv")
+    counts = history["stage"].value_counts()
+    assert 3 <= counts["deepest_third"] < 6
+    assert counts["two_thirds"] == 2
+    last = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == history["step"].iloc[-1] == len(history) * history["step"].iloc[0]
+
+
+@pytest.mark.parametrize("arguments", [("sampler=shuffle",), ("sampler=balanced",)])
+def test_defects_have_half_of_the_loss(tiny: list[str], arguments: tuple[str, ...]) -> None:
+    """Not more: by weights and by a sampler, both at once, they once had most of it."""
+    settings = parse(TrainSettings, composed(*tiny, "batch_size=1", *arguments))
+    data = build_data(settings)
+    targets = torch.cat([batch["target"] for batch in data.train_dataloader()])
+    weights = torch.tensor(class_weights(settings, data, settings.sampler == "balanced") or [1.0, 1.0])
+    share = weights[targets[targets == 1]].sum() / weights[targets].sum()
+    assert share.item() == pytest.approx(0.5, abs=0.02 if arguments == ("sampler=balanced",) else 1e-6)
+    of_probe = class_weights(settings, data, sampled=False)  # which sees every image once
+    counts = np.bincount(data.targets[data.part("train")])
+    assert of_probe == pytest.approx(counts.sum() / (2 * counts))
 
 
 OPTIONS = (

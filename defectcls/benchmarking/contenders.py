@@ -36,7 +36,7 @@ def step(turns: Turns, settings: BenchmarkSettings, folder: Path) -> None:
     run = full_run(settings, folder)
     classifier, device, precision = run.classifier, run.trainer.strategy.root_device, run.trainer.precision_plugin
     steps, batch = steps_of(run.data, settings), resident_batch(run)
-    stage = plan_stages(classifier.finetune, steps)[0]
+    stage = plan_stages(classifier.finetune, steps, {})[0]
     switch_training(classifier.backbone, classifier.head, stage, classifier.finetune.batchnorm)
     optimizer = classifier.configure_optimizers()
     scaler = getattr(precision, "scaler", None) or torch.amp.GradScaler(device.type, enabled=False)

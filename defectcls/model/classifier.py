@@ -100,6 +100,7 @@ class Classifier(L.LightningModule):
         self.loss = build_loss(terms.name, terms.gamma, class_weights, terms.label_smoothing)
         self.metrics = _metrics(len(classes))
         self.plan: list[Stage] = []
+        self.ended: dict[str, int] = {}  # stages that ended before their time, and at which step
         self.stage: Stage | None = None
         self.features: FrozenLayers | None = None  # of the backbone as it was before training
         self.frozen: FrozenLayers | None = None  # stands in for layers that are frozen now
@@ -157,7 +158,7 @@ class Classifier(L.LightningModule):
         return build_optimizer(self.backbone, self.head, self.optim)
 
     def on_train_epoch_start(self) -> None:
-        self.plan = plan_stages(self.finetune, int(self.trainer.num_training_batches))
+        self.plan = plan_stages(self.finetune, int(self.trainer.num_training_batches), self.ended)
         self.stage = None  # the evaluation between two epochs may have changed the modes
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002  Lightning's signature

@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar, WeightAveraging
 
 from defectcls.files import BEST, LAST, written_whole
 from defectcls.model.classifier import Classifier
@@ -28,19 +28,19 @@ class Record(L.Callback):
 
     The probe that a run begins with is row 0 and a candidate for the best checkpoint like every epoch after it. A stage
     that ends without having reached the best evaluation before it is rolled back: the next one starts from the best.
+    One that runs out of `finetune.patience` ends before its time.
 
     Args:
         folder: of the run.
         about: plain values that go into every checkpoint, enough to evaluate it anywhere.
-        batch_size: images a step and process, for the speed.
     """
 
-    def __init__(self, folder: Path, about: dict[str, Any], batch_size: int) -> None:
-        self.folder, self.about, self.batch_size = folder, about, batch_size
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+        self.folder, self.about = folder, about
         self.best, self.last = folder / BEST, folder / LAST
         self.history: list[Row] = []
         self.fitted = False  # a run that stopped early must not go on when it is resumed
-        self._started = time.perf_counter()
+        self._started, self._images = time.perf_counter(), 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history, "fitted": self.fitted}
@@ -51,10 +51,12 @@ class Record(L.Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         checkpoint["defectcls"] = self.about
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        self._started = time.perf_counter()
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]  # noqa: ARG002
+        pl_module.ended = ended_stages(self.history, pl_module.finetune.patience)
+        self._started, self._images = time.perf_counter(), 0
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Classifier, batch: Any, batch_idx: int) -> None:  # type: ignore[override]  # noqa: ARG002
+        self._images += len(batch["index"])
         starting = stage_at(pl_module.plan, trainer.global_step)
         before = [stage for stage in pl_module.plan if stage.start < starting.start]
         if before and trainer.global_step == starting.start and rolled_back(self.history, before[-1].name):
@@ -63,20 +65,30 @@ class Record(L.Callback):
                 torch.load(self.best, map_location=pl_module.device, weights_only=True)["state_dict"]
             )
             trainer.optimizers[0].state.clear()
+            for averaging in (one for one in trainer.callbacks if isinstance(one, WeightAveraging)):  # type: ignore[attr-defined]
+                assert averaging._average_model is not None
+                averaging._average_model.n_averaged.zero_()  # the next step begins it anew
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         fitting = pl_module.stage is not None
         stage = pl_module.stage.name if pl_module.stage else "probe"
-        row = {"epoch": trainer.current_epoch + 1 if fitting else 0, "stage": stage}
+        row = {"epoch": trainer.current_epoch + 1 if fitting else 0, "step": trainer.global_step, "stage": stage}
         row |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         self.history.append(row)
         if best_row(self.history) is row:
             self._save(trainer, self.best)
         self._write_history(trainer)
+        if fitting and stage in ended_stages(self.history, pl_module.finetune.patience):
+            last = stage == pl_module.plan[-1].name
+            log.info(
+                "stage '%s' ends: %d epochs in a row did not better it; %s",
+                *(stage, pl_module.finetune.patience, "training is over" if last else "the next stage begins"),
+            )
+            trainer.should_stop |= last
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         seconds = time.perf_counter() - self._started
-        images = trainer.num_training_batches * self.batch_size * trainer.world_size
+        images = self._images * trainer.world_size
         row = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
         row |= {
             "lr": trainer.optimizers[0].param_groups[-1]["lr"],
@@ -88,12 +100,12 @@ class Record(L.Callback):
             "epoch %d (%s): training loss %.4f, validation loss %.4f, AUROC %.4f, %.0f img/s",
             *(self.history[-1][key] for key in SHOWN),
         )
+        last = pl_module.plan[-1]
+        self.fitted = trainer.global_step >= last.start + last.steps or last.name in ended_stages(
+            self.history, pl_module.finetune.patience
+        )
         self._save(trainer, self.last)
         self._write_history(trainer)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        self.fitted = True
-        self._save(trainer, self.last)
 
     def _save(self, trainer: L.Trainer, path: Path) -> None:
         with written_whole(path, trainer.is_global_zero) as unfinished:
@@ -148,10 +160,22 @@ def rolled_back(history: list[Row], stage: str) -> bool:
     return bool(rows) and rows[0] > 0 and best_row(history[: rows[-1] + 1]) not in [history[row] for row in rows]
 
 
+def ended_stages(history: list[Row], patience: int | None) -> dict[str, int]:
+    """The step after which a stage had gone `patience` evaluations without a better one of its own, by its name."""
+    ended = {}
+    for stage in dict.fromkeys(row["stage"] for row in history):
+        rows = [row for row in history if row["stage"] == stage]
+        since_best = len(rows) - 1 - next(number for number, row in enumerate(rows) if row is best_row(rows))
+        if patience is not None and since_best >= patience:
+            ended[stage] = rows[-1]["step"]
+    return ended
+
+
 def collapse(history: list[Row], stage: str) -> str:
     """One sentence on a stage that was rolled back."""
-    best = best_row(history)
-    reached = best_row([row for row in history if row["stage"] == stage])
+    rows = [row for row in history if row["stage"] == stage]
+    best = best_row(history[: history.index(rows[0])])  # a later stage may have done better
+    reached = best_row(rows)
     return (
         f"stage '{stage}' reached a calibrated validation loss of {reached[CRITERION]:.4g} (AUROC "
         f"{reached['val/auroc']:.4f}), not below the {best[CRITERION]:.4g} ({best['val/auroc']:.4f}) of "

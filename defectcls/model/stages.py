@@ -27,12 +27,17 @@ class Stage(NamedTuple):
     settings: StageSettings
 
 
-def plan_stages(settings: FinetuneSettings, steps_per_epoch: int) -> list[Stage]:
-    """The stages one after another."""
+def plan_stages(settings: FinetuneSettings, steps_per_epoch: int, ended: dict[str, int]) -> list[Stage]:
+    """The stages one after another.
+
+    Args:
+        ended: the step at which a stage ended before its time, by its name; the next one begins there.
+    """
     plan: list[Stage] = []
     for name, stage in settings.active_stages.items():
         start = plan[-1].start + plan[-1].steps if plan else 0
-        plan.append(Stage(name, start, stage.steps or (stage.epochs or 0) * steps_per_epoch, stage))
+        steps = stage.steps or (stage.epochs or 0) * steps_per_epoch
+        plan.append(Stage(name, start, ended.get(name, start + steps) - start, stage))
     return plan
 
 

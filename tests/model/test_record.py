@@ -8,9 +8,11 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
-from defectcls.model.record import Record, best_row, collapse, rolled_back, stage_summary
+from defectcls.model.record import Record, best_row, collapse, ended_stages, rolled_back, stage_summary
 from defectcls.model.stages import Stage
 
 NAN = math.nan
@@ -19,7 +21,14 @@ NAN = math.nan
 def history(*rows: tuple[str, float, float]) -> list[dict[str, Any]]:
     """From (stage, validation AUROC, validation loss), one an evaluation."""
     return [
-        {"epoch": epoch, "stage": stage, "val/auroc": auroc, "val/calibrated_loss": loss, "train/loss": 0.1}
+        {
+            "epoch": epoch,
+            "step": 10 * epoch,
+            "stage": stage,
+            "val/auroc": auroc,
+            "val/calibrated_loss": loss,
+            "train/loss": 0.1,
+        }
         for epoch, (stage, auroc, loss) in enumerate(rows)
     ]
 
@@ -67,6 +76,25 @@ def test_collapse_names_both_stages_with_their_numbers() -> None:
         "stage 'full' reached a calibrated validation loss of 1.25 (AUROC 0.5500), not below the 0.3 (0.9000) of "
         "'probe': rolled back"
     )
+    assert collapse([*evaluations, *history(("whole", 0.99, 0.1))], "full").endswith("of 'probe': rolled back")
+
+
+@pytest.mark.parametrize(
+    ("rows", "patience", "ended"),
+    [
+        ([("a", 0.9, 0.3), ("a", 0.9, 0.4), ("a", 0.9, 0.35)], 2, {"a": 20}),
+        ([("a", 0.9, 0.3), ("a", 0.9, 0.4), ("a", 0.9, 0.35)], 3, {}),
+        ([("a", 0.9, 0.3), ("a", 0.9, 0.4), ("a", 0.9, 0.35)], None, {}),
+        ([("a", 0.9, 0.3), ("a", 0.9, 0.4), ("a", 0.9, 0.2), ("a", 0.9, 0.3)], 2, {}),  # it bettered itself meanwhile
+        # patience is a stage's own: a probe or another stage that was better does not count, nor does their waiting
+        ([("probe", 0.9, 0.1), ("a", 0.9, 0.5), ("a", 0.9, 0.4), ("a", 0.9, 0.3)], 1, {}),
+        ([("a", 0.9, 0.3), ("a", 0.9, 0.4), ("b", 0.9, 0.5), ("b", 0.9, 0.45)], 2, {}),
+        ([("a", 0.9, 0.3), ("a", 0.9, 0.4), ("b", 0.9, 0.4), ("b", 0.9, 0.5)], 1, {"a": 10, "b": 30}),
+        ([("a", NAN, NAN), ("a", NAN, NAN)], 1, {"a": 10}),
+    ],
+)
+def test_a_stage_ends_where_its_patience_does(rows: list, patience: int | None, ended: dict) -> None:
+    assert ended_stages(history(*rows), patience) == ended
 
 
 def test_summary_has_each_stage_with_its_best_validation_numbers() -> None:
@@ -90,27 +118,30 @@ class Trainer(SimpleNamespace):
         optimizer = SimpleNamespace(state={"momentum": 1}, param_groups=[{"lr": 0.1}])
         strategy = SimpleNamespace(barrier=lambda: None)
         defaults = {"current_epoch": 0, "global_step": 0, "world_size": 1, "is_global_zero": True, "saved": 0}
-        super().__init__(
-            **defaults | {"optimizers": [optimizer], "strategy": strategy, "callback_metrics": {}} | values
-        )
+        defaults |= {"should_stop": False, "callbacks": [], "callback_metrics": {}}
+        super().__init__(**defaults | {"optimizers": [optimizer], "strategy": strategy} | values)
 
     def save_checkpoint(self, path: Path) -> None:
         self.saved += 1
         torch.save({"state_dict": {"weight": torch.full((1, 1), float(self.saved))}}, path)
 
 
-def module(stage: str | None, plan: list[Stage] | None = None) -> Any:
+def module(stage: str | None, plan: list[Stage] | None = None, patience: int | None = None) -> Any:
     linear = nn.Linear(1, 1, bias=False)
+    linear.finetune = SimpleNamespace(patience=patience)  # type: ignore[assignment]
     linear.stage = None if stage is None else SimpleNamespace(name=stage)  # type: ignore[assignment]
     linear.plan = plan  # type: ignore[assignment]
     linear.device = torch.device("cpu")  # type: ignore[assignment]
     return linear
 
 
+STAGE_A, STAGE_B = Stage("a", 0, 10, None), Stage("b", 10, 10, None)  # type: ignore[arg-type]
+
+
 @pytest.fixture
 def record(tmp_path: Path) -> Record:
     (tmp_path / "checkpoints").mkdir()
-    return Record(tmp_path, {"config": {"seed": 0}}, batch_size=8)
+    return Record(tmp_path, {"config": {"seed": 0}})
 
 
 def evaluate(record: Record, trainer: Trainer, stage: str | None, auroc: float, loss: float = 0.3) -> None:
@@ -119,7 +150,7 @@ def evaluate(record: Record, trainer: Trainer, stage: str | None, auroc: float, 
         "val/calibrated_loss": torch.tensor(loss),
         "lr": torch.tensor(1.0),
     }
-    record.on_validation_end(trainer, module(stage))  # type: ignore[arg-type]
+    record.on_validation_end(trainer, module(stage, [STAGE_A, STAGE_B], 2))  # type: ignore[arg-type]
 
 
 def saved_best(record: Record) -> float:
@@ -134,7 +165,7 @@ def test_best_checkpoint_is_written_when_an_evaluation_is_the_best_yet_and_only_
         saved.append((trainer.saved, saved_best(record)))
     assert saved == [(1, 1.0), (1, 1.0), (2, 2.0), (2, 2.0), (2, 2.0)]
     assert [(row["epoch"], row["stage"]) for row in record.history] == [(0, "probe"), *[(1, "full")] * 4]
-    assert {*record.history[0]} == {"epoch", "stage", "val/auroc", "val/calibrated_loss"}
+    assert {*record.history[0]} == {"epoch", "step", "stage", "val/auroc", "val/calibrated_loss"}
     assert sorted(path.name for path in record.best.parent.iterdir()) == ["best.ckpt"]
 
 
@@ -154,21 +185,22 @@ def test_a_save_that_fails_leaves_the_file_before_it_whole(record: Record, monke
 
 
 def test_metrics_csv_is_the_history(record: Record) -> None:
-    trainer = Trainer(num_training_batches=5)
+    trainer, batches = Trainer(num_training_batches=9), [{"index": torch.arange(n)} for n in (8, 8, 3)]
     evaluate(record, trainer, None, 0.8)
+    training = module("a", [STAGE_A, STAGE_B])
+    record.on_train_epoch_start(trainer, training)  # type: ignore[arg-type]
+    for number, batch in enumerate(batches):  # a stage of steps ends within an epoch, whose last batch is small
+        record.on_train_batch_start(trainer, training, batch, number)  # type: ignore[arg-type]
     evaluate(record, trainer, "full", 0.75, 0.5)
     trainer.callback_metrics |= {"train/loss": torch.tensor(0.25)}
-    record.on_train_epoch_end(trainer, module("full"))  # type: ignore[arg-type]
+    record.on_train_epoch_end(trainer, training)  # type: ignore[arg-type]
     table = pd.read_csv(record.folder / "metrics.csv")
     assert table["stage"].tolist() == ["probe", "full"]
     assert table["val/auroc"].tolist() == pytest.approx([0.8, 0.75])
     assert table["train/loss"].isna().tolist() == [True, False]
     assert table["train/loss"][1] == 0.25
-    assert table["images_per_second"][1] * table["seconds"][1] == pytest.approx(5 * 8)
+    assert table["images_per_second"][1] * table["seconds"][1] == pytest.approx(8 + 8 + 3)
     assert record.last.is_file()
-
-
-STAGE_A, STAGE_B = Stage("a", 0, 10, None), Stage("b", 10, 10, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -190,17 +222,56 @@ def test_the_stage_after_one_that_collapsed_starts_from_the_best(
     trainer.global_step = step
     trained = module("a", [STAGE_A, STAGE_B])
     nn.init.constant_(trained.weight, 77)
-    record.on_train_batch_start(trainer, trained, None, 0)  # type: ignore[arg-type]
+    record.on_train_batch_start(trainer, trained, {"index": []}, 0)  # type: ignore[arg-type]
     assert trained.weight.item() == (1.0 if goes_back else 77)
     assert trainer.optimizers[0].state == ({} if goes_back else {"momentum": 1})
     assert ("stage 'b' starts from the best" in caplog.text) == goes_back
+
+
+def test_averages_begin_anew_where_a_stage_starts_from_the_best(record: Record) -> None:
+    """Else they would go on from what collapsed."""
+    averaging = EMAWeightAveraging(decay=0.9)
+    trainer = Trainer(callbacks=[record, averaging], global_step=10)
+    trained = module("a", [STAGE_A, STAGE_B])
+    averaging._average_model = AveragedModel(trained, avg_fn=get_ema_avg_fn(0.9))
+    evaluate(record, trainer, None, 0.9)  # its weight is 1
+    nn.init.constant_(trained.weight, 3e4)
+    averaging._average_model.update_parameters(trained)
+    evaluate(record, trainer, "a", 0.8)
+    record.on_train_batch_start(trainer, trained, {"index": []}, 0)  # type: ignore[arg-type]
+    averaging._average_model.update_parameters(trained)
+    assert averaging._average_model.module.weight.item() == 1
+    nn.init.constant_(trained.weight, 2)
+    averaging._average_model.update_parameters(trained)
+    assert averaging._average_model.module.weight.item() == pytest.approx(0.9 * 1 + 0.1 * 2)
+
+
+@pytest.mark.parametrize(("stage", "over"), [("a", False), ("b", True)])
+def test_a_stage_out_of_patience_gives_way_to_the_next_and_the_last_one_ends_the_run(
+    record: Record, stage: str, over: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer, caplog = Trainer(), caplog
+    caplog.set_level("INFO")
+    for step, auroc in enumerate((0.9, 0.8, 0.7), start=1):
+        trainer.global_step = step
+        evaluate(record, trainer, stage, auroc)
+    says = "training is over" if over else "the next stage begins"
+    assert caplog.messages == [f"stage '{stage}' ends: 2 epochs in a row did not better it; {says}"]
+    assert trainer.should_stop == over
+    training = module(stage, [STAGE_A, STAGE_B], 2)
+    trainer.callback_metrics |= {"train/loss": torch.tensor(0.25)}
+    record.on_train_epoch_start(trainer, training)  # type: ignore[arg-type]
+    assert training.ended == {stage: 3}
+    record.on_train_epoch_end(trainer, training)  # type: ignore[arg-type]
+    assert record.fitted == over
+    assert torch.load(record.last, weights_only=True)["state_dict"]["weight"].item() == trainer.saved
 
 
 def test_the_state_of_the_callback_is_the_history_and_whether_training_is_over(record: Record, tmp_path: Path) -> None:
     evaluate(record, Trainer(), None, 0.8)
     record.fitted = True
     torch.save(record.state_dict(), tmp_path / "state")  # plain values only
-    other = Record(tmp_path, {}, 8)
+    other = Record(tmp_path, {})
     other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
     assert other.history == record.history
     assert other.fitted
