@@ -13,6 +13,7 @@ from defectcls.data.listing import fetch, list_samples
 from defectcls.data.samples import classes_of, label_samples
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import Decision, choose_decision
+from defectcls.evaluation.metrics import defect_numbers
 from defectcls.prediction.predictor import load_trained
 from defectcls.results import provenance
 from defectcls.run import Run, keep_decision
@@ -61,9 +62,9 @@ class EvaluationRun(Run):
             known = json.loads(file.read_text(encoding="utf-8"))
         test = known.get("test", {})
         if test and known.get("decision") != json.loads(json.dumps(self.decision.plain())):
-            defect, intervals = test.get("defect", test), test.get("intervals", {})
-            auroc = {"auroc": intervals.get("defect", intervals).get("auroc")}
-            test = {"n": test["n"], "auroc": defect["auroc"], "intervals": auroc}  # the others are of another threshold
+            found = defect_numbers(test)  # of which all but the AUROC are of another threshold
+            auroc = {"auroc": found["intervals"].get("auroc")}
+            test = {"n": test["n"], "auroc": found["auroc"], "intervals": auroc}
         return {"trained_on": names[0], "judged_on": names[1], "test": test}
 
     def measure(self) -> tuple[dict[str, Any], pd.DataFrame]:

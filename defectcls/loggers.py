@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from PIL import Image
 
 from defectcls.errors import UserError
+from defectcls.evaluation.metrics import defect_numbers
 from defectcls.evaluation.pictures import thumbnail, worth_seeing
 from defectcls.evaluation.predictions import PROBABILITY
 from defectcls.evaluation.sweeps import Sweep, settings_table
@@ -103,10 +104,11 @@ def log_results(
     """Test metrics and their intervals to any logger; to W&B also what the report shows, and thumbnails."""
     if logger is None:
         return
-    numbers = {f"test/{name}": value for name, value in metrics["test"].items() if isinstance(value, float | int)}
-    if (auroc := metrics["val"]["auroc"]) is not None:
+    test = defect_numbers(metrics["test"])
+    numbers = {f"test/{name}": value for name, value in test.items() if isinstance(value, float | int)}
+    if (auroc := defect_numbers(metrics["val"])["auroc"]) is not None:
         numbers["best/val_auroc"] = auroc  # of the checkpoint that is kept; val/auroc is that of the last epoch
-    for name, interval in metrics["test"].get("intervals", {}).items():
+    for name, interval in test["intervals"].items():
         if isinstance(interval, list):
             numbers |= {f"test/{name}_low": interval[0], f"test/{name}_high": interval[1]}
     logger.log_metrics(numbers)

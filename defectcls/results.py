@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from defectcls.evaluation.calibration import uncalibrate
+from defectcls.evaluation.metrics import defect_numbers
 from defectcls.evaluation.pictures import (
     plot_confusion_matrix,
     plot_curves,
@@ -94,7 +95,7 @@ def print_results(folder: Path, metrics: dict[str, Any]) -> None:
     title = f"{metrics['dataset']} · {metrics['model']} · seed {metrics['seed']}"
     table = Table("", *(SPLITS[part] for part in parts), title=title)
     for name in SHOWN:
-        values = [_of_defects(metrics[part], name) for part in parts]
+        values = [defect_numbers(metrics[part]).get(name) for part in parts]
         if any(value is not None for value in values):
             table.add_row(name, *("–" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in values))
     console = Console(soft_wrap=True, highlight=False)
@@ -105,12 +106,6 @@ def print_results(folder: Path, metrics: dict[str, Any]) -> None:
     for caveat in caveats(metrics):
         console.print(f"- {caveat}", markup=False)
     console.print(f"report: {folder / 'report.html'}", markup=False)
-
-
-def _of_defects(numbers: dict[str, Any], name: str) -> float | None:
-    """Defective against sound, as the verdict has it, also where the classes are more than these two."""
-    value = numbers.get("defect", {}).get(name)
-    return numbers.get(name) if value is None else value
 
 
 def provenance(seed: int, config: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from wandb.sdk.launch.sweeps.utils import load_sweep_config
 from defectcls.config import CONF_DIR, parse
 from defectcls.evaluation.sweep_page import write_sweep
 from defectcls.evaluation.sweeps import Job, summarise_sweep
-from defectcls.loggers import build_logger, finish, log_sweep
+from defectcls.loggers import build_logger, finish, log_results, log_sweep
 from defectcls.model.classifier import Classifier
 from defectcls.settings import LoggerSettings, TrainSettings
 from tests.conftest import CHECKOUT, command, composed, process, sentence
@@ -413,3 +413,19 @@ def test_job_of_an_agent_is_its_run_and_sends_the_number(
     kept = json.loads((folder / "metrics.json").read_text())
     assert run.summary["best/val_auroc"] == pytest.approx(kept["val"]["auroc"])
     assert run.config["optim.lr"] == kept["config"]["optim"]["lr"] == values["optim.lr"]
+
+
+def test_of_many_classes_the_numbers_of_defects_are_logged() -> None:
+    """As the report and the sweep's table have them: not the mean over classes under the same name."""
+    logged: dict[str, float] = {}
+    logger: Any = SimpleNamespace(log_metrics=logged.update)
+    part = {"auroc": 0.6, "accuracy": 0.5, "defect": {"auroc": 0.9}}
+    part["intervals"] = {"auroc": [0.5, 0.7], "defect": {"auroc": [0.8, 0.95]}}
+    log_results(logger, {"val": part, "test": part}, pd.DataFrame(), {}, Path(), 1)
+    assert logged == {
+        "test/auroc": 0.9,
+        "test/auroc_low": 0.8,
+        "test/auroc_high": 0.95,
+        "test/accuracy": 0.5,
+        "best/val_auroc": 0.9,
+    }

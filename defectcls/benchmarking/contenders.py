@@ -17,7 +17,7 @@ from defectcls.data.digests import digest_files
 from defectcls.data.images import decode_all
 from defectcls.data.listing import fetch, list_samples
 from defectcls.data.pixel_file import Files
-from defectcls.evaluation.metrics import compute_metrics
+from defectcls.evaluation.metrics import compute_metrics, defect_numbers
 from defectcls.loggers import build_logger
 from defectcls.model.record import Progress
 from defectcls.model.stages import plan_stages, switch_training
@@ -178,7 +178,7 @@ def _probe(turns: Turns, settings: BenchmarkSettings, folder: Path, views: int) 
     run.logits([resident_batch(run)["image"]])  # warms up
     turns.wait()
     run.train()
-    auroc = compute_metrics(run.predict("test"), *run.classes)["auroc"]
+    auroc = defect_numbers(compute_metrics(run.predict("test"), *run.classes))["auroc"]
     turns.wait({"images": None, "seconds": run.seconds["probe"], "auroc": auroc})
     turns.about |= how_computed(run)
     shutil.rmtree(folder / "cache", ignore_errors=True)

@@ -13,7 +13,7 @@ from torchvision import transforms
 from defectcls.benchmarking.contenders import keep_few, steps_of, with_dataset
 from defectcls.benchmarking.turns import Stopwatch, Turns
 from defectcls.build import build_data, device_of
-from defectcls.evaluation.metrics import compute_metrics
+from defectcls.evaluation.metrics import compute_metrics, defect_numbers
 from defectcls.evaluation.predictions import predictions_table
 from defectcls.model.backbone import Backbone
 from defectcls.model.losses import balanced_weights
@@ -132,7 +132,7 @@ class PlainRecipe:
         rows, classes = self.data.part("test"), self.data.classes
         names = list(classes), list(classes.values())
         table = predictions_table(self.data.samples.loc[rows], torch.cat(batches).double().numpy(), *names)
-        return compute_metrics(table, *names)["auroc"]
+        return defect_numbers(compute_metrics(table, *names))["auroc"]
 
 
 def plain(turns: Turns, settings: BenchmarkSettings, folder: Path) -> None:  # noqa: ARG001  as all contenders

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from defectcls.evaluation.intervals import proportion_interval
+from defectcls.evaluation.metrics import defect_numbers
 from defectcls.evaluation.predictions import REVIEW, groups_of
 
 CHANCE = 0.5  # AUROC of scores that tell nothing
@@ -48,6 +49,5 @@ def ranks(numbers: dict[str, Any]) -> bool:
     Args:
         numbers: of one part, as metrics.json has them.
     """
-    intervals = numbers.get("intervals", {})
-    interval = intervals.get("defect", intervals).get("auroc")
+    interval = defect_numbers(numbers)["intervals"].get("auroc")
     return interval is not None and interval[0] > CHANCE

@@ -21,7 +21,7 @@ from scipy.stats import t as student
 
 from defectcls.errors import UserError
 from defectcls.evaluation.intervals import metric_intervals
-from defectcls.evaluation.metrics import compute_metrics
+from defectcls.evaluation.metrics import compute_metrics, defect_numbers
 from defectcls.evaluation.page import render_page
 from defectcls.evaluation.pictures import INK, LOOK, QUIET, RIGHT
 from defectcls.evaluation.predictions import class_names_of, classes_of_table, groups_of
@@ -293,9 +293,10 @@ def _difference_interval(
 
 
 def _values(run: str, table: pd.DataFrame, classes: Classes, metrics: list[str], *chance: Any) -> list[Value]:
-    found, intervals = compute_metrics(table, *classes), metric_intervals(table, *classes, *chance)
-    found, intervals = found | found.get("defect", {}), intervals | intervals.get("defect", {})
-    return [Value(run, metric, found.get(metric), *(intervals.get(metric) or (None, None))) for metric in metrics]
+    intervals = {"intervals": metric_intervals(table, *classes, *chance)}
+    found = defect_numbers(compute_metrics(table, *classes) | intervals)
+    limits = [found["intervals"].get(metric) or (None, None) for metric in metrics]
+    return [Value(run, metric, found.get(metric), *ends) for metric, ends in zip(metrics, limits, strict=True)]
 
 
 def _first(paths: pd.Series) -> str:

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from defectcls.evaluation.intervals import difference
+from defectcls.evaluation.metrics import defect_numbers
 
 COMPARED = ("auroc", "recall", "overkill_rate")
 
@@ -27,16 +28,14 @@ def changes(own: dict[str, Any], here: dict[str, Any]) -> list[Change]:
     The difference of two numbers has the interval that joins theirs (MOVER, see intervals.py); None where one of them
     is undefined or, of `own`, missing.
     """
-    sides = []
-    for numbers in (own, here):
-        intervals = numbers.get("intervals", {})
-        sides.append((numbers.get("defect", numbers), intervals.get("defect", intervals)))
-    (before, spans_before), (now, spans_now) = sides
+    before, now = defect_numbers(own), defect_numbers(here)
     found = []
     for name in COMPARED:
-        a, b, of_a, of_b = before.get(name), now.get(name), spans_before.get(name), spans_now.get(name)
-        change, span = None if a is None or b is None else b - a, None
-        if change is not None and of_a and of_b:
-            change, *span = difference((b, *of_b), (a, *of_a))
+        a, b, of_a, of_b = before.get(name), now.get(name), before["intervals"].get(name), now["intervals"].get(name)
+        change, span = None, None
+        if a is not None and b is not None:
+            change = b - a
+            if of_a and of_b:
+                change, *span = difference((b, *of_b), (a, *of_a))
         found.append(Change(name, a, of_a, b, of_b, change, span))
     return found

@@ -11,7 +11,7 @@ from defectcls.evaluation.breakdown import breakdowns
 from defectcls.evaluation.collapse import majority_collapse, ranks
 from defectcls.evaluation.decision import Decision, choose_decision, decide
 from defectcls.evaluation.intervals import metric_intervals
-from defectcls.evaluation.metrics import compute_metrics
+from defectcls.evaluation.metrics import compute_metrics, defect_numbers
 from defectcls.evaluation.predictions import ACCEPT, REJECT, REVIEW, classes_of_table
 from defectcls.settings import DecisionSettings
 
@@ -97,12 +97,13 @@ def judge_folds(
     )
     same = {key: runs[0][2][key] for key in ("dataset", "model", "class_names", "defective_classes", "unreadable")}
     predictions, numbers = judge(predictions, None, same["class_names"], same["defective_classes"])
-    folds = [{"repeat": repeat, "fold": fold} | _numbers(metrics["test"]) for repeat, fold, metrics, _ in runs]
+    folds: list[dict[str, Any]] = []
+    for repeat, fold, metrics, _ in runs:
+        found = defect_numbers(metrics["test"]).items()
+        folds += [
+            {"repeat": repeat, "fold": fold} | {name: value for name, value in found if isinstance(value, int | float)}
+        ]
     return same | {"test": numbers, "folds": folds}, predictions
-
-
-def _numbers(test: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in (test | test.get("defect", {})).items() if isinstance(value, int | float)}
 
 
 def handling(predictions: pd.DataFrame) -> dict[str, dict[str, int]]:

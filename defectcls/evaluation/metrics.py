@@ -69,6 +69,15 @@ def compute_metrics(predictions: pd.DataFrame, class_names: list[str], defective
     return _plain(numbers | {"confusion_matrix": matrix.tolist()})
 
 
+def defect_numbers(part: dict[str, Any]) -> dict[str, Any]:
+    """The numbers and `intervals` of a part of metrics.json, those of defective against sound in place of averages.
+
+    What recall, AUROC … are called without a further word, of two classes and of many.
+    """
+    intervals = part.get("intervals", {})
+    return part | part.get("defect", {}) | {"intervals": intervals | intervals.get("defect", {})}
+
+
 def confusion_matrix(predictions: pd.DataFrame, class_names: list[str]) -> np.ndarray:
     """Counts (classes, classes): rows = truth, columns = prediction."""
     names = pd.Index(class_names)

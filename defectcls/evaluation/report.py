@@ -7,7 +7,7 @@ import pandas as pd
 
 from defectcls.data.samples import DEFECTIVE
 from defectcls.evaluation.elsewhere import Change, changes
-from defectcls.evaluation.metrics import defect_counts
+from defectcls.evaluation.metrics import defect_counts, defect_numbers
 from defectcls.evaluation.page import render_page
 from defectcls.evaluation.wording import (
     NAMES,
@@ -60,7 +60,7 @@ def render_report(metrics: dict[str, Any], figures: dict[str, bytes]) -> str:
         elsewhere=metrics.get("elsewhere"),
         changes=_changes(metrics, judged),
         defective_names=[name for name, defective in classes if defective and name != DEFECTIVE],
-        reviews="review_rate" in judged.get("defect", judged),
+        reviews="review_rate" in defect_numbers(judged),
         per_class=_per_class(judged.get("per_class", {})),
         breakdowns={
             BREAKDOWNS[column]: _breakdown(column, rows) for column, rows in judged.get("breakdowns", {}).items()

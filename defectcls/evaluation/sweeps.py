@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from defectcls.evaluation.metrics import defect_counts
+from defectcls.evaluation.metrics import defect_counts, defect_numbers
 
 RANKING = ("auroc", "loss")  # more is better, and of equal ones less
 SHOWN = ("auroc", "recall", "overkill_rate", "precision", "f1", "accuracy", "f1_macro")  # of the test part
@@ -190,8 +190,7 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float | None]:
     parts = [part for part in ("val", "test", "train") if part in metrics]
     found: dict[str, float | None] = {}
     for part, names in ((next(iter(parts), ""), RANKING), (_judged_part(metrics), SHOWN)):
-        values = metrics.get(part, {})
-        values = values.get("defect", {}) | values
+        values = defect_numbers(metrics.get(part, {}))
         two_classes = "per_class" not in values
         wanted = [name for name in names if name in values and not (two_classes and name == "f1_macro")]
         found |= {f"{part}_{name}": values[name] for name in wanted}

@@ -8,7 +8,7 @@ import pandas as pd
 from defectcls.data.samples import DEFECTIVE
 from defectcls.evaluation.collapse import ranks
 from defectcls.evaluation.elsewhere import changes
-from defectcls.evaluation.metrics import defect_counts
+from defectcls.evaluation.metrics import defect_counts, defect_numbers
 
 SMALL = 50  # fewer images than this on either side: one image more or less moves the rate by over 2 points
 USING_SCORES = "decision=f1 takes a threshold that uses them"
@@ -42,8 +42,8 @@ def verdict(metrics: dict[str, Any]) -> str:
     split, judged = judged_split(metrics), metrics[judged_split(metrics)]
     sentences = []
     if any(metrics["defective_classes"]) and not all(metrics["defective_classes"]):
-        numbers, intervals = judged.get("defect", judged), judged.get("intervals", {})
-        intervals = intervals.get("defect", intervals)
+        numbers = defect_numbers(judged)
+        intervals = numbers["intervals"]
         passed, rejected, missed, caught = defect_counts(judged["confusion_matrix"], metrics["defective_classes"])
         if defects := caught + missed:
             escape = percent(numbers["escape_rate"]) + _interval(intervals.get("escape_rate"))
@@ -146,9 +146,9 @@ def caveats(metrics: dict[str, Any]) -> list[str]:
 
     if judged["loss"] is None and judged["n"]:
         found += ["Some probabilities are not numbers: training has diverged. Lower the learning rate."]
-    baseline = metrics.get("baseline", {})
+    baseline, numbers = defect_numbers(metrics.get("baseline", {})), defect_numbers(judged)
     for key in ("auroc", "f1_macro"):
-        before, after = baseline.get(key), judged[key]
+        before, after = baseline.get(key), numbers[key]
         if before is not None and after is not None and after <= before < 1:
             label = NAMES[key]
             found += [
@@ -231,9 +231,10 @@ def _called_alike(metrics: dict[str, Any], judged: dict[str, Any]) -> list[str]:
     """That all images, or nearly all, are called alike, and what is to blame."""
     names, matrix = metrics["class_names"], judged["confusion_matrix"]
     predicted = [name for index, name in enumerate(names) if any(row[index] for row in matrix)]
-    interval = judged.get("intervals", {}).get("defect", judged.get("intervals", {})).get("auroc")
+    numbers = defect_numbers(judged)
+    interval = numbers["intervals"].get("auroc")
     within = f", 95 % interval {span(interval, plain=True)}" if interval else ""
-    auroc = f"AUROC {number(judged.get('defect', judged)['auroc'])}{within}"
+    auroc = f"AUROC {number(numbers['auroc'])}{within}"
     if found := judged.get("collapse"):
         into, n = names.index(found["into"]), sum(map(sum, matrix))
         of_class = sum(matrix[into])
@@ -275,7 +276,7 @@ def _called_alike(metrics: dict[str, Any], judged: dict[str, Any]) -> list[str]:
 def _broken_promises(metrics: dict[str, Any], judged: dict[str, Any]) -> list[str]:
     found = not_promised(metrics.get("decision"))
     for promise in (metrics.get("decision") or {}).get("promises", []):
-        interval = judged.get("intervals", {}).get("defect", judged.get("intervals", {})).get(promise["rate"])
+        interval = defect_numbers(judged)["intervals"].get(promise["rate"])
         if promise["kept"] and interval and interval[0] > promise["target"]:
             rate = promise["rate"].replace("_", " ")
             found += [

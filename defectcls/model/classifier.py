@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 from torchmetrics import MetricCollection, classification
+from torchmetrics.functional.classification import binary_auroc
 
 from defectcls.data.datamodule import Batch
 from defectcls.errors import UserError
@@ -239,6 +240,9 @@ class Classifier(L.LightningModule):
             "calibrated_loss": torch.tensor(calibrated_loss(probabilities.numpy(), target.cpu().numpy())).to(logits),
             **self.metrics(scores[:, 1] if len(self.classes) == 2 else scores, target),
         }
+        sides = torch.tensor(list(self.classes.values()), device=target.device)
+        if sides.any() and not sides.all():  # of defective against sound, as everywhere
+            values["auroc"] = binary_auroc(scores[:, sides].sum(1).clamp(max=1), sides[target].long())
         self.log_dict({f"val/{name}": value.float() for name, value in values.items()})  # alike in all processes
         self.metrics.reset()
 

@@ -9,7 +9,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from defectcls.evaluation.metrics import compute_metrics
+from defectcls.evaluation.metrics import compute_metrics, defect_numbers
 
 Corrupt = Callable[[torch.Tensor], torch.Tensor]  # uint8 (batch, 3, side, side) -> the same
 
@@ -91,8 +91,7 @@ def measure_robustness(
 
     def measured(corrupt: Corrupt) -> dict[str, Any]:
         numbers = compute_metrics(predict(corrupt), class_names, defective_classes)
-        rates = numbers.get("defect", numbers)  # of many classes, defective against sound
-        return {rate: rates.get(rate) for rate in RATES}
+        return {rate: defect_numbers(numbers).get(rate) for rate in RATES}
 
     rows = [{"corruption": "none", "strength": 0, "setting": ""} | measured(lambda images: images)]
     for name, one in CORRUPTIONS.items():

@@ -9,7 +9,7 @@ import torchmetrics.functional.classification as reference
 from sklearn import metrics as sk
 
 from defectcls.errors import UserError
-from defectcls.evaluation.metrics import compute_metrics, defect_counts
+from defectcls.evaluation.metrics import compute_metrics, defect_counts, defect_numbers
 from defectcls.evaluation.predictions import predictions_table
 
 TWO = (["sound", "defective"], [False, True])
@@ -73,6 +73,12 @@ def test_three_classes_worked_by_hand():
     }
     # scores: good 0.2, 0.2, 0.9; crack 0.9, 0.9; hole 0.2: of nine pairs four are won, and four are ties
     assert metrics["defect"]["auroc"] == pytest.approx((4 + 4 / 2) / 9)
+    found = defect_numbers(
+        metrics | {"intervals": {"auroc": [0, 1], "accuracy": [0, 1], "defect": {"auroc": [0.4, 0.9]}}}
+    )
+    assert (found["auroc"], found["recall"], found["accuracy"]) == (6 / 9, 2 / 3, 0.5)
+    assert (found["intervals"]["auroc"], found["intervals"]["accuracy"]) == ([0.4, 0.9], [0, 1])
+    assert defect_numbers({"auroc": 0.5}) == {"auroc": 0.5, "intervals": {}}
 
 
 @pytest.mark.parametrize("seed", range(4))
