@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from defectcls.errors import FULL_ERROR, UserError, did_you_mean, explain
 from defectcls.jobs import Task, close_sweep, open_sweep, recorded_sweep, run_job
@@ -29,6 +30,26 @@ MULTIRUN = {"-m", "--multirun"}
 WORDS = {"compare": "runs"}  # verbs that take words that are no key=value, and the key these are the values of
 SHORT = {"recall": ">=", "precision": ">=", "fpr": "<="}  # decisions with a target, and the sign before it
 TRAINING = ("train", "crossval", "audit", "benchmark")  # verbs that need a dataset
+TEXTS = (  # keys whose values are text whatever Hydra's grammar makes of it; a leading ~ is somebody's home
+    *("dataset.root", "dataset.table", "dataset.cache_dir", "dataset.split.hold_out_defect_type", "model.name"),
+    *("model.weights", "logger.project", "logger.group", "resume", "checkpoint", "predictions", "input", "output"),
+    *("root", RUN_DIR, SWEEP_DIR),
+)
+NAMES = ("dataset.sound", "dataset.categories", "dataset.classes", "runs", "logger.tags", "hydra.searchpath")  # lists
+POINTERS = {  # a key, and what other tools call it
+    **{"optim.lr": "lr learning_rate", "optim.weight_decay": "weight_decay", "optim": "optimizer optimiser"},
+    **{"finetune.stages.full.epochs": "epochs max_epochs", "finetune.patience": "patience", "seed": "seed"},
+    **{"batch_size": "bs batch batch_size", "image_size": "imgsz size image_size", "decision": "threshold"},
+    **{"trainer.workers": "workers num_workers", "trainer.precision": "precision", "trainer.devices": "devices gpus"},
+    **{"trainer": "device accelerator", "device": "trainer accelerator", "dataset": "data", "input": "source data"},
+    **{"model": "backbone arch", "model.weights": "weights", "model.pretrained": "pretrained"},
+    **{"checkpoint": "model weights", "hydra.run.dir": "save_dir output_dir"},
+}
+
+QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
+ELEMENT = re.compile(rf"(?:^|,)\s*((?:{QUOTED}|\[.*?\])(?=\s*(?:,|$))|[^,]*)")
+PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)(?:[a-z_]|\.{0,2}/)[\w./-]*|\.{1,2}", re.IGNORECASE | re.ASCII)
+SWEPT = re.compile(r"(?:choice|range|interval|glob|shuffle|sort|tag)\(.*\)")
 
 Parsed = TypeVar("Parsed")
 
@@ -42,17 +63,16 @@ def run_verb(verb: str, task: Callable[[dict[str, Any], Path], int | None]) -> N
     show_all = os.environ.get(FULL_ERROR) == "1"
     os.environ[FULL_ERROR] = "1"  # Hydra would print a page of its own and exit; with this it raises
     try:
-        sys.argv[1:] = _with_words_as_values(verb, sys.argv[1:])
+        sys.argv[1:] = _with_words_as_values(verb, _options_joined(sys.argv[1:]))
         sys.argv[1:] = _with_recorded_overrides(sys.argv[1:])
         sys.argv[1:] = [word for argument in sys.argv[1:] for word in _spelled_out(argument)]
-        sys.argv[1:] = sorted(sys.argv[1:], key=lambda typed: typed not in MULTIRUN)  # Hydra wants it first
+        sweeps = bool(MULTIRUN & set(sys.argv))
+        sys.argv[1:] = [_with_text_quoted(argument, sweeps) for argument in sys.argv[1:]]
+        sys.argv[1:] = sorted(sys.argv[1:], key=lambda typed: not typed.startswith("-"))  # Hydra wants options first
         asks_for_help = bool({"--help", "-h"} & set(sys.argv))
         if verb in TRAINING and asks_for_help:
             sys.argv.append("dataset=synthetic")  # a dataset is required; the help shows the keys of this one
-        if MULTIRUN & set(sys.argv) and not asks_for_help:
-            status = _sweep(verb, show_all)
-        else:
-            status = _run(verb, task, show_all)
+        status = _sweep(verb, show_all) if sweeps and not asks_for_help else _run(verb, task, show_all)
     except Exception as error:
         sentence = _composition_sentence(error, verb) or explain(error)
         if sentence is None or show_all:
@@ -74,7 +94,7 @@ def _run(verb: str, task: Callable[[dict[str, Any], Path], int | None], show_all
             values = _values(config)
             # The processes that a job starts repeat it, in its folder. Lightning would start them on the composed
             # configuration, which no longer knows the presets, if it saw Hydra's state.
-            sys.argv = [typed[0], *state.overrides.task, f"{RUN_DIR}={_quoted(str(folder))}"]
+            sys.argv = [typed[0], *_presets_beside(state), *state.overrides.task, f"{RUN_DIR}={_quoted(str(folder))}"]
             HydraConfig.instance().cfg = None
             if not show_all:
                 del os.environ[FULL_ERROR]
@@ -96,8 +116,9 @@ def _run(verb: str, task: Callable[[dict[str, Any], Path], int | None], show_all
 def _sweep(verb: str, show_all: bool) -> int:
     """Every job, by whichever launcher, and then their table."""
     given = [argument.partition("=")[2] for argument in sys.argv if argument.startswith(f"{SWEEP_DIR}=")]
-    arguments = [argument for argument in sys.argv[1:] if argument not in MULTIRUN and not argument.startswith("hydra")]
-    new = Path(given[-1].strip("'\"")) if given else _new_sweep_folder(verb)
+    presets, rest = "hydra.searchpath=", [argument for argument in sys.argv[1:] if argument not in MULTIRUN]
+    arguments = [argument for argument in rest if argument.startswith(presets) or not argument.startswith("hydra")]
+    new = Path(_unquoted(given[-1])) if given else _new_sweep_folder(verb)
 
     def job(config: DictConfig) -> None:  # by value into other processes: it holds nothing but two words
         _sweep_job(verb, show_all, config)
@@ -123,7 +144,7 @@ def _sweep_job(verb: str, show_all: bool, config: DictConfig) -> None:
         os.environ.pop(FULL_ERROR, None)
     try:
         overrides = list(state.overrides.task)
-        arguments = [*overrides, f"{RUN_DIR}={_quoted(str(folder))}"]
+        arguments = [*_presets_beside(state), *overrides, f"{RUN_DIR}={_quoted(str(folder))}"]
         run_job(Task(verb, state.job.num, folder, overrides, _values(config), arguments, _values(state.job_logging)))
     finally:
         os.environ[FULL_ERROR] = "1"
@@ -155,16 +176,52 @@ def _with_recorded_overrides(arguments: list[str]) -> list[str]:
     runs = [value for key, _, value in (argument.partition("=") for argument in arguments) if key == "resume"]
     if not runs or runs[-1] in ("", "null"):
         return arguments
-    folder = Path(runs[-1])
+    folder = Path(_unquoted(runs[-1])).expanduser()
     if (sweep := recorded_sweep(folder)) is not None:
         rest = [argument for argument in arguments if not argument.startswith("resume=") and argument not in MULTIRUN]
         return ["-m", *sweep, f"{SWEEP_DIR}={_quoted(str(folder))}", *rest]
-    recorded = folder / ".hydra" / "overrides.yaml"
+    started = [argument for argument in recorded_command(folder) if not argument.startswith("resume=")]
+    return [*started, f"{RUN_DIR}={_quoted(str(folder))}", *arguments]
+
+
+def recorded_command(folder: Path) -> list[str]:
+    """What began a run: the options that add presets of the user's own to conf/, and the overrides.
+
+    Raises:
+        UserError: no folder of a run, or its record is damaged.
+    """
+    recorded, state = folder / ".hydra" / "overrides.yaml", folder / ".hydra" / "hydra.yaml"
     if not recorded.is_file():
         what = "is no folder of a run or a sweep" if folder.exists() else "does not exist"
         raise UserError(f"resume={folder} {what}: give one such as runs/<dataset>/<model>/<time>")
-    started = [str(override) for override in OmegaConf.load(recorded) if not str(override).startswith("resume=")]
-    return [*started, f"{RUN_DIR}={_quoted(str(folder))}", *arguments]
+    try:
+        overrides = OmegaConf.to_container(OmegaConf.load(recorded))
+        if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
+            raise ValueError("no list of overrides")
+        return [*(_presets_beside(OmegaConf.load(state).hydra) if state.is_file() else []), *overrides]
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"the record {recorded.parent} is damaged ({type(error).__name__}): repeat the command that began this "
+            f"run, with {_typed(f'{RUN_DIR}={folder}')}"
+        ) from error
+
+
+def _presets_beside(state: Any) -> list[str]:
+    """The arguments of a run, by Hydra's record of it, that name folders of presets beside conf/."""
+    folders = [source.path for source in state.runtime.config_sources if source.provider == "command-line"]
+    typed = [override for override in state.overrides.hydra if override.startswith("hydra.searchpath=")]
+    return [*(f"--config-dir={folder}" for folder in folders), *typed]
+
+
+def _options_joined(arguments: list[str]) -> list[str]:
+    """`--config-dir <folder>` as one word and for any working directory, since a run that is resumed repeats it."""
+    joined, words = [], iter(arguments)
+    for word in words:
+        option, _, folder = word.partition("=")
+        if option in ("--config-dir", "-cd"):
+            word = f"--config-dir={Path(folder or next(words, '')).expanduser().absolute()}"
+        joined.append(word)
+    return joined
 
 
 def _with_words_as_values(verb: str, arguments: list[str]) -> list[str]:
@@ -187,8 +244,40 @@ def _spelled_out(argument: str) -> list[str]:
     return [f"decision={rate}", f"decision.target={value}"]
 
 
+def _with_text_quoted(argument: str, sweeps: bool) -> str:
+    """Text in Hydra's quotes where its grammar would take it for anything else; in a sweep each of several values."""
+    key, sign, value = argument.partition("=")
+    if key.lstrip("+") not in (*TEXTS, *NAMES) or not sign or "${" in value or (sweeps and SWEPT.fullmatch(value)):
+        return argument
+    names = key.lstrip("+") in NAMES
+    return f"{key}={','.join(_as_text(one, names) for one in (ELEMENT.findall(value) if sweeps or names else [value]))}"
+
+
+def _as_text(value: str, may_be_list: bool) -> str:
+    if may_be_list and value.startswith("[") and value.endswith("]"):
+        names = [name.strip() for name in ELEMENT.findall(value[1:-1])] if value[1:-1].strip() else []
+        return f"[{','.join(name if _is_text(name) else _quoted(name) for name in names)}]"
+    return value if value in ("", "null") or _is_text(value) else _quoted(os.path.expanduser(value))  # noqa: PTH111
+
+
+def _is_text(value: str) -> bool:
+    return bool(PLAIN.fullmatch(value) or re.fullmatch(QUOTED, value))
+
+
 def _quoted(value: str) -> str:
-    return "'" + value.replace("'", "\\'") + "'"
+    """As Hydra's grammar has it: backslashes count before a quote only."""
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
+
+
+def _unquoted(value: str) -> str:
+    if not re.fullmatch(QUOTED, value):
+        return value
+    return re.sub(rf"(\\*)(\\{value[0]}|\Z)", lambda m: m[1][: len(m[1]) // 2] + m[2][-1:], value[1:-1])
+
+
+def _typed(argument: str) -> str:
+    """As a shell takes it."""
+    return shlex.quote(argument) if "'" not in argument or set('"$`!\\') & set(argument) else f'"{argument}"'
 
 
 def _composition_sentence(error: Exception, verb: str) -> str | None:
@@ -199,7 +288,7 @@ def _composition_sentence(error: Exception, verb: str) -> str | None:
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key and "." in cause.full_key:
         parent = cause.parent_node
         known = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
-        return _unknown_key(cause.full_key, known)
+        return _unknown_key(cause.full_key, known, verb)
     if isinstance(cause, MissingMandatoryValue):
         return f"{cause.full_key} is not set: add {cause.full_key}=<value>"
     if match := re.search(r"Could not find '([^']+)'\n\nAvailable options in '([^']+)':\n((?:\t.*\n?)+)", text):
@@ -210,17 +299,32 @@ def _composition_sentence(error: Exception, verb: str) -> str | None:
     if match := re.search(r"You must specify '(\w+)', e.g, \w+=<OPTION>\nAvailable options:\n((?:\t.*\n?)+)", text):
         typed = [argument.partition("=")[0] for argument in sys.argv[1:]]
         if near := difflib.get_close_matches(match[1], typed, n=1):
-            return _unknown_key(near[0], [match[1]])
+            return _unknown_key(near[0], [match[1]], verb)
         return f"{match[1]} is not set: add {match[1]}=<name>, one of {', '.join(match[2].split())}"
-    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+    if match := re.search(r"Ambiguous value for argument '(.+)'", text):
         return f"{match[1]} has several values: add -m for a sweep over them, or write one list as 'key=[a,b]'"
     if match := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(match[1], _known_keys(verb))
-    return " ".join(text.splitlines()[0].split()) + "; quote values with brackets, commas or spaces: 'key=[a,b]'"
+        return _unknown_key(match[1], _known_keys(verb), verb)
+    if isinstance(error, OverrideParseException):
+        key, sign, value = error.override.partition("=")
+        if sign:
+            return (
+                f"{error.override} cannot be read: as a text, type {_typed(f'{key}={_quoted(value)}')}; "
+                "as a list, 'key=[a,b]'"
+            )
+        before = sys.argv[max(1, sys.argv.index(error.override) - 1)] if error.override in sys.argv else ""
+        whole = _typed(f"{before} {error.override}")
+        return f"{error.override} is no key=value" + (
+            f": a value with spaces is typed {whole}" if "=" in before else ""
+        )
+    return " ".join(text.splitlines()[0].split())
 
 
-def _unknown_key(key: str, known: list[str]) -> str:
+def _unknown_key(key: str, known: list[str], verb: str) -> str:
     stem, _, word = key.rpartition(".")
+    for pointed, names in POINTERS.items():
+        if word in names.split() and pointed != key and pointed.partition(".")[0] in (*_known_keys(verb), "hydra"):
+            return f"unknown key '{key}': {pointed}=<value> sets it"
     others = f"; known here are {', '.join(known)}" if known else f"; +{key}=<value> adds it"
     near = did_you_mean(word, known) or others
     return f"unknown key '{key}'{near}" if not stem else f"unknown key '{key}' in {stem}{near}"

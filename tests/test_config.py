@@ -1,13 +1,17 @@
 """The command line: who overrules whom, and what a typo reads like."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from defectcls.config import CONF_DIR, _spelled_out
+from defectcls.config import CONF_DIR, _spelled_out, _unquoted, _with_text_quoted, recorded_command, run_verb
+from defectcls.errors import FULL_ERROR
 from tests.conftest import command, composed, process, sentence
 
 SYNTHETIC = "dataset=synthetic"
@@ -71,8 +75,19 @@ TYPOS = {
     ("dataset=folder",): "dataset.root is not set: add dataset.root=<value>",
     (SYNTHETIC, "model=timm"): "model.name is not set: add model.name=<value>",
     (SYNTHETIC, "optim.options=[a,b"): (
-        "no viable alternative at input '[a,b'; quote values with brackets, commas or spaces: 'key=[a,b]'"
+        "optim.options=[a,b cannot be read: as a text, type \"optim.options='[a,b'\"; as a list, 'key=[a,b]'"
     ),
+    (SYNTHETIC, "dataset.root=my", "photos"): (
+        "photos is no key=value: a value with spaces is typed 'dataset.root=my photos'"
+    ),
+    (SYNTHETIC, "lr=1"): "unknown key 'lr': optim.lr=<value> sets it",
+    (SYNTHETIC, "epochs=1"): "unknown key 'epochs': finetune.stages.full.epochs=<value> sets it",
+    (SYNTHETIC, "batch=1"): "unknown key 'batch': batch_size=<value> sets it",
+    (SYNTHETIC, "weights=x"): "unknown key 'weights': model.weights=<value> sets it",
+    (SYNTHETIC, "trainer.max_epochs=1"): (
+        "unknown key 'trainer.max_epochs': finetune.stages.full.epochs=<value> sets it"
+    ),
+    (SYNTHETIC, "dataset.batch_size=1"): "unknown key 'dataset.batch_size': batch_size=<value> sets it",
 }
 
 
@@ -103,6 +118,148 @@ def test_full_error_shows_the_traceback(tmp_path: Path) -> None:
     assert (found.code, found.out) == (1, "")
     assert found.err.startswith("Traceback (most recent call last):\n")
     assert "Key 'lrr' is not in struct" in found.err
+
+
+# --- names that Hydra's grammar takes for something else --------------------------------------------------------------
+
+NAMES = (
+    *(
+        "photos (1)",
+        "50%#1",
+        "a=b",
+        "良品",
+        "o'brien",
+        "a,b",
+        "[1]",
+        "br [1]/good/*.png",
+        "C:\\new\\",
+        'say "ah"',
+        "\\'",
+    ),
+    *(
+        "2024",
+        "1e5",
+        ".5",
+        "true",
+        "null/x",
+        "nan",
+        "runs/mvtec/resnet18/2026-11-28_21-44-48-123456",
+        "../x",
+        "-x",
+        " x ",
+    ),
+)
+
+
+def read_by_hydra(argument: str) -> Any:
+    return OverridesParser.create().parse_override(argument).value()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_text_whatever_the_grammar_makes_of_it(name: str) -> None:
+    argument = _with_text_quoted(f"dataset.root={name}", sweeps=False)
+    assert read_by_hydra(argument) == name
+    assert _with_text_quoted(argument, sweeps=False) == argument  # recorded, and typed again by resume=
+    assert _unquoted(argument.partition("=")[2]) == name
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("[0,null,good part]", ["0", "null", "good part"]),
+        ("[true, 'a,b' ,nan]", ["true", "a,b", "nan"]),
+        ("[o'brien,1e5]", ["o'brien", "1e5"]),
+        ("[]", []),
+        ("0", "0"),
+        ("null", None),
+    ],
+)
+def test_names_in_a_list_are_text(typed: str, read: Any) -> None:
+    for key in ("dataset.sound", "+dataset.classes", "dataset.categories"):
+        assert read_by_hydra(_with_text_quoted(f"{key}={typed}", sweeps=False)) == read
+
+
+def test_what_means_something_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    quoted = {
+        "dataset.root=/mnt/photos": "dataset.root=/mnt/photos",
+        "dataset.root='a b'": "dataset.root='a b'",
+        "model.weights=null": "model.weights=null",
+        "hydra.run.dir=runs/${now:%H}": "hydra.run.dir=runs/${now:%H}",
+        "batch_size=16": "batch_size=16",
+        "output=~/a.csv": "output='/home/ada/a.csv'",
+        "+dataset.table=~root/b": "+dataset.table='/root/b'",
+        "resume=~": "resume='/home/ada'",
+    }
+    assert {argument: _with_text_quoted(argument, sweeps=False) for argument in quoted} == quoted
+
+
+def test_a_sweep_goes_over_the_elements_of_a_list() -> None:
+    quoted = {
+        "dataset.root=a b,c,'d,e'": "dataset.root='a b',c,'d,e'",
+        "dataset.categories=[screw],[0,good part]": "dataset.categories=[screw],['0','good part']",
+        "model.name=resnet18,resnet34": "model.name=resnet18,resnet34",
+        "model.name=choice(resnet18,resnet34)": "model.name=choice(resnet18,resnet34)",
+    }
+    assert {argument: _with_text_quoted(argument, sweeps=True) for argument in quoted} == quoted
+
+
+def test_a_list_without_brackets_is_ambiguous() -> None:
+    assert sentence(command("train", "dataset=folder", "dataset.root=x", "dataset.sound=good,0")) == (
+        "dataset.sound=good,'0' has several values: add -m for a sweep over them, or write one list as 'key=[a,b]'"
+    )
+
+
+def test_what_cannot_be_read_comes_with_what_to_type() -> None:
+    assert sentence(command("train", SYNTHETIC, "+dataset.camera=no#1")) == (
+        "+dataset.camera=no#1 cannot be read: as a text, type \"+dataset.camera='no#1'\"; as a list, 'key=[a,b]'"
+    )
+    assert sentence(command("predict", "weights=x", "checkpoint=y", "input=z")) == (
+        "unknown key 'weights': checkpoint=<value> sets it"
+    )
+
+
+# --- a run begun again ------------------------------------------------------------------------------------------------
+
+
+def composed_by(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any]:
+    """The configuration that `python -m defectcls.train` would train with."""
+    found: list[dict[str, Any]] = []
+    monkeypatch.setattr(sys, "argv", ["defectcls.train", *arguments])
+    monkeypatch.setenv(FULL_ERROR, "0")
+    run_verb("train", lambda config, folder: found.append(config))
+    return found[0]
+
+
+def test_resume_repeats_the_presets_and_later_words_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my conf/model").mkdir(parents=True)
+    (tmp_path / "more/augment").mkdir(parents=True)
+    shutil.copy(CONF_DIR / "model/resnet18.yaml", tmp_path / "my conf/model/mine.yaml")
+    shutil.copy(CONF_DIR / "augment/texture.yaml", tmp_path / "more/augment/own.yaml")
+    monkeypatch.chdir(tmp_path)
+    begun = composed_by(
+        *(monkeypatch, SYNTHETIC, "dataset.root=good (1)", "--config-dir", "my conf", "model=mine", "trainer=gpu"),
+        *(f"hydra.searchpath=[file://{tmp_path}/more]", "augment=own", "hydra.run.dir=run 1"),
+    )
+    monkeypatch.chdir("/")
+    again = composed_by(monkeypatch, f"resume={tmp_path}/run 1", "trainer=cpu")
+    assert begun["dataset"]["root"] == again["dataset"]["root"] == "good (1)"
+    assert (begun["model"], begun["augment"]) == (again["model"], again["augment"])
+    assert (begun["trainer"]["accelerator"], again["trainer"]["accelerator"]) == ("gpu", "cpu")
+    assert again["resume"] == f"{tmp_path}/run 1"
+    assert recorded_command(tmp_path / "run 1")[:2] == [
+        f"--config-dir={tmp_path}/my conf",
+        f"hydra.searchpath=['file://{tmp_path}/more']",
+    ]
+
+
+@pytest.mark.parametrize("content", [b"\0" * 9, b"[a", b"a: b", b"\xff\xfe", b"- 1", b""])
+def test_damaged_record_of_a_run(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra/overrides.yaml").write_bytes(content)
+    text = sentence(command("train", f"resume={tmp_path}"))
+    assert text.startswith(f"the record {tmp_path / '.hydra'} is damaged (")
+    assert text.endswith(f"): repeat the command that began this run, with hydra.run.dir={tmp_path}")
 
 
 # --- wrong values -----------------------------------------------------------------------------------------------------
