@@ -51,10 +51,13 @@ def list_inputs(given: str, root: Path | None) -> Photos:
         raise UserError(
             f"input={given} does not exist: give a photo, a folder, a pattern such as photos/*.png, or a CSV"
         )
-    found = sorted(match for match in glob.iglob(given, recursive=True) if os.path.isfile(match))  # noqa: PTH113, PTH207
+    # A folder may be called `line [1]`: what is there under the very name is no pattern.
+    there = next(folder for folder in path.parents if folder.exists())
+    pattern = os.path.join(glob.escape(str(there)), path.relative_to(there))  # noqa: PTH118
+    found = sorted(match for match in glob.iglob(pattern, recursive=True) if os.path.isfile(match))  # noqa: PTH113, PTH207
     if not found:
         raise UserError(f"input={given} matches no file: ** stands for any folders, * for any part of a name")
-    return Photos(Path(), [match.replace(os.sep, "/") for match in found])
+    return Photos(Path(), [Path(match).as_posix() for match in found])
 
 
 def _images_in(folder: Path) -> list[str]:

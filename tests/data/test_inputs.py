@@ -44,6 +44,15 @@ def test_a_pattern_gives_the_files_that_match(
     assert list_inputs(pattern, None) == Photos(Path(), names)
 
 
+@pytest.mark.parametrize("folder", ["br [1]", "a*b", "*"])
+def test_a_folder_that_is_there_is_no_pattern(tmp_path: Path, folder: str) -> None:
+    for name in (f"{folder}/good/0.png", "br 1/good/1.png", "axb/good/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = list_inputs(f"{tmp_path}/{folder}/good/*.png", None)
+    assert [found.root / name for name in found.names] == [tmp_path / folder / "good/0.png"]
+
+
 def test_an_absolute_pattern_gives_absolute_names(photos: Path) -> None:
     found = list_inputs(f"{photos}/b.*", None)
     assert [found.root / name for name in found.names] == [photos / "b.png"]
