@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from defectcls.errors import FULL_ERROR, UserError, did_you_mean, explain
+from defectcls.errors import AGAIN, FULL_ERROR, Stopped, UserError, did_you_mean, explain, stoppable
+from defectcls.files import print_whatever, reader_has_gone
 from defectcls.jobs import Task, close_sweep, open_sweep, recorded_sweep, run_job
 
 # In a wheel conf/ lies inside the package, in a checkout beside it.
@@ -30,6 +32,7 @@ MULTIRUN = {"-m", "--multirun"}
 WORDS = {"compare": "runs"}  # verbs that take words that are no key=value, and the key these are the values of
 SHORT = {"recall": ">=", "precision": ">=", "fpr": "<="}  # decisions with a target, and the sign before it
 TRAINING = ("train", "crossval", "audit", "benchmark")  # verbs that need a dataset
+RESUMED = ("train", "crossval")  # those that go on where they stopped
 TEXTS = (  # keys whose values are text whatever Hydra's grammar makes of it; a leading ~ is somebody's home
     *("dataset.root", "dataset.table", "dataset.cache_dir", "dataset.split.hold_out_defect_type", "model.name"),
     *("model.weights", "logger.project", "logger.group", "resume", "checkpoint", "predictions", "input", "output"),
@@ -57,39 +60,70 @@ Parsed = TypeVar("Parsed")
 def run_verb(verb: str, task: Callable[[dict[str, Any], Path], int | None]) -> None:
     """Compose conf/<verb>.yaml with the command line and call `task(config, run folder)`, in a sweep for every job.
 
-    A user's mistake ends in one sentence on stderr and exit status 2; HYDRA_FULL_ERROR=1 shows its traceback. What the
-    task returns is the exit status, in a sweep the highest; 1 where some of its jobs failed.
+    A user's mistake ends in one sentence on stderr and exit status 2; HYDRA_FULL_ERROR=1 shows its traceback. So does
+    a signal, in 128 and its number. What the task returns is the exit status, in a sweep the highest; 1 where some of
+    its jobs failed.
     """
     show_all = os.environ.get(FULL_ERROR) == "1"
     os.environ[FULL_ERROR] = "1"  # Hydra would print a page of its own and exit; with this it raises
-    try:
-        sys.argv[1:] = _with_words_as_values(verb, _options_joined(sys.argv[1:]))
-        sys.argv[1:] = _with_recorded_overrides(sys.argv[1:])
-        sys.argv[1:] = [word for argument in sys.argv[1:] for word in _spelled_out(argument)]
-        sweeps = bool(MULTIRUN & set(sys.argv))
-        sys.argv[1:] = [_with_text_quoted(argument, sweeps) for argument in sys.argv[1:]]
-        sys.argv[1:] = sorted(sys.argv[1:], key=lambda typed: not typed.startswith("-"))  # Hydra wants options first
-        asks_for_help = bool({"--help", "-h"} & set(sys.argv))
-        if verb in TRAINING and asks_for_help:
-            sys.argv.append("dataset=synthetic")  # a dataset is required; the help shows the keys of this one
-        status = _sweep(verb, show_all) if sweeps and not asks_for_help else _run(verb, task, show_all)
-    except Exception as error:
-        sentence = _composition_sentence(error, verb) or explain(error)
-        if sentence is None or show_all:
-            raise
-        print(f"error: {sentence}", file=sys.stderr)
-        status = 2
+    begun: list[Path] = []
+    status = 128 + 13  # as a shell has it where the reader of a pipe has gone before all was printed
+    print_whatever()
+    with stoppable() as received:
+        try:
+            status = _run_or_sweep(verb, task, show_all, begun)
+            sys.stdout.flush()
+        except (Exception, Stopped) as error:
+            way_on = _way_on(verb, begun)
+            sentence = _composition_sentence(error, verb) or explain(error, way_on)
+            if received:
+                status = 128 + received[0]
+                print(f"stopped by {signal.Signals(received[0]).name}: {way_on}", file=sys.stderr)
+            elif not (isinstance(error, BrokenPipeError) and reader_has_gone()):
+                if sentence is None or show_all:
+                    raise
+                status = 2
+                print(f"error: {sentence}", file=sys.stderr)
     if status:
         sys.exit(status)
 
 
-def _run(verb: str, task: Callable[[dict[str, Any], Path], int | None], show_all: bool) -> int:
+def _run_or_sweep(
+    verb: str, task: Callable[[dict[str, Any], Path], int | None], show_all: bool, begun: list[Path]
+) -> int:
+    sys.argv[1:] = _with_words_as_values(verb, _options_joined(sys.argv[1:]))
+    sys.argv[1:] = _with_recorded_overrides(sys.argv[1:])
+    sys.argv[1:] = [word for argument in sys.argv[1:] for word in _spelled_out(argument)]
+    sweeps = bool(MULTIRUN & set(sys.argv))
+    sys.argv[1:] = [_with_text_quoted(argument, sweeps) for argument in sys.argv[1:]]
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda typed: not typed.startswith("-"))  # Hydra wants options first
+    asks_for_help = bool({"--help", "-h"} & set(sys.argv))
+    if verb in TRAINING and asks_for_help:
+        sys.argv.append("dataset=synthetic")  # a dataset is required; the help shows the keys of this one
+    if sweeps and not asks_for_help:
+        return _sweep(verb, show_all, begun)
+    return _run(verb, task, show_all, begun)
+
+
+def _way_on(verb: str, begun: list[Path]) -> str:
+    """What goes on after a run, or a sweep, was cut short.
+
+    Args:
+        begun: its folder, where there was one yet.
+    """
+    if not begun or not begun[-1].is_dir() or not (verb in RESUMED or recorded_sweep(begun[-1]) is not None):
+        return AGAIN
+    return f"{_typed(f'resume={begun[-1]}')} goes on"
+
+
+def _run(verb: str, task: Callable[[dict[str, Any], Path], int | None], show_all: bool, begun: list[Path]) -> int:
     failed: list[Exception] = []
     statuses = [0]
 
     def job(config: DictConfig) -> None:
         state, typed = HydraConfig.get(), sys.argv
         folder = Path(state.runtime.output_dir)
+        begun.append(folder)
         try:
             values = _values(config)
             # The processes that a job starts repeat it, in its folder. Lightning would start them on the composed
@@ -113,7 +147,7 @@ def _run(verb: str, task: Callable[[dict[str, Any], Path], int | None], show_all
     return max(statuses)
 
 
-def _sweep(verb: str, show_all: bool) -> int:
+def _sweep(verb: str, show_all: bool, begun: list[Path]) -> int:
     """Every job, by whichever launcher, and then their table."""
     given = [argument.partition("=")[2] for argument in sys.argv if argument.startswith(f"{SWEEP_DIR}=")]
     presets, rest = "hydra.searchpath=", [argument for argument in sys.argv[1:] if argument not in MULTIRUN]
@@ -124,14 +158,11 @@ def _sweep(verb: str, show_all: bool) -> int:
         _sweep_job(verb, show_all, config)
 
     with open_sweep(new, bool(given), verb, arguments) as folder:
+        begun.append(folder)
         sys.argv.append(f"{SWEEP_DIR}={_quoted(str(folder))}")
         try:
             hydra.main(config_path=str(CONF_DIR), config_name=verb, version_base="1.3")(job)()
-        except KeyboardInterrupt:
-            print(f"stopped: resume={folder}, or the same command, goes on", file=sys.stderr)
-            close_sweep(folder, stopped=True)
-            return 130
-        except Exception:
+        except (Exception, Stopped):
             close_sweep(folder, stopped=True)
             raise
         return close_sweep(folder)
@@ -280,7 +311,7 @@ def _typed(argument: str) -> str:
     return shlex.quote(argument) if "'" not in argument or set('"$`!\\') & set(argument) else f'"{argument}"'
 
 
-def _composition_sentence(error: Exception, verb: str) -> str | None:
+def _composition_sentence(error: BaseException, verb: str) -> str | None:
     """Hydra's and OmegaConf's errors in one sentence: what was typed, what is near, what is allowed."""
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None

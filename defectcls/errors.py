@@ -1,17 +1,64 @@
-"""A user's mistake becomes one sentence; a real bug keeps its traceback."""
+"""A user's mistake becomes one sentence, and so does a signal; a real bug keeps its traceback."""
 
 import difflib
 import errno
+import os
+import signal
 import sys
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable: 1 shows the traceback of a mistake
+AGAIN = "the same command begins anew"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+SAME_S = 1.0  # signals that arrive within so many seconds are one: a terminal and what stands between may both send it
 MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class UserError(Exception):
     """Something the user can mend. The message is one sentence: what was given, what is allowed, what to type."""
+
+
+class Stopped(BaseException):
+    """Ctrl-C or SIGTERM: no error, so that it passes whoever handles those; Lightning keeps KeyboardInterrupt."""
+
+
+@contextmanager
+def stoppable() -> Iterator[list[int]]:
+    """The first Ctrl-C or SIGTERM raises `Stopped` in the main thread, the next one kills.
+
+    Yields:
+        The signal's number, once it has come: whatever is raised then may be the signal in another guise.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+        yield received
+        return
+    owner, since = os.getpid(), 0.0
+
+    def stop(number: int, frame: Any) -> None:  # noqa: ARG001  as signal calls it
+        nonlocal since
+        forked = os.getpid() != owner
+        if forked and number == signal.SIGINT:
+            return  # a process that loads images: its owner ends it
+        if forked or (received and time.monotonic() - since > SAME_S):
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif not received:
+            received.append(number)
+            since = time.monotonic()
+            raise Stopped
+
+    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -20,13 +67,21 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f", did you mean '{near[0]}'?" if near else ""
 
 
-def explain(error: BaseException) -> str | None:
-    """One sentence for what a user can mend, None for a bug."""
+def explain(error: BaseException, way_on: str = AGAIN) -> str | None:
+    """One sentence for what a user can mend, None for a bug.
+
+    Args:
+        way_on: what goes on once it is mended, such as `resume=<run folder> goes on`.
+    """
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = f", for {error.filename}" if error.filename else ""
+        return f"no space left on the disk{where}; what was written is kept: make room, then {way_on}"
+    if isinstance(error, OSError) and error.errno in REFUSED and error.filename:
         return (
-            "no space left on the disk; what was written is kept: make room, then start again, or resume=<run folder>"
+            f"{error.filename} cannot be used ({error.strerror}): let this user read and write there, or give another "
+            "place, such as hydra.run.dir=<folder>"
         )
     out_of_memory = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in MEMORY_WORDS)
     if out_of_memory or isinstance(error, MemoryError):

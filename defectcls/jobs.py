@@ -28,8 +28,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from defectcls.errors import FULL_ERROR, UserError, explain
-from defectcls.files import lock_at_once, locked, written_whole
+from defectcls.errors import FULL_ERROR, Stopped, UserError, explain, stoppable
+from defectcls.files import lock_at_once, locked, print_whatever, written_whole
 
 if TYPE_CHECKING:
     from defectcls.evaluation.sweeps import Job
@@ -82,8 +82,9 @@ def run_job(task: Task) -> dict[str, Any]:
     process.start()
     try:
         process.join()
-    except KeyboardInterrupt:
-        process.join()  # it got the same signal, and ends its dashboard
+    except (KeyboardInterrupt, Stopped):
+        process.terminate()  # if it has not got the same signal; it ends its dashboard
+        process.join()
         raise
     done = _read(record)
     if done is None or done["status"] == UNFINISHED:
@@ -107,16 +108,20 @@ def _work(task: Task, variables: dict[str, str]) -> None:
     module = sys.modules["__main__"] = import_module(f"defectcls.{task.verb}")
     sys.argv = [str(module.__file__), *task.arguments]
     record = task.folder / RECORD
-    with locked(task.folder / "job.lock", f"job {task.number} is being done by another process"):
+    print_whatever()
+    with (
+        locked(task.folder / "job.lock", f"job {task.number} is being done by another process"),
+        stoppable() as stopped,
+    ):
         if (_read(record) or {}).get("status") == FINISHED:
             return
         _write(record, task.record(UNFINISHED))
         try:
             status = getattr(module, task.verb)(task.config, task.folder) or 0
-        except KeyboardInterrupt:
-            sys.exit(128 + signal.SIGINT)
-        except Exception as error:
-            sentence = explain(error)
+        except (Exception, Stopped) as error:
+            if stopped:
+                sys.exit(128 + stopped[0])
+            sentence = explain(error, "the command of the sweep goes on")
             if sentence is None or variables.get(FULL_ERROR) == "1":
                 traceback.print_exc()
             _write(record, task.record(FAILED, sentence or repr(error)))

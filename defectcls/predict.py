@@ -59,14 +59,15 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     seconds = time.perf_counter() - start
     summary = _about(predictor, settings) | tally.counts | {"output": str(output), "root": str(photos.root)}
     summary |= {"seconds": seconds, "images_per_second": tally.counts["images"] / seconds}
-    words = outcome_words(summary), *decision_words(summary["decision"]), *not_promised(summary["decision"])
-    print(*words, sep="\n")
-    speed = "" if settings.watch else f"{summary['images_per_second']:.1f} photos per second; "
-    print(f"{speed}table: {output}")
     (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
     if settings.gallery:
         page = _page(predictor, photos.root, tally, summary, settings)
         (folder / "gallery.html").write_text(page, encoding="utf-8")
+    words = outcome_words(summary), *decision_words(summary["decision"]), *not_promised(summary["decision"])
+    print(*words, sep="\n")
+    speed = "" if settings.watch else f"{summary['images_per_second']:.1f} photos per second; "
+    print(f"{speed}table: {output}")
+    if settings.gallery:
         print(f"page: {folder / 'gallery.html'}")
     return int(tally.counts["unreadable"] > 0)
 

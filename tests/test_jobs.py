@@ -223,6 +223,27 @@ def test_killed_sweep_goes_on_where_it_was(tiny: list[str], tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_stopped_sweep_ends_its_job_and_dashboard_and_goes_on(tiny: list[str], tmp_path: Path) -> None:
+    from tests.test_loggers import offline_runs
+
+    given = (*tiny, "finetune.probe=false", "logger=wandb", "finetune.stages.full.epochs=40", "seed=0,1")
+    whole = [sys.executable, "-m", "defectcls.train", "-m", *given, "finetune.patience=null"]
+    begun = subprocess.Popen(whole, cwd=tmp_path, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("runs/sweeps/*/0/checkpoints/last.ckpt")):
+        time.sleep(0.05)
+        assert begun.poll() is None
+    begun.terminate()
+    _, err = begun.communicate()
+    (folder,) = tmp_path.glob("runs/sweeps/*")
+    assert begun.returncode == 143
+    assert err.endswith(f"stopped by SIGTERM: resume={folder.relative_to(tmp_path)} goes on\n")
+    assert statuses(folder) == {0: "unfinished"}
+    assert [run.exit_code for run in offline_runs(folder / "0")] == [1]
+    assert process("defectcls.train", f"resume={folder}", cwd=tmp_path).code == 0
+    assert statuses(folder) == {0: "finished", 1: "finished"}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_other_launchers_do_the_same_jobs(tiny: list[str], tmp_path: Path, launcher: str) -> None:
     pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")

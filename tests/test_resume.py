@@ -172,9 +172,49 @@ def test_folder_that_is_no_run(tmp_path: Path) -> None:
     assert sentence(command("train", f"resume={tmp_path}")) == expected
 
 
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), pytest.param("SIGINT", 130, marks=pytest.mark.slow)])
+def test_stopped_by_a_signal_it_says_what_goes_on_and_does(
+    tiny: list[str],
+    straight: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    status: int,
+) -> None:
+    step, killed = Classifier.training_step, []
+
+    def stopped(self: Classifier, batch: Any, number: int) -> Any:
+        if self.global_step == 4 and not killed:
+            killed.append(name)
+            os.kill(os.getpid(), signal.Signals[name])
+        return step(self, batch, number)
+
+    monkeypatch.setattr(Classifier, "training_step", stopped)
+    outcome = command("train", *tiny, *RECIPES["steps"], f"hydra.run.dir={tmp_path}")
+    assert (outcome.code, outcome.out) == (status, "")
+    assert outcome.err.splitlines()[-1] == f"stopped by {name}: resume={tmp_path} goes on"
+    assert command("train", f"resume={tmp_path}").code == 0
+    assert_same_run(straight("steps"), tmp_path)
+
+
+def test_stopped_while_torch_is_imported(tiny: list[str], tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "defectcls.train", *tiny, f"hydra.run.dir={tmp_path}/run"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        while not (tmp_path / "run/.hydra/overrides.yaml").exists():
+            assert running.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.3)
+        running.terminate()
+        out, err = running.communicate()
+    assert (running.returncode, out) == (143, "")
+    assert f"stopped by SIGTERM: resume={tmp_path}/run goes on\n" in err
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("attempt", range(3))
-def test_killed_at_a_random_moment_and_resumed_is_the_same_run(tiny: list[str], tmp_path: Path, attempt: int) -> None:
+@pytest.mark.parametrize(("name", "status"), [("SIGKILL", -9), ("SIGTERM", 143), ("SIGINT", 130)])
+def test_killed_at_a_random_moment_and_resumed_is_the_same_run(
+    tiny: list[str], tmp_path: Path, name: str, status: int
+) -> None:
     long = ("finetune.probe=true", "finetune.stages.full.epochs=40", "finetune.patience=null", "image_size=64")
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert command("train", *tiny, *long, f"hydra.run.dir={straight}").code == 0
@@ -184,9 +224,9 @@ def test_killed_at_a_random_moment_and_resumed_is_the_same_run(tiny: list[str], 
         while not (killed / "checkpoints/last.ckpt").exists():
             assert running.poll() is None
             time.sleep(0.01)
-        time.sleep(random.Random(attempt).random() * 2)
-        os.kill(running.pid, signal.SIGKILL)
-    assert running.returncode == -signal.SIGKILL
+        time.sleep(random.Random(name).random() * 2)
+        running.send_signal(signal.Signals[name])
+    assert running.returncode == status
     assert not (killed / "metrics.json").exists()
     outcome = process("defectcls.train", f"resume={killed}", cwd=tmp_path)
     assert outcome.code == 0, outcome.err
