@@ -1,10 +1,12 @@
-"""W&B, TensorBoard and MLflow: they mirror what the run folder holds."""
+"""W&B, TensorBoard and MLflow: they mirror what the run folder holds, and their failure is a warning."""
 
+import functools
 import io
 import logging
 import math
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +25,69 @@ log = logging.getLogger(__name__)
 
 THUMBNAIL_PX = 96
 INIT_TIMEOUT_S = 15.0
+GOES_ON = "logger=%s has failed, and the run goes on without it: %s"
 
 
 def build_logger(settings: LoggerSettings, folder: Path, config: dict[str, Any]) -> Logger | None:
     """The logger of one run, or None for `csv`, which is always written. Never prompts; W&B is offline when logged out.
 
+    None, after a warning, for one that cannot begin; one that fails later says so once, and the run goes on without it.
     A resumed run continues its own W&B run: its id and group lie in the run folder. One that `wandb agent` starts is
     the run that the agent announced, in no group.
 
     Raises:
         UserError: the logger's package is not installed.
     """
-    folder, name = folder.resolve(), "/".join(folder.parts[-3:])
+    name, folder = "/".join(folder.parts[-3:]), folder.resolve()
     try:
-        if settings.name == "wandb":
-            return _wandb_logger(settings, folder, config, name)
-        if settings.name == "tensorboard":
-            from lightning.pytorch.loggers import TensorBoardLogger
-
-            return TensorBoardLogger(folder, name="tensorboard", version="")
-        if settings.name == "mlflow":
-            from lightning.pytorch.loggers import MLFlowLogger
-
-            server = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-            return MLFlowLogger(settings.project, name, tracking_uri=server)
+        built = _build(settings, folder, config, name)
     except ModuleNotFoundError as error:
         raise UserError(f"logger={settings.name} needs a package: pip install 'defectcls[{settings.name}]'") from error
-    return None
+    except Exception as error:  # whatever a dashboard raises
+        log.warning(GOES_ON, settings.name, " ".join(repr(error).split()))
+        return None
+    if built is None:
+        return None
+    for method in ("log_metrics", "log_hyperparams", "save", "finalize"):
+        setattr(built, method, _tolerated(built, getattr(built, method)))
+    return built
+
+
+def _build(settings: LoggerSettings, folder: Path, config: dict[str, Any], name: str) -> Logger | None:
+    built: Logger | None = None
+    if settings.name == "wandb":
+        built = _wandb_logger(settings, folder, config, name)
+    elif settings.name == "tensorboard":
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        built = TensorBoardLogger(folder, name="tensorboard", version="")
+    elif settings.name == "mlflow":
+        from lightning.pytorch.loggers import MLFlowLogger
+
+        server = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        built = MLFlowLogger(settings.project, name, tracking_uri=server)
+    getattr(built, "experiment", None)  # starts the run: Lightning would, where nothing catches what is raised
+    return built
+
+
+def _tolerated(logger: Logger, method: Callable[..., None]) -> Callable[..., None]:
+    """The same, but whatever a dashboard raises is one warning, and from then on nothing is told to it."""
+
+    @functools.wraps(method)
+    def call(*given: Any, **options: Any) -> None:
+        try:
+            if "failed" not in vars(logger):
+                method(*given, **options)
+        except Exception as error:
+            _warn_once(logger, error)
+
+    return call
+
+
+def _warn_once(logger: Logger, error: Exception) -> None:
+    if "failed" not in vars(logger):
+        log.warning(GOES_ON, type(logger).__name__.removesuffix("Logger").lower(), " ".join(repr(error).split()))
+    vars(logger)["failed"] = True
 
 
 def _wandb_logger(
@@ -102,8 +140,18 @@ def log_results(
     table_rows: int,
 ) -> None:
     """Test metrics and their intervals to any logger; to W&B also what the report shows, and thumbnails."""
-    if logger is None:
-        return
+    if logger is not None:
+        _tolerated(logger, _send_results)(logger, metrics, predictions, pictures, root, table_rows)
+
+
+def _send_results(
+    logger: Logger,
+    metrics: dict[str, Any],
+    predictions: pd.DataFrame,
+    pictures: dict[str, bytes],
+    root: Path,
+    table_rows: int,
+) -> None:
     test = defect_numbers(metrics["test"])
     numbers = {f"test/{name}": value for name, value in test.items() if isinstance(value, float | int)}
     if (auroc := defect_numbers(metrics["val"])["auroc"]) is not None:
@@ -154,7 +202,8 @@ def log_sweep(settings: LoggerSettings, folder: Path, sweep: Sweep) -> None:
         return
     of_sweep = settings.model_copy(update={"job_type": "sweep", "tags": []})
     logger, failed = build_logger(of_sweep, folder, {"sweep": sweep.name, "shared": sweep.shared}), True
-    assert isinstance(logger, WandbLogger)
+    if not isinstance(logger, WandbLogger):
+        return  # it could not begin
     import wandb
 
     try:
@@ -185,6 +234,9 @@ def finish(logger: Logger | None, failed: bool) -> None:
         import wandb
 
         if wandb.run is not None:
-            wandb.finish(exit_code=int(failed))
+            try:
+                wandb.finish(exit_code=int(failed))
+            except Exception as error:
+                _warn_once(logger, error)
     elif logger is not None:
         logger.finalize("failed" if failed else "success")

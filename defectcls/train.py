@@ -45,8 +45,8 @@ def train_run(config: dict[str, Any], folder: Path) -> dict[str, Any] | None:
             metrics |= found
             root = settings.dataset.root
             pictures = results.draw(metrics, predictions, root, run.record.table(), heat)
-            log_results(logger, metrics, test, pictures, root, settings.logger.table_rows)
             results.write_results(folder, metrics, predictions, pictures)
+            log_results(logger, metrics, test, pictures, root, settings.logger.table_rows)
         run.close()
         failed = False
     finally:

@@ -17,20 +17,22 @@ from typing import Any
 import pandas as pd
 import pytest
 import wandb
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from PIL import Image
 from wandb import wandb_agent
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.launch.sweeps.utils import load_sweep_config
 
+from defectcls import loggers
 from defectcls.config import CONF_DIR, parse
 from defectcls.evaluation.sweep_page import write_sweep
 from defectcls.evaluation.sweeps import Job, summarise_sweep
 from defectcls.loggers import build_logger, finish, log_results, log_sweep
 from defectcls.model.classifier import Classifier
 from defectcls.settings import LoggerSettings, TrainSettings
-from tests.conftest import CHECKOUT, command, composed, process, sentence
+from tests.conftest import CHECKOUT, command, composed, leave_pictures_out, process, sentence
 
+RESULTS = ["metrics.json", "predictions.csv", "report.html"]
 BLOCK = 32768  # bytes; the format is LevelDB's log: blocks of (checksum, length, kind, data), here after 7 bytes
 
 
@@ -287,6 +289,70 @@ def test_a_run_whose_wandb_cannot_be_reached_is_kept_offline(tmp_path: Path, mon
     assert isinstance(logger, WandbLogger)
     assert logger.experiment.offline
     finish(logger, failed=False)
+
+
+# --- dashboards that fail ---------------------------------------------------------------------------------------------
+
+
+def failing(*_: Any, **__: Any) -> Any:
+    raise ConnectionError("the server is gone")
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "tensorboard"])
+def test_a_logger_that_cannot_begin_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    monkeypatch.setattr(loggers, f"_{name}_logger" if name == "wandb" else "_build", failing)
+    settings = WANDB.model_copy(update={"name": name})
+    assert build_logger(settings, tmp_path, {}) is None
+    assert caplog.messages == [
+        f"logger={name} has failed, and the run goes on without it: ConnectionError('the server is gone')"
+    ]
+
+
+def test_a_server_that_dies_is_told_nothing_more_after_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[float] = []
+
+    def send(self: CSVLogger, metrics: dict[str, float], step: int | None = None) -> None:
+        told.append(metrics["lr"])
+        if metrics["lr"] == 2:
+            raise ConnectionError("the server\nis gone")
+
+    monkeypatch.setattr(CSVLogger, "log_metrics", send)
+    monkeypatch.setattr(loggers, "_build", lambda *_: CSVLogger(tmp_path))  # stands in for any of Lightning's
+    logger = build_logger(WANDB, tmp_path, {})
+    assert logger is not None
+    for number in range(1, 5):
+        logger.log_metrics({"lr": number}, number)
+        logger.save()
+    log_results(logger, {}, pd.DataFrame(), {}, tmp_path, 1)
+    finish(logger, failed=False)
+    assert told == [1, 2]
+    assert caplog.messages == [
+        "logger=csv has failed, and the run goes on without it: ConnectionError('the server\\nis gone')"
+    ]
+
+
+def test_results_are_on_the_disk_before_a_dashboard_is_told(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline W&B that fails with the results and once more when it is to end: exit 0, one warning, every file."""
+
+    def send(*_: Any, **__: Any) -> None:
+        assert sorted(file.name for file in tmp_path.glob("*.*")) == ["metrics.csv", *RESULTS]
+        raise ConnectionError("the server is gone")
+
+    monkeypatch.setattr(loggers, "_send_results", send)
+    monkeypatch.setattr(wandb, "finish", failing)
+    leave_pictures_out(monkeypatch)
+    outcome = command("train", *tiny, "logger=wandb", "finetune=probe", f"hydra.run.dir={tmp_path}")
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.count("has failed, and the run goes on without it") == 1
+    assert json.loads((tmp_path / "metrics.json").read_text())["test"]["n"] > 0
+    monkeypatch.undo()
+    wandb.finish()
 
 
 # --- sweeps -----------------------------------------------------------------------------------------------------------
