@@ -17,12 +17,15 @@ def audit(config: dict[str, Any], folder: Path) -> int:
 
     settings = parse(AuditSettings, config)
     from defectcls.data.findings import balance, take_inventory
+    from defectcls.data.samples import counted
     from defectcls.errors import UserError
     from defectcls.evaluation.audit import print_audit, render_audit, summarise
 
     inventory = take_inventory(settings.dataset, settings.target, settings.seed)
     doubted: list[Finding] = []
     notes = [f"train would refuse this set: {inventory.refusal}"] if inventory.refusal else []
+    left_out = inventory.samples.attrs.get("left_out", {})
+    notes += [f"Beside the photos: {counted(left_out)}."] if left_out else []
     if settings.audit.wrong_labels:
         try:
             doubted = doubted_labels(settings, inventory, folder)
@@ -38,7 +41,7 @@ def audit(config: dict[str, Any], folder: Path) -> int:
     (folder / "audit.html").write_text(page, encoding="utf-8")
     from defectcls.results import provenance
 
-    about = {"command": job_command(), **provenance(settings.seed, config)}
+    about = {"left_out": left_out, "command": job_command(), **provenance(settings.seed, config)}
     (folder / "audit.json").write_text(json.dumps(summary | about, indent=2), encoding="utf-8")
     print_audit(summary, folder)
     return int(inventory.leaks > 0)
@@ -56,7 +59,8 @@ def doubted_labels(settings: "AuditSettings", inventory: "Inventory", folder: Pa
     from defectcls.model.frozen import extract_features
     from defectcls.model.wrong_labels import doubt_labels
 
-    lenient = settings.model_copy(update={"dataset": settings.dataset.model_copy(update={"on_unreadable": "skip"})})
+    accepting = {"on_unreadable": "skip", "contradictions": "allow"}
+    lenient = settings.model_copy(update={"dataset": settings.dataset.model_copy(update=accepting)})
     device = device_of(settings.trainer)
     data = build_data(lenient, split=False, device=device)
     resolved = with_compute(settings, data, device)

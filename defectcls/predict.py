@@ -32,12 +32,13 @@ def predict(config: dict[str, Any], folder: Path) -> int:
 
     settings = parse(PredictSettings, config)
     from defectcls.data.inputs import Photos, list_inputs
+    from defectcls.data.samples import counted
     from defectcls.files import checkpoint_file
     from defectcls.prediction.output import latest, refuse_output
 
     output = settings.output or folder / "predictions.csv"
     refuse_output(output, settings.overwrite or settings.watch)
-    photos = Photos(Path(settings.input), []) if settings.watch else list_inputs(settings.input, settings.root)
+    photos = Photos(Path(settings.input), [], {}) if settings.watch else list_inputs(settings.input, settings.root)
     checkpoint_file(settings.checkpoint)  # told before torch is imported
     from defectcls.evaluation.gallery import outcome_words
     from defectcls.evaluation.tally import Tally
@@ -58,6 +59,7 @@ def predict(config: dict[str, Any], folder: Path) -> int:
         tally.add(latest(output))
     seconds = time.perf_counter() - start
     summary = _about(predictor, settings) | tally.counts | {"output": str(output), "root": str(photos.root)}
+    summary["left_out"] = photos.left_out
     summary |= {"seconds": seconds, "images_per_second": tally.counts["images"] / seconds}
     (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
     if settings.gallery:
@@ -65,6 +67,8 @@ def predict(config: dict[str, Any], folder: Path) -> int:
         (folder / "gallery.html").write_text(page, encoding="utf-8")
     words = outcome_words(summary), *decision_words(summary["decision"]), *not_promised(summary["decision"])
     print(*words, sep="\n")
+    if photos.left_out:
+        print(f"beside the photos: {counted(photos.left_out)}")
     speed = "" if settings.watch else f"{summary['images_per_second']:.1f} photos per second; "
     print(f"{speed}table: {output}")
     if settings.gallery:
@@ -78,7 +82,8 @@ def _written(
     """Predict and write batch by batch, so that memory is bounded and a kill loses little."""
     from tqdm import tqdm
 
-    from defectcls.prediction.output import writable, written_by_and_by
+    from defectcls.data.samples import writable
+    from defectcls.prediction.output import written_by_and_by
 
     names = iter(photos.names)
     paths = (os.path.join(photos.root, name) for name in photos.names)  # noqa: PTH118  quick, and names may be absolute

@@ -57,6 +57,8 @@ class DatasetSettings(Settings):
     download: bool
     resize: Literal["squash", "pad"]
     on_unreadable: Literal["error", "skip"]
+    join_spellings: bool
+    contradictions: Literal["error", "allow"]
     consecutive: PositiveInt | None
     prevalence: Annotated[float, Field(gt=0, lt=1)] | None
     cache: Annotated[

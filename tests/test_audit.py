@@ -90,6 +90,8 @@ def test_every_fault_is_named_once(tmp_path: Path) -> None:
     Image.new("RGB", (80, 80), (90, 90, 90)).save(root / "good" / "flat.png")
     surface(root / "good" / "small.png", 500, side=70)
     surface(root / "good" / "grey.png", 501, mode="L")
+    for beside in ("notes.txt", "good/README", "bad/.hidden"):
+        (root / beside).touch()
     found = of_folder(root, tmp_path)
     assert found.outcome.code == 0, found.outcome
     assert found.of("identical") == [("good/03.png", "bad/copy.png", "")]
@@ -106,6 +108,12 @@ def test_every_fault_is_named_once(tmp_path: Path) -> None:
     assert (copy["kind"], copy["label"], copy["other_label"]) == ("identical", "sound", "defective")
     assert copy["split"] == copy["other_split"] != ""
     assert "1 pair of copies or near-identical images carry different labels." in found.summary["verdict"]
+    assert (
+        "train would refuse this set: bad/copy.png (defective) and good/03.png (sound) hold the same bytes under "
+        "different labels: delete the wrong ones, or add dataset.contradictions=allow"
+    ) in found.summary["verdict"]
+    assert found.summary["left_out"] == {".txt": 1, "without suffix": 1}
+    assert "Beside the photos: 1 .txt, 1 without suffix." in found.summary["verdict"]
 
 
 def test_the_split_of_the_audit_is_the_one_that_train_makes(tmp_path: Path, tiny: list[str]) -> None:

@@ -225,13 +225,17 @@ def test_report_looks_inside(finished: Path) -> None:
     assert sum(row["n"] for row in sizes) == len(test)
 
 
-@pytest.mark.parametrize(("score", "said"), [("80", "80"), ("", "nan")])
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [
+        ("80", "the score of b is 80, and of 1 rows no probability: it must be from 0 (sound) to 1 (defective)"),
+        ("", "score is missing in row 2 (after the header); it must be a number"),
+    ],
+)
 def test_score_that_is_no_probability(tmp_path: Path, score: str, said: str) -> None:
     (tmp_path / "other.csv").write_text(f"path,defective,score\na,0,0.5\nb,1,{score}\n")
-    assert sentence(evaluate(tmp_path / "new", f"predictions={tmp_path / 'other.csv'}")) == (
-        f"{tmp_path / 'other.csv'}: the score of b is {said}, and of 1 rows no probability: "
-        "it must be from 0 (sound) to 1 (defective)"
-    )
+    outcome = evaluate(tmp_path / "new", f"predictions={tmp_path / 'other.csv'}")
+    assert sentence(outcome) == f"{tmp_path / 'other.csv'}: {said}"
 
 
 def test_threshold_is_in_the_scores_of_the_table(tmp_path: Path) -> None:

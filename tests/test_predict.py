@@ -24,6 +24,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         paint(root / f"photos/{number % 2}/{number}.png", (20 * number, 90, 200))
     (root / "photos/0/text.png").write_text("no pixels")
     (root / "photos/empty <b>.png").touch()
+    for beside in ("notes.txt", "0/notes.TXT", "1/raw.cr2", "1/Thumbs.db"):
+        (root / "photos" / beside).touch()
     return root / "photos"
 
 
@@ -58,6 +60,8 @@ def test_all_photos_are_rows_and_counted(finished: Path, photos: Path, tmp_path:
     assert [summary[name] for name in ("accept", "review", "reject")] == [
         counts.get(name, 0) for name in ("accept", "review", "reject")
     ]
+    assert summary["left_out"] == {".txt": 2, ".cr2": 1}
+    assert "beside the photos: 2 .txt, 1 .cr2" in outcome.out
     assert summary["output"] == str(tmp_path / "predictions.csv")
     assert not (tmp_path / "predictions.csv.part").exists()
     page = (tmp_path / "gallery.html").read_text()

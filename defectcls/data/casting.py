@@ -34,14 +34,14 @@ def list_samples(root: Path) -> pd.DataFrame:
     if has_split and any((root / folder).is_dir() for folder in FOLDERS):
         raise UserError(f"{root} holds both versions of the castings: expected either {LAYOUT}")
     if not has_split:
-        return sample_table(
-            {"path": path, "defective": defective}
-            for folder, defective in FOLDERS.items()
-            for path in images_expected_in(root, folder, LAYOUT)
-        )
-    return sample_table(
-        {"path": path, "defective": defective, "split": split}
-        for split in ("train", "test")
-        for folder, defective in FOLDERS.items()
-        for path in images_expected_in(root, f"{above}{split}/{folder}", LAYOUT)
-    )
+        images, left_out = images_expected_in(root, FOLDERS, LAYOUT)
+        rows = [{"path": path, "defective": FOLDERS[folder]} for folder in FOLDERS for path in images[folder]]
+        return sample_table(rows, left_out)
+    folders = {f"{above}{split}/{folder}": (split, folder) for split in ("train", "test") for folder in FOLDERS}
+    images, left_out = images_expected_in(root, folders, LAYOUT)
+    rows = [
+        {"path": path, "defective": FOLDERS[folder], "split": split}
+        for name, (split, folder) in folders.items()
+        for path in images[name]
+    ]
+    return sample_table(rows, left_out)

@@ -18,8 +18,6 @@ FOLDERS = {"Negative": False, "Positive": True}
 
 def list_samples(root: Path) -> pd.DataFrame:
     """The sample table (see `defectcls.data.samples`)."""
-    return sample_table(
-        {"path": path, "defective": defective}
-        for folder, defective in FOLDERS.items()
-        for path in images_expected_in(root, folder, "{Negative,Positive}/<image>")
-    )
+    images, left_out = images_expected_in(root, FOLDERS, "{Negative,Positive}/<image>")
+    rows = ({"path": path, "defective": FOLDERS[folder]} for folder, paths in images.items() for path in paths)
+    return sample_table(rows, left_out)

@@ -12,12 +12,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from defectcls.data.cache import Images, open_images
 from defectcls.data.digests import digest_files
-from defectcls.data.duplicates import NO_PAIRS, first_of, related_images, split_units
+from defectcls.data.duplicates import NO_PAIRS, contradiction, first_of, related_images, split_units
 from defectcls.data.fingerprints import fingerprint_files
 from defectcls.data.listing import fetch, list_samples
 from defectcls.data.near_duplicates import near_identical_pairs
 from defectcls.data.pixel_file import Files
-from defectcls.data.samples import Target, classes_of, label_samples
+from defectcls.data.samples import Target, classes_of, counted, label_samples
 from defectcls.data.splits import PARTS, leaked_units, split_samples
 from defectcls.data.store import Store
 from defectcls.errors import UserError
@@ -73,12 +73,21 @@ class DefectDataModule(L.LightningDataModule):
         """List, read, label and split the images; a second call does nothing.
 
         Raises:
-            UserError: no images, unreadable images, classes that are missing, unknown or too small to split.
+            UserError: no images, unreadable images, labels that contradict each other, classes that are missing,
+                unknown or too small to split.
         """
         if not self.samples.empty:
             return
-        samples = self._read(list_samples(self.settings))
-        samples = label_samples(samples, self.target)
+        samples = list_samples(self.settings)
+        if left_out := samples.attrs.get("left_out"):
+            log.info("beside the photos: %s", counted(left_out))
+        samples = label_samples(self._read(samples), self.target)
+        if contradicted := contradiction(samples, self.digests):
+            if self.settings.contradictions == "error":
+                raise UserError(
+                    f"{contradicted}: delete the wrong ones, or take them as they are with dataset.contradictions=allow"
+                )
+            log.warning("%s; taken as they are, as dataset.contradictions=allow says", contradicted)
         found = classes_of(samples)
         if not self.classes and len(found) < 2:
             raise UserError(

@@ -32,6 +32,17 @@ def identical_files(digests: list[bytes]) -> np.ndarray:
     return np.fromiter(found, dtype=np.int64, count=len(digests))
 
 
+def contradiction(samples: pd.DataFrame, digests: list[bytes]) -> str:
+    """A sentence on labelled images of the same bytes and different labels, also one file reached by a link; or ""."""
+    first, labels = identical_files(digests), samples["label"].to_numpy()
+    rows = np.flatnonzero(labels != labels[first])
+    if not len(rows):
+        return ""
+    pair = " and ".join(f"{samples['path'][row]} ({labels[row]})" for row in (first[rows[0]], rows[0]))
+    more = len(np.unique(first[rows])) - 1
+    return f"{pair} hold the same bytes under different labels" + (f" ({more} more such)" if more else "")
+
+
 def first_of(units: np.ndarray) -> np.ndarray:
     """For every image the position of the first one of its unit, int64 (images,)."""
     _, first, member = np.unique(units, return_index=True, return_inverse=True)

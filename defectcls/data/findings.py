@@ -12,7 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 
 from defectcls.data.digests import digest_files
-from defectcls.data.duplicates import identical_files, related_images, split_units
+from defectcls.data.duplicates import contradiction, identical_files, related_images, split_units
 from defectcls.data.fingerprints import fingerprint_files
 from defectcls.data.listing import fetch, list_samples
 from defectcls.data.near_duplicates import PLAIN, near_identical_pairs
@@ -85,11 +85,11 @@ def take_inventory(settings: DatasetSettings, target: Target, seed: int) -> Inve
     prints = fingerprint_files(paths, digest_files(paths).digests, store)
     readable = ~np.isin(np.arange(len(paths)), list(prints.errors))
     identical, near = _first_copies(prints.digests), _spanning(near_identical_pairs(paths, prints, store), len(paths))
+    kept_digests = [digest for digest, keeps in zip(prints.digests, readable, strict=True) if keeps]
     kept, split, refusal = samples[readable].reset_index(drop=True), pd.Series("", samples.index), ""
     try:
         if kept.empty:
             raise UserError("no image can be read")
-        kept_digests = [digest for digest, keeps in zip(prints.digests, readable, strict=True) if keeps]
         units = related_images(kept, settings, kept_digests, (np.cumsum(readable) - 1)[near])
         split[readable] = split_samples(kept, units, settings.split, seed).to_numpy()
         if kept["label"].nunique() < 2:
@@ -97,6 +97,8 @@ def take_inventory(settings: DatasetSettings, target: Target, seed: int) -> Inve
     except UserError as error:
         split[:], refusal = "", str(error)
     samples = samples.assign(split=split)
+    if not refusal and settings.contradictions == "error" and (refusal := contradiction(kept, kept_digests)):
+        refusal += ": delete the wrong ones, or add dataset.contradictions=allow"
     findings = [
         *(Finding("identical", samples["path"][row], samples["path"][first]) for row, first in identical),
         *(Finding("near_identical", samples["path"][row], samples["path"][other]) for other, row in near),

@@ -1,15 +1,19 @@
 """What a person gives to be predicted: one photo, a folder, a pattern, or a table of paths."""
 
 import glob
+import logging
 import os
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from defectcls.data.samples import IMAGE_SUFFIXES, images_in
-from defectcls.data.table import read_table, refuse
+from defectcls.data.samples import IMAGE_SUFFIXES, LEFT_BEHIND, counted, images_in
+from defectcls.data.tables import missing_column, read_table, refuse
 from defectcls.errors import UserError
 
-TABLES = (".csv", ".parquet")
+log = logging.getLogger(__name__)
+
+TABLES = (".csv", ".tsv", ".parquet")
 LOOKED_FOR = 100  # photos of a table, one of which is to be there
 
 
@@ -18,14 +22,15 @@ class Photos(NamedTuple):
 
     root: Path
     names: list[str]
+    left_out: dict[str, int]  # files beside them in the folder, by suffix
 
 
 def list_inputs(given: str, root: Path | None) -> Photos:
     """The photos that `given` stands for; whether they can be read is not looked at.
 
     Args:
-        given: a folder, whose images at any depth are taken; a photo; a pattern such as `photos/**/*.png`; or a .csv or
-            .parquet table with a column `path`.
+        given: a folder, whose images at any depth are taken; a photo; a pattern such as `photos/**/*.png`; or a .csv,
+            .tsv or .parquet table with a column `path`.
         root: folder that the paths of a table are relative to; None: where the table lies.
 
     Raises:
@@ -36,7 +41,7 @@ def list_inputs(given: str, root: Path | None) -> Photos:
     if root is not None and not is_table:
         raise UserError(f"root={root} is of the paths in a table, and input={given} is none: leave root out")
     if is_table:
-        photos = Photos(path.parent if root is None else root, _paths_in(path))
+        photos = Photos(path.parent if root is None else root, _paths_in(path), {})
         if not any((photos.root / name).is_file() for name in photos.names[:LOOKED_FOR]):
             raise UserError(
                 f"{photos.root / photos.names[0]}, the first photo of {path}, is not there, nor are the next: give "
@@ -44,24 +49,26 @@ def list_inputs(given: str, root: Path | None) -> Photos:
             )
         return photos
     if path.is_dir():
-        return Photos(path, _images_in(path))
+        return _photos_in(path)
     if path.is_file():
-        return Photos(path.parent, [path.name])
+        return Photos(path.parent, [path.name], {})
     if not glob.has_magic(given):
         raise UserError(
             f"input={given} does not exist: give a photo, a folder, a pattern such as photos/*.png, or a CSV"
         )
     # A folder may be called `line [1]`: what is there under the very name is no pattern.
     there = next(folder for folder in path.parents if folder.exists())
-    pattern = os.path.join(glob.escape(str(there)), path.relative_to(there))  # noqa: PTH118
-    found = sorted(match for match in glob.iglob(pattern, recursive=True) if os.path.isfile(match))  # noqa: PTH113, PTH207
+    pattern, asked = os.path.join(glob.escape(str(there)), path.relative_to(there)), set(path.parts)  # noqa: PTH118
+    matches = (match for match in glob.iglob(pattern, recursive=True) if os.path.isfile(match))  # noqa: PTH113, PTH207
+    found = sorted(m for m in matches if LEFT_BEHIND.isdisjoint(map(str.casefold, set(Path(m).parts) - asked)))
     if not found:
         raise UserError(f"input={given} matches no file: ** stands for any folders, * for any part of a name")
-    return Photos(Path(), [Path(match).as_posix() for match in found])
+    return Photos(Path(), [Path(match).as_posix() for match in found], {})
 
 
-def _images_in(folder: Path) -> list[str]:
-    names = images_in(folder, "")
+def _photos_in(folder: Path) -> Photos:
+    left_out = Counter[str]()
+    names = images_in(folder, "", left_out)
     if not names:
         with os.scandir(folder) as entries:
             empty = next(entries, None) is None
@@ -69,14 +76,17 @@ def _images_in(folder: Path) -> list[str]:
         raise UserError(
             f"the folder {folder} is empty"
             if empty
-            else f"the folder {folder} holds no image: {suffixes} count as such"
+            else f"the folder {folder} holds no image, only {counted(left_out) or 'folders'}: {suffixes} count as such"
         )
-    return names
+    return Photos(folder, names, dict(left_out))
 
 
 def _paths_in(table: Path) -> list[str]:
-    rows = read_table(table)
+    rows = read_table(table, ("path",))
     if "path" not in rows:
-        raise UserError(f"{table} has no column 'path': it has {', '.join(map(str, rows.columns))}")
+        raise missing_column(table, "path", rows)
     refuse((f"row {row + 1}" for row in rows.index[rows["path"] == ""]), f"{table} has rows without a path")
-    return rows["path"].str.replace("\\", "/").tolist()
+    names = rows["path"].str.replace("\\", "/").drop_duplicates().tolist()
+    if len(names) < len(rows):
+        log.info("%s: rows that repeat a path count once: %d", table.name, len(rows) - len(names))
+    return names

@@ -16,7 +16,7 @@ from typing import Literal
 
 import pandas as pd
 
-from defectcls.data.samples import folders_in, images_expected_in, images_in, sample_table
+from defectcls.data.samples import folded, folders_in, images_expected_in, images_in, sample_table
 from defectcls.errors import UserError, did_you_mean
 
 CATEGORIES = (
@@ -42,15 +42,17 @@ def list_samples(root: Path, categories: Literal["all"] | list[str]) -> pd.DataF
     chosen = present if categories == "all" else list(dict.fromkeys(categories))
     if not chosen:
         raise UserError(f"no category of MVTec AD to read from {root}, which holds: {', '.join(present) or 'none'}")
-    return sample_table(row for category in chosen for row in category_rows(root, category))
+    folders = [f"{category}/{split}" for category in chosen for split in ("train", "test")]
+    images, left_out = images_expected_in(root, folders, LAYOUT)
+    return sample_table((row for category in chosen for row in category_rows(root, category, images)), left_out)
 
 
-def category_rows(root: Path, category: str) -> Iterator[dict]:
-    """Rows of the sample table of one category."""
+def category_rows(root: Path, category: str, images: dict[str, list[str]]) -> Iterator[dict]:
+    """Rows of the sample table of one category, whose images are given by folder."""
     masks = set(images_in(root, f"{category}/ground_truth"))
     without_image = set(masks)
     for split in ("train", "test"):
-        for path in images_expected_in(root, f"{category}/{split}", LAYOUT):
+        for path in images[f"{category}/{split}"]:
             folders = Path(path).parent.parts
             if len(folders) != 3:
                 raise UserError(f"'{path}' in {root} is not where MVTec AD keeps an image: expected {LAYOUT}")
@@ -59,7 +61,7 @@ def category_rows(root: Path, category: str) -> Iterator[dict]:
             without_image.discard(mask)
             yield {
                 "path": path,
-                "defective": defect_type != "good",
+                "defective": folded(defect_type) != "good",
                 "defect_type": defect_type,
                 "category": category,
                 "split": split,

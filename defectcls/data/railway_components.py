@@ -31,7 +31,8 @@ def list_samples(root: Path) -> pd.DataFrame:
     Raises:
         UserError: one of the seven folders is missing or empty.
     """
-    return sample_table(
+    images, left_out = images_expected_in(root, FOLDERS, LAYOUT)
+    rows = (
         {
             "path": path,
             "defective": not folder.startswith("Perfect"),
@@ -39,5 +40,6 @@ def list_samples(root: Path) -> pd.DataFrame:
             "category": folder.split()[-1],
         }
         for folder in FOLDERS
-        for path in images_expected_in(root, folder, LAYOUT)
+        for path in images[folder]
     )
+    return sample_table(rows, left_out)

@@ -13,75 +13,174 @@
 `target` turns the table into a classification problem by adding `label`.
 """
 
+import json
 import os
-from collections.abc import Iterable
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
+from pydantic import BeforeValidator
 
 from defectcls.errors import UserError
 
 Target = Literal["defect", "defect_type"]
 
+
+def as_names(given: Any) -> Any:
+    """The text of a name, or of each in a list, that YAML takes for something else: null, true, nan, 0."""
+    if isinstance(given, list):
+        return [as_names(name) for name in given]
+    return json.dumps(given) if given is None or isinstance(given, bool) else str(given)
+
+
+Names = Annotated[list[str], BeforeValidator(as_names)]  # of classes
+NameOrNames = Annotated[str | list[str], BeforeValidator(as_names)]
+
 SOUND, DEFECTIVE = "sound", "defective"
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+# Of the kinds that Pillow opens those of photos; .heic and .heif it opens with a plug-in, and names it without.
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".heic", ".heif", ".icb", ".j2c", ".j2k", ".jfif"),
+        *(".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pcx", ".pfm", ".pgm", ".png"),
+        *(".pnm", ".ppm", ".qoi", ".ras", ".sgi", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp"),
+    }
+)
+# What operating systems, file servers, archives and tools leave behind in a folder, apart from names with a dot.
+LEFT_BEHIND = frozenset(
+    {
+        *("$recycle.bin", "recycler", "system volume information", "found.000", "thumbs.db", "ehthumbs.db"),
+        *("ehthumbs_vista.db", "desktop.ini", "__macosx", "icon\r", "network trash folder", "temporary items"),
+        *("lost+found", "@eadir", "#recycle", "#snapshot", "@recycle", "@tmp", "~snapshot", "__pycache__"),
+    }
+)
 OPTIONAL_COLUMNS = ("defect_type", "category", "group", "split", "mask")
-# How people name the folders and cells of a split.
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# How people name the folders and cells of a split, in any case.
+SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+SPLIT_NAMES |= {"test": "test", "testing": "test"}
+
+
+def is_left_behind(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or no person's: neither listed nor counted."""
+    return name.startswith(".") or name.casefold() in LEFT_BEHIND
 
 
 def folders_in(folder: Path) -> list[str]:
     """Names of the visible folders in `folder`, sorted."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_left_behind(entry.name))
 
 
-def images_in(root: Path, folder: str) -> list[str]:
-    """Image files anywhere under `root/folder`, relative to `root`, with forward slashes, sorted."""
-    found = []
-    for directory, folders, files in os.walk(root / folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+def images_in(root: Path, folder: str, left_out: Counter[str] | None = None, below: bool = True) -> list[str]:
+    """Image files under `root/folder`, relative to `root`, with forward slashes, sorted; each linked folder once.
+
+    Args:
+        left_out: to which the visible files of other kinds are added by suffix, since a million are not walked twice.
+        below: at any depth; False: those in the folder itself.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    found, others, seen = [], Counter[str]() if left_out is None else left_out, set()
+    for directory, folders, files in os.walk(root / folder, onerror=_refuse_unreadable, followlinks=True):
+        real = os.path.realpath(directory)  # so that no link leads round and round
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if below and not is_left_behind(name))
         inside = Path(directory).relative_to(root).as_posix()
         prefix = "" if inside == "." else f"{inside}/"
-        # Strings, since a path object for each of a million files takes ten seconds.
-        names = (f for f in files if os.path.splitext(f)[1].lower() in IMAGE_SUFFIXES)  # noqa: PTH122
-        found += [prefix + name for name in names if not name.startswith(".")]
+        for name in files:  # strings, since a path object for each of a million files takes ten seconds
+            suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
+            if is_left_behind(name):
+                continue
+            if suffix in IMAGE_SUFFIXES:
+                found.append(prefix + name)
+            else:
+                others[writable(suffix) or "without suffix"] += 1
     return sorted(found)
 
 
-def images_expected_in(root: Path, folder: str, layout: str) -> list[str]:
-    """`images_in` a folder that the dataset's layout must have.
+def _refuse_unreadable(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # gone since, or never there: the caller's to say
+        raise UserError(f"the folder {error.filename} cannot be read: {error.strerror}") from None
+
+
+def images_expected_in(root: Path, folders: Iterable[str], layout: str) -> tuple[dict[str, list[str]], Counter[str]]:
+    """`images_in` each folder that the dataset's layout must have, and the files of other kinds in them by suffix.
 
     Raises:
-        UserError: the folder is missing or holds no image.
+        UserError: a folder is missing or holds no image, or the name of a file is no UTF-8.
     """
-    if not (root / folder).is_dir():
-        raise UserError(f"'{folder}' is missing in {root}: expected {layout}")
-    images = images_in(root, folder)
-    if not images:
-        raise UserError(f"'{folder}' in {root} holds no image: expected {layout}")
-    return images
+    images, left_out = {}, Counter[str]()
+    for folder in folders:
+        if not (root / folder).is_dir():
+            raise UserError(f"'{folder}' is missing in {root}: expected {layout}")
+        others = Counter[str]()
+        images[folder] = images_in(root, folder, others)
+        if not images[folder]:
+            only = f", only {counted(others)}" if others else ""
+            raise UserError(f"'{folder}' in {root} holds no image{only}: expected {layout}")
+        if odd := [name for name in images[folder] if not name.isascii() and writable(name) != name]:
+            raise UserError(f"the file name '{writable(odd[0])}' in {root} is no UTF-8 ({len(odd)} such): rename it")
+        left_out.update(others)
+    return images, left_out
 
 
-def sample_table(rows: Iterable[dict] | pd.DataFrame) -> pd.DataFrame:
-    """Rows as a sample table in the order of their paths, so that no result depends on how a disk lists its files."""
+def counted(left_out: Mapping[str, int]) -> str:
+    """`3 .txt, 1 .csv`, the most frequent first."""
+    most = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    more = f" … {sum(left_out.values())} files in all" if most[8:] else ""
+    return ", ".join(f"{count} {suffix}" for suffix, count in most[:8]) + more
+
+
+def writable(name: str) -> str:
+    """The name as text; bytes in it that are no UTF-8, as file systems allow, as \\udc.. of Python."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def sample_table(rows: Iterable[dict] | pd.DataFrame, left_out: Mapping[str, int] | None = None) -> pd.DataFrame:
+    """Rows as a sample table in the order of their paths, so that no result depends on how a disk lists its files.
+
+    Args:
+        left_out: how many files of each suffix lie beside the images; kept in `attrs["left_out"]` of the table.
+    """
     samples = rows.copy() if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
     if samples.empty:
         return pd.DataFrame({"path": pd.Series(dtype=str), "defective": pd.Series(dtype=bool)})
     for column in samples.columns.intersection(list(OPTIONAL_COLUMNS)):
         samples[column] = samples[column].fillna("").astype(str)
-    return samples.sort_values("path", ignore_index=True)
+    samples = samples.sort_values("path", ignore_index=True)
+    samples.attrs["left_out"] = dict(left_out or {})
+    return samples
 
 
 def group_consecutive(samples: pd.DataFrame, count: int) -> pd.DataFrame:
     """The table with each `count` files in a row of a folder as one group, where they have none of their own.
 
-    For photos whose names follow the time or the place of capture: neighbours show the same wall, part or light.
+    For photos whose names follow the time or the place of capture: neighbours show the same wall, part or light. In
+    natural order, since 10.png was taken after 2.png.
     """
     folder = samples["path"].str.rpartition("/")[0]
-    block = folder + "/" + (samples.groupby(folder).cumcount() // count).astype(str)
+    keys = list(map(natural_order, samples["path"]))
+    in_order = folder.iloc[sorted(range(len(keys)), key=keys.__getitem__)]
+    block = folder + "/" + (in_order.groupby(in_order).cumcount() // count).astype(str)
     own = samples["group"] if "group" in samples else pd.Series("", samples.index)
     return samples.assign(group=own.where(own != "", block))
+
+
+def folded(name: str) -> str:
+    """What names have in common that differ in spelling alone: in case, in space, in what one does not see."""
+    visible = "".join(letter for letter in name if letter.isprintable() or letter.isspace())
+    return " ".join(unicodedata.normalize("NFC", visible.casefold()).split())
+
+
+def natural_order(name: str) -> list[str | int]:
+    """What names are sorted by so that numbers in them count as such: text and numbers in turn."""
+    return [int(part) if at % 2 else part for at, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def label_samples(samples: pd.DataFrame, target: Target) -> pd.DataFrame:

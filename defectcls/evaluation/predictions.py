@@ -11,19 +11,23 @@
 """
 
 import csv
+import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from defectcls.data.samples import DEFECTIVE, OPTIONAL_COLUMNS, SOUND
+from defectcls.data.samples import DEFECTIVE, OPTIONAL_COLUMNS, SOUND, SPLIT_NAMES
+from defectcls.data.tables import TRUTH, numbers, read_table, refuse
 from defectcls.errors import UserError
 from defectcls.files import written_whole
 
 PROBABILITY = "p_"
 ACCEPT, REVIEW, REJECT = "accept", "review", "reject"
 TEXT_COLUMNS = ("path", "label", "prediction", *OPTIONAL_COLUMNS)
-TRUTH = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+
+log = logging.getLogger(__name__)
 
 
 def predictions_table(
@@ -96,31 +100,45 @@ def read_predictions(path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         raise UserError(f"predictions={path} does not exist: give a CSV file")
-    try:
-        columns = pd.read_csv(path, nrows=0).columns
-    except (OSError, ValueError) as error:
-        raise UserError(f"predictions={path} cannot be read as a CSV file: {error}") from error
-    numbers = [column for column in columns if column.startswith(PROBABILITY)]
-    required = ("path", "defective", *(("label",) if numbers else ("score",)))
-    missing = [column for column in required if column not in columns]
-    if missing or len(numbers) == 1:
+    rows = read_table(path, ("defective", "score", *TEXT_COLUMNS))
+    answers = [column for column in map(str, rows) if column.startswith(PROBABILITY)]
+    required = ("path", "defective", *(("label",) if answers else ("score",)))
+    missing = [column for column in required if column not in rows]
+    if missing or len(answers) == 1:
         raise UserError(
             f"{path} is no predictions table, it lacks {', '.join(missing) or 'a second class'}: it needs path, "
             f"defective and score, or path, defective, label and {PROBABILITY}<class name> for two classes or more"
         )
-    predictions = pd.read_csv(
-        path,
-        dtype=dict.fromkeys((*TEXT_COLUMNS, "defective"), str),
-        keep_default_na=False,  # a class may be called "NA" or "null"
-        # Python's float is exact; that of pandas 2 is not, and its option for it is deprecated in pandas 3
-        converters=dict.fromkeys([*numbers, *({"score"} & set(columns))], lambda text: float(text or "nan")),
-    )
-    predictions = predictions.astype(dict.fromkeys([*numbers, *({"score"} & set(columns))], np.float64))  # of none too
-    truth = predictions["defective"].str.lower().map(TRUTH)
+    key = ["path", *rows.columns.intersection(["repeat"])]
+    once = rows.drop_duplicates(ignore_index=True) if rows.duplicated(key).any() else rows
+    refuse(once["path"][once.duplicated(key)].unique(), f"{path} judges the same image more than once, and differently")
+    if len(once) < len(rows):
+        log.info("%s: rows that repeat another count once: %d", path.name, len(rows) - len(once))
+    truth = once["defective"].str.lower().map(TRUTH)
     if truth.isna().any():
-        wrong = predictions["defective"][truth.isna()].iloc[0]
+        wrong = once["defective"][truth.isna()].iloc[0]
         raise UserError(f"{path}: defective is '{wrong}' in a row; it must be true or false")
-    return _completed(predictions.assign(defective=truth.astype(bool)))
+    cells: dict[str, Any] = {str(column): once[column] for column in once}
+    for column in cells:
+        if column in (*answers, "score"):
+            cells[column] = numbers(once[column], path)
+        elif column not in (*TEXT_COLUMNS, "defective"):
+            cells[column] = _plain(once[column])
+    if "split" in cells:
+        parts = once["split"].str.casefold().map(SPLIT_NAMES)
+        refuse(once["split"][parts.isna()].unique(), f"{path} has splits that are not train, val or test")
+        cells["split"] = parts
+    return _completed(pd.DataFrame(cells | {"defective": truth.astype(bool)}))
+
+
+def _plain(cells: pd.Series) -> np.ndarray | pd.Series:
+    """Whole numbers, or else numbers and NaN where empty, or else the text."""
+    for kind, empty in ((np.int64, ""), (np.float64, "nan")):
+        try:
+            return cells.where(cells != "", empty).to_numpy(object).astype(kind)
+        except ValueError:
+            continue
+    return cells
 
 
 def _completed(predictions: pd.DataFrame) -> pd.DataFrame:

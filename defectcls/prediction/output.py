@@ -110,11 +110,6 @@ def write_text(rows: pd.DataFrame, file: IO[str], suffix: str) -> None:
     file.flush()
 
 
-def writable(name: str) -> str:
-    """The name as text; bytes in it that are no UTF-8, as file systems allow, as \\udc.. of Python."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 def columns_of(output: Path) -> list[str]:
     """Of a .csv or .jsonl file.
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from defectcls.data.samples import images_in
+from defectcls.data.samples import images_in, writable
 from defectcls.errors import UserError
 from defectcls.files import lock_at_once
-from defectcls.prediction.output import columns_of, cut_torn_row, open_text, read_rows, writable, write_text
+from defectcls.prediction.output import columns_of, cut_torn_row, open_text, read_rows, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +75,7 @@ def watch(
             while not stop.is_set():
                 now = look(folder)
                 if now is None and before is not None:
-                    log.warning("%s is not there: waiting for it", folder)
+                    log.warning("%s is not there, or cannot be read: waiting for it", folder)
                 names, before = due(before or {}, now or {}, done), now
                 for rows in predictor.stream((f"{folder}/{name}" for name in names), batch_size):
                     seen = {name: before[name] for name in names[: len(rows)]}  # type: ignore[index]
@@ -102,7 +102,11 @@ def look(folder: Path) -> Look | None:
     """The photos in a folder, at any depth; None where there is no folder now."""
     if not os.path.isdir(folder):  # noqa: PTH112  pathlib's raises what a lost network drive raises
         return None
-    states = ((name, state_of(f"{folder}/{name}")) for name in images_in(folder, ""))
+    try:
+        names = images_in(folder, "")
+    except UserError:  # a network drive that is being lost
+        return None
+    states = ((name, state_of(f"{folder}/{name}")) for name in names)
     return {name: state for name, state in states if state is not None}
 
 

@@ -45,6 +45,8 @@ def dataset(root: Path, **changed: Any) -> DatasetSettings:
         "download": False,
         "resize": "squash",
         "on_unreadable": "error",
+        "join_spellings": False,
+        "contradictions": "error",
         "consecutive": None,
         "cache": "ram",
         "cache_dir": root / ".cache",
@@ -200,6 +202,39 @@ def test_copies_stand_in_one_part(tmp_path: Path) -> None:
     for seed in range(5):
         samples = ready(tmp_path, seed=seed).samples.set_index("path")["split"]
         assert samples[[f"good/{number:03d}.png" for number in (0, 3, 11, 17)]].nunique() == 1
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_the_same_photo_under_two_labels_is_refused_or_allowed_aloud(
+    tmp_path: Path, link: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    photos(tmp_path, good=20, dent=20)
+    for number in (3, 4):
+        other = tmp_path / "dent" / f"{number + 90}.png"
+        if link:
+            other.symlink_to(tmp_path / "good" / f"{number:03d}.png")
+        else:
+            other.write_bytes((tmp_path / "good" / f"{number:03d}.png").read_bytes())
+    (tmp_path / "dent" / "notes.txt").touch()
+    said = "dent/93.png (defective) and good/003.png (sound) hold the same bytes under different labels (1 more such)"
+    with pytest.raises(UserError) as caught:
+        ready(tmp_path)
+    assert str(caught.value) == (
+        f"{said}: delete the wrong ones, or take them as they are with dataset.contradictions=allow"
+    )
+    assert "beside the photos: 1 .txt" in caplog.messages
+    assert len(ready(tmp_path, {"contradictions": "allow"}).samples) == 42
+    assert f"{said}; taken as they are, as dataset.contradictions=allow says" in caplog.messages
+
+
+def test_copies_of_one_label_or_of_two_types_of_defect_are_no_contradiction(tmp_path: Path) -> None:
+    photos(tmp_path, good=20, dent=20, hole=20)
+    (tmp_path / "dent/000.png").write_bytes((tmp_path / "hole/000.png").read_bytes())
+    (tmp_path / "good/000.png").write_bytes((tmp_path / "good/001.png").read_bytes())
+    assert len(ready(tmp_path).samples) == 60
+    with pytest.raises(UserError, match=r"^dent/000.png \(dent\) and hole/000.png \(hole\) hold the same bytes"):
+        ready(tmp_path, target="defect_type")
 
 
 # --- what a trained model asks for ------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from defectcls.data.inputs import Photos, list_inputs
+from defectcls.data.samples import IMAGE_SUFFIXES
 from defectcls.errors import UserError
 
 
@@ -19,12 +20,14 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_a_folder_gives_its_images_at_any_depth_by_name(photos: Path) -> None:
-    assert list_inputs(str(photos), None) == Photos(photos, ["a.JPG", "b.png", "deep/er/c.tif", "odd [1].png"])
+    assert list_inputs(str(photos), None) == Photos(
+        photos, ["a.JPG", "b.png", "deep/er/c.tif", "odd [1].png"], {".txt": 1}
+    )
 
 
 @pytest.mark.parametrize("name", ["b.png", "odd [1].png", "deep/notes.txt"])
 def test_a_file_is_taken_whatever_it_is_called(photos: Path, name: str) -> None:
-    assert list_inputs(str(photos / name), None) == Photos((photos / name).parent, [Path(name).name])
+    assert list_inputs(str(photos / name), None) == Photos((photos / name).parent, [Path(name).name], {})
 
 
 @pytest.mark.parametrize(
@@ -41,7 +44,10 @@ def test_a_pattern_gives_the_files_that_match(
     photos: Path, pattern: str, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(photos.parent)
-    assert list_inputs(pattern, None) == Photos(Path(), names)
+    for left_behind in ("Thumbs.db", "@eaDir/b.png", "deep/__MACOSX/b.txt"):
+        (photos / left_behind).parent.mkdir(exist_ok=True)
+        (photos / left_behind).touch()
+    assert list_inputs(pattern, None) == Photos(Path(), names, {})
 
 
 @pytest.mark.parametrize("folder", ["br [1]", "a*b", "*"])
@@ -59,31 +65,33 @@ def test_an_absolute_pattern_gives_absolute_names(photos: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_a_table_names_photos_beside_it_or_in_root(photos: Path, suffix: str) -> None:
+def test_a_table_names_photos_beside_it_or_in_root(photos: Path, suffix: str, caplog: pytest.LogCaptureFixture) -> None:
     rows = pd.DataFrame({"label": [1, 2, 3], "path": ["b.png", "deep\\er\\c.tif", "b.png"]})
     table = photos / f"parts{suffix}"
     rows.to_csv(table) if suffix == ".csv" else rows.to_parquet(table)
-    names = ["b.png", "deep/er/c.tif", "b.png"]
-    assert list_inputs(str(table), None) == Photos(photos, names)
+    names = ["b.png", "deep/er/c.tif"]  # a photo that is named twice is one
+    caplog.set_level("INFO")
+    assert list_inputs(str(table), None) == Photos(photos, names, {})
+    assert caplog.messages == [f"parts{suffix}: rows that repeat a path count once: 1"]
     moved = table.rename(photos / "deep" / table.name)
-    assert list_inputs(str(moved), photos) == Photos(photos, names)
+    assert list_inputs(str(moved), photos) == Photos(photos, names, {})
     with pytest.raises(UserError, match="is not there, nor are the next: give root=<the folder"):
         list_inputs(str(moved), None)
 
 
 def test_each_mistake_is_one_sentence(photos: Path) -> None:
     (photos / "empty").mkdir()
-    (photos / "bare.csv").write_text("file,label\na.png,1\n")
+    (photos / "bare.csv").write_text("Pfad,label\na.png,1\n")
     (photos / "none.csv").write_text("path\n")
     (photos / "hole.csv").write_text('path,label\na.png,1\n"",2\n')
-    suffixes = ".bmp, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp"
+    suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
     expected = {
         "gone": f"input={photos}/gone does not exist: give a photo, a folder, a pattern such as photos/*.png, or a CSV",
         "gone.csv": f"input={photos}/gone.csv does not exist: give a photo, a folder, a pattern such as photos/*.png, "
         "or a CSV",
         "empty": f"the folder {photos}/empty is empty",
         "deep/*.png": f"input={photos}/deep/*.png matches no file: ** stands for any folders, * for any part of a name",
-        "bare.csv": f"{photos}/bare.csv has no column 'path': it has file, label",
+        "bare.csv": f"{photos}/bare.csv needs a column 'path', it has: Pfad, label; call one of them path",
         "none.csv": f"{photos}/none.csv has no rows",
         "hole.csv": f"{photos}/hole.csv has rows without a path: row 2",
     }
@@ -94,7 +102,7 @@ def test_each_mistake_is_one_sentence(photos: Path) -> None:
     (photos / "empty/notes.txt").touch()
     with pytest.raises(UserError) as caught:
         list_inputs(f"{photos}/empty", None)
-    assert str(caught.value) == f"the folder {photos}/empty holds no image: {suffixes} count as such"
+    assert str(caught.value) == f"the folder {photos}/empty holds no image, only 1 .txt: {suffixes} count as such"
     with pytest.raises(UserError) as caught:
         list_inputs(str(photos), Path("elsewhere"))
     assert str(caught.value) == f"root=elsewhere is of the paths in a table, and input={photos} is none: leave root out"

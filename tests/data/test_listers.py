@@ -189,7 +189,9 @@ def test_railway_names_the_missing_folder(tmp_path: Path, gone: str) -> None:
     missing = Path(gone).parent.as_posix()
     assert sentence(railway.list_samples, tmp_path) == f"'{missing}' is missing in {tmp_path}: {expected}"
     write(tmp_path, f"{missing}/notes.txt")
-    assert sentence(railway.list_samples, tmp_path) == f"'{missing}' in {tmp_path} holds no image: {expected}"
+    assert (
+        sentence(railway.list_samples, tmp_path) == f"'{missing}' in {tmp_path} holds no image, only 1 .txt: {expected}"
+    )
 
 
 # --- railway_components -----------------------------------------------------------------------------------------------
@@ -315,7 +317,30 @@ def test_folder_mistakes(tmp_path: Path) -> None:
     )
     write(tmp_path, "empty/notes.txt")
     assert sentence(folder.list_samples, tmp_path, sound="good") == (
-        f"'empty' in {tmp_path} holds no image: expected {layout}"
+        f"'empty' in {tmp_path} holds no image, only 1 .txt: expected {layout}"
+    )
+
+
+def test_folder_counts_what_lies_beside_the_photos(tmp_path: Path) -> None:
+    write(tmp_path, "good/1.png", "good/1.txt", "bad/deep/1.png", "bad/deep/1.cr2", "notes.txt", "good/Thumbs.db")
+    assert folder.list_samples(tmp_path, sound="good").attrs == {"left_out": {".txt": 2, ".cr2": 1}}
+    write(tmp_path / "split", "Train/good/1.png", "TEST/good/1.png", "TEST/bad/1.txt", "TEST/bad/1.png", "TEST/a.csv")
+    samples = folder.list_samples(tmp_path / "split", sound="good")
+    assert samples.attrs == {"left_out": {".txt": 1, ".csv": 1}}
+    assert dict(zip(samples["path"], samples["split"], strict=True)) == {
+        "TEST/bad/1.png": "test",
+        "TEST/good/1.png": "test",
+        "Train/good/1.png": "train",
+    }
+    write(tmp_path / "split", "TEST/lost.png")
+    assert sentence(folder.list_samples, tmp_path / "split", sound="good").startswith("'TEST/lost.png' in ")
+
+
+@pytest.mark.parametrize(("sound", "name"), [("good", "Good "), ("Null", "null"), ("TRUE", "true")])
+def test_folder_of_a_sound_class_in_another_spelling(tmp_path: Path, sound: str, name: str) -> None:
+    write(tmp_path, f"{name}/1.png", "bad/1.png")
+    assert rows(folder.list_samples(tmp_path, sound=sound)) == sorted(
+        [(f"{name}/1.png", False, name), ("bad/1.png", True, "bad")]
     )
 
 
@@ -326,7 +351,7 @@ def listed(root: Path, content: str, sound: Any = ("good", "ok"), classes: list[
     """The samples of a CSV file beside its images a.png, b.png and c/d.png."""
     write(root, "a.png", "b.png", "c/d.png", "masks/b.png")
     (root / "parts.csv").write_text(content, encoding="utf-8")
-    return table.list_samples(root, table=root / "parts.csv", sound=list(sound), classes=classes)
+    return table.list_samples(root, table=root / "parts.csv", sound=list(sound), classes=classes, allow_outside=False)
 
 
 def complaint(root: Path, content: str, **options: Any) -> str:
@@ -370,7 +395,7 @@ def test_parquet_table(tmp_path: Path) -> None:
     pd.DataFrame(
         {"path": paths, "label": [1, 0, 2], "group": ["x", None, "y"], "defective": [True, False, True]}
     ).to_parquet(file)
-    samples = table.list_samples(tmp_path, table=file, sound="0", classes=None)
+    samples = table.list_samples(tmp_path, table=file, sound="0", classes=None, allow_outside=False)
     assert samples.columns.tolist() == ["path", "group", "defective", "defect_type"]
     assert rows(samples) == [("a.png", "", False, "0"), ("b.png", "x", True, "1"), ("c/d.png", "y", True, "2")]
 
@@ -379,7 +404,7 @@ def test_parquet_without_a_label(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     file = tmp_path / "parts.parquet"
     pd.DataFrame({"path": ["a.png", "b.png"], "label": ["good", None]}, index=["x", "y"]).to_parquet(file)
-    assert sentence(table.list_samples, tmp_path, table=file, sound="good", classes=None) == (
+    assert sentence(table.list_samples, tmp_path, table=file, sound="good", classes=None, allow_outside=False) == (
         f"{file} has no label in some rows (counted from 1, after the header): 2"
     )
 
@@ -389,7 +414,7 @@ def test_parquet_needs_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "fastparquet", None)
     file = tmp_path / "parts.parquet"
     file.touch()
-    assert sentence(table.list_samples, tmp_path, table=file, sound="ok", classes=None) == (
+    assert sentence(table.list_samples, tmp_path, table=file, sound="ok", classes=None, allow_outside=False) == (
         f"reading {file} needs pyarrow: pip install 'defectcls[table]'"
     )
 
@@ -408,7 +433,21 @@ def test_table_classes(tmp_path: Path) -> None:
         ("path,label\n", "has no rows"),
         ("path,label\na.png,good,\nb.png,dent,\n", "has more cells in a row than columns in the header"),
         ("path,labels\na.png,good\n", "needs a column 'label', it has: path, labels, did you mean 'labels'?"),
-        ("file,label\na.png,good\n", "needs a column 'path', it has: file, label"),
+        ("Pfad,label\na.png,good\n", "needs a column 'path', it has: Pfad, label; call one of them path"),
+        (
+            "file,image,label\na.png,b.png,good\n",
+            "needs a column 'path', it has: file, image, label; call one of them path",
+        ),
+        ("path,label,label\na.png,good,dent\n", "has a column twice, of which one must go: label"),
+        (
+            CSV + "../b.png,dent\n",
+            "has paths outside root=ROOT, which dataset.allow_outside=true would take: ../b.png",
+        ),
+        (
+            CSV + "c/../../b.png,dent\n",
+            "has paths outside root=ROOT, which dataset.allow_outside=true would take: ../b.png",
+        ),
+        (CSV + "c/d.png\n", "has no label in some rows (counted from 1, after the header): 3"),
         (CSV + "c/d.png,\n", "has no label in some rows (counted from 1, after the header): 3"),
         (CSV + ",dent\n,dent\n", "has no path in some rows (counted from 1, after the header): 3, 4"),
         (CSV + "./a.png,good\n", "has images more than once: a.png"),
@@ -422,16 +461,16 @@ def test_table_classes(tmp_path: Path) -> None:
         (CSV + "D:\\a.png,dent\n", "has absolute paths, not relative to root=ROOT: D:\\a.png"),
         ("path,label,mask\na.png,good,\nb.png,dent,no.png\n", "has masks that are not in root=ROOT: no.png"),
         (
-            "path,label,split\na.png,good,training\nb.png,dent,\n",
-            "has splits that are not train, val or test: (empty), training",
+            "path,label,split\na.png,good,holdout\nb.png,dent,\n",
+            "has splits that are not train, val or test: (empty), holdout",
         ),
         (
-            "path,label,defective\na.png,good,no\nb.png,dent,1\n",
-            "has values of 'defective' that are not 0, 1, true or false: no",
+            "path,label,defective\na.png,good,nok\nb.png,dent,1\n",
+            "has values of 'defective' that are not 0, 1, true, false, yes or no: nok",
         ),
         (
-            "path,label\na.png,Good\nb.png,dent\n",
-            "has the labels Good, dent, none of them sound: name the sound ones, sound=[...], "
+            "path,label\na.png,fine\nb.png,dent\n",
+            "has the labels dent, fine, none of them sound: name the sound ones, sound=[...], "
             "or give a column 'defective'",
         ),
     ],
@@ -443,16 +482,73 @@ def test_table_mistakes(tmp_path: Path, content: str, expected: str) -> None:
         assert complaint(tmp_path, content) == expected
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("path;label\na.png;good\nb.png;dent\n", "';' between cells"),
+        ("\ufefffile_name\tclass\na.png\tgood\nb.png\tdent\n", "tabs between cells, 'file_name' taken for path"),
+        ("File Path,Choice\na.png,good\nb.png,dent\n", "'File Path' taken for path, 'Choice' taken for label"),
+        ("image,target\na.png,GOOD\nb.png,dent\n", "'image' taken for path, 'target' taken for label"),
+        ("path,class,label\na.png,x,good\nb.png,y,dent\n", None),  # its own name comes first
+        ('path,"label","note; of day"\na.png,good,"1;2"\nb.png,dent,\n', None),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "cp1252"])
+def test_table_of_another_tool(
+    tmp_path: Path, content: str, said: str | None, encoding: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    write(tmp_path, "a.png", "b.png")
+    if encoding == "cp1252":  # as Excel writes a German word
+        content = content.removeprefix("\ufeff").replace("dent", "Größe")
+    (tmp_path / "parts.tsv").write_bytes(content.encode(encoding))
+    samples = table.list_samples(
+        tmp_path, table=tmp_path / "parts.tsv", sound=["good"], classes=None, allow_outside=False
+    )
+    assert samples["path"].tolist() == ["a.png", "b.png"]
+    assert samples["defective"].tolist() == [False, True]
+    assert samples["defect_type"][1] == ("Größe" if encoding == "cp1252" else "dent")
+    lines = " ".join(caplog.messages)
+    assert ("read as" in lines) == (encoding != "utf-8")
+    assert all(part in lines for part in (said or "").split(", "))
+    assert len(caplog.messages) == (said is not None or encoding != "utf-8")
+
+
+def test_table_says_on_one_line_what_it_assumed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    write(tmp_path, "prüf/ä.png")
+    (tmp_path / "excel.csv").write_bytes("filename;label\nprüf/ä.png;gut\n".encode("cp1252"))
+    samples = table.list_samples(tmp_path, table=tmp_path / "excel.csv", sound="gut", classes=None, allow_outside=False)
+    assert rows(samples) == [("prüf/ä.png", False, "gut")]
+    assert caplog.messages == ["excel.csv: read as cp1252, ';' between cells, 'filename' taken for path"]
+
+
+def test_table_values_in_other_words(tmp_path: Path) -> None:
+    samples = listed(
+        tmp_path, "path,label,Defective,SPLIT\na.png,x,No,Train\nb.png,y,1.0,TEST\nc/d.png,y,YES,Validation\n"
+    )
+    assert samples["defective"].tolist() == [False, True, True]
+    assert samples["split"].tolist() == ["train", "test", "val"]
+    assert listed(tmp_path, "path,label\na.png,GOOD \nb.png,dent\n")["defective"].tolist() == [False, True]
+    assert listed(tmp_path, CSV, sound=("GOOD",), classes=["Good", "dent"])["defective"].tolist() == [False, True]
+
+
+def test_table_of_photos_outside_the_root(tmp_path: Path) -> None:
+    write(tmp_path, "root/a.png", "other/b.png")
+    (tmp_path / "parts.csv").write_text("path,label\na.png,good\n../other/b.png,dent\n")
+    samples = table.list_samples(
+        tmp_path / "root", table=tmp_path / "parts.csv", sound="good", classes=None, allow_outside=True
+    )
+    assert rows(samples) == [("../other/b.png", True, "dent"), ("a.png", False, "good")]
+
+
 def test_table_file_mistakes(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"sound": "ok", "classes": None}
+    options: dict[str, Any] = {"sound": "ok", "classes": None, "allow_outside": False}
     file = tmp_path / "parts.xlsx"
     assert sentence(table.list_samples, tmp_path, table=file, **options) == f"table={file} is not a file"
-    file.touch()
-    assert sentence(table.list_samples, tmp_path, table=file, **options) == (
-        f"table={file} should be a .csv or a .parquet file"
-    )
-    (tmp_path / "latin.csv").write_bytes("path,label\na.png,schön\n".encode("latin-1"))
-    assert "cannot read" in sentence(table.list_samples, tmp_path, table=tmp_path / "latin.csv", **options)
+    file.write_bytes(b"PK\x03\x04\0\0")
+    message = sentence(table.list_samples, tmp_path, table=file, **options)
+    assert message == f"cannot read {file}: it is no text: save it as CSV UTF-8"
     (tmp_path / "ragged.csv").write_text("path,label\na.png,ok\nb.png,ok,1\n")
     assert re.search(
         "ragged.csv: .*line 3", sentence(table.list_samples, tmp_path, table=tmp_path / "ragged.csv", **options)

@@ -2,13 +2,20 @@
 
 import os
 import random
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from defectcls.data.samples import (
+    IMAGE_SUFFIXES,
+    as_names,
     classes_of,
+    counted,
+    folded,
     folders_in,
     group_consecutive,
     images_expected_in,
@@ -38,9 +45,62 @@ def test_hidden_files_and_folders_are_no_images(tmp_path: Path) -> None:
     assert folders_in(tmp_path) == ["a", "b"]
 
 
-def test_suffixes_count_in_either_case_and_others_do_not(tmp_path: Path) -> None:
-    touch(tmp_path, *(f"1.{kind}" for kind in ("JPG", "Tif", "pgm", "webp", "bmp", "txt", "csv", "gif")), "png")
-    assert images_in(tmp_path, "") == ["1.JPG", "1.Tif", "1.bmp", "1.pgm", "1.webp"]
+def test_what_systems_and_tools_leave_behind_is_no_image_no_class_and_not_counted(tmp_path: Path) -> None:
+    left = ("__MACOSX", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "#recycle", "lost+found", "__pycache__")
+    touch(tmp_path, "a/1.png", "a/Thumbs.db", "a/DESKTOP.INI", *(f"{name}/1.png" for name in left))
+    touch(tmp_path, *(f"a/{name}/x.csv" for name in (*left, ".ipynb_checkpoints", ".@__thumb")))
+    left_out = Counter[str]()
+    assert images_in(tmp_path, "", left_out) == ["a/1.png"]
+    assert left_out == {}
+    assert folders_in(tmp_path) == ["a"]
+
+
+def test_what_pillow_reads_counts_as_an_image_and_all_else_is_counted_by_suffix(tmp_path: Path) -> None:
+    kinds = ("JPG", "Tif", "pgm", "webp", "bmp", "gif", "jfif", "jpe", "avif", "jp2", "mpo", "heic", "tga", "PNM")
+    touch(tmp_path, *(f"1.{kind}" for kind in kinds), "txt", "deep/a.TXT", "b.txt", "c.csv", "d.psd", "e.pdf", "f.eps")
+    left_out = Counter({".csv": 1})
+    assert images_in(tmp_path, "", left_out) == sorted(f"1.{kind}" for kind in kinds)
+    assert left_out == {".txt": 2, ".csv": 2, ".psd": 1, ".pdf": 1, ".eps": 1, "without suffix": 1}
+    assert counted({f".{number:03d}": 1 for number in range(20)}).endswith(", 1 .007 … 20 files in all")
+    assert counted({".txt": 3, ".csv": 40}) == "40 .csv, 3 .txt"
+
+
+def test_every_suffix_is_one_that_pillow_opens_or_has_a_plug_in_for() -> None:
+    Image.init()
+    opened = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    assert IMAGE_SUFFIXES - opened <= {
+        ".heic",
+        ".heif",
+        ".avif",
+        ".avifs",
+        ".mpo",
+    }  # a Pillow may be built without AVIF
+    assert IMAGE_SUFFIXES.isdisjoint({".eps", ".ps", ".pdf", ".psd", ".svg", ".wmf", ".emf", ".mpg", ".h5"})
+
+
+def test_a_linked_folder_is_followed_once_and_no_link_leads_round_and_round(tmp_path: Path) -> None:
+    touch(tmp_path, "good/1.png", "elsewhere/2.png", "elsewhere/deep/3.png")
+    for link, target in (("good/a", "elsewhere"), ("good/b", "elsewhere"), ("good/c", "good"), ("elsewhere/up", "")):
+        (tmp_path / link).symlink_to(tmp_path / target)
+    assert images_in(tmp_path, "good") == ["good/1.png", "good/a/2.png", "good/a/deep/3.png"]
+    (tmp_path / "bad").symlink_to(tmp_path / "good")  # under another class once more: the same bytes tell of it
+    assert folders_in(tmp_path) == ["bad", "elsewhere", "good"]
+    assert images_in(tmp_path, "bad") == ["bad/1.png", "bad/a/2.png", "bad/a/deep/3.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "good/1.png", "good/locked/2.png")
+    scan = os.scandir
+
+    def locked(path: str) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(UserError, match=r"^the folder .*/good/locked cannot be read: Permission denied$"):
+        images_in(tmp_path, "")
+    assert images_in(tmp_path, "gone") == []
 
 
 def test_the_order_of_the_disk_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +111,7 @@ def test_the_order_of_the_disk_does_not_matter(tmp_path: Path, monkeypatch: pyte
     for seed in range(5):
         disk = random.Random(seed)
         walk = [(where, folders, disk.sample(files, len(files))) for where, folders, files in walked]
-        monkeypatch.setattr(os, "walk", lambda _, disk=disk, walk=walk: disk.sample(walk, len(walk)))
+        monkeypatch.setattr(os, "walk", lambda *_, disk=disk, walk=walk, **__: disk.sample(walk, len(walk)))
         monkeypatch.setattr(os, "scandir", lambda _, disk=disk: disk.sample(scanned, len(scanned)))
         assert images_in(tmp_path, "") == sorted(names)
         assert folders_in(tmp_path) == ["a", "b", "c"]
@@ -59,14 +119,20 @@ def test_the_order_of_the_disk_does_not_matter(tmp_path: Path, monkeypatch: pyte
 
 def test_paths_are_relative_to_the_root_not_to_the_folder(tmp_path: Path) -> None:
     touch(tmp_path, "train/good/1.png", "test/good/2.png")
-    assert images_expected_in(tmp_path, "train/good", "<layout>") == ["train/good/1.png"]
+    touch(tmp_path, "train/good/notes.txt")
+    assert images_expected_in(tmp_path, ["train/good", "test/good"], "<layout>") == (
+        {"train/good": ["train/good/1.png"], "test/good": ["test/good/2.png"]},
+        {".txt": 1},
+    )
 
 
-@pytest.mark.parametrize(("folder", "said"), [("gone", "'gone' is missing in"), ("empty", "'empty' in")])
+@pytest.mark.parametrize(
+    ("folder", "said"), [("gone", "is missing in"), ("empty", "in .* holds no image, only 1 .txt")]
+)
 def test_an_expected_folder_is_there_and_holds_images(tmp_path: Path, folder: str, said: str) -> None:
     touch(tmp_path, "empty/notes.txt")
-    with pytest.raises(UserError, match=f"^{said}.*: expected <class>/<image>$"):
-        images_expected_in(tmp_path, folder, "<class>/<image>")
+    with pytest.raises(UserError, match=f"^'{folder}' {said}.*: expected <class>/<image>$"):
+        images_expected_in(tmp_path, [folder], "<class>/<image>")
 
 
 def test_table_is_in_the_order_of_paths_whatever_the_order_of_rows() -> None:
@@ -124,3 +190,32 @@ def test_consecutive_files_of_a_folder_are_a_group_where_they_have_none() -> Non
     assert group_consecutive(samples, 2)["group"].tolist() == ["a/0", "a/0", "a/1", "b/c/0", "b/c/0", "/0"]
     own = group_consecutive(samples.assign(group=["", "part 7", "", "", "", ""]), 3)["group"].tolist()
     assert own == ["a/0", "part 7", "a/0", "b/c/0", "b/c/0", "/0"]
+
+
+def test_consecutive_files_are_counted_in_natural_order() -> None:
+    """Unpadded numbers in the order of text would be 1, 10, 11, 2, 3 …: photo 2 is 1's neighbour, and 10 is not."""
+    names = [f"cam/{number}.png" for number in range(1, 12)] + ["cam/B_9.png", "cam/B_10.png", "cam/B_10b.png"]
+    samples = sample_table({"path": name, "defective": False} for name in names)
+    groups = group_consecutive(samples, 4).set_index("path")["group"]
+    expected = {f"cam/{number}.png": f"cam/{(number - 1) // 4}" for number in range(1, 12)}
+    expected |= {"cam/B_9.png": "cam/2", "cam/B_10.png": "cam/3", "cam/B_10b.png": "cam/3"}
+    assert groups.to_dict() == expected
+
+
+@pytest.mark.parametrize(
+    "other", ["Good", "GOOD", "good ", " good", "good\u200b", "good\xa0", "\ufeffgood", "good \u200b"]
+)
+def test_names_that_differ_in_case_and_space_alone_are_one(other: str) -> None:
+    assert folded(other) == folded("good")
+
+
+def test_spelling_knows_accents_and_inner_space_and_keeps_the_rest_apart() -> None:
+    assert folded("Gro\u00dfe  Delle") == folded("grosse delle")
+    assert folded("caf\u00e9") == folded("cafe\u0301") != folded("cafe")
+    assert len({folded(name) for name in ("1", "01", "a-b", "a_b", "a b", "ab", "")}) == 7
+
+
+def test_names_that_yaml_takes_for_something_else_are_text() -> None:
+    given = [0, 1.0, None, True, False, float("nan"), "a", 7]
+    assert as_names(given) == ["0", "1.0", "null", "true", "false", "nan", "a", "7"]
+    assert as_names(None) == "null"

@@ -27,8 +27,9 @@ def awkward_table() -> pd.DataFrame:
             "split": "test",
         }
     )
+    samples["mask_size"] = [0.1, np.nan, *generator.random(8)]
+    samples["unit"] = np.arange(10)
     probabilities = generator.dirichlet(np.ones(10), size=10) ** 9
-    probabilities[3] = np.nan
     return predictions_table(samples, probabilities, AWKWARD, [False] * 4 + [True] * 6)
 
 
@@ -50,11 +51,10 @@ def test_reading_restores_every_bit_and_so_every_metric(tmp_path):
     restored = read_predictions(tmp_path / "predictions.csv")
     pd.testing.assert_frame_equal(restored, table, check_exact=True)
     write_predictions(table.iloc[:0], tmp_path / "predictions.csv")
-    pd.testing.assert_frame_equal(
-        read_predictions(tmp_path / "predictions.csv"), table.iloc[:0], check_index_type=False
-    )
+    with pytest.raises(UserError, match=r"predictions\.csv has no rows"):
+        read_predictions(tmp_path / "predictions.csv")
     arguments = class_names_of(restored), [False] * 4 + [True] * 6
-    assert compute_metrics(restored.drop(3), *arguments) == compute_metrics(table.drop(3), *arguments)
+    assert compute_metrics(restored, *arguments) == compute_metrics(table, *arguments)
 
 
 def test_a_failed_write_leaves_the_former_file_and_nothing_else(tmp_path, monkeypatch):
@@ -111,3 +111,68 @@ def test_rounding_never_lifts_a_score_above_one():
     tenths = np.array([[0.0, *[0.1] * 8, 0.2000000001]])
     table = predictions_table(samples, tenths, ["good", *"abcdefghi"], [False] + [True] * 9)
     assert table["score"].tolist() == [1]
+
+
+OTHER = "path,defective,score,split\n" + "".join(
+    f"{number}.png,{number % 4 == 0},{0.9 if number % 4 == 0 else 0.1},val\n" for number in range(16)
+)
+
+
+def test_a_row_that_stands_there_twice_counts_once(tmp_path, caplog):
+    """Each of 16 rows twice over: 4 defective images and not 8, which would prove twice as much."""
+    caplog.set_level("INFO")
+    rows = OTHER.splitlines(keepends=True)[1:]
+    (tmp_path / "other.csv").write_text(OTHER + "".join(rows))
+    table = read_predictions(tmp_path / "other.csv")
+    assert table["path"].tolist() == [f"{number}.png" for number in range(16)]
+    assert table["defective"].sum() == 4
+    assert caplog.messages == ["other.csv: rows that repeat another count once: 16"]
+    (tmp_path / "other.csv").write_text(OTHER + "3.png,False,0.2,val\n4.png,False,0.9,val\n")
+    with pytest.raises(UserError, match=r"judges the same image more than once, and differently: 3.png, 4.png$"):
+        read_predictions(tmp_path / "other.csv")
+
+
+def test_repeats_of_a_cross_validation_judge_an_image_anew(tmp_path):
+    text = "path,defective,score,repeat\na.png,0,0.1,0\na.png,0,0.2,1\nb.png,1,0.9,0\nb.png,1,0.9,1\n"
+    (tmp_path / "other.csv").write_text(text)
+    table = read_predictions(tmp_path / "other.csv")
+    assert table["score"].tolist() == [0.1, 0.2, 0.9, 0.9]
+    assert table["repeat"].tolist() == [0, 1, 0, 1]
+    (tmp_path / "other.csv").write_text(text + "b.png,1,0.8,1\n")
+    with pytest.raises(UserError, match="differently: b.png$"):
+        read_predictions(tmp_path / "other.csv")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("b.png,1,0.2,,a", "p_x is missing in row 2 (after the header); it must be a number"),
+        ("b.png,1,nan,0.2,a", "p_y is 'nan' in row 2 (after the header); it must be a number"),
+        ("b.png,1,-inf,0.2,a", "p_y is '-inf' in row 2 (after the header); it must be a number"),
+        ("b.png,1,93 %,0.2,a", "p_y is '93 %' in row 2 (after the header); it must be a number"),
+        ("b.png,1,0.9,1e999,a", "p_x is '1e999' in row 2 (after the header); it must be a number"),
+    ],
+)
+def test_what_is_no_number_is_shown_with_its_row(tmp_path, row, said):
+    (tmp_path / "other.csv").write_text(f"path,defective,p_y,p_x,label\na.png,0,0.5,0.5,b\n{row}\n")
+    with pytest.raises(UserError) as caught:
+        read_predictions(tmp_path / "other.csv")
+    assert str(caught.value) == f"{tmp_path / 'other.csv'}: {said}"
+
+
+def test_the_table_of_a_german_spreadsheet(tmp_path, caplog):
+    caplog.set_level("INFO")
+    text = "Filename;defective;score;split\nprüf/1.png;yes;0,93;Train\nprüf/2.png;No;1e-3;TEST\nc;1.0;1;validation\n"
+    (tmp_path / "excel.csv").write_bytes(text.encode("cp1252"))
+    table = read_predictions(tmp_path / "excel.csv")
+    assert table["path"].tolist() == ["prüf/1.png", "prüf/2.png", "c"]
+    assert table["score"].tolist() == [0.93, 0.001, 1.0]
+    assert table["defective"].tolist() == [True, False, True]
+    assert table["split"].tolist() == ["train", "test", "val"]
+    assert caplog.messages == ["excel.csv: read as cp1252, ';' between cells, 'Filename' taken for path"]
+    (tmp_path / "excel.csv").write_bytes(text.replace("TEST", "holdout").encode("utf-16"))
+    with pytest.raises(UserError, match="splits that are not train, val or test: holdout$"):
+        read_predictions(tmp_path / "excel.csv")
+    (tmp_path / "excel.csv").write_text("path,score,defective,score\na,0.5,0,0.6\n")
+    with pytest.raises(UserError, match="has a column twice, of which one must go: score$"):
+        read_predictions(tmp_path / "excel.csv")

@@ -203,7 +203,7 @@ def test_a_folder_that_goes_away_is_waited_for(folder: Path, tmp_path: Path, cap
 
     predictor.meanwhile = meanwhile
     assert sorted(watched(predictor, folder, tmp_path / "out.csv", 5)) == [f"{number}.png" for number in range(5)]
-    assert caplog.text.count("is not there: waiting for it") == 1
+    assert caplog.text.count("is not there, or cannot be read: waiting for it") == 1
     assert pd.read_csv(tmp_path / "out.csv", keep_default_na=False)["error"].eq("").all()
 
 

@@ -1,0 +1,99 @@
+"""From settings to the sample table: names that differ in spelling alone, and names that are no text."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from defectcls.data.listing import list_samples
+from defectcls.errors import UserError
+from tests.data.test_datamodule import dataset
+from tests.data.test_listers import write
+
+
+def listed(root: Path, **changed: Any) -> pd.DataFrame:
+    return list_samples(dataset(root, **changed))
+
+
+def sentence(root: Path, **changed: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        listed(root, **changed)
+    return str(caught.value)
+
+
+REMEDY = "rename them, or join them with dataset.join_spellings=true"
+
+
+def test_folders_that_differ_in_spelling_alone_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "good/1.png", "good/2.png", "Good /1.png", "bad/1.png")
+    said = "the classes 'good' (2 images) and 'Good ' (1 images) differ in spelling alone"
+    assert sentence(tmp_path) == f"{said}: {REMEDY}"
+    write(tmp_path, "BAD/1.png", "GOOD/1.png")
+    told = "the classes 'good' (2 images) and 'GOOD' (1 images) and 'Good ' (1 images) differ in spelling alone"
+    assert sentence(tmp_path) == f"{told}, and 1 more such: {REMEDY}"
+
+
+def test_spellings_that_look_the_same_are_told_apart(tmp_path: Path) -> None:
+    write(tmp_path, "good/1.png", "caf\u00e9/1.png", "cafe\u0301/1.png")
+    assert r"'cafe\u0301' (1 images) and 'caf\xe9' (1 images) differ" in sentence(tmp_path)
+
+
+def test_spellings_of_the_parts_of_a_split_are_one_class_too(tmp_path: Path) -> None:
+    write(tmp_path, "train/Good/1.png", "train/bad/1.png", "test/good/1.png", "test/bad/1.png")
+    assert sentence(tmp_path, sound=["Good"]).startswith("the classes 'Good' (1 images) and 'good' (1 images) differ")
+    samples = listed(tmp_path, sound=["Good"], join_spellings=True)
+    assert samples.set_index("path")["defect_type"].to_dict() == {
+        "test/bad/1.png": "bad",
+        "test/good/1.png": "Good",
+        "train/Good/1.png": "Good",
+        "train/bad/1.png": "bad",
+    }
+    assert samples["defective"].tolist() == (samples["defect_type"] == "bad").tolist()
+
+
+def test_joined_spellings_are_that_of_sound_or_else_of_most_images(tmp_path: Path) -> None:
+    names = ["good/1.png", "GOOD/1.png", "GOOD/2.png", "Dent/1.png", "dent/1.png", "dent/2.png"]
+    write(tmp_path, *names)
+    samples = listed(tmp_path, sound="good", join_spellings=True)
+    assert samples["defect_type"].value_counts().to_dict() == {"good": 3, "dent": 3}
+    assert samples["defective"].tolist() == (samples["defect_type"] == "dent").tolist()
+    assert listed(tmp_path, sound=["Good"], join_spellings=True)["defect_type"].value_counts()["GOOD"] == 3
+
+
+def test_spellings_in_a_table(tmp_path: Path) -> None:
+    """What a table calls `good`, `Good ` and `GOOD`, and the category `Left` and `left`."""
+    write(tmp_path, "1.png", "2.png", "3.png", "4.png")
+    (tmp_path / "a.csv").write_text("path;label\n1.png;good\n2.png;scratch\n3.png;Good \n4.png;GOOD\n")
+    (tmp_path / "b.csv").write_text("path,label,category\n1.png,good,Left\n2.png,scratch,left\n")
+    options = {"list_samples": "defectcls.data.table.list_samples", "classes": None, "allow_outside": False}
+    assert "'good' (1 images) and 'GOOD' (1 images) and 'Good ' (1 images) differ" in sentence(
+        tmp_path, **options, table=tmp_path / "a.csv"
+    )
+    assert sentence(tmp_path, **options, table=tmp_path / "b.csv").startswith("the categories 'Left' (1 images) and")
+    joined = listed(tmp_path, **options, table=tmp_path / "a.csv", join_spellings=True)
+    assert joined["defect_type"].tolist() == ["good", "scratch", "good", "good"]
+    assert joined["defective"].tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("sound", "name"), [(0, "0"), (None, "null"), (True, "true"), (float("nan"), "nan"), (1.0, "1.0"), (None, "Null")]
+)
+def test_sound_may_be_what_yaml_takes_for_no_text(tmp_path: Path, sound: Any, name: str) -> None:
+    write(tmp_path, f"{name}/1.png", "bad/1.png")
+    for given in (sound, [sound]):
+        samples = listed(tmp_path, sound=given)
+        assert dict(zip(samples["defect_type"], samples["defective"], strict=True)) == {name: False, "bad": True}
+
+
+def test_a_file_name_that_is_no_text_is_shown_and_refused(tmp_path: Path) -> None:
+    write(tmp_path, "good/1.png", "bad/1.png")
+    for name in (b"caf\xe9.png", b"caf\xe8.png"):
+        Path(os.fsdecode(os.fsencode(tmp_path / "bad") + b"/" + name)).touch()
+    said = rf"the file name 'bad/caf\udce8.png' in {tmp_path} is no UTF-8 (2 such): rename it"
+    assert sentence(tmp_path) == said
+    Path(os.fsdecode(os.fsencode(tmp_path / "good") + b"/1.\xe9xt")).touch()
+    for name in (b"caf\xe9.png", b"caf\xe8.png"):
+        Path(os.fsdecode(os.fsencode(tmp_path / "bad") + b"/" + name)).unlink()
+    assert listed(tmp_path).attrs["left_out"] == {r".\udce9xt": 1}  # can be printed and written
