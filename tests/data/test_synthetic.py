@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 from defectcls.data import synthetic
+from defectcls.data.digests import digest_files
 from defectcls.data.synthetic import Knobs, draw_images, draw_photo, list_samples, plan_images
 from defectcls.errors import UserError
 
@@ -56,6 +57,12 @@ def test_the_truth_follows_the_mask(flawed: tuple[Path, pd.DataFrame]) -> None:
             assert set(np.unique(mask)) == {0, 255}
     masks = [path.relative_to(root).as_posix() for path in root.glob("*/masks/*")]
     assert sorted(masks) == sorted(filter(None, samples["mask"]))
+
+
+def test_twins_and_wrong_labels_are_no_images_of_the_same_bytes(flawed: tuple[Path, pd.DataFrame]) -> None:
+    """Which training refuses under different labels."""
+    root, samples = flawed
+    assert len(set(digest_files([str(root / path) for path in samples["path"]]).digests)) == 90
 
 
 @pytest.mark.parametrize(("share", "count"), [(0, 0), (0.25, 10), (1, 40)])
