@@ -10,11 +10,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(checkpoint: "str | Path", device: Literal["auto", "cpu", "gpu"] = "auto") -> "Predictor":
+def load(
+    checkpoint: "str | Path",
+    device: Literal["auto", "cpu", "gpu"] = "auto",
+    precision: Literal["32", "bf16", "16"] | None = None,
+) -> "Predictor":
     """A trained model that predicts photos, of a run folder or a .ckpt file: `load(run).predict(photos)`.
 
     See `defectcls.prediction.predictor`; imported here, since torch takes seconds.
     """
     from defectcls.prediction.predictor import load
 
-    return load(checkpoint, device)
+    return load(checkpoint, device, precision)

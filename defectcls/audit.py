@@ -39,9 +39,11 @@ def audit(config: dict[str, Any], folder: Path) -> int:
     findings.to_csv(folder / "audit.csv", index=False)
     page = render_audit(summary, findings, counts, settings.dataset.root)
     (folder / "audit.html").write_text(page, encoding="utf-8")
+    from defectcls.build import find_device
     from defectcls.results import provenance
 
-    about = {"left_out": left_out, "command": job_command(), **provenance(settings.seed, config)}
+    device = find_device(settings.trainer.accelerator)
+    about = {"left_out": left_out, "command": job_command(), **provenance(settings.seed, config, device)}
     (folder / "audit.json").write_text(json.dumps(summary | about, indent=2), encoding="utf-8")
     print_audit(summary, folder)
     return int(inventory.leaks > 0)

@@ -26,6 +26,7 @@ def benchmark(config: dict[str, Any], folder: Path) -> int:
     from defectcls.benchmarking.contenders import WARM_UP
     from defectcls.benchmarking.summary import plot_benchmark, print_benchmark, summarise
     from defectcls.benchmarking.turns import take_turns
+    from defectcls.build import find_device
     from defectcls.errors import UserError
     from defectcls.evaluation.pictures import png
     from defectcls.results import provenance
@@ -48,7 +49,7 @@ def benchmark(config: dict[str, Any], folder: Path) -> int:
         "sections": [list(rivals) for rivals in sections.values()],
         **summarise(played),
         "command": job_command(),
-        **provenance(settings.seed, config),
+        **provenance(settings.seed, config, find_device(settings.trainer.accelerator)),
     }
     (folder / "benchmark.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
     (folder / "benchmark.png").write_bytes(png(plot_benchmark(found)))

@@ -6,7 +6,6 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
@@ -22,11 +21,9 @@ from defectcls.model.augment import Augment
 from defectcls.model.backbone import Backbone
 from defectcls.model.classifier import LOG_EVERY, Classifier
 from defectcls.model.frozen import FrozenLayers, identity
-from defectcls.model.hardware import allow_tf32, choose_compute, keep_freed_memory
+from defectcls.model.hardware import PRECISIONS, allow_tf32, choose_compute, keep_freed_memory, refuse_float16
 from defectcls.model.losses import balanced_weights
 from defectcls.settings import TrainerSettings, TrainSettings
-
-PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}  # in Lightning's words
 
 
 def build_data(
@@ -133,14 +130,21 @@ def device_of(settings: TrainerSettings) -> torch.device:
     """Where a run of one process computes; of a distributed one, this process.
 
     Raises:
-        UserError: a GPU is asked for, and there is none.
+        UserError: a GPU is asked for, or float16, and there is none.
     """
-    if settings.accelerator != "cpu" and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    if settings.accelerator != "cpu" and torch.backends.mps.is_available():
-        return torch.device("mps")
-    if settings.accelerator == "gpu":
+    device = find_device(settings.accelerator)
+    if settings.accelerator == "gpu" and device.type == "cpu":
         raise UserError("trainer.accelerator=gpu, but torch finds no GPU here: use trainer=auto or trainer=cpu")
+    refuse_float16(settings.precision, device, "trainer.precision=16", "trainer.precision")
+    return device
+
+
+def find_device(accelerator: str) -> torch.device:
+    """What `auto`, `cpu` or `gpu` is on this machine: without a GPU the CPU in any case."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if accelerator != "cpu" and torch.backends.mps.is_available():
+        return torch.device("mps")
     return torch.device("cpu")
 
 
@@ -203,7 +207,7 @@ def build_trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
         strategy=strategy,
-        precision=PRECISIONS[settings.precision],
+        precision=PRECISIONS[settings.precision][0],
         max_epochs=sum(epoch or 0 for epoch in epochs) if None not in epochs else -1,
         min_epochs=0,
         gradient_clip_val=training.optim.clip if training else None,

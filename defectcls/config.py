@@ -29,6 +29,10 @@ CONF_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf
 RUN_DIR, SWEEP_DIR = "hydra.run.dir", "hydra.sweep.dir"
 MULTIRUN = {"-m", "--multirun"}
 
+TRUST = "trust=true"  # of the folder that `resume` names
+# Flags, keys of Hydra's own, keys of functions and classes, and presets that lie outside of conf/.
+CODE = re.compile(r"[\s+~]*(-|hydra)|.*(_target_|list_samples)|[\w/+~]*(@[^=]*)?=.*(\.\./|\$)", re.DOTALL)
+
 WORDS = {"compare": "runs"}  # verbs that take words that are no key=value, and the key these are the values of
 SHORT = {"recall": ">=", "precision": ">=", "fpr": "<="}  # decisions with a target, and the sign before it
 TRAINING = ("train", "crossval", "audit", "benchmark")  # verbs that need a dataset
@@ -92,7 +96,7 @@ def _run_or_sweep(
     verb: str, task: Callable[[dict[str, Any], Path], int | None], show_all: bool, begun: list[Path]
 ) -> int:
     sys.argv[1:] = _with_words_as_values(verb, _options_joined(sys.argv[1:]))
-    sys.argv[1:] = _with_recorded_overrides(sys.argv[1:])
+    sys.argv[1:] = [argument for argument in _with_recorded_overrides(sys.argv[1:]) if argument != TRUST]
     sys.argv[1:] = [word for argument in sys.argv[1:] for word in _spelled_out(argument)]
     sweeps = bool(MULTIRUN & set(sys.argv))
     sys.argv[1:] = [_with_text_quoted(argument, sweeps) for argument in sys.argv[1:]]
@@ -191,6 +195,16 @@ def _new_sweep_folder(verb: str) -> Path:
     return Path(next(folder for preset in presets if (folder := OmegaConf.select(preset, SWEEP_DIR))))
 
 
+def shipped_dataset(lister: str) -> dict[str, Any] | None:
+    """The preset of conf/dataset/ whose images this function lists, with ??? for what one has to give; None without."""
+    for file in sorted((CONF_DIR / "dataset").glob("*.yaml")):
+        preset = OmegaConf.merge(OmegaConf.load(CONF_DIR / "dataset_base.yaml"), OmegaConf.load(file))
+        values: dict[str, Any] = OmegaConf.to_container(preset, resolve=True)  # type: ignore[assignment]
+        if values["list_samples"] == lister:
+            return values
+    return None
+
+
 def job_command() -> str:
     """What to type to repeat this job."""
     module = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "defectcls")
@@ -210,9 +224,9 @@ def _with_recorded_overrides(arguments: list[str]) -> list[str]:
     folder = Path(_unquoted(runs[-1])).expanduser()
     if (sweep := recorded_sweep(folder)) is not None:
         rest = [argument for argument in arguments if not argument.startswith("resume=") and argument not in MULTIRUN]
-        return ["-m", *sweep, f"{SWEEP_DIR}={_quoted(str(folder))}", *rest]
+        return ["-m", *_trusted(sweep, rest, folder), f"{SWEEP_DIR}={_quoted(str(folder))}", *rest]
     started = [argument for argument in recorded_command(folder) if not argument.startswith("resume=")]
-    return [*started, f"{RUN_DIR}={_quoted(str(folder))}", *arguments]
+    return [*_trusted(started, arguments, folder), f"{RUN_DIR}={_quoted(str(folder))}", *arguments]
 
 
 def recorded_command(folder: Path) -> list[str]:
@@ -253,6 +267,21 @@ def _options_joined(arguments: list[str]) -> list[str]:
             word = f"--config-dir={Path(folder or next(words, '')).expanduser().absolute()}"
         joined.append(word)
     return joined
+
+
+def _trusted(recorded: list[str], typed: list[str], folder: Path) -> list[str]:
+    """What a folder says that was typed, of which nothing names code that is not typed again.
+
+    Raises:
+        UserError: something does, and `trust=true` is not typed.
+    """
+    for argument in [] if TRUST in typed else recorded:
+        if CODE.match(argument) and argument not in typed:
+            raise UserError(
+                f"resume={folder} would repeat {argument}, which may run code: add {TRUST} if you trust this "
+                f"folder like a script, or type {shlex.quote(argument)} again"
+            )
+    return recorded
 
 
 def _with_words_as_values(verb: str, arguments: list[str]) -> list[str]:

@@ -15,6 +15,7 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
 
     settings = parse(CrossvalSettings, config)
     from defectcls import results
+    from defectcls.build import find_device
     from defectcls.errors import UserError
     from defectcls.evaluation.judge import judge_folds
     from defectcls.evaluation.predictions import read_predictions
@@ -33,7 +34,8 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
             predictions = read_predictions(run_folder / "predictions.csv").query("split == 'test'")
             runs.append((repeat, fold, metrics, predictions))
     metrics, predictions = judge_folds(runs)
-    metrics |= results.provenance(settings.seed, config) | {"command": job_command()}
+    metrics |= results.provenance(settings.seed, config, find_device(settings.trainer.accelerator))
+    metrics["command"] = job_command()
     results.write_results(folder, metrics, predictions, results.draw(metrics, predictions, settings.dataset.root))
     results.print_results(folder, metrics)
 

@@ -8,18 +8,24 @@ from typing import Any
 import pandas as pd
 import torch
 
-from defectcls.build import build_data, build_trainer, device_of
+from defectcls.build import build_data, build_trainer
+from defectcls.config import parse, shipped_dataset
 from defectcls.data.listing import fetch, list_samples
 from defectcls.data.samples import classes_of, label_samples
+from defectcls.data.seen import find_seen
 from defectcls.errors import UserError
-from defectcls.evaluation.decision import Decision, choose_decision
+from defectcls.evaluation.decision import choose_decision
 from defectcls.evaluation.metrics import defect_numbers
+from defectcls.evaluation.predictions import PROBABILITY
+from defectcls.evaluation.wording import seen_words
 from defectcls.prediction.predictor import load_trained
 from defectcls.results import provenance
 from defectcls.run import Run, keep_decision
 from defectcls.settings import DatasetSettings, EvaluateSettings, TrainSettings
 
 log = logging.getLogger(__name__)
+
+OF_HERE = ("list_samples", "source", "archive", "download", "cache", "cache_dir", "cache_max_gb")  # not a checkpoint's
 
 
 class EvaluationRun(Run):
@@ -28,30 +34,59 @@ class EvaluationRun(Run):
     def __init__(self, settings: EvaluateSettings, folder: Path) -> None:
         assert settings.checkpoint is not None
         self.part = settings.part or ("test" if settings.dataset is None else "all")
-        checkpoint, classifier, trained, about = load_trained(settings.checkpoint)
+        checkpoint, classifier, trained, about, decision, device = load_trained(
+            settings.checkpoint, settings.device, settings.precision
+        )
         own = trained.dataset
-        if own.cache == "device":  # of the machine that it was trained on
-            own = own.model_copy(update={"cache": "auto"})
-        dataset = own if settings.dataset is None else settings.dataset.model_copy(update={"resize": own.resize})
+        if settings.dataset is None:
+            dataset = _as_shipped(own, checkpoint)
+        else:
+            dataset = settings.dataset.model_copy(update={"resize": own.resize})
         self.trained = trained.model_copy(update={"dataset": dataset})
-        if self.part in ("train", "all") and _share_images(dataset, own):
-            log.warning("these images are, or hold, the ones that the model learnt from: new ones it will judge worse")
         if settings.dataset is not None and trained.target == "defect_type":
             _refuse_other_classes(dataset, trained, list(classifier.classes))
-        device = device_of(self.trained.trainer)
         data = build_data(self.trained, classifier.classes, split=self.part != "all", device=device)
         super().__init__(data, classifier, build_trainer(self.trained.trainer, folder, None, []))
+        self.seen = self._leave_out_seen(settings, about, checkpoint)
         if settings.decision is not None:
             if "validation" not in about:
                 raise UserError(f"{checkpoint} is of a run that did not finish: resume=<run folder> finishes it")
-            validation = pd.DataFrame(about["validation"])
+            validation = _validation(about["validation"], classifier.classes, checkpoint)
             self.decision = choose_decision(settings.decision, validation, *self.classes, dataset.prevalence)
             if settings.update_checkpoint:
                 content = torch.load(checkpoint, map_location="cpu", weights_only=True)
                 keep_decision(content, self.decision, checkpoint)
-        elif "decision" in about:
-            self.decision = Decision.from_plain(about["decision"])
-        self.elsewhere = {} if _images(dataset) == _images(own) else {"elsewhere": self._elsewhere(own, checkpoint)}
+        elif decision is not None:
+            self.decision = decision
+        self.elsewhere = {}
+        if settings.dataset is not None and _images(dataset) != _images(own):
+            self.elsewhere = {"elsewhere": self._elsewhere(own, checkpoint)}
+
+    def _leave_out_seen(self, settings: EvaluateSettings, about: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+        """What metrics.json says of photos that the model has seen; of another part than its own they are taken out.
+
+        Raises:
+            UserError: no other photo is left.
+        """
+        if "seen" not in about:
+            log.warning("%s does not tell which photos its model has learned from: these may be among them", checkpoint)
+            return {}
+        part = "test" if self.part == "all" else self.part
+        identical, near, own_test = find_seen(about["seen"], self.data, part)
+        own = settings.dataset is None and self.part != "all"
+        known, leave_out = identical | near, settings.seen == "leave_out" and not (own and (own_test or part != "test"))
+        seen = {"n": int(known.sum()), "identical": int(identical.sum()), "near": int(near.sum()), "of": len(known)}
+        if leave_out and known.any():
+            if known.all():
+                raise UserError(
+                    f"the model has learned from all {len(known)} photos, or was chosen on them: give others by "
+                    "dataset=<name>, or measure these with seen=keep"
+                )
+            self.data.samples.loc[self.data.part(part)[known], "split"] = "seen"
+        seen["left_out"] = leave_out
+        for words in seen_words(seen):
+            log.warning("%s", words)
+        return {"seen": seen}
 
     def _elsewhere(self, own: DatasetSettings, checkpoint: Path) -> dict[str, Any]:
         """What metrics.json says of the dataset that the model was trained on, and of its `test` part where known."""
@@ -75,9 +110,10 @@ class EvaluationRun(Run):
             "dataset": self.trained.dataset.name,
             "model": self.trained.model.name,
             part: numbers,
+            **self.seen,
             **self.elsewhere,
             **self.describe(),
-            **provenance(self.trained.seed, self.trained.model_dump(mode="json")),
+            **provenance(self.trained.seed, self.trained.model_dump(mode="json"), self.trainer.strategy.root_device),
         }
         return metrics, predictions
 
@@ -107,9 +143,41 @@ def _listed(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _share_images(one: DatasetSettings, other: DatasetSettings) -> bool:
-    chosen = [set(_categories(dataset)) for dataset in (one, other)]
-    return one.root.resolve() == other.root.resolve() and not (all(chosen) and chosen[0].isdisjoint(chosen[1]))
+def _as_shipped(own: DatasetSettings, checkpoint: Path) -> DatasetSettings:
+    """The dataset of a checkpoint: of the file are the values that select images, which are only read.
+
+    Raises:
+        UserError: it is no dataset of conf/.
+    """
+    shipped = shipped_dataset(own.list_samples)
+    if shipped is None:
+        raise UserError(
+            f"{checkpoint} was trained on '{own.name}', which is no dataset of this installation, and the function that "
+            f"it names, {own.list_samples}, is not called: name the dataset again, dataset=<name>"
+        )
+    if not own.root.is_dir():
+        again = f"dataset={shipped['name']} dataset.root=<folder>"
+        raise UserError(f"{checkpoint} was trained on images in {own.root}, which does not exist: say where, {again}")
+    log.info("images from %s, as the checkpoint says", own.root)
+    update = {key: shipped[key] for key in OF_HERE} | ({"draw": False} if "draw" in shipped else {})
+    return parse(DatasetSettings, own.model_dump() | update)
+
+
+def _validation(values: Any, classes: dict[str, bool], checkpoint: Path) -> pd.DataFrame:
+    """The predictions of the validation images that a checkpoint holds.
+
+    Raises:
+        UserError: they are none.
+    """
+    try:
+        validation = pd.DataFrame(values)
+        known = validation["label"].isin(list(classes)) & (validation["label"].map(classes) == validation["defective"])
+        numbers = validation[[PROBABILITY + name for name in classes]].to_numpy(float)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{checkpoint} is damaged: its validation images are no table ({error})") from error
+    if not known.all() or not ((numbers >= 0) & (numbers <= 1)).all():
+        raise UserError(f"{checkpoint} is damaged: its validation images have other classes, or no probabilities")
+    return validation
 
 
 def _refuse_other_classes(dataset: DatasetSettings, trained: TrainSettings, known: list[str]) -> None:

@@ -46,7 +46,7 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     from defectcls.model.hardware import keep_freed_memory
     from defectcls.prediction.predictor import load
 
-    predictor = load(settings.checkpoint, settings.device)
+    predictor = load(settings.checkpoint, settings.device, settings.precision)
     if predictor.device.type == "cpu":
         keep_freed_memory(one_heap=True)
     if settings.heat_maps:
@@ -113,7 +113,6 @@ def _watched(
 
 def _about(predictor: "Predictor", settings: "PredictSettings") -> dict[str, Any]:
     """What summary.json says besides the counts."""
-    from defectcls.machine import device_name
     from defectcls.results import provenance
 
     trained = predictor.trained.settings
@@ -126,8 +125,7 @@ def _about(predictor: "Predictor", settings: "PredictSettings") -> dict[str, Any
         "defective_classes": list(predictor.classes.values()),
         "decision": predictor.decision.plain(),
         "command": job_command(),
-        **provenance(trained.seed, {}),
-        "hardware": device_name(predictor.device),
+        **provenance(trained.seed, {}, predictor.device),
     }
 
 

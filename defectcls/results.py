@@ -108,14 +108,18 @@ def print_results(folder: Path, metrics: dict[str, Any]) -> None:
     console.print(f"report: {folder / 'report.html'}", markup=False)
 
 
-def provenance(seed: int, config: dict[str, Any]) -> dict[str, Any]:
-    """What a result needs so that another person can repeat it."""
+def provenance(seed: int, config: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """What a result needs so that another person can repeat it.
+
+    Args:
+        device: that computed it.
+    """
     return {
         "date": datetime.now().astimezone().isoformat(timespec="minutes"),
         "seed": seed,
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
         "commit": _commit(),
-        "hardware": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "hardware": device_name(device),
         "config": json.loads(json.dumps(config, default=str)),
     }
 

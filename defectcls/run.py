@@ -32,6 +32,7 @@ from defectcls.build import (
 )
 from defectcls.config import job_command
 from defectcls.data.datamodule import DefectDataModule
+from defectcls.data.seen import remember_seen
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision, refuse_missing_kind
 from defectcls.evaluation.judge import judge
 from defectcls.evaluation.localisation import mask_sizes
@@ -44,7 +45,7 @@ from defectcls.model.joined import out_of_fold
 from defectcls.model.probe import fit_probe
 from defectcls.model.record import Progress, Record, collapse, stage_summary
 from defectcls.results import provenance
-from defectcls.settings import TrainerSettings, TrainSettings
+from defectcls.settings import TrainSettings
 
 log = logging.getLogger(__name__)
 
@@ -135,19 +136,17 @@ class TrainingRun(Run):
     def __init__(self, settings: TrainSettings, config: dict[str, Any], folder: Path, logger: Logger | None) -> None:
         start = time.perf_counter()
         device = device_of(settings.trainer)
+        if (folder / LAST).is_file():
+            settings = as_begun(settings, folder / LAST, device)
         data = build_data(settings, device=device)
         validated = data.samples["defective"].to_numpy(bool)[data.part("val")]
         refuse_missing_kind(settings.decision, validated, settings.dataset.prevalence)
-        if (folder / LAST).is_file():  # goes on as it began
-            begun = torch.load(folder / LAST, map_location="cpu", weights_only=True)["defectcls"]["config"]["trainer"]
-            self.settings = settings.model_copy(update={"trainer": TrainerSettings(**begun)})
-        else:
-            self.settings = with_compute(settings, data, device)
+        self.settings = with_compute(settings, data, device)
         chosen = self.settings.trainer.model_dump(mode="json")
         told = {key: chosen[key] if value == "auto" else value for key, value in config["trainer"].items()}
         self.config = config | {"trainer": told}
         self.folder, self.logger = folder, logger
-        about = {"config": json.loads(json.dumps(self.config, default=str))}
+        about = {"config": json.loads(json.dumps(self.config, default=str)), "device": device.type}
         self.record = Record(folder, about)
         trainer = build_trainer(self.settings.trainer, folder, logger, self._callbacks(), settings)
         L.seed_everything(settings.seed, workers=True, verbose=False)
@@ -205,6 +204,7 @@ class TrainingRun(Run):
         )
         columns = ["label", "defective", "unit", *(PROBABILITY + name for name in self.data.classes)]
         best["defectcls"]["validation"] = validation.filter(columns).to_dict("list")
+        best["defectcls"]["seen"] = remember_seen(self.data)
         if self.trainer.is_global_zero:
             keep_decision(best, self.decision, self.record.best)
 
@@ -270,9 +270,26 @@ class TrainingRun(Run):
             **{part: numbers for part, (_, numbers) in judged.items()},
             "stages": stage_summary(self.record.history),
             **self.describe(),
-            **provenance(self.settings.seed, self.config),
+            **provenance(self.settings.seed, self.config, self.trainer.strategy.root_device),
         }
         return metrics, pd.concat([table for table, _ in judged.values()]).sort_index()
+
+
+def as_begun(settings: TrainSettings, last: Path, device: torch.device) -> TrainSettings:
+    """The settings of a run that goes on: what is `auto` in its trainer is what that was when it began.
+
+    On another kind of device it is chosen anew, and images that were to be kept on a GPU are kept elsewhere on a CPU.
+    """
+    begun = torch.load(last, map_location="cpu", weights_only=True)["defectcls"]
+    asked, update = settings.trainer.model_dump(), {}
+    if begun.get("device", device.type) == device.type:
+        chosen = begun["config"]["trainer"]
+        update = {key: chosen[key] for key in ("precision", "channels_last", "compile") if asked[key] == "auto"}
+    else:
+        log.warning("this run began on %s and goes on on %s, where it rounds otherwise", begun["device"], device.type)
+    if settings.dataset.cache == "device" and device.type == "cpu":  # as it could be where it began
+        settings = settings.model_copy(update={"dataset": settings.dataset.model_copy(update={"cache": "auto"})})
+    return settings.model_copy(update={"trainer": settings.trainer.model_copy(update=update)})
 
 
 def keep_decision(content: dict[str, Any], decision: Decision, path: Path) -> None:

@@ -9,6 +9,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Size = Annotated[float, Field(gt=0, lt=1)] | PositiveInt | None
+Precision = Annotated[Literal["32", "bf16", "16"], BeforeValidator(str)]  # the command line gives 32 as a number
 
 
 class Settings(BaseModel):
@@ -205,6 +206,21 @@ class LoggerSettings(Settings):
     table_rows: PositiveInt
 
 
+class ClassifierSettings(Settings):
+    """The arguments of a classifier, as a checkpoint holds them."""
+
+    model: ModelSettings
+    loss: LossSettings
+    finetune: FinetuneSettings
+    optim: OptimSettings
+    augment: AugmentSettings
+    class_weights: list[Positive] | None
+    classes: Annotated[dict[str, bool], Field(min_length=2)]
+    image_size: Annotated[int, Field(ge=32)]
+    channels_last: bool
+    seed: int
+
+
 class TrainSettings(Settings):
     dataset: DatasetSettings
     model: ModelSettings
@@ -283,6 +299,9 @@ class EvaluateSettings(Settings):
     update_checkpoint: bool
     inspect: InspectSettings
     root: Path | None
+    device: Literal["auto", "cpu", "gpu"]
+    precision: Precision | None
+    seen: Literal["leave_out", "keep"]
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "EvaluateSettings":
@@ -312,6 +331,7 @@ class PredictSettings(Settings):
     watch_seconds: Positive
     watch_patience: NonNegative
     device: Literal["auto", "cpu", "gpu"]
+    precision: Precision | None
 
     @model_validator(mode="after")
     def _go_together(self) -> "PredictSettings":

@@ -45,7 +45,7 @@ def test_other_part_comes_out_exactly_as_in_training(finished_types: Path, tmp_p
 
 
 def test_all_is_every_image_of_the_dataset(finished: Path, tmp_path: Path) -> None:
-    assert evaluate(tmp_path, f"checkpoint={finished}", "part=all").code == 0
+    assert evaluate(tmp_path, f"checkpoint={finished}", "part=all", "seen=keep").code == 0
     found, trained = table(tmp_path), table(finished)
     assert found["path"].tolist() == trained["path"].tolist()
     assert found["score"].to_numpy() == pytest.approx(trained["score"].to_numpy(), abs=1e-5)

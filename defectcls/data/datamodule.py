@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from defectcls.data.cache import Images, open_images
 from defectcls.data.digests import digest_files
 from defectcls.data.duplicates import NO_PAIRS, contradiction, first_of, related_images, split_units
-from defectcls.data.fingerprints import fingerprint_files
+from defectcls.data.fingerprints import Fingerprints, fingerprint_files
 from defectcls.data.listing import fetch, list_samples
 from defectcls.data.near_duplicates import near_identical_pairs
 from defectcls.data.pixel_file import Files
@@ -64,6 +64,8 @@ class DefectDataModule(L.LightningDataModule):
         self.samples = pd.DataFrame()
         self.digests: list[bytes] = []
         self.unreadable: list[dict[str, str]] = []
+        self.prints: Fingerprints | None = None  # where the split asks for them
+        self.near = NO_PAIRS
 
     def prepare_data(self) -> None:
         """Fetch what is missing; see `defectcls.data.listing.fetch`."""
@@ -162,7 +164,9 @@ class DefectDataModule(L.LightningDataModule):
         log.warning("%s; left out, as dataset.on_unreadable=skip says", sentence)
 
     def _split(self, samples: pd.DataFrame) -> pd.Series:
-        units = related_images(samples, self.settings, self.digests, self._near_identical(samples["path"]))
+        if "near_identical" in self.settings.split.together:
+            self.find_near_identical(samples["path"])
+        units = related_images(samples, self.settings, self.digests, self.near)
         samples["unit"] = split_units(first_of(units), samples.get("group"))  # a split may ignore what is related
         parts = split_samples(samples, units, self.settings.split, self.seed)
         if leaks := leaked_units(parts, units):
@@ -174,19 +178,17 @@ class DefectDataModule(L.LightningDataModule):
         log.info("%s", ", ".join(f"{name} {int((parts == name).sum())}" for name in PARTS))
         return parts
 
-    def _near_identical(self, names: pd.Series) -> np.ndarray:
-        """Pairs of rows, (pairs, 2); none where the split does not ask for them."""
-        if "near_identical" not in self.settings.split.together:
-            return NO_PAIRS
+    def find_near_identical(self, names: pd.Series) -> None:
+        """Fingerprint all images and pair the near-identical ones: `prints` and `near`."""
         paths = [f"{self.settings.root}/{name}" for name in names]
         store = Store(self.settings.cache_dir, "images.sqlite", self.settings.cache_max_gb)
-        prints = fingerprint_files(paths, self.digests, store)
+        self.prints = fingerprint_files(paths, self.digests, store)
         if self.settings.on_unreadable == "error":
-            self._report_unreadable(prints.errors, names)  # with dataset.cache=off nobody has decoded them before
-        near = near_identical_pairs(paths, prints, store)
-        if len(near):
-            log.info("near-identical to another: %d images; each is kept in one part with it", len(np.unique(near)))
-        return near
+            self._report_unreadable(self.prints.errors, names)  # with dataset.cache=off nobody has decoded them before
+        self.near = near_identical_pairs(paths, self.prints, store)
+        if len(self.near) and self.split:
+            twins = len(np.unique(self.near))
+            log.info("near-identical to another: %d images; each is kept in one part with it", twins)
 
 
 class EpochSampler(Sampler[int]):

@@ -96,16 +96,19 @@ def list_samples(
     near_duplicates: float,
     wrong_labels: float,
     data_seed: int,
+    draw: bool = True,
 ) -> pd.DataFrame:
     """The sample table (see `defectcls.data.samples`). Draws the images on first use, 200 of 128 px a second.
 
     Raises:
-        UserError: a knob is out of its range.
+        UserError: a knob is out of its range, or the images are not there and are not to be drawn.
     """
     knobs = Knobs(
         images, image_side, crops_per_photo, defect_share, difficulty, near_duplicates, wrong_labels, data_seed
     )
     index = root / knobs.folder / "samples.csv"
+    if not index.exists() and not draw:
+        raise UserError(f"{index.parent} does not exist: dataset=synthetic dataset.root={root} draws the images")
     if not index.exists():
         draw_images(index.parent, knobs)
     samples = pd.read_csv(index, keep_default_na=False)

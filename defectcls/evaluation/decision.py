@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
 from scipy.optimize import brentq
 from scipy.stats import beta, binom
 
@@ -62,11 +63,27 @@ class Decision:
     promises: tuple[Promise, ...] = ()
 
     @classmethod
-    def from_plain(cls, values: dict[str, Any]) -> "Decision":
-        """What `plain` gave, from a checkpoint or metrics.json."""
-        promises = tuple(Promise(**promise) for promise in values["promises"])
-        prior = values["prior"] and tuple(values["prior"])
-        return cls(**values | {"shift": tuple(values["shift"]), "prior": prior, "promises": promises})
+    def from_plain(cls, values: Any) -> "Decision":
+        """What `plain` gave, from a checkpoint or metrics.json.
+
+        Raises:
+            UserError: it is no decision, or one that makes no sense.
+        """
+        try:
+            decision = TypeAdapter(cls).validate_python(values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = "".join(f".{step}" for step in first["loc"] if isinstance(step, str) and step.isidentifier())
+            raise UserError(f"its decision{key} is wrong: {first['msg']}") from error
+        if not 0 < decision.scale < math.inf or not np.isfinite(decision.shift).all():
+            raise UserError(
+                f"its decision has the scale {decision.scale:g} and the shifts {decision.shift}: a scale must be above 0, "
+                "and all finite"
+            )
+        low, high = decision.accept_below, decision.reject_from
+        if (low, high) != (None, None) and (low is None or high is None or not 0 <= low <= high <= ABOVE_ALL):
+            raise UserError(f"its decision accepts below {low} and rejects from {high}, not from 0 to 1 in this order")
+        return decision
 
     def plain(self) -> dict[str, Any]:
         """Plain values, for a checkpoint and JSON."""
@@ -199,7 +216,8 @@ def decide(
 ) -> pd.DataFrame:
     """The table with calibrated probabilities, and `prediction` and `decision` by the decision.
 
-    An image that is let through gets its most probable sound class, any other its most probable defective one.
+    An image that is let through gets its most probable sound class, any other its most probable defective one. One
+    whose probabilities are not all numbers is rejected, since nothing says that it is sound.
 
     Args:
         predictions: a predictions table, not calibrated.
@@ -208,6 +226,7 @@ def decide(
     probabilities = calibrate(predictions[columns].to_numpy(), decision.scale, decision.shift)
     defective, names = np.array(defective_classes, bool), np.array(class_names, dtype=object)
     scores = probabilities[:, defective].sum(1).clip(max=1)
+    known = np.isfinite(probabilities).all(1)
     if decision.accept_below is None or decision.reject_from is None:
         chosen = (probabilities / np.array(decision.prior or 1.0)).argmax(1)
         verdict = np.where(defective[chosen], REJECT, ACCEPT)
@@ -216,6 +235,7 @@ def decide(
         among = np.where(flagged[:, None] == defective, probabilities, -1.0)
         chosen = among.argmax(1)
         verdict = np.where(scores >= decision.reject_from, REJECT, np.where(flagged, REVIEW, ACCEPT))
+    chosen, verdict = np.where(known, chosen, defective.argmax()), np.where(known, verdict, REJECT)
     answers = {"prediction": names[chosen], "decision": verdict, "score": scores}
     return predictions.assign(**answers, **dict(zip(columns, probabilities.T, strict=True)))
 

@@ -142,7 +142,7 @@ def caveats(metrics: dict[str, Any]) -> list[str]:
     split, judged = judged_split(metrics), metrics[judged_split(metrics)]
     names, defective_classes, matrix = metrics["class_names"], metrics["defective_classes"], judged["confusion_matrix"]
     passed, rejected, missed, caught = defect_counts(matrix, defective_classes)
-    found = _another_dataset(metrics, judged) + _called_alike(metrics, judged)
+    found = seen_words(metrics.get("seen")) + _another_dataset(metrics, judged) + _called_alike(metrics, judged)
 
     if judged["loss"] is None and judged["n"]:
         found += ["Some probabilities are not numbers: training has diverged. Lower the learning rate."]
@@ -188,6 +188,18 @@ def caveats(metrics: dict[str, Any]) -> list[str]:
         if stage["rolled_back"]:
             found += [f"Stage “{stage['name']}” did not beat the stages before it on validation and was rolled back."]
     return found
+
+
+def seen_words(seen: dict[str, Any] | None) -> list[str]:
+    """How many of the photos the model has learned from or was chosen on, and whether they count, in a sentence."""
+    if not seen or not seen["n"]:
+        return []
+    near = f" or, {seen['near']} of them, a near copy" if seen["near"] else ""
+    kept = "these are part of the numbers: new photos will be judged worse"
+    return [
+        f"Seen before: {seen['n']} of {_count(seen['of'], 'photo')} {_were(seen['n'])} learned from or chosen on, the "
+        f"very file{near}; {'these are left out, seen=keep measures them too' if seen['left_out'] else kept}."
+    ]
 
 
 def _another_dataset(metrics: dict[str, Any], judged: dict[str, Any]) -> list[str]:

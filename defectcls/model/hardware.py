@@ -8,11 +8,12 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
+from defectcls.errors import UserError
 from defectcls.files import locked, written_whole
 from defectcls.machine import device_name
 from defectcls.model.backbone import Backbone
@@ -22,6 +23,11 @@ from defectcls.settings import TrainerSettings
 log = logging.getLogger(__name__)
 
 Precision = Literal["32", "bf16", "16"]
+PRECISIONS: dict[str, tuple[Any, torch.dtype]] = {  # in Lightning's words, and the type that autocast computes in
+    "32": ("32-true", torch.float32),
+    "bf16": ("bf16-mixed", torch.bfloat16),
+    "16": ("16-mixed", torch.float16),
+}
 GAIN = 1.05  # what is less than so many times as fast is within the noise of a few steps
 ROUNDS = 5  # at most, and as many as fit into
 ENOUGH_S = 3.0
@@ -138,8 +144,21 @@ def keep_freed_memory(one_heap: bool = False) -> None:
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """Computes in half precision what bears it."""
-    dtype = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}[precision]
-    return torch.autocast(device.type, dtype, enabled=precision != "32")
+    return torch.autocast(device.type, PRECISIONS[precision][1], enabled=precision != "32")
+
+
+def refuse_float16(precision: str, device: torch.device, precision_from: str, key: str) -> None:
+    """Lightning computes in bf16 where a CPU is asked for float16: the same run would be judged by another network.
+
+    Args:
+        precision_from: what asks for it, as the message says.
+        key: that changes it.
+
+    Raises:
+        UserError: float16 on a CPU.
+    """
+    if precision == "16" and device.type == "cpu":
+        raise UserError(f"{precision_from} is for GPUs, and this is a CPU: add {key}=32 or {key}=bf16")
 
 
 def _precisions(device: torch.device) -> list[Precision]:

@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import ValidationError
 from scipy.special import softmax
 
-from defectcls.build import device_of
+from defectcls.build import find_device
 from defectcls.config import parse
 from defectcls.data.images import Decoded, Photo, attempt
 from defectcls.data.threads import AHEAD, map_in_threads
@@ -24,13 +24,14 @@ from defectcls.evaluation.decision import MOST_PROBABLE, Decision, decide
 from defectcls.evaluation.predictions import PROBABILITY, predictions_table
 from defectcls.files import checkpoint_file
 from defectcls.model.classifier import Classifier, load_classifier
-from defectcls.model.hardware import Precision, allow_tf32, autocast
+from defectcls.model.hardware import Precision, allow_tf32, autocast, refuse_float16
 from defectcls.model.heatmaps import heat_maps
 from defectcls.settings import TrainSettings
 
 log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "gpu"]
+NO_SCORE = "the model gives no finite score"
 AHEAD_BYTES = 2**27  # of decoded photos that wait for the network: 42 photos of 1024 px
 
 
@@ -41,41 +42,54 @@ class Trained(NamedTuple):
     classifier: Classifier
     settings: TrainSettings
     about: dict[str, Any]
+    decision: Decision | None  # None of a run that did not finish
+    device: torch.device
 
 
-def load_trained(checkpoint: Path, accelerator: Device = "auto") -> Trained:
-    """A run folder's best checkpoint, or a .ckpt file, to be computed as in training on one device.
+def load_trained(checkpoint: Path, device: Device = "auto", precision: Precision | None = None) -> Trained:
+    """A run folder's best checkpoint, or a .ckpt file, to be computed on one device. A file is data: it may say what
+    the model is and how it was measured, and nothing that it names is imported, called, fetched or written to.
+
+    Args:
+        precision: None computes as in training.
 
     Raises:
-        UserError: no such file, or none that this version of defectcls wrote.
+        UserError: no such file, none that this version of defectcls wrote, or what cannot be computed here.
     """
     file = checkpoint_file(checkpoint)
+    place = find_device(device)
+    if device == "gpu" and place.type == "cpu":
+        raise UserError("device=gpu, but torch finds no GPU here: use device=auto or device=cpu")
+    classifier, about = load_classifier(file)
     # Where it ran is not to be repeated, how it computed is.
-    place = {"accelerator": accelerator, "devices": 1, "strategy": "auto"}
+    here = {"accelerator": "cpu" if place.type == "cpu" else "auto", "devices": 1, "strategy": "auto", "workers": 0}
+    here |= {} if precision is None else {"precision": precision}
     try:
-        classifier, about = load_classifier(file)
-        settings = parse(TrainSettings, about["config"] | {"trainer": about["config"]["trainer"] | place})
-    except (ValidationError, TypeError, RuntimeError) as error:  # a key, an argument or a layer that is no more
-        reason = explain(error) or str(error).splitlines()[0]
-        raise UserError(f"{file} is of another version of defectcls: {reason}") from error
-    return Trained(file, classifier, settings, about)
+        settings = parse(TrainSettings, about["config"] | {"trainer": about["config"]["trainer"] | here})
+        if settings.image_size != classifier.hparams["image_size"] or settings.trainer.precision == "auto":
+            raise UserError("its image_size or its precision is not that of its network")
+        decision = Decision.from_plain(about["decision"]) if "decision" in about else None
+    except (ValidationError, TypeError, KeyError, UserError) as error:
+        reason = explain(error) or f"{type(error).__name__}: {error}"
+        raise UserError(f"{file} is damaged, or of another version of defectcls: {reason}") from error
+    asked = "precision=16" if precision else f"{file} computed in float16, which"
+    refuse_float16(settings.trainer.precision, place, asked, "precision")
+    return Trained(file, classifier, settings, about, decision, place)
 
 
-def load(checkpoint: str | Path, device: Device = "auto") -> "Predictor":
+def load(checkpoint: str | Path, device: Device = "auto", precision: Precision | None = None) -> "Predictor":
     """A predictor that judges photos as the run's own evaluation does; on the CPU with the same bits.
 
     Args:
         checkpoint: run folder, or a .ckpt file.
         device: auto takes a GPU where there is one.
+        precision: None computes as in training.
 
     Raises:
         UserError: no such checkpoint, one of another tool, a damaged one, or no GPU.
     """
-    trained = load_trained(Path(checkpoint), device if device == "cpu" else "auto")
-    place = device_of(trained.settings.trainer)
-    if device == "gpu" and place.type == "cpu":
-        raise UserError("device=gpu, but torch finds no GPU here: use device=auto or device=cpu")
-    return Predictor(trained, place)
+    trained = load_trained(Path(checkpoint), device, precision)
+    return Predictor(trained, trained.device)
 
 
 class Predictor:
@@ -89,10 +103,8 @@ class Predictor:
         self.trained, self.device = trained, device
         self.classes, self.image_size = trained.classifier.classes, trained.settings.image_size
         self.resize = trained.settings.dataset.resize
-        self.decision = MOST_PROBABLE
-        if "decision" in trained.about:
-            self.decision = Decision.from_plain(trained.about["decision"])
-        else:
+        self.decision = trained.decision or MOST_PROBABLE
+        if trained.decision is None:
             log.warning(
                 "%s is of a run that did not finish: its most probable class decides, not calibrated; "
                 "resume=<run folder> finishes the run",
@@ -122,11 +134,11 @@ class Predictor:
         | column           | meaning                                                                               |
         | ---------------- | ------------------------------------------------------------------------------------- |
         | `path`           | as given; "" for a photo in memory                                                    |
-        | `decision`       | accept, review or reject, by the checkpoint's decision; "" where it could not be read |
-        | `prediction`     | name of the class; "" where it could not be read                                      |
+        | `decision`       | accept, review or reject, by the checkpoint's decision; "" where there is an `error`  |
+        | `prediction`     | name of the class; "" likewise                                                        |
         | `score`          | float64 from 0 to 1: probability of being defective, calibrated; NaN likewise         |
         | `p_<class name>` | float64 from 0 to 1: probability of each class, calibrated; NaN likewise              |
-        | `error`          | "", or why the photo could not be read                                                |
+        | `error`          | "", or why there is no decision: it could not be read, or the score is no number      |
 
         Args:
             images: one or many (a list, a generator, an array of four dimensions) of: a path; an image of Pillow's, of
@@ -214,4 +226,7 @@ class Predictor:
         probabilities = softmax(spare.astype(np.float64), axis=1)
         answers = predictions_table(pd.DataFrame(index=range(len(spare))), probabilities, names, defective)
         answers = decide(answers, self.decision, names, defective)[:-1].set_index(read)
+        unknown = read[~np.isfinite(answers["score"].to_numpy())]
+        rows.loc[unknown, "error"] = NO_SCORE
+        answers = answers.drop(index=unknown)
         return rows.join(answers).fillna({"decision": "", "prediction": ""}).reindex(columns=self.columns)

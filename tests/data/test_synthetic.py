@@ -1,7 +1,7 @@
 """The drawn dataset against its promises: labels follow the masks, shares are exact, twins near, one seed one set."""
 
 import hashlib
-import inspect
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from defectcls.data.synthetic import Knobs, draw_images, draw_photo, list_sample
 from defectcls.errors import UserError
 
 PRESET = OmegaConf.load(Path(__file__).parents[2] / "conf/dataset/synthetic.yaml")
-DEFAULTS = {name: PRESET[name] for name in inspect.signature(list_samples).parameters if name != "root"}
+DEFAULTS = {knob.name: PRESET[knob.name] for knob in fields(Knobs)}
 SMALL = DEFAULTS | {"images": 90, "image_side": 64}
 DEFECTS = {
     "concrete": {"crack", "spalling"},
