@@ -92,15 +92,22 @@ class EvaluationRun(Run):
         """What metrics.json says of the dataset that the model was trained on, and of its `test` part where known."""
         here = self.trained.dataset
         names = [_dataset_name(own, here), _dataset_name(here, own)]
-        file, known = checkpoint.parent.parent / "metrics.json", {}
+        file, test = checkpoint.parent.parent / "metrics.json", {}
         if checkpoint.parent.name == "checkpoints" and file.is_file():  # else it is no file of this run
-            known = json.loads(file.read_text(encoding="utf-8"))
+            try:
+                test = self._own_test(json.loads(file.read_text(encoding="utf-8")))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                log.warning("%s is damaged: the run's own test images are not compared with (%r)", file, error)
+        return {"trained_on": names[0], "judged_on": names[1], "test": test}
+
+    def _own_test(self, known: dict[str, Any]) -> dict[str, Any]:
+        """Of a run's metrics.json the numbers of its test part that hold for the decision of now."""
         test = known.get("test", {})
         if test and known.get("decision") != json.loads(json.dumps(self.decision.plain())):
             found = defect_numbers(test)  # of which all but the AUROC are of another threshold
             auroc = {"auroc": found["intervals"].get("auroc")}
             test = {"n": test["n"], "auroc": found["auroc"], "intervals": auroc}
-        return {"trained_on": names[0], "judged_on": names[1], "test": test}
+        return test
 
     def measure(self) -> tuple[dict[str, Any], pd.DataFrame]:
         """metrics.json and the predictions table of the part."""
@@ -152,8 +159,8 @@ def _as_shipped(own: DatasetSettings, checkpoint: Path) -> DatasetSettings:
     shipped = shipped_dataset(own.list_samples)
     if shipped is None:
         raise UserError(
-            f"{checkpoint} was trained on '{own.name}', which is no dataset of this installation, and the function that "
-            f"it names, {own.list_samples}, is not called: name the dataset again, dataset=<name>"
+            f"{checkpoint} was trained on '{own.name}', which is no dataset of this installation, and the function "
+            f"that it names, {own.list_samples}, is not called: name the dataset again, dataset=<name>"
         )
     if not own.root.is_dir():
         again = f"dataset={shipped['name']} dataset.root=<folder>"

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import softmax
 
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import decide
 from defectcls.evaluation.localisation import chance, load_masks, mask_scores
 from defectcls.evaluation.metrics import records
 from defectcls.evaluation.pictures import thumbnail, worst_errors
-from defectcls.evaluation.predictions import predictions_table
+from defectcls.evaluation.predictions import predictions_table, probabilities_of
 from defectcls.model.heatmaps import METHODS, heat_maps
 from defectcls.model.robustness import Corrupt, measure_robustness
 from defectcls.run import Run
@@ -85,7 +84,7 @@ def _predictor(run: Run, rows: pd.DataFrame) -> Callable[[Corrupt], pd.DataFrame
 
     def predict(corrupt: Corrupt) -> pd.DataFrame:
         logits = run.logits(corrupt(batch) for batch in images.split(run.data.batch_size))
-        uncalibrated = predictions_table(samples, softmax(logits.astype(np.float64), axis=1), *run.classes)
+        uncalibrated = predictions_table(samples, probabilities_of(logits), *run.classes)
         return decide(uncalibrated, run.decision, *run.classes)
 
     return predict

@@ -18,7 +18,6 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from scipy.special import softmax
 from tqdm import tqdm
 
 from defectcls.build import (
@@ -37,7 +36,7 @@ from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decisi
 from defectcls.evaluation.judge import judge
 from defectcls.evaluation.localisation import mask_sizes
 from defectcls.evaluation.metrics import compute_metrics
-from defectcls.evaluation.predictions import PROBABILITY, predictions_table
+from defectcls.evaluation.predictions import PROBABILITY, predictions_table, probabilities_of
 from defectcls.files import LAST, written_whole
 from defectcls.model.classifier import Classifier
 from defectcls.model.frozen import extract_features
@@ -74,8 +73,7 @@ class Run:
         """Predictions table of one part, as the network has it: not calibrated, the most probable class predicted."""
         self.trainer.test(self.classifier, dataloaders=self.data.part_dataloader(part), verbose=False)
         index, logits = self.classifier.evaluated
-        probabilities = softmax(logits.astype(np.float64), axis=1)
-        return predictions_table(self.samples.loc[index], probabilities, *self.classes)
+        return predictions_table(self.samples.loc[index], probabilities_of(logits), *self.classes)
 
     @cached_property
     def samples(self) -> pd.DataFrame:

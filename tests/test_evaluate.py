@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn import metrics as sk
 
 from tests.conftest import Outcome, command, equal, paint, sentence, weights
@@ -179,6 +180,42 @@ def test_decision_is_kept_in_the_checkpoint(finished: Path, tmp_path: Path) -> N
     assert numbers(tmp_path / "1")["decision"] == numbers(tmp_path / "2")["decision"]
     assert numbers(tmp_path / "2")["decision"]["policy"] == "f1"
     assert equal(weights(run / "best.ckpt"), weights(finished / "checkpoints/best.ckpt"))
+
+
+VALIDATION = {
+    "nothing": ("", "are no table"),
+    "two lengths": ({"label": ["sound"]}, "are no table"),
+    "another class": ({"label": ["moth"]}, "have other classes, or no probabilities"),
+    "the other kind": ({"defective": [True]}, "have other classes, or no probabilities"),
+    "no numbers": ({"p_sound": [float("nan")]}, "have other classes, or no probabilities"),
+}
+
+
+@pytest.mark.parametrize("wrong", VALIDATION)
+def test_a_decision_is_chosen_on_validation_images_that_make_sense(finished: Path, tmp_path: Path, wrong: str) -> None:
+    value, reason = VALIDATION[wrong]
+    content = torch.load(finished / "checkpoints/best.ckpt", weights_only=True)
+    whole = {"label": ["sound"], "defective": [False], "p_sound": [0.9], "p_defective": [0.1]}
+    if wrong == "two lengths":
+        whole["defective"] = [False, True]
+    content["defectcls"]["validation"] = whole | value if value else value
+    torch.save(content, tmp_path / "best.ckpt")
+    text = sentence(evaluate(tmp_path / "new", f"checkpoint={tmp_path / 'best.ckpt'}", "decision=f1"))
+    assert text.startswith(f"{tmp_path / 'best.ckpt'} is damaged: its validation images {reason}")
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("content", ["{", "[]", '{"test": 3}', '{"test": {"n": 1}}', "\x00\xff"])
+def test_a_broken_metrics_json_beside_the_checkpoint(finished: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/best.ckpt").symlink_to(finished / "checkpoints/best.ckpt")
+    (tmp_path / "run/metrics.json").write_bytes(content.encode("latin-1"))
+    paint(tmp_path / "photos/good/1.png", (20, 90, 200))
+    photos = ("dataset=folder", f"dataset.root={tmp_path / 'photos'}", "part=all")
+    done = evaluate(tmp_path / "new", f"checkpoint={tmp_path / 'run'}", *photos)
+    assert done.code == 0, done.err
+    assert numbers(tmp_path / "new")["elsewhere"]["test"] == {}
+    assert "its numbers on its own test images are not known" in done.out
 
 
 def test_predictions_of_a_run_give_its_numbers_again(finished: Path, tmp_path: Path) -> None:

@@ -210,3 +210,17 @@ def test_mistakes_are_told_without_torch(tmp_path: Path) -> None:
     assert sentence(outcome).startswith("input=photos does not exist")
     assert " pandas\n" in outcome.err
     assert " torch\n" not in outcome.err
+
+
+def test_a_model_without_scores_accepts_nothing(
+    finished: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = lambda self, decoded: torch.full((len(decoded), 2), torch.nan)  # noqa: E731
+    monkeypatch.setattr("defectcls.prediction.predictor.Predictor._logits", without)
+    outcome = predict(finished, photos, tmp_path)
+    assert outcome.code == 1
+    summary, rows = json.loads((tmp_path / "summary.json").read_text()), table(tmp_path / "predictions.csv")
+    counts = {"images": 12, "read": 0, "accept": 0, "review": 0, "reject": 0, "unreadable": 12}
+    assert {name: summary[name] for name in counts} == counts
+    assert rows["decision"].tolist() == [""] * 12
+    assert rows["error"].value_counts()["the model gives no finite score"] == 10

@@ -1,5 +1,6 @@
-"""A checkpoint is data: nothing that it names is called, fetched, written to or deleted. A run folder repeats a command,
-but what may run code is typed again or trusted."""
+"""A checkpoint is data: nothing that it names is called, fetched, written to or deleted.
+
+A run folder repeats a command, but what may run code is typed again or trusted."""
 
 import threading
 from collections.abc import Iterator

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 
 from defectcls.data.samples import DEFECTIVE, OPTIONAL_COLUMNS, SOUND, SPLIT_NAMES
 from defectcls.data.tables import TRUTH, numbers, read_table, refuse
@@ -28,6 +29,12 @@ ACCEPT, REVIEW, REJECT = "accept", "review", "reject"
 TEXT_COLUMNS = ("path", "label", "prediction", *OPTIONAL_COLUMNS)
 
 log = logging.getLogger(__name__)
+
+
+def probabilities_of(logits: np.ndarray) -> np.ndarray:
+    """Softmax in float64, (images, classes); NaN where a logit is no finite number, as -inf would be a certain 0."""
+    logits = logits.astype(np.float64)
+    return softmax(np.where(np.isfinite(logits).all(1, keepdims=True), logits, np.nan), axis=1)
 
 
 def predictions_table(

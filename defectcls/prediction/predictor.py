@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from PIL import Image
 from pydantic import ValidationError
-from scipy.special import softmax
 
 from defectcls.build import find_device
 from defectcls.config import parse
@@ -21,7 +20,7 @@ from defectcls.data.images import Decoded, Photo, attempt
 from defectcls.data.threads import AHEAD, map_in_threads
 from defectcls.errors import UserError, explain
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, decide
-from defectcls.evaluation.predictions import PROBABILITY, predictions_table
+from defectcls.evaluation.predictions import PROBABILITY, predictions_table, probabilities_of
 from defectcls.files import checkpoint_file
 from defectcls.model.classifier import Classifier, load_classifier
 from defectcls.model.hardware import Precision, allow_tf32, autocast, refuse_float16
@@ -223,8 +222,7 @@ class Predictor:
         read = rows.index[rows["error"] == ""]
         # numpy adds up the classes of one row alone in another order than those of many: a spare row, lest one be alone
         spare = np.concatenate([logits.cpu().numpy(), np.zeros((1, len(names)))])
-        probabilities = softmax(spare.astype(np.float64), axis=1)
-        answers = predictions_table(pd.DataFrame(index=range(len(spare))), probabilities, names, defective)
+        answers = predictions_table(pd.DataFrame(index=range(len(spare))), probabilities_of(spare), names, defective)
         answers = decide(answers, self.decision, names, defective)[:-1].set_index(read)
         unknown = read[~np.isfinite(answers["score"].to_numpy())]
         rows.loc[unknown, "error"] = NO_SCORE

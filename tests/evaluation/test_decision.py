@@ -307,6 +307,50 @@ def test_decision_survives_json() -> None:
     assert Decision.from_plain(json.loads(json.dumps(decision.plain()))) == decision
 
 
+@pytest.mark.parametrize("decision", [Decision("argmax"), Decision("f1", 1.3, 0.4, 0.4), Decision("r", 0.5, 0.2, 0.9)])
+def test_what_has_no_finite_score_is_rejected(decision: Decision) -> None:
+    """Comparisons with NaN are false, and the first class is the sound one: either would let it through."""
+    names, defective = ["good", "dent", "hole"], [False, True, True]
+    probabilities = np.array([[0.9, 0.1, 0.0], [np.nan] * 3, [0.2, np.inf, 0.1], [np.nan, 0.5, 0.5]])
+    samples = pd.DataFrame({"path": list("abcd"), "defective": [False, True, False, True], "label": "good"})
+    decided = decide(predictions_table(samples, probabilities, names, defective), decision, names, defective)
+    assert decided["decision"].tolist() == ["accept", "reject", "reject", "reject"]
+    assert decided["prediction"].tolist() == ["good", "dent", "dent", "dent"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"accept_below": 0.7}, "its decision accepts below 0.7 and rejects from 0.5, not from"),
+        ({"reject_from": 1.5}, "its decision accepts below 0.3 and rejects from 1.5, not from"),
+        ({"accept_below": -0.1}, "its decision accepts below -0.1 and rejects from 0.5, not from"),
+        ({"accept_below": None}, "its decision accepts below None and rejects from 0.5, not from"),
+        (
+            {"accept_below": np.nan},
+            "its decision accepts below nan and rejects from 0.5, not from",
+        ),
+        ({"temperature": 0}, "its decision has the temperature 0, not a finite one above 0"),
+        ({"temperature": np.nan}, "its decision has the temperature nan, not a finite one above 0"),
+        ({"temperature": -1}, "its decision has the temperature -1, not a finite one above 0"),
+        ({"policy": 3}, "its decision.policy is wrong: Input should be a valid string"),
+        ({"reject_from": "all"}, "its decision.reject_from is wrong: Input should be a valid number, "),
+        ({"promises": [{"rate": "escape_rate"}]}, "its decision.promises.target is wrong: Field required"),
+    ],
+)
+def test_a_decision_that_makes_no_sense(changed: dict, reason: str) -> None:
+    plain = Decision("f1", 1.2, 0.3, 0.5).plain()
+    assert Decision.from_plain(plain) == Decision("f1", 1.2, 0.3, 0.5)
+    with pytest.raises(UserError) as error:
+        Decision.from_plain(plain | changed)
+    assert str(error.value).startswith(reason)
+
+
+@pytest.mark.parametrize("nothing", [None, [], "f1", {}, 0.5])
+def test_no_decision_at_all(nothing: object) -> None:
+    with pytest.raises(UserError, match=r"^its decision(\.policy)? is wrong: "):
+        Decision.from_plain(nothing)
+
+
 def test_tied_scores_are_decided_alike_and_cautiously() -> None:
     predictions = table([0.5] * 100, [0.5] * 100)
     escape = choose_decision(settings("recall", target=0.9), predictions, *TWO)

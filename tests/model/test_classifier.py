@@ -1,5 +1,6 @@
 """The classifier: logits, validation against scikit-learn, training in stages, and checkpoints from strangers."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -366,3 +367,43 @@ def test_a_text_file_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "notes.ckpt").write_text("these are not the weights you are looking for")
     with pytest.raises(UserError, match=r"notes.ckpt is damaged, or no checkpoint of plain values"):
         load_classifier(tmp_path / "notes.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "reason"),
+    [
+        ("hyper_parameters", None, "is damaged: it lacks hyper_parameters"),
+        ("state_dict", [1], "is damaged: it lacks state_dict"),
+        ("defectcls", "x", "is damaged: it lacks defectcls"),
+        ("state_dict", {}, 'Missing key(s) in state_dict: "backbone.body'),
+        ("state_dict", {"head.linear.weight": torch.zeros(2, 2)}, 'Missing key(s) in state_dict: "backbone.body'),
+        ("classes", {1: False, 2: True}, "classes=1: Input should be a valid string"),
+        ("classes", {"sound": False}, "classes={'sound': False}: Dictionary should have at least 2 items"),
+        ("classes", {"sound": "no idea", "dent": True}, "classes.sound=no idea: Input should be a valid boolean"),
+        ("image_size", "large", "image_size=large: Input should be a valid integer"),
+        ("augment", {}, "augment.horizontal_flip: Field required"),
+        ("temperature", 3, "temperature=3: Extra inputs are not permitted"),
+    ],
+)
+def test_a_checkpoint_with_parts_missing_or_wrong(
+    trained: Classifier, tmp_path: Path, part: str, value: Any, reason: str
+) -> None:
+    whole = part in ("hyper_parameters", "state_dict", "defectcls")
+    more = {part: value} if whole else {"hyper_parameters": dict(trained.hparams) | {part: value}}
+    with pytest.raises(UserError) as error:
+        load_classifier(checkpoint(trained, tmp_path / "best.ckpt", **more))
+    assert str(error.value).startswith(f"{tmp_path / 'best.ckpt'} is damaged")
+    assert reason in str(error.value)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["head.linear.bias", "backbone.body.conv1.0.weight", "head.std"])
+def test_weights_that_are_not_numbers(trained: Classifier, tmp_path: Path, name: str, wrong: float) -> None:
+    weights = {key: value.clone() for key, value in trained.state_dict().items()}
+    weights[name][(0,) * weights[name].ndim] = wrong
+    with pytest.raises(UserError) as error:
+        load_classifier(checkpoint(trained, tmp_path / "best.ckpt", state_dict=weights))
+    assert str(error.value) == (
+        f"{tmp_path / 'best.ckpt'} holds weights that are not numbers, {name} first: its training has diverged, or the "
+        "file is damaged"
+    )

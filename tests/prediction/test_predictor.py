@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -94,6 +95,49 @@ def test_unreadable_photos_keep_their_place(predictor: Predictor, finished: Path
     assert predictor.predict("")["error"].str.contains("No such file").tolist() == [True]
     alone = predictor.predict(tmp_path / "text.png")
     assert (alone["error"].tolist(), alone["score"].isna().tolist()) == (["not an image"], [True])
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_what_has_no_finite_score_is_an_error_and_never_accepted(
+    predictor: Predictor, finished: Path, monkeypatch: pytest.MonkeyPatch, wrong: float
+) -> None:
+    paths, logits = files(predictor, judged(finished))[:4], predictor._logits
+    expected = predictor.predict(paths)
+
+    @torch.inference_mode()
+    def broken(decoded: list[np.ndarray]) -> torch.Tensor:
+        found = logits(decoded).clone()
+        found[1, 1] = wrong  # of the defective class: -inf would be a certain 0
+        return found
+
+    monkeypatch.setattr(predictor, "_logits", broken)
+    found = predictor.predict(paths)
+    assert found["error"].tolist() == ["", "the model gives no finite score", "", ""]
+    assert found.loc[1, ["decision", "prediction"]].tolist() == ["", ""]
+    assert found.loc[1, ["score", "p_sound", "p_defective"]].isna().all()
+    pd.testing.assert_frame_equal(found.drop(index=1), expected.drop(index=1), check_exact=True)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "reason"),
+    [
+        ("decision", {"temperature": 0.0}, "its decision has the temperature 0, not a finite one above 0"),
+        ("decision", {"reject_from": 2.0}, "its decision accepts below None and rejects from 2.0, not from 0 to 1"),
+        ("config", {"image_size": 64}, "its image_size or its precision is not that of its network"),
+        ("config", {"trainer": None}, "TypeError: "),
+        ("config", {"dataset": {}}, "dataset.name: Field required"),
+    ],
+)
+def test_a_checkpoint_that_makes_no_sense(
+    finished: Path, tmp_path: Path, part: str, value: dict[str, Any], reason: str
+) -> None:
+    content = torch.load(finished / "checkpoints/best.ckpt", weights_only=True)
+    content["defectcls"][part] |= value
+    torch.save(content, tmp_path / "best.ckpt")
+    with pytest.raises(UserError) as error:
+        load(tmp_path / "best.ckpt", "cpu")
+    begin = f"{tmp_path / 'best.ckpt'} is damaged, or of another version of defectcls: "
+    assert str(error.value).startswith(begin + reason)
 
 
 def test_no_photos_are_no_rows(predictor: Predictor) -> None:
