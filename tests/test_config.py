@@ -242,7 +242,7 @@ def test_resume_repeats_the_presets_and_later_words_win(tmp_path: Path, monkeypa
         *(f"hydra.searchpath=[file://{tmp_path}/more]", "augment=own", "hydra.run.dir=run 1"),
     )
     monkeypatch.chdir("/")
-    again = composed_by(monkeypatch, f"resume={tmp_path}/run 1", "trainer=cpu")
+    again = composed_by(monkeypatch, f"resume={tmp_path}/run 1", "trust=true", "trainer=cpu")
     assert begun["dataset"]["root"] == again["dataset"]["root"] == "good (1)"
     assert (begun["model"], begun["augment"]) == (again["model"], again["augment"])
     assert (begun["trainer"]["accelerator"], again["trainer"]["accelerator"]) == ("gpu", "cpu")

@@ -77,9 +77,11 @@ class Decision:
             raise UserError(f"its decision{key} is wrong: {first['msg']}") from error
         if not 0 < decision.scale < math.inf or not np.isfinite(decision.shift).all():
             raise UserError(
-                f"its decision has the scale {decision.scale:g} and the shifts {decision.shift}: a scale must be above 0, "
-                "and all finite"
+                f"its decision has the scale {decision.scale:g} and the shifts {decision.shift}: all must be finite, "
+                "and a scale above 0"
             )
+        if any(not 0 < share < math.inf for share in decision.prior or ()):
+            raise UserError(f"its decision has the shares {decision.prior} of the classes, not all above 0")
         low, high = decision.accept_below, decision.reject_from
         if (low, high) != (None, None) and (low is None or high is None or not 0 <= low <= high <= ABOVE_ALL):
             raise UserError(f"its decision accepts below {low} and rejects from {high}, not from 0 to 1 in this order")

@@ -68,6 +68,8 @@ def load_trained(checkpoint: Path, device: Device = "auto", precision: Precision
         if settings.image_size != classifier.hparams["image_size"] or settings.trainer.precision == "auto":
             raise UserError("its image_size or its precision is not that of its network")
         decision = Decision.from_plain(about["decision"]) if "decision" in about else None
+        if decision and {len(decision.shift), len(decision.prior or ())} - {0, len(classifier.classes)}:
+            raise UserError("its decision is of other classes")
     except (ValidationError, TypeError, KeyError, UserError) as error:
         reason = explain(error) or f"{type(error).__name__}: {error}"
         raise UserError(f"{file} is damaged, or of another version of defectcls: {reason}") from error

@@ -329,17 +329,19 @@ def test_what_has_no_finite_score_is_rejected(decision: Decision) -> None:
             {"accept_below": np.nan},
             "its decision accepts below nan and rejects from 0.5, not from",
         ),
-        ({"temperature": 0}, "its decision has the temperature 0, not a finite one above 0"),
-        ({"temperature": np.nan}, "its decision has the temperature nan, not a finite one above 0"),
-        ({"temperature": -1}, "its decision has the temperature -1, not a finite one above 0"),
+        ({"scale": 0}, "its decision has the scale 0 and the shifts (0.0, 0.4): all must be finite, "),
+        ({"scale": np.nan}, "its decision has the scale nan and the shifts (0.0, 0.4): all must be finite, "),
+        ({"scale": -1}, "its decision has the scale -1 and the shifts (0.0, 0.4): all must be finite, "),
+        ({"shift": [0, np.inf]}, "its decision has the scale 1.2 and the shifts (0.0, inf): all must be finite, "),
+        ({"prior": [0.5, 0]}, "its decision has the shares (0.5, 0.0) of the classes, not all above 0"),
         ({"policy": 3}, "its decision.policy is wrong: Input should be a valid string"),
         ({"reject_from": "all"}, "its decision.reject_from is wrong: Input should be a valid number, "),
         ({"promises": [{"rate": "escape_rate"}]}, "its decision.promises.target is wrong: Field required"),
     ],
 )
 def test_a_decision_that_makes_no_sense(changed: dict, reason: str) -> None:
-    plain = Decision("f1", 1.2, 0.3, 0.5).plain()
-    assert Decision.from_plain(plain) == Decision("f1", 1.2, 0.3, 0.5)
+    plain = Decision("f1", 1.2, (0.0, 0.4), accept_below=0.3, reject_from=0.5).plain()
+    assert Decision.from_plain(plain) == Decision("f1", 1.2, (0.0, 0.4), accept_below=0.3, reject_from=0.5)
     with pytest.raises(UserError) as error:
         Decision.from_plain(plain | changed)
     assert str(error.value).startswith(reason)

@@ -121,8 +121,9 @@ def test_what_has_no_finite_score_is_an_error_and_never_accepted(
 @pytest.mark.parametrize(
     ("part", "value", "reason"),
     [
-        ("decision", {"temperature": 0.0}, "its decision has the temperature 0, not a finite one above 0"),
-        ("decision", {"reject_from": 2.0}, "its decision accepts below None and rejects from 2.0, not from 0 to 1"),
+        ("decision", {"scale": 0.0}, "its decision has the scale 0 and the shifts "),
+        ("decision", {"shift": (0.0,)}, "its decision is of other classes"),
+        ("decision", {"accept_below": None, "reject_from": 2.0}, "its decision accepts below None and rejects from 2.0, not from 0 to 1"),
         ("config", {"image_size": 64}, "its image_size or its precision is not that of its network"),
         ("config", {"trainer": None}, "TypeError: "),
         ("config", {"dataset": {}}, "dataset.name: Field required"),
