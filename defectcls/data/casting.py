@@ -33,15 +33,12 @@ def list_samples(root: Path) -> pd.DataFrame:
     has_split = any((root / above / split).is_dir() for split in ("train", "test"))
     if has_split and any((root / folder).is_dir() for folder in FOLDERS):
         raise UserError(f"{root} holds both versions of the castings: expected either {LAYOUT}")
-    if not has_split:
-        images, left_out = images_expected_in(root, FOLDERS, LAYOUT)
-        rows = [{"path": path, "defective": FOLDERS[folder]} for folder in FOLDERS for path in images[folder]]
-        return sample_table(rows, left_out)
-    folders = {f"{above}{split}/{folder}": (split, folder) for split in ("train", "test") for folder in FOLDERS}
-    images, left_out = images_expected_in(root, folders, LAYOUT)
-    rows = [
-        {"path": path, "defective": FOLDERS[folder], "split": split}
-        for name, (split, folder) in folders.items()
-        for path in images[name]
-    ]
+    parents = {f"{above}{split}/": {"split": split} for split in ("train", "test")} if has_split else {"": {}}
+    images, left_out = images_expected_in(root, [parent + name for parent in parents for name in FOLDERS], LAYOUT)
+    rows = (
+        {"path": path, "defective": defective} | part
+        for parent, part in parents.items()
+        for name, defective in FOLDERS.items()
+        for path in images[parent + name]
+    )
     return sample_table(rows, left_out)

@@ -19,5 +19,5 @@ FOLDERS = {"Negative": False, "Positive": True}
 def list_samples(root: Path) -> pd.DataFrame:
     """The sample table (see `defectcls.data.samples`)."""
     images, left_out = images_expected_in(root, FOLDERS, "{Negative,Positive}/<image>")
-    rows = ({"path": path, "defective": FOLDERS[folder]} for folder, paths in images.items() for path in paths)
+    rows = ({"path": path, "defective": defective} for folder, defective in FOLDERS.items() for path in images[folder])
     return sample_table(rows, left_out)

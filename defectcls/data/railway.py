@@ -25,11 +25,11 @@ def list_samples(root: Path) -> pd.DataFrame:
     Raises:
         UserError: one of the six folders is missing or empty.
     """
-    folders = {f"{split}/{folder}": (split, folder) for split in SPLITS for folder in FOLDERS}
-    images, left_out = images_expected_in(root, folders, LAYOUT)
+    images, left_out = images_expected_in(root, [f"{part}/{name}" for part in SPLITS for name in FOLDERS], LAYOUT)
     rows = (
-        {"path": path, "defective": FOLDERS[folder], "split": SPLITS[split]}
-        for name, (split, folder) in folders.items()
-        for path in images[name]
+        {"path": path, "defective": defective, "split": split}
+        for split_folder, split in SPLITS.items()
+        for folder, defective in FOLDERS.items()
+        for path in images[f"{split_folder}/{folder}"]
     )
     return sample_table(rows, left_out)

@@ -100,10 +100,11 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
     Of another tool, `path`, `defective` (true or false) and `score` (the probability of being defective) are enough: it
     then tells sound from defective. With one `p_<class>` column a class it needs `label` too; `prediction` is the most
-    probable class where there is no such column.
+    probable class where there is no such column. A row that stands there twice counts once.
 
     Raises:
-        UserError: no such file, a column is missing, or a value is none of what it must be.
+        UserError: no such file, a column is missing, a value is none of what it must be, or rows of one image (in one
+            `repeat`) differ.
     """
     if not path.is_file():
         raise UserError(f"predictions={path} does not exist: give a CSV file")
@@ -130,7 +131,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
         if column in (*answers, "score"):
             cells[column] = numbers(once[column], path)
         elif column not in (*TEXT_COLUMNS, "defective"):
-            cells[column] = _plain(once[column])
+            cells[column] = _numbers_or_text(once[column])
     if "split" in cells:
         parts = once["split"].str.casefold().map(SPLIT_NAMES)
         refuse(once["split"][parts.isna()].unique(), f"{path} has splits that are not train, val or test")
@@ -138,7 +139,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     return _completed(pd.DataFrame(cells | {"defective": truth.astype(bool)}))
 
 
-def _plain(cells: pd.Series) -> np.ndarray | pd.Series:
+def _numbers_or_text(cells: pd.Series) -> np.ndarray | pd.Series:
     """Whole numbers, or else numbers and NaN where empty, or else the text."""
     for kind, empty in ((np.int64, ""), (np.float64, "nan")):
         try:
