@@ -118,23 +118,24 @@ def read_predictions(path: Path) -> pd.DataFrame:
             f"defective and score, or path, defective, label and {PROBABILITY}<class name> for two classes or more"
         )
     key = ["path", *rows.columns.intersection(["repeat"])]
-    once = rows.drop_duplicates(ignore_index=True) if rows.duplicated(key).any() else rows
-    refuse(once["path"][once.duplicated(key)].unique(), f"{path} judges the same image more than once, and differently")
-    if len(once) < len(rows):
-        log.info("%s: rows that repeat another count once: %d", path.name, len(rows) - len(once))
-    truth = once["defective"].str.lower().map(TRUTH)
+    if rows.duplicated(key).any():
+        every, rows = len(rows), rows.drop_duplicates(ignore_index=True)
+        twice = rows["path"][rows.duplicated(key)].unique()
+        refuse(twice, f"{path} judges the same image more than once, and differently")
+        log.info("%s: rows that repeat another count once: %d", path.name, every - len(rows))
+    truth = rows["defective"].str.lower().map(TRUTH)
     if truth.isna().any():
-        wrong = once["defective"][truth.isna()].iloc[0]
+        wrong = rows["defective"][truth.isna()].iloc[0]
         raise UserError(f"{path}: defective is '{wrong}' in a row; it must be true or false")
-    cells: dict[str, Any] = {str(column): once[column] for column in once}
+    cells: dict[str, Any] = {str(column): rows[column] for column in rows}
     for column in cells:
         if column in (*answers, "score"):
-            cells[column] = numbers(once[column], path)
+            cells[column] = numbers(rows[column], path)
         elif column not in (*TEXT_COLUMNS, "defective"):
-            cells[column] = _numbers_or_text(once[column])
+            cells[column] = _numbers_or_text(rows[column])
     if "split" in cells:
-        parts = once["split"].str.casefold().map(SPLIT_NAMES)
-        refuse(once["split"][parts.isna()].unique(), f"{path} has splits that are not train, val or test")
+        parts = rows["split"].str.casefold().map(SPLIT_NAMES)
+        refuse(rows["split"][parts.isna()].unique(), f"{path} has splits that are not train, val or test")
         cells["split"] = parts
     return _completed(pd.DataFrame(cells | {"defective": truth.astype(bool)}))
 
