@@ -46,7 +46,7 @@ def _inspect(run: Run, predictions: pd.DataFrame, settings: InspectSettings) -> 
             heat = {path: without_borders(one, root / path) if padded else one for path, one in maps}
             found["heat_maps"] = METHODS[run.classifier.hparams["model"]["head"]]
             found |= _localisation(run, predictions, settings.images)
-        except UserError as error:  # a backbone without a map, or a broken mask: the report goes without
+        except UserError as error:  # a backbone without a map: the report goes without
             log.warning("no heat maps: %s", error)
     if settings.robustness:
         rows = _evenly(predictions, settings.images)

@@ -35,7 +35,7 @@ from defectcls.machine import device_name
 
 PACKAGES = ("defectcls", "torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-core", "scikit-learn")
 RATES = ("recall", "overkill_rate", "auroc")  # undefined ones are None in JSON
-SHOWN = ("n", "accuracy", "precision", "recall", "f1", "f1_macro", "auroc", "review_rate")
+SHOWN = ("n", "accuracy", "precision", "recall", "f1", "f1_macro", "auroc", "auroc_pooled", "review_rate")
 
 
 def write_results(folder: Path, metrics: dict[str, Any], predictions: pd.DataFrame, pictures: dict[str, bytes]) -> None:

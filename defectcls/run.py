@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +51,20 @@ PARTS = ("train", "val", "test")
 
 
 class Run:
-    """A data module, a classifier and a trainer that fit together, and the seconds that their phases took."""
+    """A data module, a classifier and a trainer that fit together, and the seconds that their phases took.
+
+    `samples` is the sample table, with the size of each defect that has a mask.
+
+    Raises:
+        UserError: a mask cannot be read.
+    """
 
     def __init__(self, data: DefectDataModule, classifier: Classifier, trainer: L.Trainer) -> None:
         self.data, self.classifier, self.trainer = data, classifier, trainer
+        self.samples, settings = data.samples, data.settings
+        if "mask" in self.samples:  # read now: a broken one would end the run after its training
+            sizes = mask_sizes(self.samples, settings.root, data.image_size, settings.resize)
+            self.samples = self.samples.assign(mask_size=sizes)
         self.decision = MOST_PROBABLE
         self.seconds: dict[str, float] = {}
         self.images_per_second: dict[str, float] = {}
@@ -74,14 +83,6 @@ class Run:
         self.trainer.test(self.classifier, dataloaders=self.data.part_dataloader(part), verbose=False)
         index, logits = self.classifier.evaluated
         return predictions_table(self.samples.loc[index], probabilities_of(logits), *self.classes)
-
-    @cached_property
-    def samples(self) -> pd.DataFrame:
-        """The sample table, with the size of each defect that has a mask."""
-        samples, settings = self.data.samples, self.data.settings
-        if "mask" not in samples:
-            return samples
-        return samples.assign(mask_size=mask_sizes(samples, settings.root, self.data.image_size, settings.resize))
 
     @torch.inference_mode()
     def logits(self, images: Iterable[torch.Tensor]) -> np.ndarray:

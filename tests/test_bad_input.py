@@ -14,6 +14,7 @@ from PIL import Image
 
 from defectcls.model.backbone import Backbone
 from defectcls.model.classifier import Classifier
+from defectcls.run import TrainingRun
 from tests.conftest import Outcome, command, equal, paint, process, sentence, weights
 
 SMALL = (
@@ -140,6 +141,17 @@ def test_masks_without_images(tmp_path: Path) -> None:
     given = ("dataset=mvtec", f"dataset.root={tmp_path}", *SMALL, f"hydra.run.dir={tmp_path / 'run'}")
     text = sentence(command("train", *given))
     assert text.startswith("mask 'bottle/ground_truth/cut/1_mask.png' belongs to no image (1 such in ")
+
+
+def test_a_broken_mask_is_told_before_the_first_epoch(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended the run after its training, which left no report."""
+    rows = [f"{path.relative_to(photos)},{path.parent.name}," for path in sorted(photos.glob("*/*"))]
+    (photos / "parts.csv").write_text("\n".join(["path,label,mask", *rows[:-1], rows[-1] + "mask.png", ""]))
+    (photos / "mask.png").write_bytes(b"no image")
+    monkeypatch.setattr(TrainingRun, "train", lambda self: pytest.fail("it trains"))
+    given = (f"dataset.root={photos}", f"dataset.table={photos / 'parts.csv'}", *SMALL, "dataset.sound=[good]")
+    outcome = command("train", "dataset=table", *given, f"hydra.run.dir={photos.parent / 'run'}")
+    assert sentence(outcome).startswith(f"the mask {photos / 'mask.png'} cannot be read: not an image")
 
 
 def test_labels_of_a_table_outside_its_classes(photos: Path) -> None:

@@ -58,7 +58,11 @@ def test_numbers_are_of_all_predictions_and_of_each_fold(validated: Path) -> Non
     metrics, pooled = numbers(validated), table(validated)
     truth, flagged = pooled["defective"], pooled["prediction"] == "defective"
     assert metrics["test"]["recall"] == pytest.approx(sk.recall_score(truth, flagged))
-    assert metrics["test"]["auroc"] == pytest.approx(sk.roc_auc_score(truth, pooled["score"]))
+    assert metrics["test"]["auroc_pooled"] == pytest.approx(sk.roc_auc_score(truth, pooled["score"]))
+    of_folds = [sk.roc_auc_score(rows["defective"], rows["score"]) for _, rows in pooled.groupby(["repeat", "fold"])]
+    assert metrics["test"]["auroc"] == pytest.approx(np.mean(of_folds))
+    low, high = metrics["test"]["intervals"]["auroc"]
+    assert low < np.mean(of_folds) < high
     assert len(metrics["folds"]) == 6
     for row in metrics["folds"]:
         rows = pooled.query(f"repeat == {row['repeat']} and fold == {row['fold']}")

@@ -24,7 +24,7 @@ from defectcls.evaluation.intervals import metric_intervals
 from defectcls.evaluation.metrics import compute_metrics, defect_numbers
 from defectcls.evaluation.page import render_page
 from defectcls.evaluation.pictures import INK, LOOK, QUIET, RIGHT
-from defectcls.evaluation.predictions import class_names_of, classes_of_table, groups_of
+from defectcls.evaluation.predictions import class_names_of, classes_of_table, folds_of, groups_of
 from defectcls.evaluation.resampling import Numbers, Share, bootstrap, defect_shares, ranking
 from defectcls.evaluation.wording import number, percent, span
 
@@ -262,7 +262,7 @@ class _Judged:
         if 0 < sum(classes[1]) < len(classes[1]):
             shares |= defect_shares(table, *classes)
             if {*RANKINGS} & {*metrics}:
-                self.rank = ranking(self.defective, table["score"].to_numpy())
+                self.rank = ranking(self.defective, table["score"].to_numpy(), folds_of(table))
         self.shares = {name: share for name, share in shares.items() if name in metrics}
 
     def numbers(self, weights: np.ndarray) -> Numbers:

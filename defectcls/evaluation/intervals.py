@@ -32,7 +32,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from defectcls.evaluation.metrics import LEAST_PROBABILITY
-from defectcls.evaluation.predictions import PROBABILITY, groups_of
+from defectcls.evaluation.predictions import PROBABILITY, folds_of, groups_of
 from defectcls.evaluation.resampling import (
     F1,
     Numbers,
@@ -104,7 +104,7 @@ def metric_intervals(
         shares |= {("recall", one): Share(answer[one], truth[one]) for one in classes}
         rankings |= {one: (truth[one], probabilities[one]) for one in classes}
     losses = -np.log(np.select(truth, probabilities).clip(LEAST_PROBABILITY, 1))
-    numbers = _all_numbers(shares, rankings, mean_with_error(losses, groups))
+    numbers = _all_numbers(shares, rankings, folds_of(predictions), mean_with_error(losses, groups))
     point = {key: value[0] for key, value in numbers(np.ones((1, len(groups)))).items()}
     drawn = bootstrap(groups, numbers, resamples, seed)
 
@@ -136,9 +136,12 @@ def metric_intervals(
 
 
 def _all_numbers(
-    shares: dict[Key, Share], rankings: dict[int, tuple[np.ndarray, np.ndarray]], loss: Callable[[np.ndarray], Numbers]
+    shares: dict[Key, Share],
+    rankings: dict[int, tuple[np.ndarray, np.ndarray]],
+    folds: np.ndarray,
+    loss: Callable[[np.ndarray], Numbers],
 ) -> Callable[[np.ndarray], Numbers]:
-    ranked = {side: ranking(*one) for side, one in rankings.items()}
+    ranked = {side: ranking(*one, folds) for side, one in rankings.items()}
 
     def numbers(weights: np.ndarray) -> Numbers:
         found = {key: share.weighted(weights) for key, share in shares.items()}

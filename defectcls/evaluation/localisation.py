@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from defectcls.data.images import Resize, UnreadableImageError, decode
+from defectcls.data.threads import map_in_threads
 
 SIZES = {"under 0.1 %": 0.001, "0.1 to 1 %": 0.01, "1 to 10 %": 0.1}  # of the image, up to and with
 LARGEST = "over 10 %"
@@ -20,22 +21,34 @@ def load_masks(samples: pd.DataFrame, root: Path, side: int, resize: Resize) -> 
         UserError: a mask cannot be read.
     """
     masks = np.zeros((len(samples), side, side), bool)
-    if "mask" not in samples:
-        return masks
-    for mask, path in zip(masks, samples["mask"], strict=True):
+    for row, path in enumerate(samples.get("mask", [])):
         if path:
-            try:
-                mask[:] = decode(root / path, side, resize).any(axis=0)
-            except UnreadableImageError as error:
-                raise UnreadableImageError(f"the mask {root / path} cannot be read: {error}") from error
+            masks[row] = _load_mask(root / path, side, resize)
     return masks
 
 
 def mask_sizes(samples: pd.DataFrame, root: Path, side: int, resize: Resize) -> list[str]:
-    """Share of the image that each defect covers, in words of SIZES that sort by size; "" where there is no mask."""
-    shares = [load_masks(row, root, side, resize).mean() for _, row in samples.groupby(np.arange(len(samples)))]
-    words = [*SIZES, LARGEST]
-    return [words[int(np.searchsorted(list(SIZES.values()), share))] if share else "" for share in shares]
+    """Share of the image that each defect covers, in words of SIZES that sort by size; "" where there is no mask.
+
+    Raises:
+        UserError: a mask cannot be read.
+    """
+    words, limits = np.array([*SIZES, LARGEST], dtype=object), [*SIZES.values()]
+    sizes, marked = np.full(len(samples), "", dtype=object), np.flatnonzero(samples["mask"] != "")
+
+    def share(path: str) -> float:
+        return _load_mask(root / path, side, resize).mean()
+
+    shares = np.array(list(map_in_threads(share, samples["mask"].iloc[marked])))
+    sizes[marked] = np.where(shares > 0, words[np.searchsorted(limits, shares)], "")
+    return sizes.tolist()
+
+
+def _load_mask(path: Path, side: int, resize: Resize) -> np.ndarray:
+    try:
+        return decode(path, side, resize).max(axis=0) > 0
+    except UnreadableImageError as error:
+        raise UnreadableImageError(f"the mask {path} cannot be read: {error}") from error
 
 
 def mask_scores(heat: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from defectcls.errors import UserError
 from defectcls.evaluation.calibration import brier_score, expected_calibration_error
-from defectcls.evaluation.predictions import PROBABILITY, REVIEW
+from defectcls.evaluation.predictions import PROBABILITY, REVIEW, folds_of
 
 LEAST_PROBABILITY = np.finfo(np.float64).eps  # a probability of exactly 0 would make the loss infinite; as scikit-learn
 
@@ -33,6 +33,9 @@ def compute_metrics(predictions: pd.DataFrame, class_names: list[str], defective
     Other classes: also `precision_macro`, `recall_macro`, `per_class` {name: n, precision, recall, f1}, and where there
     are both sound and defective classes `defect`: the numbers above, with all defective classes taken as one. `auroc`
     and `average_precision` are then macro averages of one class against the rest.
+
+    Of a cross-validation both are the mean over its folds, as scores of different models do not rank each other's
+    images; those of all folds together are `auroc_pooled` and `average_precision_pooled`.
 
     Raises:
         UserError: a label or a prediction is none of `class_names`.
@@ -59,9 +62,10 @@ def compute_metrics(predictions: pd.DataFrame, class_names: list[str], defective
         numbers = common | _defect_metrics(predictions, class_names, defective_classes)
         numbers["f1_macro"] = _mean(per_class["f1"])
     else:
-        ranking = [_ranking(one_hot[:, index], probabilities[:, index]) for index in range(len(class_names))]
+        folds = folds_of(predictions)
+        ranking = [_ranking(one_hot[:, index], probabilities[:, index], folds) for index in range(len(class_names))]
         numbers = common | {f"{name}_macro": _mean(per_class[name]) for name in ("precision", "recall", "f1")}
-        numbers |= {name: _mean([one[name] for one in ranking]) for name in ("auroc", "average_precision")}
+        numbers |= {name: _mean([one[name] for one in ranking]) for name in ranking[0]}
         rows = pd.DataFrame({"n": matrix.sum(axis=1)} | per_class, index=class_names, dtype=object)
         numbers["per_class"] = rows.to_dict("index")
         if two_sides:
@@ -125,7 +129,7 @@ def _defect_metrics(predictions: pd.DataFrame, class_names: list[str], defective
     }
     if "decision" in predictions and (predictions["decision"] == REVIEW).any():
         numbers["review_rate"] = (predictions["decision"] == REVIEW).mean()
-    return numbers | _ranking(defective, predictions["score"].to_numpy())
+    return numbers | _ranking(defective, predictions["score"].to_numpy(), folds_of(predictions))
 
 
 def _rates(hits: Any, truths: Any, predicted: Any) -> dict[str, Any]:
@@ -137,13 +141,16 @@ def _rates(hits: Any, truths: Any, predicted: Any) -> dict[str, Any]:
     }
 
 
-def _ranking(positive: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    if positive.all() or not positive.any() or not np.isfinite(scores).all():
-        return {"auroc": np.nan, "average_precision": np.nan}
-    return {
-        "auroc": roc_auc_score(positive, scores),
-        "average_precision": average_precision_score(positive, scores),
-    }
+def _ranking(positive: np.ndarray, scores: np.ndarray, folds: np.ndarray) -> dict[str, float]:
+    found, known = {}, np.isfinite(scores).all()
+    numbers = {"auroc": roc_auc_score, "average_precision": average_precision_score}
+    parts = [folds == fold for fold in np.unique(folds)]
+    for name, number in numbers.items():
+        values = [number(positive[one], scores[one]) for one in parts if known and len(set(positive[one])) == 2]
+        found[name] = _mean(values)
+        if len(parts) > 1:
+            found[f"{name}_pooled"] = number(positive, scores) if values else np.nan
+    return found
 
 
 def _ratio(numerator: Any, denominator: Any) -> Any:

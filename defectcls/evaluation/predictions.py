@@ -4,6 +4,7 @@
 | ---------------- | -------------------------------------------------------------------------- |
 | the sample's own | `path`, `label` (the true class), `defective`, `split`, `defect_type` …    |
 | `unit`           | number that images have in common which are not independent: copies, groups |
+| `fold`, `repeat` | of a cross-validation: which of its models judged the image                |
 | `prediction`     | name of the class the model chose                                          |
 | `decision`       | accept, review or reject; where the model has decided (see decision.py)    |
 | `p_<class name>` | float64 probability, one column a class, in the order of the logits        |
@@ -69,6 +70,13 @@ def groups_of(predictions: pd.DataFrame) -> np.ndarray:
         return np.arange(len(predictions))
     named = predictions["group"].to_numpy() != ""
     return pd.factorize(predictions["group"].where(named, pd.Series(range(len(predictions)), predictions.index)))[0]
+
+
+def folds_of(predictions: pd.DataFrame) -> np.ndarray:
+    """Number of the model that judged each image, int (images,): of its `fold` and `repeat`, 0 where it has none."""
+    if "fold" not in predictions:
+        return np.zeros(len(predictions), int)
+    return predictions.groupby(["fold", *({"repeat"} & {*predictions.columns})]).ngroup().to_numpy()
 
 
 def class_names_of(predictions: pd.DataFrame) -> list[str]:

@@ -22,7 +22,8 @@ from defectcls.evaluation.wording import (
     verdict,
 )
 
-PLAIN = ("auroc", "average_precision", "loss", "ece", "brier")  # shown as they are; all others in percent
+RANKINGS = ("auroc", "auroc_pooled", "average_precision", "average_precision_pooled")
+PLAIN = (*RANKINGS, "loss", "ece", "brier")  # shown as they are; all others in percent
 CALIBRATION = {"ece": "expected calibration error", "brier": "Brier score", "loss": "loss (nats)"}
 FOLD_COLUMNS = ("accuracy", "recall", "overkill_rate", "f1", "f1_macro", "auroc")
 BREAKDOWNS = {
@@ -96,7 +97,7 @@ def _rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
         tables = [split.get("defect", {}) if sides else split for split in (judged, *others)]
         spans = intervals.get("defect", {}) if sides else intervals
         for key, name in NAMES.items():
-            if several and key in ("auroc", "average_precision"):
+            if several and key in RANKINGS:
                 name += ", defective against sound" if sides else ", mean over classes"
             if any(key in table for table in tables):
                 show = number if key in PLAIN else percent

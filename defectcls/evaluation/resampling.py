@@ -62,16 +62,29 @@ def defect_shares(predictions: pd.DataFrame, class_names: list[str], defective_c
     return shares
 
 
-def ranking(positive: np.ndarray, scores: np.ndarray) -> Callable[[np.ndarray], Numbers]:
-    """From weights to `auroc` and `average_precision`; of equal scores each pair counts half, and one threshold.
+def ranking(positive: np.ndarray, scores: np.ndarray, folds: np.ndarray) -> Callable[[np.ndarray], Numbers]:
+    """From weights to `auroc` and `average_precision`, the mean of each fold's own where it can be stated.
 
     Args:
         positive: bool (images,).
         scores: float (images,); where one is not finite nothing is ranked, and both numbers are NaN.
+        folds: number of the model that judged each image, see `folds_of`, (images,).
     """
     if not np.isfinite(scores).all():
         positive = np.zeros_like(positive)
-    order = np.argsort(-scores, kind="stable")
+    within = [_ranking_of(np.flatnonzero(folds == fold), positive, scores) for fold in np.unique(folds)]
+
+    def numbers(weights: np.ndarray) -> Numbers:
+        found = [one(weights) for one in within]
+        values = {name: np.array([one[name] for one in found]) for name in found[0]}
+        return {name: _ratio(np.nansum(of, axis=0), (~np.isnan(of)).sum(axis=0)) for name, of in values.items()}
+
+    return numbers
+
+
+def _ranking_of(members: np.ndarray, positive: np.ndarray, scores: np.ndarray) -> Callable[[np.ndarray], Numbers]:
+    """Of the images `members`; of equal scores each pair counts half, and one threshold."""
+    order = members[np.argsort(-scores[members], kind="stable")]
     ordered, is_positive = scores[order], positive[order].astype(np.float64)
     last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # of each run of equal scores
 

@@ -26,7 +26,9 @@ NAMES = {  # how the numbers are called and in which order they stand, two class
     "precision_macro": "precision, mean over classes",
     "f1_macro": "F1, mean over classes",
     "auroc": "AUROC",
+    "auroc_pooled": "AUROC, folds pooled",
     "average_precision": "average precision",
+    "average_precision_pooled": "average precision, folds pooled",
     "review_rate": "to review",
     "loss": "loss (nats)",
 }

@@ -72,6 +72,21 @@ def test_differences_are_those_of_scikit_learn():
         assert found[metric].difference == pytest.approx(expected, abs=1e-12), metric
 
 
+def test_of_folds_the_mean_within_is_compared():
+    """The second run's folds rank as the first's do, but their scores are shifted against each other."""
+    (first,) = runs(0, skills=(2,)).values()
+    fold = np.arange(len(first)) % 3
+    shifted = expit(np.log(first["score"] / (1 - first["score"])) + 4 * fold).rename("score")
+    second = first.assign(score=shifted, p_sound=1 - shifted, p_defective=shifted)
+    assert sk.roc_auc_score(first["defective"], shifted) < sk.roc_auc_score(first["defective"], first["score"]) - 0.05
+    tables = {"one": first.assign(fold=fold), "other": second.assign(fold=fold)}
+    found = compare_predictions(tables, ["auroc"], resamples=200)
+    one, other = (values[0] for values in found.values.values())
+    within = [sk.roc_auc_score(rows["defective"], rows["score"]) for _, rows in tables["one"].groupby("fold")]
+    assert one.value == other.value == pytest.approx(np.mean(within))
+    assert found.differences[0].difference == pytest.approx(0, abs=1e-12)
+
+
 def test_interval_of_a_paired_share_worked_by_hand():
     """Of 40 defects A alone catches 8 and B alone 2; with one more on each side 9 and 3 of 42 (Bonett and Price)."""
     caught = np.array([[1, 0]] * 8 + [[0, 1]] * 2 + [[1, 1]] * 20 + [[0, 0]] * 10)

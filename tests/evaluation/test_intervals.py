@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import expit
-from scipy.stats import binom, binomtest
+from scipy.stats import binom, binomtest, norm
 
 from defectcls.evaluation.intervals import difference, metric_intervals, proportion_interval
 from defectcls.evaluation.metrics import compute_metrics
@@ -260,6 +260,24 @@ def test_intervals_cover_the_truth(n, prevalence, grouped, kind):
     assert len(shares) == 10
     assert min(shares.values()) >= 0.93, shares
     assert n < 1000 or max(shares.values()) <= 0.97, shares
+
+
+@pytest.mark.slow
+def test_intervals_of_folds_cover_the_mean_within() -> None:
+    """Five models, whose scores are shifted against each other, and each as good as the next: AUROC 0.8."""
+    distance, covered, width = np.sqrt(2) * norm.ppf(0.8), [], []
+    for seed in range(300):
+        generator = np.random.default_rng(seed)
+        fold, defective = np.arange(300) % 5, generator.random(300) < 0.2
+        score = norm.cdf(generator.normal(distance * defective + (fold - 2)))
+        label = np.where(defective, "defective", "sound")
+        predictions = pd.DataFrame({"label": label, "prediction": label, "defective": defective, "fold": fold})
+        predictions = predictions.assign(score=score, p_sound=1 - score, p_defective=score)
+        low, high = metric_intervals(predictions, *TWO, resamples=400)["auroc"]
+        covered.append(low <= 0.8 <= high)
+        width.append(high - low)
+    assert 0.92 <= np.mean(covered) <= 0.98
+    assert np.mean(width) < 0.16  # that of one model on as many images: 0.13
 
 
 def test_difference_of_two_shares_is_newcombes() -> None:

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from defectcls.errors import UserError
-from defectcls.evaluation.localisation import chance, load_masks, mask_scores
+from defectcls.evaluation import localisation
+from defectcls.evaluation.localisation import chance, load_masks, mask_scores, mask_sizes
 
 
 def test_hit_and_energy_by_hand() -> None:
@@ -61,5 +62,20 @@ def test_a_table_without_masks_has_none(tmp_path: Path) -> None:
 
 def test_a_broken_mask_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"the mask .*broken\.png cannot be read: not an image"):
-        load_masks(pd.DataFrame({"mask": ["broken.png"]}), tmp_path, 8, "squash")
+    table = pd.DataFrame({"mask": ["", "broken.png"]})
+    for read in (load_masks, mask_sizes):
+        with pytest.raises(UserError, match=r"the mask .*broken\.png cannot be read: not an image"):
+            read(table, tmp_path, 8, "squash")
+
+
+def test_sizes_of_defects_are_of_the_masks_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty mask has no size, a row without one is not even looked at."""
+    for name, side in (("speck", 1), ("scratch", 5), ("dent", 20), ("hole", 64), ("nothing", 0)):
+        drawn(tmp_path / f"{name}.png", 64, 64, (0, 0, side, side))
+    names = ["", "hole", "speck", "", "nothing", "dent", "scratch", ""]
+    table = pd.DataFrame({"mask": [name and f"{name}.png" for name in names]})
+    read, decode = [], localisation.decode
+    monkeypatch.setattr(localisation, "decode", lambda path, *how: (read.append(path), decode(path, *how))[1])
+    expected = ["", "over 10 %", "under 0.1 %", "", "", "1 to 10 %", "0.1 to 1 %", ""]
+    assert mask_sizes(table, tmp_path, 64, "squash") == expected  # 1, 25 and 400 of 4096 pixels, and all
+    assert len(read) == 5

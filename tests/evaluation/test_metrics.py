@@ -76,7 +76,7 @@ def test_three_classes_worked_by_hand():
     found = defect_numbers(
         metrics | {"intervals": {"auroc": [0, 1], "accuracy": [0, 1], "defect": {"auroc": [0.4, 0.9]}}}
     )
-    assert (found["auroc"], found["recall"], found["accuracy"]) == (6 / 9, 2 / 3, 0.5)
+    assert (found["auroc"], found["recall"], found["accuracy"]) == (pytest.approx(6 / 9), 2 / 3, 0.5)
     assert (found["intervals"]["auroc"], found["intervals"]["accuracy"]) == ([0.4, 0.9], [0, 1])
     assert defect_numbers({"auroc": 0.5}) == {"auroc": 0.5, "intervals": {}}
 
@@ -243,3 +243,37 @@ def test_defect_counts_of_several_classes():
         192,
         256,
     )
+
+
+def test_of_folds_auroc_is_the_mean_within_as_scores_of_different_models_rank_nothing():
+    """Each fold ranks its images without a fault, but the second's scores are all lower: pooled, they seem to err."""
+    truth = [0, 0, 0, 1, 1, 0, 0, 0, 1, 1]
+    score = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 0.1, 0.2, 0.3, 0.4, 0.45])
+    predictions = table(truth, np.column_stack([1 - score, score]), TWO)
+    folded = predictions.assign(repeat=0, fold=[0] * 5 + [1] * 5)
+    found = compute_metrics(folded, *TWO)
+    assert (found["auroc"], found["average_precision"]) == (1, 1)
+    # by hand: of 24 pairs the two low defects lose to three sound parts each
+    assert found["auroc_pooled"] == pytest.approx(18 / 24) == sk.roc_auc_score(truth, score)
+    assert found["average_precision_pooled"] == pytest.approx(sk.average_precision_score(truth, score))
+    plain = compute_metrics(predictions, *TWO)
+    assert plain["auroc"] == pytest.approx(18 / 24)
+    assert "auroc_pooled" not in plain
+    assert "auroc_pooled" not in compute_metrics(folded.assign(fold=0), *TWO)
+    repeated = pd.concat([folded, folded.assign(repeat=1, fold=0)])  # the second repeat's one fold errs as above
+    assert compute_metrics(repeated, *TWO)["auroc"] == pytest.approx((1 + 1 + 18 / 24) / 3)
+    one_kind = folded.assign(fold=[0] * 8 + [1] * 2)  # cannot state a number
+    assert compute_metrics(one_kind, *TWO)["auroc"] == pytest.approx(sk.roc_auc_score(truth[:8], score[:8]))
+
+
+def test_of_folds_and_many_classes_each_number_is_the_mean_within():
+    generator = np.random.default_rng(0)
+    probabilities, truth = generator.dirichlet(np.ones(3), 90), generator.integers(3, size=90)
+    predictions = table(truth, probabilities, THREE).assign(fold=np.arange(90) % 2)
+    found, halves = compute_metrics(predictions, *THREE), [slice(0, None, 2), slice(1, None, 2)]
+    rest = [[sk.roc_auc_score(truth[half] == one, probabilities[half, one]) for half in halves] for one in range(3)]
+    assert found["auroc"] == pytest.approx(np.mean(rest))
+    pooled = [sk.roc_auc_score(truth == one, probabilities[:, one]) for one in range(3)]
+    assert found["auroc_pooled"] == pytest.approx(np.mean(pooled))
+    sides = [sk.roc_auc_score(truth[half] > 0, 1 - probabilities[half, 0]) for half in halves]
+    assert found["defect"]["auroc"] == pytest.approx(np.mean(sides))
