@@ -53,16 +53,13 @@ PARTS = ("train", "val", "test")
 class Run:
     """A data module, a classifier and a trainer that fit together, and the seconds that their phases took.
 
-    `samples` is the sample table, with the size of each defect that has a mask.
-
-    Raises:
-        UserError: a mask cannot be read.
+    `samples` is the sample table, with the size of each defect that has a mask: one that cannot be read is told now.
     """
 
     def __init__(self, data: DefectDataModule, classifier: Classifier, trainer: L.Trainer) -> None:
         self.data, self.classifier, self.trainer = data, classifier, trainer
         self.samples, settings = data.samples, data.settings
-        if "mask" in self.samples:  # read now: a broken one would end the run after its training
+        if "mask" in self.samples:
             sizes = mask_sizes(self.samples, settings.root, data.image_size, settings.resize)
             self.samples = self.samples.assign(mask_size=sizes)
         self.decision = MOST_PROBABLE

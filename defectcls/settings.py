@@ -247,16 +247,12 @@ class TrainSettings(Settings):
         return self
 
     @model_validator(mode="after")
-    def _classes_are_balanced_once(self) -> "TrainSettings":
+    def _one_thing_is_asked_for_once(self) -> "TrainSettings":
         if self.sampler == "balanced" and self.loss.class_weights == "balanced":
             raise ValueError(
                 "sampler=balanced and loss.class_weights=balanced both make all classes weigh alike, and together the "
                 "rare ones outweigh the others: loss.class_weights=auto, or sampler=shuffle"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _scores_for_a_prevalence_are_calibrated(self) -> "TrainSettings":
         if self.dataset.prevalence is not None and not self.decision.calibrate:
             raise ValueError(
                 f"dataset.prevalence={self.dataset.prevalence:g} moves calibrated scores: decision.calibrate=true, or "

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 from scipy.optimize import brentq
+from scipy.special import logit
 from scipy.stats import beta, binom
 
 from defectcls.errors import UserError
@@ -91,11 +92,6 @@ class Decision:
         """Plain values, for a checkpoint and JSON."""
         return asdict(self) | {"promises": [asdict(promise) for promise in self.promises]}
 
-    @property
-    def calibrates(self) -> bool:
-        """Whether scores are others than the network's own."""
-        return self.scale != 1 or any(self.shift)
-
 
 MOST_PROBABLE = Decision("argmax")
 
@@ -122,7 +118,12 @@ def choose_decision(
     if not np.isfinite(probabilities).all():
         return MOST_PROBABLE
     truth = pd.Index(class_names).get_indexer(pd.Index(validation["label"]))
-    scoring = _scoring(settings, probabilities, truth, sides, prevalence)
+    if unknown := sorted(set(validation["label"][truth < 0])):
+        raise UserError(f"validation images are of {unknown}, which are none of the classes {class_names}")
+    step = 0.0 if prevalence is None else float(logit(prevalence) - logit(defective.mean()))
+    scoring = _scoring(settings, probabilities, truth, sides, step)
+    if prevalence is not None:
+        scoring = replace(scoring, prevalence=prevalence)
     by_class = scoring.prior is None or sorted(defective_classes) != [False, True]
     if settings.policy == "argmax" or (settings.policy == "balanced" and by_class):
         return scoring
@@ -143,8 +144,7 @@ def choose_decision(
         middle = (low + high) / 2  # where both promises hold for all scores between, nobody has to look
         thresholds, promises = (low, high) if low < high else (middle, middle), (first, second)
     else:
-        odds = 1.0 if prevalence is None else _odds(prevalence) / _odds(defective.mean())
-        threshold = _best_threshold(settings, scores, defective, odds)
+        threshold = _best_threshold(settings, scores, defective, math.exp(step))
         if scoring.prior is not None:
             threshold = scoring.prior[defective_classes.index(True)]
         thresholds = (threshold, threshold)
@@ -160,37 +160,31 @@ def choose_decision(
 
 
 def _scoring(
-    settings: DecisionSettings,
-    probabilities: np.ndarray,
-    truth: np.ndarray,
-    sides: np.ndarray,
-    prevalence: float | None,
+    settings: DecisionSettings, probabilities: np.ndarray, truth: np.ndarray, sides: np.ndarray, step: float
 ) -> Decision:
     """A decision without thresholds, and a `prior` where both kinds of errors are to weigh alike.
 
     Such a prior is the calibrated share of each class. Where it asks more of a defective class than the network's most
-    probable class does, it is lowered, so that nothing is let through that this one catches. Of two kinds of classes of
-    which the validation images show one, nothing is known.
+    probable class does, it is lowered, so that nothing is let through that this one catches. Where the validation
+    images are of one class, or of one of two kinds of classes, nothing is known.
 
     Args:
         sides: which classes are defective, bool (classes,).
+        step: by which the log-odds of a defect are moved.
     """
-    share, one_sided = sides[truth].mean() if len(truth) else 0.0, sides.all() or not sides.any()
-    if share in (0, 1) and not (one_sided and len(np.unique(truth)) > 1):
-        return Decision(_name(settings))
+    scoring, kinds = Decision(_name(settings)), len(set(sides))
+    if len(set(truth)) < 2 or len(set(sides[truth])) < kinds:
+        return scoring
     scale, shift = fit_calibration(probabilities, truth)
-    neutral = uncalibrate(calibrate(probabilities, scale, shift).mean(0), scale, shift)
-    if not one_sided:
-        neutral = np.where(sides, np.minimum(neutral, neutral[~sides].min()), neutral)
-    if not settings.calibrate:
-        scale, shift = 1.0, ()
-    elif prevalence is not None:
-        shift = tuple((shift + math.log(_odds(prevalence) / _odds(share)) * sides).tolist())
-    prior = calibrate(neutral / neutral.sum(), scale, shift).tolist() if settings.policy == "balanced" else None
-    known = settings.calibrate and not one_sided
-    return Decision(
-        _name(settings), scale, shift, (prevalence or float(share)) if known else None, prior and tuple(prior)
-    )
+    prior = uncalibrate(calibrate(probabilities, scale, shift).mean(0), scale, shift)
+    if kinds == 2:
+        prior = np.where(sides, np.minimum(prior, prior[~sides].min()), prior)
+    prior /= prior.sum()
+    if settings.calibrate:
+        share, shift = float(sides[truth].mean()), tuple((shift + step * sides).tolist())
+        prior = calibrate(prior, scale, shift)
+        scoring = replace(scoring, scale=scale, shift=shift, prevalence=share if kinds == 2 else None)
+    return replace(scoring, prior=tuple(prior.tolist())) if settings.policy == "balanced" else scoring
 
 
 def refuse_missing_kind(settings: DecisionSettings, defective: np.ndarray, prevalence: float | None = None) -> None:
@@ -346,10 +340,6 @@ def _divergence(mean: float, risk: float) -> float:
         return p * math.log(p / q) if p > 0 else 0.0
 
     return term(mean, risk) + term(1 - mean, 1 - risk)
-
-
-def _odds(share: float) -> float:
-    return share / (1 - share)
 
 
 def _name(settings: DecisionSettings) -> str:

@@ -39,7 +39,7 @@ def judge(
     promised = decision is not None and decision.policy not in ("argmax", "balanced")
     if (found := majority_collapse(predictions)) and not (promised and ranks(metrics)):
         metrics["collapse"] = found
-    if decision is not None and decision.calibrates:
+    if decision is not None and (decision.scale != 1 or any(decision.shift)):
         before = compute_metrics(uncalibrated, *classes)
         metrics["uncalibrated"] = {name: before[name] for name in CALIBRATED}
     return predictions, metrics

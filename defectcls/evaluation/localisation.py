@@ -21,9 +21,14 @@ def load_masks(samples: pd.DataFrame, root: Path, side: int, resize: Resize) -> 
         UserError: a mask cannot be read.
     """
     masks = np.zeros((len(samples), side, side), bool)
-    for row, path in enumerate(samples.get("mask", [])):
+    if "mask" not in samples:
+        return masks
+    for mask, path in zip(masks, samples["mask"], strict=True):
         if path:
-            masks[row] = _load_mask(root / path, side, resize)
+            try:
+                mask[:] = decode(root / path, side, resize).any(axis=0)
+            except UnreadableImageError as error:
+                raise UnreadableImageError(f"the mask {root / path} cannot be read: {error}") from error
     return masks
 
 
@@ -33,22 +38,15 @@ def mask_sizes(samples: pd.DataFrame, root: Path, side: int, resize: Resize) -> 
     Raises:
         UserError: a mask cannot be read.
     """
-    words, limits = np.array([*SIZES, LARGEST], dtype=object), [*SIZES.values()]
-    sizes, marked = np.full(len(samples), "", dtype=object), np.flatnonzero(samples["mask"] != "")
+    words, limits = [*SIZES, LARGEST], [*SIZES.values()]
 
-    def share(path: str) -> float:
-        return _load_mask(root / path, side, resize).mean()
+    def size(row: int) -> str:
+        share = load_masks(samples.iloc[[row]], root, side, resize).mean()
+        return words[int(np.searchsorted(limits, share))] if share else ""
 
-    shares = np.array(list(map_in_threads(share, samples["mask"].iloc[marked])))
-    sizes[marked] = np.where(shares > 0, words[np.searchsorted(limits, shares)], "")
-    return sizes.tolist()
-
-
-def _load_mask(path: Path, side: int, resize: Resize) -> np.ndarray:
-    try:
-        return decode(path, side, resize).max(axis=0) > 0
-    except UnreadableImageError as error:
-        raise UnreadableImageError(f"the mask {path} cannot be read: {error}") from error
+    marked = np.flatnonzero(samples["mask"] != "").tolist()
+    sizes = dict(zip(marked, map_in_threads(size, marked), strict=True))
+    return [sizes.get(row, "") for row in range(len(samples))]
 
 
 def mask_scores(heat: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from defectcls.data.samples import DEFECTIVE
 from defectcls.evaluation.elsewhere import Change, changes
-from defectcls.evaluation.metrics import defect_counts, defect_numbers
+from defectcls.evaluation.metrics import defect_numbers
 from defectcls.evaluation.page import render_page
 from defectcls.evaluation.wording import (
     NAMES,
@@ -67,7 +67,7 @@ def render_report(metrics: dict[str, Any], figures: dict[str, bytes]) -> str:
             BREAKDOWNS[column]: _breakdown(column, rows) for column, rows in judged.get("breakdowns", {}).items()
         },
         calibration=_calibration(judged),
-        defective_share=_defective_share(metrics, judged),
+        scores_for=(metrics.get("decision") or {}).get("prevalence"),
         fold_columns=["fold", *FOLD_COLUMNS],
         folds=_folds(metrics.get("folds", [])),
         handling=_handling(judged),
@@ -145,11 +145,6 @@ def _breakdown(column: str, rows: list[dict[str, Any]]) -> list[tuple]:
 def _calibration(judged: dict[str, Any]) -> list[tuple[str, str, str]]:
     before = judged.get("uncalibrated", judged)
     return [(name, number(before[key]), number(judged[key])) for key, name in CALIBRATION.items()]
-
-
-def _defective_share(metrics: dict[str, Any], judged: dict[str, Any]) -> float | None:
-    *_, missed, caught = defect_counts(judged["confusion_matrix"], metrics["defective_classes"])
-    return (missed + caught) / judged["n"] if judged["n"] else None
 
 
 def _folds(folds: list[dict[str, Any]]) -> list[tuple[str, ...]]:

@@ -89,9 +89,12 @@ def decision_words(decision: dict[str, Any] | None, trained: bool = True) -> lis
         rule = f"An image is rejected from a score of {high} on"
         if low != high:
             rule = f"An image is accepted below a score of {low}, rejected from {high} on, and goes to a person between"
-        if policy == "balanced":
-            rule += f": at {_weighing_alike(decision)}"
-        scaled = "; scores are calibrated" if decision["scale"] != 1 or any(decision["shift"]) else ""
+        share = decision["prevalence"]
+        if policy == "balanced" and share is not None and decision["reject_from"] < share * (1 - 1e-9):
+            rule += f": at {number(share, 4)} both error rates would weigh alike, and the network is more cautious"
+        elif policy == "balanced":
+            rule += ": at this threshold both error rates weigh alike"
+        scaled = "" if share is None else f"; scores are for {percent(share)} of defects"
         if not all(promise["kept"] for promise in decision["promises"]):
             scaled += "; the rate cannot be promised"
             if evidence["defective"] and evidence["sound"]:
@@ -107,14 +110,6 @@ def decision_words(decision: dict[str, Any] | None, trained: bool = True) -> lis
     if trained and any(promise["kept"] for promise in decision["promises"]):
         words += ["That holds for validation images of no other use; these chose the weights too. Test images decide."]
     return words
-
-
-def _weighing_alike(decision: dict[str, Any]) -> str:
-    """That a threshold lets both error rates weigh alike, or that the network's own is more cautious."""
-    threshold, prevalence = decision["reject_from"], decision["prevalence"]
-    if prevalence is None or threshold > prevalence * (1 - 1e-9):
-        return "this threshold both error rates weigh alike"
-    return f"{number(prevalence, 4)} both error rates would weigh alike, and the network is more cautious"
 
 
 def not_promised(decision: dict[str, Any] | None) -> list[str]:

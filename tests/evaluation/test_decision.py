@@ -297,6 +297,12 @@ def test_a_stated_prevalence_weighs_costs_by_it() -> None:
     assert [(one.evidence or {})["false_rejects"] for one in (common, line)] == [2, 0]
 
 
+def test_a_class_that_is_not_known_is_a_sentence() -> None:
+    strange = table([0.1], [0.9]).replace({"label": {"sound": "Sound"}})
+    with pytest.raises(UserError, match=r"validation images are of \['Sound'\], which are none of the classes"):
+        choose_decision(settings("argmax"), strange, *TWO)
+
+
 def test_a_stated_prevalence_needs_both_kinds() -> None:
     with pytest.raises(UserError, match="dataset.prevalence=0.01 moves scores from the share .* none defective: leave"):
         choose_decision(settings("argmax", calibrate=True), table([0.1, 0.2], []), *TWO, prevalence=0.01)

@@ -249,7 +249,7 @@ def test_a_decision_is_told_with_its_evidence_and_promise():
     balanced = DECISION | {"policy": "balanced", "shift": [0.0, -2.0], "prevalence": 0.25, "promises": []}
     assert decision_words(balanced)[0].startswith(
         "An image is rejected from a score of 0.2500 on: at this threshold both error rates weigh alike (policy "
-        "balanced; scores are calibrated). On"
+        "balanced; scores are for 25.0 % of defects). On"
     )
     cautious = balanced | {"accept_below": 0.2, "reject_from": 0.2}
     assert decision_words(cautious)[0].startswith(
@@ -258,6 +258,13 @@ def test_a_decision_is_told_with_its_evidence_and_promise():
     )
     band = decision_words(DECISION | {"reject_from": 0.75, "promises": []})
     assert band[0].startswith("An image is accepted below a score of 0.2500, rejected from 0.7500 on, and goes to a")
+
+
+def test_beside_the_calibration_stands_for_which_prevalence_the_scores_are():
+    metrics = metrics_of(TWO, test=[[60, 0], [0, 60]])
+    for prevalence, told in ((0.01, True), (None, False)):
+        page = Page(render_report(metrics | {"decision": DECISION | {"prevalence": prevalence}}, {"reliability": b""}))
+        assert any(text.startswith("Scores are for 1.0 % of defects: where as many") for text in page.texts) == told
 
 
 def test_promises_that_cannot_be_given_or_do_not_hold_are_caveats():
