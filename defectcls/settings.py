@@ -43,6 +43,7 @@ class SplitSettings(Settings):
 class Archive(Settings):
     url: str
     sha256: str
+    unpacked_gb: Positive
 
 
 class DatasetSettings(Settings):

@@ -181,7 +181,8 @@ class DefectDataModule(L.LightningDataModule):
     def find_near_identical(self, names: pd.Series) -> None:
         """Fingerprint all images and pair the near-identical ones: `prints` and `near`."""
         paths = [f"{self.settings.root}/{name}" for name in names]
-        store = Store(self.settings.cache_dir, "images.sqlite", self.settings.cache_max_gb)
+        folder = None if self.settings.cache == "off" else self.settings.cache_dir
+        store = Store(folder, "images.sqlite", self.settings.cache_max_gb)
         self.prints = fingerprint_files(paths, self.digests, store)
         if self.settings.on_unreadable == "error":
             self._report_unreadable(self.prints.errors, names)  # with dataset.cache=off nobody has decoded them before

@@ -1,16 +1,20 @@
 """A dataset's archive: fetched, verified and unpacked, so that its root exists whole or not at all."""
 
 import hashlib
+import lzma
 import shutil
 import tarfile
 import time
 import zipfile
+import zlib
+from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from ssl import SSLError
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -22,23 +26,39 @@ PAUSES = (1, 4, 16)  # seconds before each new attempt after a dropped connectio
 BLOCK = 1 << 20  # bytes read at once
 COMPLETE_ALREADY = 416  # "range not satisfiable": the partial file is as long as the archive
 BUSY = (408, 429)  # the refusals that may pass; any other 4xx stays one
+SCHEMES = ("http", "https", "file")  # what an address may begin with; urllib knows ftp: and data: too
+HEADER = 512  # bytes that a member counts for even when it is empty: a million of them fill a disk too
+BROKEN = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, NotImplementedError, RuntimeError)
 DROPPED = (URLError, ConnectionError, TimeoutError, HTTPException, SSLError)
 
 
-def fetch_archive(url: str, sha256: str, root: Path) -> None:
+class _Redirects(HTTPRedirectHandler):
+    """Follows within http and https; urllib's own follows to ftp too."""
+
+    def redirect_request(self, *given: Any) -> Request | None:
+        if urlsplit(given[-1]).scheme == "ftp":
+            raise UserError(f"{given[0].full_url} leads to {given[-1]}, which is not followed: only http and https are")
+        return super().redirect_request(*given)
+
+
+def fetch_archive(url: str, sha256: str, root: Path, unpacked_gb: float) -> None:
     """Downloads a tar or zip archive and unpacks it, so that `root` receives its content.
 
     A folder in the archive that holds everything and has the name of `root` is `root` itself. What an interrupted
     download left in `<name>.part`, beside `root`, is resumed.
 
     Args:
-        url: where the archive is, http or https.
+        url: where the archive is, http, https or file.
         sha256: its checksum, in hexadecimal.
         root: a folder that does not exist yet.
+        unpacked_gb: what the archive may unpack to at most.
 
     Raises:
-        UserError: no network, too little space, another checksum, or an archive that would write outside of `root`.
+        UserError: no network, too little space, another address or checksum, or an archive that is broken, unpacks to
+            more or would write outside of `root`.
     """
+    if urlsplit(url).scheme not in SCHEMES:
+        raise UserError(f"dataset.archive.url={url} is no address that is fetched: give http://, https:// or file://")
     root.parent.mkdir(parents=True, exist_ok=True)
     part = root.parent / f"{PurePosixPath(unquote(urlsplit(url).path)).name or root.name}.part"
     for pause in (*PAUSES, None):
@@ -61,7 +81,7 @@ def fetch_archive(url: str, sha256: str, root: Path) -> None:
     unpacked = root.parent / f".{root.name}.unpacking"
     shutil.rmtree(unpacked, ignore_errors=True)  # of a run that was killed
     try:
-        unpack(part, unpacked)
+        unpack(part, unpacked, unpacked_gb)
         content = list(unpacked.iterdir())
         wrapped = len(content) == 1 and content[0].is_dir() and content[0].name == root.name
         (content[0] if wrapped else unpacked).rename(root)
@@ -83,7 +103,7 @@ def download(url: str, part: Path) -> str:
         have = file.seek(0, 2)
         headers = {"Range": f"bytes={have}-"} if have else {}
         try:
-            response = urlopen(Request(url, headers=headers), timeout=TIMEOUT)
+            response = build_opener(_Redirects).open(Request(url, headers=headers), timeout=TIMEOUT)
         except HTTPError as error:
             if error.code == COMPLETE_ALREADY:
                 return digest.hexdigest()
@@ -113,27 +133,63 @@ def require_space(folder: Path, needed: int, url: str) -> None:
         raise UserError(f"{url} needs {needed / 1e9:.1f} GB, unpacked too, but {folder} has {free / 1e9:.1f} GB free")
 
 
-def unpack(archive: Path, folder: Path) -> None:
+def unpack(archive: Path, folder: Path, unpacked_gb: float) -> None:
     """Unpacks a tar (plain, gz, bz2, xz) or zip archive into a new folder.
 
     Raises:
-        UserError: it is neither, or a member would land outside of the folder.
+        UserError: it is neither, or broken, or more than `unpacked_gb`, or a member would land outside of the folder.
     """
     folder.mkdir()
-    if tarfile.is_tarfile(archive):
-        try:
-            with tarfile.open(archive) as tar:
-                tar.extractall(folder, filter="data")
-        except tarfile.FilterError as error:
-            raise UserError(f"{archive} is not safe to unpack: {error}") from error
-    elif zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as zipped:
-            for name in zipped.namelist():
-                if not (folder / name).resolve().is_relative_to(folder.resolve()):
-                    raise UserError(f"{archive} is not safe to unpack: '{name}' is outside of the archive's folder")
-            zipped.extractall(folder)
-    else:
-        raise UserError(f"{archive} is neither a tar nor a zip archive")
+    try:
+        if tarfile.is_tarfile(archive):
+            members = _members_of_tar(archive, folder)
+        elif zipfile.is_zipfile(archive):
+            members = _members_of_zip(archive, folder)
+        else:
+            raise UserError(f"{archive} is neither a tar nor a zip archive")
+        room = unpacked_gb * 1e9
+        for written in members:
+            room -= written
+            if room < 0:
+                limit = f"dataset.archive.unpacked_gb={unpacked_gb:g}"
+                raise UserError(f"{archive} unpacks to more than {limit}: allow more only if you know what it holds")
+    except tarfile.FilterError as error:
+        raise UserError(f"{archive} is not safe to unpack: {error}") from error
+    except (*BROKEN, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the archive
+            raise
+        raise UserError(
+            f"{archive} is broken, although its checksum is the one stated ({error or type(error).__name__}): give "
+            "another address, or unpack it by hand and say where with dataset.root=<folder>"
+        ) from error
+
+
+def _members_of_tar(archive: Path, folder: Path) -> Iterator[int]:
+    """The bytes of each member, told before they are written: no more than its header says are."""
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            yield HEADER + member.size
+            tar.extract(member, folder, filter="data")
+
+
+def _members_of_zip(archive: Path, folder: Path) -> Iterator[int]:
+    """The bytes of each block, told once they are unpacked: a header may say what it likes."""
+    with zipfile.ZipFile(archive) as zipped:
+        for member in zipped.infolist():
+            target = folder / member.filename
+            if not target.resolve().is_relative_to(folder.resolve()):
+                raise UserError(
+                    f"{archive} is not safe to unpack: '{member.filename}' is outside of the archive's folder"
+                )
+            yield HEADER
+            if member.is_dir():
+                target.mkdir(parents=True, exist_ok=True)
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with zipped.open(member) as packed, target.open("wb") as file:
+                while block := packed.read(BLOCK):
+                    yield len(block)
+                    file.write(block)
 
 
 def progress_bar() -> Progress:

@@ -81,7 +81,7 @@ def take_inventory(settings: DatasetSettings, target: Target, seed: int) -> Inve
     fetch(settings)
     samples = label_samples(list_samples(settings), target)
     paths = [f"{settings.root}/{path}" for path in samples["path"]]
-    store = Store(settings.cache_dir, "images.sqlite", settings.cache_max_gb)
+    store = Store(None if settings.cache == "off" else settings.cache_dir, "images.sqlite", settings.cache_max_gb)
     prints = fingerprint_files(paths, digest_files(paths).digests, store)
     readable = ~np.isin(np.arange(len(paths)), list(prints.errors))
     identical, near = _first_copies(prints.digests), _spanning(near_identical_pairs(paths, prints, store), len(paths))

@@ -63,7 +63,7 @@ def fingerprint_files(paths: list[str], digests: list[bytes], store: Store) -> F
     records, errors = np.zeros(len(paths), dtype=RECORD), {}
     for start in tqdm(range(0, len(paths), AT_ONCE), "fingerprints", unit_scale=AT_ONCE, disable=None, leave=False):
         keys = [VERSION + digest for digest in digests[start : start + AT_ONCE]]
-        known = store.get(keys)
+        known = {key: entry for key, entry in store.get(keys, RECORD.itemsize).items() if _finite(entry)}
         missing = [start + i for i, key in enumerate(keys) if key not in known]
         new = {}
         found = map_in_threads(lambda row: _record(paths[row], digests[row]), missing)
@@ -78,6 +78,11 @@ def fingerprint_files(paths: list[str], digests: list[bytes], store: Store) -> F
             if key in known:
                 records[start + i] = np.frombuffer(known[key], dtype=RECORD)[0]
     return Fingerprints(digests, records, errors)
+
+
+def _finite(entry: bytes) -> bool:
+    record = np.frombuffer(entry, RECORD)
+    return bool(np.isfinite(record["spread"]).all() and np.isfinite(record["spectrum"]).all())
 
 
 def grey_pixels(path: str, side: int) -> np.ndarray:

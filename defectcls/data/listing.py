@@ -22,7 +22,7 @@ def fetch(settings: DatasetSettings) -> None:
     if source is None:
         root.mkdir(parents=True, exist_ok=True)  # made on first use
     elif not root.is_dir() and settings.download and archive:
-        fetch_archive(archive.url, archive.sha256, root)
+        fetch_archive(archive.url, archive.sha256, root, archive.unpacked_gb)
     elif not root.is_dir():
         public = f"get '{name}' from {source} and put it there, or " if source.startswith("http") else ""
         download = ", or add dataset.download=true" if archive else ""

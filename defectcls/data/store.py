@@ -7,29 +7,34 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
+KEPT = 0.8  # share of the room that is still taken once some was made: the next jobs need not make it again
 KEYS_AT_ONCE = 900  # sqlite of before 2020 takes 999 values a statement
 
 
 class Store:
-    """Bytes by key in `folder/file`; a folder that cannot be used is a warning, and nothing is kept there.
+    """Bytes by key in `folder/file`; in memory, for this process, where `folder` is None or, with a warning, unusable.
 
-    sqlite rolls back what a killed job had begun. A damaged file is begun anew, with a warning, and so is one that has
-    grown beyond `max_gb` (None: no limit) by the time it is opened.
+    sqlite rolls back what a killed job had begun. A damaged file is begun anew, with a warning. One that takes more
+    than `max_gb` (None: no limit) by the time it is opened loses what was stored first.
     """
 
-    def __init__(self, folder: Path, file: str, max_gb: float | None) -> None:
-        self.path = folder / file
+    def __init__(self, folder: Path | None, file: str, max_gb: float | None) -> None:
+        self.path = Path(":memory:") if folder is None else folder / file
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
             self._open(self.path)
-            if max_gb is not None and self.path.stat().st_size > max_gb * 1e9:
-                log.info("%s is larger than dataset.cache_max_gb=%g: it is begun anew", self.path, max_gb)
-                self._empty()
+            if max_gb is not None:
+                self._make_room(max_gb)
         except (OSError, sqlite3.Error) as error:
             self._recover(error)
 
-    def get(self, keys: list[bytes]) -> dict[bytes, bytes]:
-        """The entries of those keys that are known. 20,000 of 10 kB take 0.2 s."""
+    def get(self, keys: list[bytes], length: int | None = None) -> dict[bytes, bytes]:
+        """The entries of those keys that are known. 20,000 of 10 kB take 0.2 s.
+
+        Args:
+            length: of every entry, in bytes; another one is damaged, and as if it were not known.
+        """
         found: dict[bytes, bytes] = {}
         try:
             for start in range(0, len(keys), KEYS_AT_ONCE):
@@ -38,7 +43,7 @@ class Store:
                 found.update(self.connection.execute(f"SELECT key, value FROM entries WHERE key IN ({marks})", some))
         except sqlite3.Error as error:
             self._recover(error)
-        return found
+        return found if length is None else {key: entry for key, entry in found.items() if len(entry) == length}
 
     def put(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
         """Remember entries, all or none of them."""
@@ -50,16 +55,27 @@ class Store:
 
     def _open(self, file: Path | str) -> None:
         self.connection = sqlite3.connect(file, timeout=60)
+        self.connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a file that is new
         self.connection.execute("PRAGMA journal_mode=WAL")  # readers do not wait for a writer
         self.connection.execute("PRAGMA synchronous=NORMAL")  # a power cut may cost the last entries, not the file
         with self.connection:
             self.connection.execute("CREATE TABLE IF NOT EXISTS entries (key BLOB PRIMARY KEY, value BLOB)")
 
-    def _empty(self) -> None:
+    def _make_room(self, max_gb: float) -> None:
         """By statements, not by deleting the file: another job may have it open."""
+        asked = ("page_count", "freelist_count", "page_size")
+        pages, free, size = (self.connection.execute(f"PRAGMA {name}").fetchone()[0] for name in asked)
+        taken = (pages - free) * size
+        if taken <= max_gb * 1e9:
+            return
+        log.info("%s is larger than dataset.cache_max_gb=%g: what was stored first is deleted", self.path, max_gb)
+        before = "SELECT rowid AS row, sum(length(value)) OVER (ORDER BY rowid) - length(value) AS before FROM entries"
+        surplus = taken - KEPT * max_gb * 1e9
         with self.connection:
-            self.connection.execute("DELETE FROM entries")
-        self.connection.execute("VACUUM")
+            self.connection.execute(
+                f"DELETE FROM entries WHERE rowid IN (SELECT row FROM ({before}) WHERE before < ?)", (surplus,)
+            )
+        self.connection.executescript("PRAGMA incremental_vacuum")  # `execute` would free a single page
         self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _recover(self, error: Exception) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from defectcls.data import listing
 from defectcls.data.datamodule import DefectDataModule, EpochSampler
+from defectcls.data.findings import take_inventory
 from defectcls.data.images import decode
 from defectcls.data.samples import sample_table
 from defectcls.errors import UserError
@@ -295,7 +296,7 @@ def test_a_missing_root_says_where_to_get_the_data(tmp_path: Path) -> None:
 
 
 def test_a_missing_root_with_a_known_archive_says_that_it_can_be_fetched(tmp_path: Path) -> None:
-    archive = {"url": "https://127.0.0.1/a.zip", "sha256": "0" * 64}
+    archive = {"url": "https://127.0.0.1/a.zip", "sha256": "0" * 64, "unpacked_gb": 1}
     with pytest.raises(UserError, match=r"dataset.root=<folder>, or add dataset.download=true$"):
         module(tmp_path / "gone", {"archive": archive}).prepare_data()
 
@@ -305,11 +306,11 @@ def test_download_fetches_a_missing_root_and_leaves_a_present_one_alone(
 ) -> None:
     fetched: list[tuple] = []
     monkeypatch.setattr(listing, "fetch_archive", lambda *arguments: fetched.append(arguments))
-    options = {"archive": {"url": "https://127.0.0.1/a.zip", "sha256": "0" * 64}, "download": True}
+    options = {"archive": {"url": "https://127.0.0.1/a.zip", "sha256": "0" * 64, "unpacked_gb": 1}, "download": True}
     module(tmp_path, options).prepare_data()
     assert fetched == []
     module(tmp_path / "gone", options).prepare_data()
-    assert fetched == [("https://127.0.0.1/a.zip", "0" * 64, tmp_path / "gone")]
+    assert fetched == [("https://127.0.0.1/a.zip", "0" * 64, tmp_path / "gone", 1)]
 
 
 def test_a_dataset_that_is_made_on_first_use_needs_no_root(tmp_path: Path) -> None:
@@ -411,6 +412,17 @@ def test_copies_and_groups_are_kept_together_only_where_asked_for(tmp_path: Path
 
     assert apart(["identical"]) == 0
     assert apart([]) > 0
+
+
+@pytest.mark.parametrize(("cache", "files"), [("off", []), ("ram", ["images.sqlite"])])
+def test_where_nothing_is_kept_no_file_is_made(tmp_path: Path, cache: str, files: list[str]) -> None:
+    options = {"cache": cache, "cache_dir": tmp_path / "cache"}
+    photos(tmp_path / "photos", good=12, bad=12)
+    data = ready(tmp_path / "photos", options)
+    assert len(data.samples) == 24
+    assert take_inventory(dataset(tmp_path / "photos", **options), "defect", 0).readable.all()
+    assert sorted(file.name for file in (tmp_path / "cache").glob("*.sqlite")) == files
+    assert (tmp_path / "cache").exists() == bool(files)
 
 
 def test_a_near_twin_across_a_published_split_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

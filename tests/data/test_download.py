@@ -13,12 +13,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from defectcls.data import download
-from defectcls.data.download import fetch_archive
+from defectcls.data.download import unpack
 from defectcls.errors import UserError
 
+GB = 0.1  # the most that an archive of these tests may unpack to, but where it is about that
 FILES = {"good/1.png": b"sound" * 2000, "bad/2.png": b"cracked" * 2000, "readme.txt": b"hello"}
 
 
@@ -32,12 +34,16 @@ def tar_of(files: dict[str, bytes], mode: str = "w:gz") -> bytes:
     return buffer.getvalue()
 
 
-def zip_of(files: dict[str, bytes]) -> bytes:
+def zip_of(files: dict[str, bytes], packing: int = zipfile.ZIP_STORED) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as zipped:
+    with zipfile.ZipFile(buffer, "w", packing) as zipped:
         for name, content in files.items():
             zipped.writestr(name, content)
     return buffer.getvalue()
+
+
+def fetch_archive(url: str, checksum: str, root: Path, unpacked_gb: float = GB) -> None:
+    download.fetch_archive(url, checksum, root, unpacked_gb)
 
 
 def sha256(content: bytes) -> str:
@@ -51,6 +57,11 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         asked = self.headers["Range"]
         server.asked.append(asked)
+        if server.leads_to:
+            self.send_response(302)
+            self.send_header("Location", server.leads_to.pop())
+            self.end_headers()
+            return
         if server.statuses:
             self.send_error(server.statuses.pop(0))
             return
@@ -78,7 +89,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     monkeypatch.setattr(download, "PAUSES", (0, 0, 0))
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.content = tar_of(FILES)
-    server.asked, server.statuses, server.drop_after = [], [], []
+    server.asked, server.statuses, server.drop_after, server.leads_to = [], [], [], []
     server.knows_ranges = server.tells_length = True
     server.url = f"http://127.0.0.1:{server.server_port}/files/parts%20one.tar.gz?key=1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -249,3 +260,92 @@ def test_archive_that_writes_outside(server: ThreadingHTTPServer, root: Path, na
 def test_neither_tar_nor_zip(server: ThreadingHTTPServer, root: Path) -> None:
     server.content = b"<html>please log in</html>"
     assert refusal(server, root) == f"{part_of(root)} is neither a tar nor a zip archive"
+
+
+# --- addresses, sizes and broken archives -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://127.0.0.1/a.zip", "data:application/zip;base64,UEsFBg==", "/tmp/a.zip", "a.zip"]
+)
+def test_another_kind_of_address(tmp_path: Path, url: str) -> None:
+    with pytest.raises(UserError) as caught:
+        fetch_archive(url, "0" * 64, tmp_path / "data/parts")
+    assert str(caught.value) == (
+        f"dataset.archive.url={url} is no address that is fetched: give http://, https:// or file://"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_archive_of_this_machine_that_the_user_names(tmp_path: Path, root: Path) -> None:
+    (tmp_path / "parts.zip").write_bytes(zip_of(FILES))
+    fetch_archive((tmp_path / "parts.zip").as_uri(), sha256(zip_of(FILES)), root)
+    assert content_of(root) == FILES
+
+
+def test_server_sends_on_to_another_address_but_to_no_other_kind(
+    server: ThreadingHTTPServer, tmp_path: Path, root: Path
+) -> None:
+    secret = tmp_path / "secret.zip"
+    secret.write_bytes(server.content)
+    server.leads_to = ["ftp://127.0.0.1/a.zip"]
+    assert refusal(server, root) == (
+        f"{server.url} leads to ftp://127.0.0.1/a.zip, which is not followed: only http and https are"
+    )
+    for other in (secret.as_uri(), "data:,a"):
+        server.leads_to = [other]
+        assert f"Redirection to url '{other}' is not allowed" in refusal(server, root)
+    server.leads_to = [server.url]
+    fetch_archive(server.url, sha256(server.content), root)
+    assert content_of(root) == FILES
+
+
+@pytest.mark.parametrize("mode", ["w:xz", "zip"])
+def test_archive_that_unpacks_to_more_than_is_stated(tmp_path: Path, mode: str) -> None:
+    """3 MB of zeros in less than 5 kB; what is over 2 MB is never written."""
+    files = {"good/1.png": bytes(1_000_000), "good/2.png": bytes(2_000_000)}
+    archive = tmp_path / "bomb"
+    archive.write_bytes(zip_of(files, zipfile.ZIP_DEFLATED) if mode == "zip" else tar_of(files, mode))
+    assert archive.stat().st_size < 5_000
+    with pytest.raises(UserError) as caught:
+        unpack(archive, tmp_path / "small", 0.002)
+    assert str(caught.value) == (
+        f"{archive} unpacks to more than dataset.archive.unpacked_gb=0.002: allow more only if you know what it holds"
+    )
+    assert sum(file.stat().st_size for file in tmp_path.glob("small/good/*")) < 2_000_000
+    unpack(archive, tmp_path / "large", 0.00301)
+    assert {file.name: file.stat().st_size for file in tmp_path.glob("large/good/*")} == {
+        "1.png": 1_000_000,
+        "2.png": 2_000_000,
+    }
+
+
+@pytest.mark.parametrize("mode", ["w", "zip"])
+def test_a_hundred_empty_files_take_room_too(tmp_path: Path, mode: str) -> None:
+    files = {f"{number}.png": b"" for number in range(100)}
+    (tmp_path / "many").write_bytes(zip_of(files) if mode == "zip" else tar_of(files, mode))
+    with pytest.raises(UserError, match="unpacks to more than"):
+        unpack(tmp_path / "many", tmp_path / "out", 0.00005)
+
+
+def broken(kind: str) -> bytes:
+    noise = {"a.png": np.random.default_rng(0).bytes(100_000)}
+    if kind.startswith("zip"):
+        content = bytearray(zip_of(noise, zipfile.ZIP_DEFLATED))
+        if kind == "zip, locked":
+            content[content.find(b"PK\1\2") + 8] |= 1
+        elif kind == "zip, unknown packing":
+            content[content.find(b"PK\1\2") + 10] = 99
+        else:
+            content[50_000:50_100] = bytes(100)
+        return bytes(content)
+    content = bytearray(tar_of(noise, f"w:{kind}"))
+    return bytes(content[:60_000])
+
+
+@pytest.mark.parametrize("kind", ["gz", "xz", "", "zip", "zip, locked", "zip, unknown packing"])
+def test_broken_archive_whose_checksum_fits(server: ThreadingHTTPServer, root: Path, kind: str) -> None:
+    server.content = broken(kind)
+    message = refusal(server, root)
+    assert message.startswith(f"{part_of(root)} is broken, although its checksum is the one stated (")
+    assert message.endswith("): give another address, or unpack it by hand and say where with dataset.root=<folder>")

@@ -73,6 +73,20 @@ def test_planted_twins_are_found_and_no_others(tmp_path: Path, difficulty: int) 
     assert found(paths, tmp_path / "cache") == twins
 
 
+@pytest.mark.parametrize("entry", [b"", b"\xff" * 8, b"\xff" * 3])
+def test_damaged_entries_are_computed_anew(tmp_path: Path, entry: bytes) -> None:
+    """NaN in a fingerprint or an agreement would find no twin; another length ended in a traceback."""
+    paths, twins = drawn(tmp_path / "photos", images=20, image_side=64, difficulty=0, near_duplicates=0.3)
+    cache = tmp_path / "cache"
+    assert found(paths, cache) == twins != set()
+    records = prints_of(paths, cache).records
+    keys = [key for (key,) in store_in(cache).connection.execute("SELECT key FROM entries")]
+    store_in(cache).put((key, entry if len(entry) != 8 else entry * (RECORD.itemsize // 8)) for key in keys)
+    assert np.array_equal(prints_of(paths, cache).records, records)
+    store_in(cache).put((key, entry) for key in keys)
+    assert found(paths, cache) == twins
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("side", [64, 128, 256])
 @pytest.mark.parametrize("difficulty", [0, 1])

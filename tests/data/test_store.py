@@ -45,18 +45,43 @@ def test_damage_in_the_middle_is_noticed_when_it_is_read(tmp_path: Path, caplog:
     assert store_in(tmp_path).get([b"key"]) == {b"key": b"value"}
 
 
-def test_beyond_its_limit_it_is_begun_anew_when_it_is_opened(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_beyond_its_limit_what_was_stored_first_is_deleted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Ten entries of 100 kB in room for 850 kB: four fifths of it stay taken, by the last six."""
+    keys = [str(number).encode() for number in range(10)]
     other = store_in(tmp_path)
-    other.put([(b"large", bytes(200_000))])
-    other.connection.execute("PRAGMA wal_checkpoint")
+    for key in keys:
+        other.put([(key, key * 100_000)])
     with caplog.at_level(logging.INFO):
-        assert store_in(tmp_path, 0.001).get([b"large"]) == {b"large": bytes(200_000)}
+        assert list(store_in(tmp_path, 0.0011).get(keys)) == keys
         assert caplog.text == ""
-        assert store_in(tmp_path, 0.0001).get([b"large"]) == {}
-    assert "is larger than dataset.cache_max_gb=0.0001: it is begun anew" in caplog.text
-    assert (tmp_path / "a.sqlite").stat().st_size < 100_000
+        kept = store_in(tmp_path, 0.00085).get(keys)
+    assert kept == {key: key * 100_000 for key in keys[4:]}
+    assert "is larger than dataset.cache_max_gb=0.00085: what was stored first is deleted" in caplog.text
+    assert (tmp_path / "a.sqlite").stat().st_size < 700_000
     other.put([(b"small", b"1")])  # who had it open goes on
-    assert store_in(tmp_path).get([b"small"]) == {b"small": b"1"}
+    assert store_in(tmp_path, 0.00085).get([b"small", keys[4]]) == {b"small": b"1", keys[4]: keys[4] * 100_000}
+
+
+def test_what_is_stored_again_is_no_longer_the_first(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    for key in (b"a", b"b", b"c", b"a"):
+        store.put([(key, bytes(100_000))])
+    assert list(store_in(tmp_path, 0.00025).get([b"a", b"b", b"c"])) == [b"a"]
+
+
+def test_without_a_folder_it_lasts_as_long_as_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store(None, "a.sqlite", 1e-9)
+    store.put([(b"key", b"value")])
+    assert store.get([b"key"]) == {b"key": b"value"}
+    assert Store(None, "a.sqlite", None).get([b"key"]) == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_entry_of_another_length_is_not_known(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    store.put([(b"whole", b"1234"), (b"cut", b"12"), (b"long", b"12345"), (b"empty", b"")])
+    assert store.get([b"whole", b"cut", b"long", b"empty", b"gone"], 4) == {b"whole": b"1234"}
 
 
 def test_a_disk_that_fills_up_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -27,7 +27,7 @@ class Mean(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body, self.options, self.seen = nn.Linear(3, 3), {}, 0
+        self.body, self.options, self.features, self.seen = nn.Linear(3, 3), {}, 3, 0
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         self.seen += len(image)
@@ -116,6 +116,18 @@ def test_the_next_run_computes_nothing(tmp_path: Path) -> None:
     assert backbone.seen == 6
     assert torch.equal(again.features(batch(3, 0)), batch(3, 0)["image"].float().mean((2, 3)))  # one known, one not
     assert backbone.seen == 7
+
+
+@pytest.mark.parametrize("entry", [b"", bytes(8), bytes(16), np.array([1, np.nan, 2], "f4").tobytes(), b"\xff" * 12])
+def test_a_damaged_entry_is_computed_anew(tmp_path: Path, entry: bytes) -> None:
+    backbone, store = Mean(), Store(tmp_path, "f.sqlite", None)
+    layers(backbone, store).features(batch(0, 1, 2))
+    (key,) = layers(backbone, store)._keys(batch(1), 0)
+    store.put([(key, entry)])
+    for seen in (4, 4):  # and stored anew
+        found = layers(backbone, store).features(batch(2, 1, 0))
+        assert torch.equal(found, batch(2, 1, 0)["image"].float().mean((2, 3)))
+        assert backbone.seen == seen
 
 
 def changed_weights(backbone: Mean) -> dict[str, Any]:
