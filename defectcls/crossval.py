@@ -2,9 +2,12 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from defectcls.config import job_command, parse, run_verb
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +21,6 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
     from defectcls.build import find_device
     from defectcls.errors import UserError
     from defectcls.evaluation.judge import judge_folds
-    from defectcls.evaluation.predictions import read_predictions
     from defectcls.train import train_run
 
     if settings.trainer.strategy != "auto":
@@ -31,13 +33,33 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
             of_fold = fold_config(config, folder, repeat, fold)
             run_folder = folder / f"repeat_{repeat}" / f"fold_{fold}"
             metrics = train_run(of_fold, run_folder) or {}  # never empty: one process
-            predictions = read_predictions(run_folder / "predictions.csv").query("split == 'test'")
-            runs.append((repeat, fold, metrics, predictions))
+            runs.append((repeat, fold, metrics, fold_predictions(run_folder, metrics)))
     metrics, predictions = judge_folds(runs)
     metrics |= results.provenance(settings.seed, config, find_device(settings.trainer.accelerator))
     metrics["command"] = job_command()
     results.write_results(folder, metrics, predictions, results.draw(metrics, predictions, settings.dataset.root))
     results.print_results(folder, metrics)
+
+
+def fold_predictions(folder: Path, metrics: dict[str, Any]) -> "pd.DataFrame":
+    """The test images of a fold's predictions.csv.
+
+    Raises:
+        UserError: it is not what the fold wrote.
+    """
+    from defectcls.errors import UserError
+    from defectcls.evaluation.predictions import read_predictions
+
+    file = folder / "predictions.csv"
+    try:
+        predictions = read_predictions(file)
+        tested = predictions[predictions["split"] == "test"]
+        whole = len(tested) == metrics["test"]["n"] and set(tested["label"]) <= set(metrics["class_names"])
+    except (UserError, ValueError, KeyError):
+        whole = False
+    if not whole:
+        raise UserError(f"{file} is damaged: delete {folder / 'metrics.json'} too, and the fold is measured again")
+    return tested
 
 
 def fold_config(config: dict[str, Any], folder: Path, repeat: int, fold: int) -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """Files of a run, and those that other processes may read or write at the same time."""
 
 import io
+import json
 import logging
 import os
 import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -33,6 +35,21 @@ def written_whole(path: Path, leads: bool = True) -> Iterator[Path]:
     finally:
         if leads:
             unfinished.unlink(missing_ok=True)
+
+
+def read_json(path: Path, remedy: str, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """What this tool wrote there.
+
+    Raises:
+        UserError: the file is cut off, or of another tool, which lacks `keys`; what to do is `remedy`.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or any(key not in content for key in keys):
+        raise UserError(f"{path} is damaged: {remedy}")
+    return content
 
 
 def lock_at_once(path: Path) -> FileLock | None:

@@ -25,11 +25,13 @@ import threading
 import traceback
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from defectcls.errors import FULL_ERROR, Stopped, UserError, explain, stoppable
-from defectcls.files import lock_at_once, locked, print_whatever, written_whole
+from defectcls.files import lock_at_once, locked, print_whatever, read_json, written_whole
+from defectcls.machine import commit
 
 if TYPE_CHECKING:
     from defectcls.evaluation.sweeps import Job
@@ -38,6 +40,7 @@ log = logging.getLogger(__name__)
 
 FINISHED, FAILED, UNFINISHED = "finished", "failed", "unfinished"
 RECORD, SWEEP = "job.json", "sweep.json"
+DONE, COMMAND = ("number", "overrides", "config", "status", "error", "exit_status"), ("verb", "arguments", "finished")
 IMPORTED_ONCE = ["defectcls.run", "defectcls.inspection", "defectcls.results", "defectcls.loggers"]
 
 
@@ -176,9 +179,9 @@ def open_sweep(new: Path, given: bool, verb: str, arguments: list[str]) -> Itera
     Raises:
         UserError: the folder is that of another command, or of a sweep that runs.
     """
-    command = {"verb": verb, "arguments": arguments}
+    command, code = {"verb": verb, "arguments": arguments}, {"version": version("defectcls"), "commit": commit()}
     begun = [] if given or not new.parent.is_dir() else sorted(new.parent.iterdir(), reverse=True)
-    for folder in (*(one for one in begun if _read(one / SWEEP) == command | {"finished": False}), new):
+    for folder in (*(one for one in begun if _unfinished(one) == command), new):
         known = _read(folder / SWEEP)
         if known is not None and any(known[key] != value for key, value in command.items()):
             theirs = " ".join([known["verb"], "-m", *known["arguments"]])
@@ -191,14 +194,41 @@ def open_sweep(new: Path, given: bool, verb: str, arguments: list[str]) -> Itera
             if folder == new:
                 raise UserError(f"the sweep in {folder} is running: wait for it, or stop it")
             continue
-        if known is not None:
-            log.warning("going on with the sweep in %s", folder)
-        _write(folder / SWEEP, command | {"finished": False})
         try:
+            if known is not None:
+                log.warning("going on with the sweep in %s", folder)
+                _compare_code(folder, known, code, given)
+            _write(folder / SWEEP, command | {"finished": False} | code)
             yield folder
         finally:
             lock.release()
         return
+
+
+def _unfinished(folder: Path) -> dict[str, Any] | None:
+    """The command of a sweep that has not finished; a damaged record is of none that this command could be."""
+    with contextlib.suppress(UserError):
+        known = _read(folder / SWEEP)
+        if known is not None and not known["finished"]:
+            return {key: known[key] for key in ("verb", "arguments")}
+    return None
+
+
+def _compare_code(folder: Path, known: dict[str, Any], code: dict[str, Any], given: bool) -> None:
+    """Say that the jobs of a sweep are not all done by the same code.
+
+    Raises:
+        UserError: some are done, and nobody has named the folder, so as to know.
+    """
+    if all(known.get(key, code[key]) == code[key] for key in code):
+        return
+    then, now = (f"defectcls {one['version']}, commit {one['commit']}" for one in (code | known, code))
+    if not given and any(record["status"] == FINISHED for record in _records(folder).values()):
+        raise UserError(
+            f"the sweep in {folder} was begun by {then}, and this is {now}: its jobs would not be comparable; "
+            f"hydra.sweep.dir=<new folder> begins anew, hydra.sweep.dir={folder} goes on all the same"
+        )
+    log.warning("it was begun by %s, and this is %s: its jobs may not be comparable", then, now)
 
 
 def recorded_sweep(folder: Path) -> list[str] | None:
@@ -213,7 +243,7 @@ def close_sweep(folder: Path, stopped: bool = False) -> int:
     Args:
         stopped: before every job had been begun.
     """
-    known = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
+    known = _read(folder / SWEEP) or {}
     records = list(_records(folder).values())
     if not records:
         shutil.rmtree(folder)  # the command could not be composed
@@ -256,7 +286,7 @@ def read_jobs(folder: Path) -> list["Job"]:
 
 def _records(folder: Path) -> dict[Path, dict[str, Any]]:
     """job.json of each job by the job's folder, in the order of their numbers."""
-    found = {file.parent: json.loads(file.read_text(encoding="utf-8")) for file in folder.glob(f"**/{RECORD}")}
+    found = {file.parent: _read(file) or {} for file in folder.glob(f"**/{RECORD}")}
     return dict(sorted(found.items(), key=lambda one: one[1]["number"]))
 
 
@@ -265,7 +295,12 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    if path.name == SWEEP:
+        return read_json(path, "take another folder by hydra.sweep.dir=<new folder>", COMMAND)
+    anew = f"delete the folder {path.parent}, and the command of the sweep does the job anew"
+    return read_json(path, anew, DONE if path.name == RECORD else ("seed", "test"))
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

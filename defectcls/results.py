@@ -2,7 +2,6 @@
 
 import json
 import platform
-import subprocess
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +30,7 @@ from defectcls.evaluation.predictions import PROBABILITY, write_predictions
 from defectcls.evaluation.report import render_report
 from defectcls.evaluation.wording import SPLITS, caveats, decision_words, judged_split, verdict
 from defectcls.files import written_whole
-from defectcls.machine import device_name
+from defectcls.machine import commit, device_name
 
 PACKAGES = ("defectcls", "torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-core", "scikit-learn")
 RATES = ("recall", "overkill_rate", "auroc")  # undefined ones are None in JSON
@@ -118,20 +117,7 @@ def provenance(seed: int, config: dict[str, Any], device: torch.device) -> dict[
         "date": datetime.now().astimezone().isoformat(timespec="minutes"),
         "seed": seed,
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
-        "commit": _commit(),
+        "commit": commit(),
         "hardware": device_name(device),
         "config": json.loads(json.dumps(config, default=str)),
     }
-
-
-def _commit() -> str | None:
-    """Commit of the checkout that this code runs from, `-dirty` where it was edited; None for an installed wheel."""
-    checkout = Path(__file__).parents[1]
-    if not (checkout / "pyproject.toml").is_file():
-        return None
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return result.stdout.strip() or None

@@ -41,7 +41,7 @@ from defectcls.model.classifier import Classifier
 from defectcls.model.frozen import extract_features
 from defectcls.model.joined import out_of_fold
 from defectcls.model.probe import fit_probe
-from defectcls.model.record import Progress, Record, collapse, stage_summary
+from defectcls.model.record import Progress, Record, collapse, read_checkpoint, stage_summary
 from defectcls.results import provenance
 from defectcls.settings import TrainSettings
 
@@ -171,7 +171,7 @@ class TrainingRun(Run):
             if self.settings.finetune.probe:
                 self._probe()
         else:
-            self.record.load_state_dict(torch.load(last, map_location="cpu", weights_only=True)["callbacks"]["Record"])
+            self.record.load_state_dict(read_checkpoint(self.record.last)["callbacks"]["Record"])
         if self.settings.finetune.active_stages:
             if not self.record.fitted:
                 with self.timed("fit"):
@@ -184,7 +184,7 @@ class TrainingRun(Run):
         self._load(untrained)  # measured late, so that nothing waits for it
         with self.timed("baseline", len(self.data.part("test"))):
             self.baseline = compute_metrics(self.predict("test"), *self.classes)
-        best = torch.load(self.record.best, map_location="cpu", weights_only=True)
+        best = read_checkpoint(self.record.best)
         self._load(best["state_dict"])
         self._choose_decision(best)
 

@@ -19,19 +19,19 @@ def train(config: dict[str, Any], folder: Path) -> None:
 
 def train_run(config: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     """metrics.json of a run, trained unless it is finished; None in all but the first process of a distributed one."""
-    import json
-
     from defectcls.settings import TrainSettings
 
     settings = parse(TrainSettings, config)  # a wrong type is told before the seconds that torch takes to import
     from defectcls import results
+    from defectcls.files import read_json
     from defectcls.inspection import inspect
     from defectcls.loggers import build_logger, finish, log_results
     from defectcls.run import TrainingRun
 
     finished = folder / "metrics.json"
     if finished.is_file():
-        return json.loads(finished.read_text(encoding="utf-8"))
+        remedy = "delete it and resume the run, which measures it again"
+        return read_json(finished, remedy, ("dataset", "model", "seed", "class_names", "test"))
     folder.mkdir(parents=True, exist_ok=True)
     logger, failed = build_logger(settings.logger, folder, config), True
     try:

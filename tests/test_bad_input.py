@@ -236,7 +236,7 @@ def test_checkpoint_of_another_tool(tmp_path: Path) -> None:
 
 # --- the machine ------------------------------------------------------------------------------------------------------
 
-NO_SPACE = "no space left on the disk; what was written is kept: make room, then start again, or resume=<run folder>"
+NO_SPACE = "no space left on the disk; what was written is kept: make room, then resume={folder} goes on"
 FULL = ("finetune=full", "finetune.stages.full.epochs=2")
 
 
@@ -255,8 +255,8 @@ def test_disk_is_full_while_a_checkpoint_is_written(photos: Path, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", save)
         text = sentence(train(photos, *FULL, "finetune.probe=true"))
-    assert text == NO_SPACE
     folder = photos.parent / "run"
+    assert text == NO_SPACE.format(folder=folder)
     assert sorted(file.name for file in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     assert equal(weights(folder / "checkpoints/last.ckpt"), earlier)
     assert command("train", f"resume={folder}").code == 0
@@ -267,7 +267,7 @@ def test_disk_is_really_full(photos: Path) -> None:
     (photos.parent / "run").mkdir()
     (photos.parent / "run/metrics.csv").symlink_to("/dev/full")
     text = sentence(train(photos, *FULL))
-    assert text == NO_SPACE
+    assert text == NO_SPACE.format(folder=photos.parent / "run")
 
 
 def test_loss_that_is_not_finite(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The jobs of a sweep: isolated, recorded, not run twice; and a sweep that is killed and started again."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 
-from defectcls import jobs
+from defectcls import config, jobs
 from defectcls.errors import UserError
 from defectcls.jobs import Task, close_sweep, open_sweep, read_jobs, run_job
 from tests.conftest import Outcome, command, process, sentence
@@ -128,6 +131,71 @@ def test_another_command_or_verb_has_a_folder_of_its_own(tmp_path: Path) -> None
     with pytest.raises(UserError, match=re.escape("1 is of another sweep, train -m model=a,b seed=0,1: take another")):
         opened(first, given=True, arguments=["model=a"])
     assert opened(first, given=True) == first
+
+
+def test_sweep_is_not_finished_by_other_code_unless_its_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(jobs, "commit", lambda: "abc")
+    first = opened(tmp_path / "1")
+    assert json.loads((first / "sweep.json").read_text())["commit"] == "abc"
+    monkeypatch.setattr(jobs, "version", lambda _: "9.9")
+    was, now = f"defectcls {version('defectcls')}, commit abc", "defectcls 9.9, commit abc"
+    job(first, 0, "failed")
+    assert opened(tmp_path / "2") == first  # there is nothing to compare with
+    assert f"it was begun by {was}, and this is {now}: its jobs may not be comparable" in caplog.messages
+    job(first, 1, "finished")
+    caplog.clear()
+    assert opened(tmp_path / "2") == first  # by the same code as last time
+    assert caplog.messages == [f"going on with the sweep in {first}"]
+    monkeypatch.setattr(jobs, "commit", lambda: "abc-dirty")
+    with pytest.raises(UserError) as caught:
+        opened(tmp_path / "2")
+    assert str(caught.value) == (
+        f"the sweep in {first} was begun by {now}, and this is defectcls 9.9, commit abc-dirty: its jobs would not be "
+        f"comparable; hydra.sweep.dir=<new folder> begins anew, hydra.sweep.dir={first} goes on all the same"
+    )
+    assert opened(first, given=True) == first
+    assert caplog.messages[-1].startswith(f"it was begun by {now}, and this is ")
+
+
+def test_presets_beside_conf_are_part_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine/model").mkdir(parents=True)
+    begun: list[tuple] = []
+
+    @contextlib.contextmanager
+    def sweep_of(*given: Any) -> Iterator[Path]:
+        begun.append(given)
+        raise UserError("enough")
+        yield
+
+    monkeypatch.setattr(config, "open_sweep", sweep_of)
+    more = f"hydra.searchpath=[file://{tmp_path}/more]"
+    given = ("dataset=synthetic", "--config-dir", "mine", "-m", more, "hydra/launcher=joblib", "seed=0,1")
+    assert sentence(command("train", *given)) == "enough"
+    arguments = [f"--config-dir={tmp_path}/mine", "dataset=synthetic", more, "seed=0,1"]
+    assert begun[0][2:] == ("train", [*arguments[:2], f"hydra.searchpath=['file://{tmp_path}/more']", "seed=0,1"])
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"verb": "train"}', b"\xff"])
+def test_damaged_records_of_a_sweep(tmp_path: Path, content: bytes) -> None:
+    first = opened(tmp_path / "1")
+    job(first, 0, "finished")
+    for file in ("job.json", "metrics.json"):
+        whole = (first / "0" / file).read_bytes()
+        (first / "0" / file).write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            read_jobs(first)
+        assert str(caught.value) == (
+            f"{first}/0/{file} is damaged: delete the folder {first}/0, and the command of the sweep does the job anew"
+        )
+        (first / "0" / file).write_bytes(whole)
+    assert statuses(first) == {0: "finished"}
+    (first / "sweep.json").write_bytes(content)
+    assert opened(tmp_path / "2") == tmp_path / "2"  # another sweep is none of its business
+    with pytest.raises(UserError, match="sweep.json is damaged: take another folder by hydra.sweep.dir=<new folder>"):
+        opened(first, given=True)
 
 
 def test_folder_of_other_files_is_not_written_to(tmp_path: Path) -> None:

@@ -17,8 +17,10 @@ import pytest
 import torch
 
 from defectcls import results
+from defectcls.errors import UserError
+from defectcls.files import BEST, LAST
 from defectcls.model.classifier import Classifier
-from defectcls.model.record import Record
+from defectcls.model.record import Record, read_checkpoint
 from tests.conftest import command, equal, process, sentence, weights
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -165,6 +167,52 @@ def test_finished_run_is_shown_again_and_left_alone(finished: Path, tmp_path: Pa
     accuracy = json.loads((folder / "metrics.json").read_text())["test"]["accuracy"]
     assert f"{accuracy:.4f}" in outcome.out
     assert state() == left
+
+
+def foreign(kind: str, whole: bytes, file: Path) -> None:
+    """Put something else in the place of a checkpoint."""
+    if kind == "another tool's":
+        torch.save({"state_dict": {}, "callbacks": {}}, file)
+    elif kind == "gone":
+        file.unlink()
+    else:
+        file.write_bytes({"empty": b"", "half": whole[: len(whole) // 2], "text": b"hello"}[kind])
+
+
+@pytest.mark.parametrize("kind", ["empty", "half", "text", "another tool's", "gone"])
+def test_checkpoint_of_a_run_that_is_damaged(finished: Path, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    whole = (finished / LAST).read_bytes()
+    for name, delete in ((LAST, "it"), (BEST, f"it and {LAST}")):
+        (tmp_path / name).write_bytes(whole)
+        assert "history" in read_checkpoint(tmp_path / name)["callbacks"]["Record"]
+        foreign(kind, whole, tmp_path / name)
+        with pytest.raises(UserError) as caught:
+            read_checkpoint(tmp_path / name)
+        assert str(caught.value) == f"{tmp_path / name} is damaged: delete {delete} to begin the fine-tuning anew"
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_run_goes_on_once_what_is_damaged_is_deleted(finished: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "metrics.json").unlink()
+    (folder / f"checkpoints/{name}.ckpt").write_bytes(b"PK")
+    arguments = (f"resume={folder}", "logger=csv", "inspect.heat_maps=false", "inspect.robustness=false")
+    assert sentence(command("train", *arguments)).startswith(f"{folder}/checkpoints/{name}.ckpt is damaged: delete it ")
+    (folder / LAST).unlink()
+    (folder / BEST).unlink()
+    assert command("train", *arguments).code == 0
+    assert equal(weights(folder / BEST), weights(finished / BEST))
+
+
+@pytest.mark.parametrize("content", [b"", b'{"test": {', b"[1]", b"{}", b"\xff\xfe", b"[" * 100_000])
+def test_numbers_of_a_run_that_are_damaged(finished: Path, tmp_path: Path, content: bytes) -> None:
+    shutil.copytree(finished / ".hydra", tmp_path / ".hydra")
+    (tmp_path / "metrics.json").write_bytes(content)
+    assert sentence(command("train", f"resume={tmp_path}", "logger=csv")) == (
+        f"{tmp_path}/metrics.json is damaged: delete it and resume the run, which measures it again"
+    )
 
 
 def test_folder_that_is_no_run(tmp_path: Path) -> None:

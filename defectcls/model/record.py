@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar, WeightAveraging
 
+from defectcls.errors import UserError
 from defectcls.files import BEST, LAST, written_whole
 from defectcls.model.classifier import Classifier
 from defectcls.model.stages import stage_at
@@ -21,6 +22,25 @@ Row = dict[str, Any]
 
 CRITERION = "val/calibrated_loss"  # lower is better
 SHOWN = ("epoch", "stage", "train/loss", CRITERION, "val/auroc", "images_per_second")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What `Record` wrote there; runs no code that the file might hold.
+
+    Raises:
+        UserError: it is gone, cut off or of another tool, and how its run begins anew.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise
+    except Exception:  # torch raises whatever the foreign bytes happen to trip over
+        content = None
+    about = content.get("defectcls") if isinstance(content, dict) else None
+    if not isinstance(about, dict) or "config" not in about or "Record" not in content.get("callbacks", {}):
+        again = "it" if path.name == LAST.name else f"it and {LAST}"
+        raise UserError(f"{path} is damaged: delete {again} to begin the fine-tuning anew")
+    return content
 
 
 class Record(L.Callback):
@@ -61,9 +81,7 @@ class Record(L.Callback):
         before = [stage for stage in pl_module.plan if stage.start < starting.start]
         if before and trainer.global_step == starting.start and rolled_back(self.history, before[-1].name):
             log.warning("%s; stage '%s' starts from the best", collapse(self.history, before[-1].name), starting.name)
-            pl_module.load_state_dict(
-                torch.load(self.best, map_location=pl_module.device, weights_only=True)["state_dict"]
-            )
+            pl_module.load_state_dict(read_checkpoint(self.best)["state_dict"])
             trainer.optimizers[0].state.clear()
             for averaging in (one for one in trainer.callbacks if isinstance(one, WeightAveraging)):  # type: ignore[attr-defined]
                 assert averaging._average_model is not None
