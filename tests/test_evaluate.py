@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from sklearn import metrics as sk
 
 from tests.conftest import Outcome, command, equal, paint, sentence, weights
@@ -52,6 +53,74 @@ def test_all_is_every_image_of_the_dataset(finished: Path, tmp_path: Path) -> No
     assert found["score"].to_numpy() == pytest.approx(trained["score"].to_numpy(), abs=1e-5)
     counts = sum(np.array(numbers(finished)[part]["confusion_matrix"]) for part in ("train", "val", "test"))
     assert numbers(tmp_path)["test"]["confusion_matrix"] == counts.tolist()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_photos_that_were_trained_on_are_said_first_and_left_out(
+    finished: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    """The own photos under another split: what the run did not measure as its test part, it has learned from."""
+    again = [*(one for one in tiny if one.startswith("dataset")), "dataset.split.test=0.6", "part=test"]
+    left_out = evaluate(tmp_path / "left", f"checkpoint={finished}", *again)
+    kept = evaluate(tmp_path / "kept", f"checkpoint={finished}", *again, "seen=keep")
+    own, test = part_of(finished, "test"), table(tmp_path / "kept")
+    seen = int((~test["path"].isin(own["path"])).sum())
+    assert 0 < seen < len(test)
+    found = numbers(tmp_path / "left")
+    assert found["seen"] == {"n": seen, "identical": seen, "near": 0, "of": len(test), "left_out": True}
+    assert found["test"]["n"] == len(test) - seen
+    expected = test[test["path"].isin(own["path"])].reset_index(drop=True)
+    assert table(tmp_path / "left")["path"].tolist() == expected["path"].tolist()
+    assert table(tmp_path / "left")["score"].tolist() == expected["score"].tolist()
+    said = f"Seen before: {seen} of {len(test)} photos were learned from or chosen on, the very file; these are "
+    assert f"- {said}left out, seen=keep measures them too.\n" in left_out.out
+    assert f"{said}left out, seen=keep measures them too.\n" in left_out.err
+    assert f"- {said}part of the numbers: new photos will be judged worse.\n" in kept.out
+    assert numbers(tmp_path / "kept")["seen"]["left_out"] is False
+    assert "seen" not in numbers(finished)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_copies_of_trained_photos_in_another_folder_are_known(finished: Path, tmp_path: Path) -> None:
+    """Three as they are, three re-encoded, five that are new."""
+    root = torch.load(finished / "checkpoints/best.ckpt", weights_only=True)["defectcls"]["config"]["dataset"]["root"]
+    trained = part_of(finished, "train")["path"][:6].tolist()
+    for number in range(5):
+        paint(tmp_path / f"photos/good/new_{number}.png", (20 * number, 90, 200))
+    for number, path in enumerate(trained):
+        if number < 3:
+            (tmp_path / f"photos/good/same_{number}.jpg").write_bytes((Path(root) / path).read_bytes())
+        else:
+            Image.open(Path(root) / path).save(tmp_path / f"photos/good/near_{number}.png")
+    photos = ("dataset=folder", f"dataset.root={tmp_path / 'photos'}", "part=all")
+    done = evaluate(tmp_path / "new", f"checkpoint={finished}", *photos)
+    assert done.code == 0, done.err
+    assert numbers(tmp_path / "new")["seen"] == {"n": 6, "identical": 3, "near": 3, "of": 11, "left_out": True}
+    assert table(tmp_path / "new")["path"].tolist() == [f"good/new_{number}.png" for number in range(5)]
+    said = "Seen before: 6 of 11 photos were learned from or chosen on, the very file or, 3 of them, a near copy; these"
+    assert said in done.out
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_parts_that_are_asked_for_are_measured_and_said(finished: Path, tmp_path: Path) -> None:
+    done = evaluate(tmp_path, f"checkpoint={finished}", "part=val")
+    n = len(part_of(finished, "val"))
+    assert numbers(tmp_path)["seen"] == {"n": n, "identical": n, "near": 0, "of": n, "left_out": False}
+    assert (
+        f"- Seen before: {n} of {n} photos were learned from or chosen on, the very file; these are part of" in done.out
+    )
+
+
+def test_nothing_but_photos_that_were_trained_on(finished: Path, tmp_path: Path) -> None:
+    root = torch.load(finished / "checkpoints/best.ckpt", weights_only=True)["defectcls"]["config"]["dataset"]["root"]
+    (tmp_path / "photos/good").mkdir(parents=True)
+    for number, path in enumerate(part_of(finished, "train")["path"][:2]):
+        (tmp_path / f"photos/good/{number}.jpg").write_bytes((Path(root) / path).read_bytes())
+    photos = ("dataset=folder", f"dataset.root={tmp_path / 'photos'}", "part=all")
+    assert sentence(evaluate(tmp_path / "new", f"checkpoint={finished}", *photos)) == (
+        "the model has learned from all 2 photos, or was chosen on them: give others by dataset=<name>, or measure "
+        "these with seen=keep"
+    )
 
 
 def test_other_images_are_measured_with_the_classes_of_the_model(finished: Path, tmp_path: Path) -> None:
