@@ -344,6 +344,10 @@ def test_terminal_shows_one_sentence_and_no_traceback(photos: Path) -> None:
         ("optim.name=adamww", "did you mean 'adamw'?"),
         ("+optim.options.momentun=0.9", "momentun"),
         ("loss.class_weights={good: 1}", "loss.class_weights names good, but the classes are sound, defective"),
+        (
+            "trainer.precision=16",
+            "trainer.precision=16 is for GPUs, and this is a CPU: add trainer.precision=32 or trainer.precision=bf16",
+        ),
         ("trainer.accelerator=gpu", "torch finds no GPU here: use trainer=auto or trainer=cpu"),
     ],
 )

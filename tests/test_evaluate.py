@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,9 @@ import torch
 from PIL import Image
 from sklearn import metrics as sk
 
+from defectcls.errors import UserError
+from defectcls.prediction.predictor import load
+from defectcls.results import provenance
 from tests.conftest import Outcome, command, equal, paint, sentence, weights
 
 
@@ -202,6 +206,66 @@ def test_checkpoint_that_does_not_exist(tmp_path: Path) -> None:
     assert sentence(evaluate(tmp_path / "new", f"checkpoint={tmp_path / 'rum'}")) == (
         f"checkpoint={tmp_path / 'rum'} does not exist: give a run folder or a .ckpt file"
     )
+
+
+# --- what is computed, and where --------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_an_evaluation_and_a_predictor_compute_the_same(finished: Path, tmp_path: Path, precision: Any) -> None:
+    assert evaluate(tmp_path, f"checkpoint={finished}", f"precision={precision}", "device=cpu").code == 0
+    rows, trained = table(tmp_path), part_of(finished, "test")
+    predictor = load(finished, "cpu", precision)
+    root = predictor.trained.settings.dataset.root
+    found = predictor.predict([root / path for path in rows["path"]], batch_size=5)
+    assert found["score"].tolist() == rows["score"].tolist()
+    assert (rows["score"].tolist() == trained["score"].tolist()) == (precision == "32")
+    assert rows["score"].to_numpy() == pytest.approx(trained["score"].to_numpy(), abs=0.05)
+    assert numbers(tmp_path)["config"]["trainer"]["precision"] == precision
+
+
+def computed_in_float16(finished: Path, file: Path) -> Path:
+    """The checkpoint as a GPU without bfloat16 would have left it."""
+    content = torch.load(finished / "checkpoints/best.ckpt", weights_only=True)
+    content["defectcls"]["config"]["trainer"] |= {"precision": "16", "accelerator": "gpu", "devices": 4}
+    content["defectcls"]["config"]["dataset"]["cache"] = "device"
+    torch.save(content, file)
+    return file
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_run_of_a_gpu_is_measured_on_a_cpu_by_saying_so(finished: Path, tmp_path: Path) -> None:
+    file = computed_in_float16(finished, tmp_path / "best.ckpt")
+    here = (f"checkpoint={file}", "device=cpu")
+    expected = f"{file} computed in float16, which is for GPUs, and this is a CPU: add precision=32 or precision=bf16"
+    assert sentence(evaluate(tmp_path / "new", *here)) == expected
+    with pytest.raises(UserError) as error:
+        load(file, "cpu")
+    assert str(error.value) == expected
+    assert sentence(evaluate(tmp_path / "new", *here, "precision=16")) == (
+        "precision=16 is for GPUs, and this is a CPU: add precision=32 or precision=bf16"
+    )
+    assert evaluate(tmp_path / "new", *here, "precision=32").code == 0
+    assert numbers(tmp_path / "new")["test"] == numbers(finished)["test"]
+
+
+def test_a_device_that_is_not_here(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    assert sentence(evaluate(tmp_path, f"checkpoint={finished}", "device=gpu")) == (
+        "device=gpu, but torch finds no GPU here: use device=auto or device=cpu"
+    )
+    assert sentence(evaluate(tmp_path, f"checkpoint={finished}", "precision=64")) == (
+        "precision=64: Input should be '32', 'bf16' or '16'"
+    )
+
+
+def test_metrics_name_the_device_that_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"GPU {device.index}")
+    assert provenance(0, {}, torch.device("cuda", 1))["hardware"] == "GPU 1"
+    assert provenance(0, {}, torch.device("cpu"))["hardware"].endswith(f"{torch.get_num_threads()} threads")
 
 
 # --- the decision, and tables without a model -------------------------------------------------------------------------

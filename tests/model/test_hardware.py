@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from defectcls.build import build_trainer, device_of
+from defectcls.errors import UserError
 from defectcls.model import hardware
 from defectcls.model.backbone import Backbone
-from defectcls.model.hardware import Compute, Timing, allow_tf32, autocast, choose_compute
-from defectcls.settings import TrainerSettings
+from defectcls.model.hardware import PRECISIONS, Compute, Timing, allow_tf32, autocast, choose_compute
+from defectcls.run import as_begun
+from defectcls.settings import TrainerSettings, TrainSettings
+from tests.conftest import composed
 
 CPU = torch.device("cpu")
 PLAIN = Compute("32", False, False)
@@ -340,3 +344,59 @@ print(faults() < given_back / 10)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_a_trainer_computes_in_what_a_predictor_does(tmp_path: Path, precision: Any) -> None:
+    settings = {"accelerator": "cpu", "devices": 1, "strategy": "auto", "precision": precision, "workers": 0}
+    trainer = build_trainer(TrainerSettings(**settings, channels_last=False, compile=False), tmp_path, None, [])
+    found = []
+    for context in (trainer.precision_plugin.forward_context(), autocast(precision, CPU)):
+        with context:
+            found.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
+            assert torch.nn.functional.linear(torch.ones(1, 3), torch.ones(2, 3)).dtype == PRECISIONS[precision][1]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "auto"])
+def test_float16_is_not_computed_on_a_cpu(monkeypatch: pytest.MonkeyPatch, accelerator: Any) -> None:
+    """Lightning would compute in bf16 in its place, and a predictor in float16."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    asked = TrainerSettings.model_construct(precision="16", accelerator=accelerator)
+    with pytest.raises(UserError, match=r"^trainer.precision=16 is for GPUs, and this is a CPU: add "):
+        device_of(asked)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: accelerator == "auto")
+    if accelerator == "auto":
+        assert device_of(asked) == torch.device("cuda", 0)
+
+
+BEGUN = {"precision": "bf16", "channels_last": True, "compile": False}
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "expected"),
+    [
+        ("cpu", {}, BEGUN),
+        ("cpu", {"precision": "32"}, BEGUN | {"precision": "32"}),  # what is typed wins
+        (
+            "cpu",
+            {"channels_last": False, "compile": True},
+            {"precision": "bf16", "channels_last": False, "compile": True},
+        ),
+        ("cuda", {}, dict.fromkeys(BEGUN, "auto")),  # chosen anew for another device
+        ("cuda", {"precision": "32"}, {"precision": "32", "channels_last": "auto", "compile": "auto"}),
+    ],
+)
+def test_a_run_goes_on_as_it_began_where_that_can_be(
+    tmp_path: Path, device: str, asked: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    config = composed("dataset=synthetic", "dataset.cache=device", "trainer=cpu")
+    config["trainer"] |= asked
+    begun = {"config": {"trainer": config["trainer"] | BEGUN | {"accelerator": "gpu", "devices": 8}}, "device": device}
+    torch.save({"defectcls": begun}, tmp_path / "last.ckpt")
+    found = as_begun(TrainSettings(**config), tmp_path / "last.ckpt", CPU)
+    trainer = found.trainer.model_dump()
+    assert {key: trainer[key] for key in BEGUN} == expected
+    assert (trainer["accelerator"], trainer["devices"]) == ("cpu", 1)
+    assert found.dataset.cache == "auto"  # there is no memory of a GPU
