@@ -37,7 +37,7 @@ def audit(config: dict[str, Any], folder: Path) -> int:
     findings, counts = inventory.table(doubted), balance(inventory.samples)
     summary = summarise(settings.dataset.name, inventory.samples, findings, counts, inventory.leaks, notes)
     findings.to_csv(folder / "audit.csv", index=False)
-    page = render_audit(summary, findings, counts, settings.dataset.root)
+    page = render_audit(summary, findings, counts, settings.dataset.root, inventory.depth)
     (folder / "audit.html").write_text(page, encoding="utf-8")
     from defectcls.build import find_device
     from defectcls.results import provenance

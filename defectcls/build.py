@@ -111,7 +111,7 @@ def build_features(
     if dataset.cache != "off":
         store = Store(dataset.cache_dir, "features.sqlite", dataset.cache_max_gb)
     compute = (device_of(trainer).type, trainer.precision, trainer.channels_last)
-    computed = json.dumps([settings.image_size, dataset.resize, *compute])
+    computed = json.dumps([settings.image_size, dataset.resize, data.settings.depth, *compute])
     copied = settings.augment.model_dump_json()
     return FrozenLayers(
         backbone,

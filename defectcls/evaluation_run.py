@@ -41,7 +41,7 @@ class EvaluationRun(Run):
         if settings.dataset is None:
             dataset = _as_shipped(own, checkpoint)
         else:
-            dataset = settings.dataset.model_copy(update={"resize": own.resize})
+            dataset = settings.dataset.model_copy(update={"resize": own.resize, "depth": own.depth})
         self.trained = trained.model_copy(update={"dataset": dataset})
         if settings.dataset is not None and trained.target == "defect_type":
             _refuse_other_classes(dataset, trained, list(classifier.classes))

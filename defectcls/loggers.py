@@ -169,7 +169,9 @@ def _send_results(
     truth = predictions["label"].map(positions).tolist()
     probabilities = predictions[[PROBABILITY + name for name in names]].to_numpy().tolist()
     shown = worth_seeing(predictions, names, limit=table_rows).drop(columns="split")
-    shown.insert(0, "image", [wandb.Image(thumbnail(root / path, THUMBNAIL_PX)) for path in shown["path"]])
+    shown.insert(
+        0, "image", [wandb.Image(thumbnail(root / path, THUMBNAIL_PX, metrics["depth"])) for path in shown["path"]]
+    )
     run = logger.experiment
     run.log(
         {

@@ -31,6 +31,7 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     from defectcls.settings import PredictSettings
 
     settings = parse(PredictSettings, config)
+    from defectcls.data.depth import examine, further_pages
     from defectcls.data.inputs import Photos, list_inputs
     from defectcls.data.samples import counted
     from defectcls.files import checkpoint_file
@@ -51,15 +52,18 @@ def predict(config: dict[str, Any], folder: Path) -> int:
         keep_freed_memory(one_heap=True)
     if settings.heat_maps:
         predictor.refuse_without_map()
-    tally, start = Tally(settings.gallery), time.perf_counter()
+    tally, paged, start = Tally(settings.gallery), 0, time.perf_counter()
     for rows in (_watched if settings.watch else _written)(predictor, photos, settings, output):
         tally.add(rows)
+        paged += sum(examine(f"{photos.root / path}", measured=False)[1] for path in rows["path"][rows["error"] == ""])
+    if paged:
+        log.warning(further_pages(paged))
     if settings.watch and output.is_file():  # of all times that it was watched
         tally = Tally(settings.gallery)
         tally.add(latest(output))
     seconds = time.perf_counter() - start
     summary = _about(predictor, settings) | tally.counts | {"output": str(output), "root": str(photos.root)}
-    summary["left_out"] = photos.left_out
+    summary |= {"left_out": photos.left_out, "further_pages": paged}
     summary |= {"seconds": seconds, "images_per_second": tally.counts["images"] / seconds}
     (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
     if settings.gallery:
@@ -124,6 +128,7 @@ def _about(predictor: "Predictor", settings: "PredictSettings") -> dict[str, Any
         "class_names": list(predictor.classes),
         "defective_classes": list(predictor.classes.values()),
         "decision": predictor.decision.plain(),
+        "depth": predictor.depth,
         "command": job_command(),
         **provenance(trained.seed, {}, predictor.device),
     }

@@ -76,11 +76,11 @@ def draw(
                 "after": scores["calibrated"],
             }
         figures["reliability"] = plot_reliability(scores, rows["defective"].to_numpy(bool))
-    errors = worst_errors(rows, names, defective_classes)
+    errors, depth = worst_errors(rows, names, defective_classes), metrics.get("depth", "auto")
     if any((root / path).is_file() for path in rows["path"].head(100)):  # a table may be judged without its photos
         if any(len(table) for table in errors.values()):
-            figures["errors"] = plot_errors(errors, root, heat or {})
-        figures["predictions"] = plot_predictions(predictions, root, names)
+            figures["errors"] = plot_errors(errors, root, heat or {}, depth)
+        figures["predictions"] = plot_predictions(predictions, root, names, depth)
     if metrics.get("robustness"):
         figures["robustness"] = plot_robustness(pd.DataFrame(metrics["robustness"]).astype(dict.fromkeys(RATES, float)))
     if history is not None and len(history) > 1:

@@ -112,6 +112,7 @@ class Run:
             "defective_classes": list(self.data.classes.values()),
             "decision": self.decision.plain(),
             "unreadable": self.data.unreadable,
+            "depth": self.data.settings.depth,
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,
             "command": job_command(),
@@ -135,12 +136,13 @@ class TrainingRun(Run):
         if (folder / LAST).is_file():
             settings = as_begun(settings, folder / LAST, device)
         data = build_data(settings, device=device)
+        settings = settings.model_copy(update={"dataset": data.settings})  # with its depth
         validated = data.samples["defective"].to_numpy(bool)[data.part("val")]
         refuse_missing_kind(settings.decision, validated, settings.dataset.prevalence)
         self.settings = with_compute(settings, data, device)
         chosen = self.settings.trainer.model_dump(mode="json")
         told = {key: chosen[key] if value == "auto" else value for key, value in config["trainer"].items()}
-        self.config = config | {"trainer": told}
+        self.config = config | {"trainer": told, "dataset": config["dataset"] | {"depth": data.settings.depth}}
         self.folder, self.logger = folder, logger
         about = {"config": json.loads(json.dumps(self.config, default=str)), "device": device.type}
         self.record = Record(folder, about)
@@ -272,20 +274,23 @@ class TrainingRun(Run):
 
 
 def as_begun(settings: TrainSettings, last: Path, device: torch.device) -> TrainSettings:
-    """The settings of a run that goes on: what is `auto` in its trainer is what that was when it began.
+    """The settings of a run that goes on: what is `auto` in its trainer, or its depth, is what that was as it began.
 
     On another kind of device it is chosen anew, and images that were to be kept on a GPU are kept elsewhere on a CPU.
     """
-    begun = torch.load(last, map_location="cpu", weights_only=True)["defectcls"]
-    asked, update = settings.trainer.model_dump(), {}
+    begun = read_checkpoint(last)["defectcls"]
+    trainer, dataset = settings.trainer, settings.dataset
     if begun.get("device", device.type) == device.type:
-        chosen = begun["config"]["trainer"]
-        update = {key: chosen[key] for key in ("precision", "channels_last", "compile") if asked[key] == "auto"}
+        chosen = {key: begun["config"]["trainer"][key] for key in ("precision", "channels_last", "compile")}
+        asked = {key: value for key, value in chosen.items() if getattr(trainer, key) == "auto"}
+        trainer = trainer.model_copy(update=asked)
     else:
         log.warning("this run began on %s and goes on on %s, where it rounds otherwise", begun["device"], device.type)
-    if settings.dataset.cache == "device" and device.type == "cpu":  # as it could be where it began
-        settings = settings.model_copy(update={"dataset": settings.dataset.model_copy(update={"cache": "auto"})})
-    return settings.model_copy(update={"trainer": settings.trainer.model_copy(update=update)})
+    if dataset.depth == "auto":
+        dataset = dataset.model_copy(update={"depth": begun["config"]["dataset"]["depth"]})
+    if dataset.cache == "device" and device.type == "cpu":  # as it could be where it began
+        dataset = dataset.model_copy(update={"cache": "auto"})
+    return settings.model_copy(update={"trainer": trainer, "dataset": dataset})
 
 
 def keep_decision(content: dict[str, Any], decision: Decision, path: Path) -> None:

@@ -58,6 +58,9 @@ class DatasetSettings(Settings):
     archive: Archive | None
     download: bool
     resize: Literal["squash", "pad"]
+    depth: Annotated[
+        Literal["auto", "8", "10", "12", "14", "16", "float"], BeforeValidator(str)
+    ]  # the command line gives 12 as a number
     on_unreadable: Literal["error", "skip"]
     join_spellings: bool
     contradictions: Literal["error", "allow"]

@@ -92,6 +92,8 @@ def test_every_fault_is_named_once(tmp_path: Path) -> None:
     surface(root / "good" / "grey.png", 501, mode="L")
     for beside in ("notes.txt", "good/README", "bad/.hidden"):
         (root / beside).touch()
+    two = [Image.open(surface(root / "good" / "pages.png", seed)).copy() for seed in (502, 503)]
+    two[0].save(root / "good" / "pages.png", save_all=True, append_images=two[1:])
     found = of_folder(root, tmp_path)
     assert found.outcome.code == 0, found.outcome
     assert found.of("identical") == [("good/03.png", "bad/copy.png", "")]
@@ -101,6 +103,7 @@ def test_every_fault_is_named_once(tmp_path: Path) -> None:
     assert found.of("constant") == [("good/flat.png", "", "every pixel is nearly the same")]
     assert found.of("odd_size") == [("good/small.png", "", "70 x 70, usual is 80 x 80")]
     assert found.of("odd_mode") == [("good/grey.png", "", "L, usual is RGB")]
+    assert found.of("further_pages") == [("good/pages.png", "", "")]
     absent = dict.fromkeys(("wrong_label", "short_cut", "mask_misfit", "few_images", "imbalance"), 0)
     assert found.summary["counts"] == found.findings["kind"].value_counts().to_dict() | absent
     assert found.summary["across_classes"] == 1
@@ -312,7 +315,7 @@ def inventory() -> Inventory:
         Finding("near_identical", "5.png", "0.png"),
         Finding("identical", "3.png", "2.png"),
     ]
-    return Inventory(samples, readable, units, units, findings, "")
+    return Inventory(samples, readable, units, units, findings, "", "8")
 
 
 def test_table_has_the_gravest_first_and_the_splits_of_both() -> None:
@@ -332,7 +335,7 @@ def test_page_shows_what_it_is_given_and_escapes_it(tmp_path: Path) -> None:
     findings = stock.table([Finding("unreadable", "4.png", detail="<b>truncated</b>")])
     counts = balance(stock.samples)
     summary = summarise("walls", stock.samples, findings, counts, stock.leaks, ["a note"])
-    page = render_audit(summary, findings, counts, tmp_path)
+    page = render_audit(summary, findings, counts, tmp_path, "8")
     assert page.count("data:image/jpeg;base64,") == 1  # the only file that is there
     assert page.count("no picture") == 5
     assert "1 set of copies stands on both sides of the split" in page

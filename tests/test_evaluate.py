@@ -133,10 +133,13 @@ def test_other_images_are_measured_with_the_classes_of_the_model(finished: Path,
         paint(tmp_path / f"photos/dent/{number}.png", (200, 20 * number, 30))
         paint(tmp_path / f"photos/hole/{number}.png", (10, 20, 50 * number))
     photos = ("dataset=folder", f"dataset.root={tmp_path / 'photos'}", "part=all")
-    done = evaluate(tmp_path / "new", f"checkpoint={finished}", "dataset.resize=pad", *photos)
+    done = evaluate(tmp_path / "new", f"checkpoint={finished}", "dataset.resize=pad", "dataset.depth=12", *photos)
     assert done.code == 0
     metrics, rows = numbers(tmp_path / "new"), table(tmp_path / "new")
-    assert metrics["config"]["dataset"]["resize"] == "squash"  # as the images were that it learnt from
+    assert [metrics["config"]["dataset"][key] for key in ("resize", "depth")] == [
+        "squash",
+        "8",
+    ]  # as the images were that it learnt from
     assert metrics["elsewhere"] == {"trained_on": "synthetic", "judged_on": "folder", "test": numbers(finished)["test"]}
     assert "Another dataset: the model was trained on synthetic and is judged on folder. Here AUROC" in done.out
     assert rows["path"].tolist() == [f"{name}/{n}.png" for name in ("dent", "good", "hole") for n in range(5)]

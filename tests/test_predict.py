@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from defectcls.evaluation.predictions import read_predictions
 from defectcls.prediction.output import written_by_and_by
@@ -22,6 +23,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("new")
     for number in range(10):
         paint(root / f"photos/{number % 2}/{number}.png", (20 * number, 90, 200))
+    with Image.open(root / "photos/1/9.png") as image:
+        image.save(root / "photos/1/9.png", save_all=True, append_images=[Image.new("RGB", image.size)])
     (root / "photos/0/text.png").write_text("no pixels")
     (root / "photos/empty <b>.png").touch()
     for beside in ("notes.txt", "0/notes.TXT", "1/raw.cr2", "1/Thumbs.db"):
@@ -51,11 +54,14 @@ def test_all_photos_are_rows_and_counted(finished: Path, photos: Path, tmp_path:
     ]
     read = rows[rows["error"] == ""]
     assert rows["score"].isna().tolist() == (rows["error"] != "").tolist()
-    assert {name: summary[name] for name in ("images", "read", "unreadable")} == {
+    assert {name: summary[name] for name in ("images", "read", "unreadable", "further_pages", "depth")} == {
         "images": 12,
         "read": 10,
         "unreadable": 2,
+        "further_pages": 1,
+        "depth": "8",
     }
+    assert "1 file holds further pages: only the first is looked at" in outcome.err
     counts = read["decision"].value_counts()
     assert [summary[name] for name in ("accept", "review", "reject")] == [
         counts.get(name, 0) for name in ("accept", "review", "reject")

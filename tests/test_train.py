@@ -123,7 +123,7 @@ def test_metrics_say_how_they_came_about(finished: Path, tiny: list[str]) -> Non
     assert metrics["versions"]["lightning"] == L.__version__
     head = subprocess.run(["git", "-C", CHECKOUT, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     assert (metrics["commit"] or "").removesuffix("-dirty") == head.stdout[:12]
-    assert metrics["config"] == composed(*tiny, *FINISHED)
+    assert metrics["config"] == composed(*tiny, *FINISHED, "dataset.depth='8'")
     assert " ".join((*tiny, *FINISHED)) in metrics["command"]
     assert metrics["unreadable"] == []
     assert set(metrics["seconds"]) == {

@@ -13,6 +13,7 @@ from defectcls.benchmarking.turns import Stopwatch, Turn, Turns
 from defectcls.build import build_data, device_of, with_compute
 from defectcls.data.cache import open_images
 from defectcls.data.datamodule import Batch, DefectDataModule
+from defectcls.data.depth import examine_files
 from defectcls.data.digests import digest_files
 from defectcls.data.images import decode_all
 from defectcls.data.listing import fetch, list_samples
@@ -138,7 +139,8 @@ def first_pass(turns: Turns, settings: BenchmarkSettings, folder: Path) -> None:
     fetch(settings.dataset)
     root, names = settings.dataset.root, list_samples(settings.dataset)["path"].array
     known = digest_files([f"{root}/{name}" for name in names])
-    files = Files(root, names, known, settings.image_size, settings.dataset.resize)
+    depth = examine_files([f"{root}/{name}" for name in names], known, None).resolve(settings.dataset.depth)
+    files = Files(root, names, known, settings.image_size, settings.dataset.resize, depth)
     dataset, device = (
         with_dataset(settings, cache_dir=folder / "cache", cache="auto").dataset,
         device_of(settings.trainer),
@@ -155,7 +157,7 @@ def decode(turns: Turns, settings: BenchmarkSettings, folder: Path) -> None:  # 
     """The least that a first pass takes: the same files through the same decoder on all cores, and nothing kept."""
     fetch(settings.dataset)
     paths = [settings.dataset.root / path for path in list_samples(settings.dataset)["path"]]
-    turns.play(CPU, lambda: sum(1 for _ in decode_all(paths, settings.image_size, settings.dataset.resize)))
+    turns.play(CPU, lambda: sum(1 for _ in decode_all(paths, settings.image_size, settings.dataset.resize, "auto")))
 
 
 def probe(turns: Turns, settings: BenchmarkSettings, folder: Path) -> None:

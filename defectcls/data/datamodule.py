@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from defectcls.data.cache import Images, open_images
+from defectcls.data.depth import examine_files
 from defectcls.data.digests import digest_files
 from defectcls.data.duplicates import NO_PAIRS, contradiction, first_of, related_images, split_units
 from defectcls.data.fingerprints import Fingerprints, fingerprint_files
@@ -31,7 +32,7 @@ Batch = dict[str, torch.Tensor]
 class DefectDataModule(L.LightningDataModule):
     """The images of one dataset. After `setup`, `samples` is the table that the `index` of every batch points into.
 
-    `images[rows]` are their pixels, and `digests` 16 bytes of each one's content.
+    `images[rows]` are their pixels, `digests` 16 bytes of each one's content, and `settings.depth` is no longer auto.
 
     Args:
         image_size: side in pixels that every image is brought to.
@@ -144,8 +145,17 @@ class DefectDataModule(L.LightningDataModule):
 
     def _read(self, samples: pd.DataFrame) -> pd.DataFrame:
         """The rows that can be read; `images` and `digests` are theirs."""
-        known = digest_files([f"{self.settings.root}/{name}" for name in samples["path"].tolist()])
-        files = Files(self.settings.root, samples["path"].array, known, self.image_size, self.settings.resize)
+        paths = [f"{self.settings.root}/{name}" for name in samples["path"].tolist()]
+        known, settings = digest_files(paths), self.settings
+        store = None
+        if settings.cache != "off":
+            store = Store(settings.cache_dir, "images.sqlite", settings.cache_max_gb)
+        depths = examine_files(paths, known, store)
+        depth = depths.resolve(settings.depth)
+        for sentence in depths.told(depth):
+            log.info(sentence)
+        self.settings = settings.model_copy(update={"depth": depth})
+        files = Files(settings.root, samples["path"].array, known, self.image_size, settings.resize, depth)
         self.images, unreadable = open_images(files, self.settings, self.device)
         self.digests = self.images.files.known.digests
         self._report_unreadable(unreadable, samples["path"])
@@ -183,7 +193,7 @@ class DefectDataModule(L.LightningDataModule):
         paths = [f"{self.settings.root}/{name}" for name in names]
         folder = None if self.settings.cache == "off" else self.settings.cache_dir
         store = Store(folder, "images.sqlite", self.settings.cache_max_gb)
-        self.prints = fingerprint_files(paths, self.digests, store)
+        self.prints = fingerprint_files(paths, self.digests, self.settings.depth, store)
         if self.settings.on_unreadable == "error":
             self._report_unreadable(self.prints.errors, names)  # with dataset.cache=off nobody has decoded them before
         self.near = near_identical_pairs(paths, self.prints, store)

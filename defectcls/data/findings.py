@@ -11,9 +11,11 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 
+from defectcls.data.depth import examine_files
 from defectcls.data.digests import digest_files
 from defectcls.data.duplicates import contradiction, identical_files, related_images, split_units
 from defectcls.data.fingerprints import fingerprint_files
+from defectcls.data.images import Depth
 from defectcls.data.listing import fetch, list_samples
 from defectcls.data.near_duplicates import PLAIN, near_identical_pairs
 from defectcls.data.samples import Target, label_samples
@@ -49,6 +51,7 @@ class Inventory:
     copies: np.ndarray  # of the readable images: tied by a copy or a near-identical twin alone
     findings: list[Finding]
     refusal: str  # why `train` would refuse the set, "" where it would not
+    depth: Depth  # that `train` would take
 
     @property
     def leaks(self) -> int:
@@ -82,7 +85,10 @@ def take_inventory(settings: DatasetSettings, target: Target, seed: int) -> Inve
     samples = label_samples(list_samples(settings), target)
     paths = [f"{settings.root}/{path}" for path in samples["path"]]
     store = Store(None if settings.cache == "off" else settings.cache_dir, "images.sqlite", settings.cache_max_gb)
-    prints = fingerprint_files(paths, digest_files(paths).digests, store)
+    known = digest_files(paths)
+    depths = examine_files(paths, known, store)
+    depth = depths.resolve(settings.depth)
+    prints = fingerprint_files(paths, known.digests, depth, store)
     readable = ~np.isin(np.arange(len(paths)), list(prints.errors))
     identical, near = _first_copies(prints.digests), _spanning(near_identical_pairs(paths, prints, store), len(paths))
     kept_digests = [digest for digest, keeps in zip(prints.digests, readable, strict=True) if keeps]
@@ -103,6 +109,7 @@ def take_inventory(settings: DatasetSettings, target: Target, seed: int) -> Inve
         *(Finding("identical", samples["path"][row], samples["path"][first]) for row, first in identical),
         *(Finding("near_identical", samples["path"][row], samples["path"][other]) for other, row in near),
         *(Finding("unreadable", samples["path"][row], detail=reason) for row, reason in prints.errors.items()),
+        *(Finding("further_pages", path) for path in samples["path"][depths.paged & readable]),
         *_odd_files(samples[readable], prints.records[readable]),
         *_misfit_masks(samples[readable], prints.records[readable], settings),
         *_thin_classes(samples),
@@ -110,7 +117,7 @@ def take_inventory(settings: DatasetSettings, target: Target, seed: int) -> Inve
     copies = split_units(np.arange(len(paths)), None, np.concatenate([identical, near]))[readable]
     group = samples.get("group")
     units = split_units(np.arange(len(paths)), group, np.concatenate([identical, near]))[readable]
-    return Inventory(samples, readable, units, copies, findings, refusal)
+    return Inventory(samples, readable, units, copies, findings, refusal, depth)
 
 
 def balance(samples: pd.DataFrame) -> pd.DataFrame:

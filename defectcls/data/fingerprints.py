@@ -6,12 +6,11 @@ Kept in one small sqlite file by content, not by name: a moved or copied image i
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 from scipy import fft
 from tqdm import tqdm
 
 from defectcls.data.digests import changed, digest_file
-from defectcls.data.images import UnreadableImageError, decode
+from defectcls.data.images import WHITE, Depth, UnreadableImageError, decode, open_image, room_of
 from defectcls.data.store import Store
 from defectcls.data.threads import map_in_threads
 
@@ -35,7 +34,7 @@ RECORD = np.dtype(
         ("spectrum", "f2", (len(FREQUENCIES), 2)),  # real and imaginary, in grey values: 16 bits are finer than a JPEG
     ]
 )
-VERSION = b"2"  # of RECORD and of how it is computed: an entry of another version is not found
+VERSION = b"3"  # of RECORD and of how it is computed: an entry of another version is not found
 
 
 class Fingerprints(NamedTuple):
@@ -44,6 +43,7 @@ class Fingerprints(NamedTuple):
     digests: list[bytes]
     records: np.ndarray
     errors: dict[int, str]
+    depth: Depth
 
     @property
     def spectra(self) -> np.ndarray:
@@ -51,7 +51,7 @@ class Fingerprints(NamedTuple):
         return self.records["spectrum"].astype(np.float32).view(np.complex64)[..., 0]
 
 
-def fingerprint_files(paths: list[str], digests: list[bytes], store: Store) -> Fingerprints:
+def fingerprint_files(paths: list[str], digests: list[bytes], depth: Depth, store: Store) -> Fingerprints:
     """Decode every file that `store` does not know; an unreadable one has an empty record.
 
     Args:
@@ -60,24 +60,24 @@ def fingerprint_files(paths: list[str], digests: list[bytes], store: Store) -> F
     Raises:
         UserError: a file has changed since it was digested.
     """
-    records, errors = np.zeros(len(paths), dtype=RECORD), {}
+    records, errors, prefix = np.zeros(len(paths), dtype=RECORD), {}, VERSION + depth.encode()
     for start in tqdm(range(0, len(paths), AT_ONCE), "fingerprints", unit_scale=AT_ONCE, disable=None, leave=False):
-        keys = [VERSION + digest for digest in digests[start : start + AT_ONCE]]
+        keys = [prefix + digest for digest in digests[start : start + AT_ONCE]]
         known = {key: entry for key, entry in store.get(keys, RECORD.itemsize).items() if _finite(entry)}
         missing = [start + i for i, key in enumerate(keys) if key not in known]
         new = {}
-        found = map_in_threads(lambda row: _record(paths[row], digests[row]), missing)
+        found = map_in_threads(lambda row: _record(paths[row], digests[row], depth), missing)
         for row, record in zip(missing, found, strict=True):
             if isinstance(record, str):
                 errors[row] = record
             else:
-                new[VERSION + digests[row]] = record.tobytes()
+                new[prefix + digests[row]] = record.tobytes()
         store.put(new.items())
         known |= new
         for i, key in enumerate(keys):
             if key in known:
                 records[start + i] = np.frombuffer(known[key], dtype=RECORD)[0]
-    return Fingerprints(digests, records, errors)
+    return Fingerprints(digests, records, errors, depth)
 
 
 def _finite(entry: bytes) -> bool:
@@ -85,23 +85,25 @@ def _finite(entry: bytes) -> bool:
     return bool(np.isfinite(record["spread"]).all() and np.isfinite(record["spectrum"]).all())
 
 
-def grey_pixels(path: str, side: int) -> np.ndarray:
+def grey_pixels(path: str, side: int, depth: Depth) -> np.ndarray:
     """The whole frame as luminance, float32 (side, side), 0..255.
 
     Raises:
         UnreadableImageError: see `defectcls.data.images.decode`.
     """
-    return np.tensordot(LUMINANCE, decode(path, side, "squash").astype(np.float32), 1)
+    return np.tensordot(LUMINANCE, decode(path, side, "squash", depth).astype(np.float32), 1)
 
 
-def _record(path: str, digest: bytes) -> np.ndarray | str:
+def _record(path: str, digest: bytes, depth: Depth) -> np.ndarray | str:
     """RECORD of one file, or why it cannot be read; what is remembered under a digest must be of that content."""
     try:
-        grey = grey_pixels(path, SIDE)
+        grey = grey_pixels(path, SIDE, depth)
     except UnreadableImageError as error:
         return str(error)
-    with Image.open(path) as image:
+    with open(path, "rb") as file, open_image(file) as image:  # noqa: PTH123  as in images.py
         (width, height), mode = image.size, image.mode
+        if room_of(image, b"") == WHITE["16"] and mode[0] != "I":
+            mode += ";16"  # Pillow calls 16-bit colour RGB too
     if digest_file(path)[0] != digest:
         raise changed(path)
     windowed = (grey - (grey * _WINDOW).sum() / _WINDOW.sum()) * _WINDOW

@@ -1,21 +1,32 @@
 """From an image file to uint8 pixels at the training size."""
 
-import contextlib
 import io
 import struct
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+import simplejpeg
+from PIL import ExifTags, Image, ImageFile
 
 from defectcls.data.threads import map_in_threads
 from defectcls.errors import UserError
 
 Resize = Literal["squash", "pad"]
+Depth = Literal["auto", "8", "10", "12", "14", "16", "float"]
 Photo = Path | str | Image.Image | np.ndarray  # a file, or what has been read of one
+
+WHITE: dict[Depth, int] = {
+    "8": 255,
+    "10": 1023,
+    "12": 4095,
+    "14": 16383,
+    "16": 65535,
+    "float": 1,
+}  # in files of more than 8 bits
 
 # A photo beyond this is taken for a decompression bomb: 179 million pixels decode to half a gigabyte. Pillow raises
 # from twice its own limit and warns before; to make its warning an error would not be safe among the threads below.
@@ -23,8 +34,15 @@ MAX_PIXELS = 179_000_000
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
-SCALED_FROM = 4  # a JPEG of so many times the side Pillow decodes at 1/4 or less: 0.85 of torchvision's time, at 16 0.5
-ODD_PNG = (b"tRNS", b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # of one colour transparent, or turned
+# A file from a stranger is data: nothing here is read by calling another program, as Pillow reads an EPS.
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "DIB", "AVIF")
+SCALED_FROM = 4  # a JPEG of so many times the side is decoded at 1/4 or less: at 4 in 0.85 of the time, at 16 in 0.5
+HARMLESS = (
+    "Invalid SOS parameters",
+    "unknown JFIF revision",
+    "Unknown Adobe color",
+)  # of a JPEG whose pixels are whole
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class UnreadableImageError(UserError):
@@ -34,115 +52,210 @@ class UnreadableImageError(UserError):
 Decoded = np.ndarray | UnreadableImageError
 
 
-def decode(photo: Photo, size: int, resize: Resize) -> np.ndarray:
+def decode(photo: Photo, size: int, resize: Resize, depth: Depth | None) -> np.ndarray:
     """Pixels of the whole frame, uint8 (3, size, size), RGB, upright as the camera held it.
 
-    Plain JPEG and PNG by torchvision, which takes 0.4 to 0.9 of the time, and by Pillow all else and whatever
-    torchvision refuses; they differ by a grey level or two. What is in memory comes out as the same pixels from a PNG.
+    What is in memory comes out as the same pixels from a PNG.
 
     Args:
-        photo: a file, an image of Pillow's, or an array uint8 (height, width, 3) of RGB or (height, width) of grey.
+        photo: a file, an image of Pillow's, or an array (height, width, 3) of RGB or (height, width) of grey, uint8,
+            uint16 or float32.
         size: side in pixels.
         resize: `squash` changes the aspect ratio, `pad` keeps it and adds black borders.
+        depth: see `upright_pixels`.
 
     Raises:
-        UnreadableImageError: not an image, empty, truncated, or too large to be one photo.
+        UnreadableImageError: not an image, empty, damaged, too large to be one photo, or brighter than white.
         UserError: an array of another shape or type, or no photo at all.
     """
+    return _square(upright_pixels(photo, size, depth), size, resize)
+
+
+def upright_pixels(photo: Photo, side: int, depth: Depth | None) -> np.ndarray:
+    """The whole frame upright, uint8 (height, width) of grey or (height, width, 3) of RGB.
+
+    Args:
+        side: a JPEG of four times this and more is decoded at a fraction of its size that is no smaller.
+        depth: what is white in files of more than 8 bits, see WHITE; `auto`: the least that holds this photo's values;
+            None, for a mask: all but 0.
+
+    Raises:
+        UnreadableImageError, UserError: see `decode`.
+    """
+    values, room = values_of(photo, side)
+    if depth is None:
+        return np.where(values, np.uint8(255), np.uint8(0))
+    if values.dtype == np.uint8:
+        if room == WHITE["16"] and depth not in ("16", "auto"):
+            raise UnreadableImageError(
+                "16-bit colour, of which only the upper bytes are read: save it as 8 bits, or train with "
+                "dataset.depth=16 if such photos are as bright as 16 bits allow"
+            )
+        return values
+    low, high = float(values.min()), float(values.max())
+    least = least_depth(high if values.dtype.kind == "f" else max(high, WHITE["8"]))
+    white = WHITE[(least or "16") if depth == "auto" else depth]
+    if not 0 <= low <= high <= white or (high > 0 and least == "float" and white > 1):
+        remedy = f"train with dataset.depth={least}, or " if least and low >= 0 else ""
+        raise UnreadableImageError(
+            f"its values run from {low:,.6g} to {high:,.6g}, and depth {depth} from 0 to {white:,}: {remedy}save it as "
+            "the photos are that the model learns from"
+        )
+    scaled = np.multiply(values, np.float32(255 / white), dtype=np.float32)
+    scaled += np.float32(0.5)
+    return scaled.astype(np.uint8)
+
+
+def least_depth(largest: float) -> Depth | None:
+    """The first that holds this value, of a photo that is not float or exceeds 1: 255 or more; None: no depth does."""
+    if largest <= WHITE["float"]:
+        return "float"
+    return next((depth for depth, white in WHITE.items() if WHITE["float"] < largest <= white), None)
+
+
+def values_of(photo: Photo, side: int) -> tuple[np.ndarray, int]:
+    """The whole frame upright as it is held, (height, width) or (height, width, 3); and what `room_of` says of it."""
+    if isinstance(photo, np.ndarray):
+        return _checked(photo), WHITE["8"]
+    if not isinstance(photo, Path | str | Image.Image):
+        raise UserError(f"{photo!r} is no photo: give a path, an image of Pillow's, or an array")
     content = b""
     try:
-        if isinstance(photo, np.ndarray):
-            return _resize_plain(_as_rgb(photo), size, resize)
-        if isinstance(photo, Image.Image):
-            if _is_plain_in_memory(photo):
-                return _resize_plain(_as_rgb(np.array(photo)), size, resize)
-            upright = _to_rgb(ImageOps.exif_transpose(photo))
-        elif isinstance(photo, Path | str):
+        if isinstance(photo, Path | str):
             with open(photo, "rb", buffering=0) as file:  # noqa: PTH123  a path object costs as much as reading a small file
                 content = file.read()
-            with Image.open(io.BytesIO(content)) as image:
-                if _is_plain(image, content, size):
-                    with contextlib.suppress(RuntimeError):  # torchvision's, of a broken file: Pillow gives the reason
-                        return _decode_plain(content, size, resize)
-                image.draft(None, (size, size))  # JPEG only: decodes at the smallest 1/2, 1/4, 1/8 not below size
-                upright = _to_rgb(ImageOps.exif_transpose(image))
+        elif isinstance(photo, ImageFile.ImageFile) and photo.format in ("JPEG", "PNG") and photo.tile and photo.fp:
+            photo.fp.seek(0)  # opened, and not read yet: as from the file, so that damage is told
+            content = photo.fp.read()
         else:
-            raise UserError(f"{photo!r} is no photo: give a path, an image of Pillow's, or an array")
+            return _values(photo, b"", side)
+        _refuse_damaged_png(content)
+        with open_image(io.BytesIO(content)) as image:
+            return _values(image, content, side)
+    except UserError:
+        raise
     except Image.DecompressionBombError:
         raise UnreadableImageError(f"over {MAX_PIXELS:,} pixels, as in a decompression bomb") from None
     except Image.UnidentifiedImageError:
         raise UnreadableImageError("not an image" if content else "empty file") from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-    ) as error:  # what Pillow's decoders raise on broken files
-        raise UnreadableImageError((isinstance(error, OSError) and error.strerror) or str(error)) from None
-    if resize == "pad":
-        square = ImageOps.pad(upright, (size, size), Image.Resampling.BILINEAR)
-    else:
-        square = upright.resize((size, size), Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+    except OSError as error:
+        raise UnreadableImageError(error.strerror or str(error)) from None
+    except Exception as error:  # what is in a file decides what a decoder raises: KeyError, MemoryError, struct.error …
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImageError(f"damaged, its decoder says: {reason}") from error
 
 
-def _is_plain(image: Image.Image, content: bytes, size: int) -> bool:
-    """Whether torchvision gives the same picture: 8-bit RGB or grey, upright, and not so large that scaling pays."""
-    if image.mode not in ("L", "RGB"):
-        return False
-    if image.format == "JPEG":
-        return min(image.size) < SCALED_FROM * size and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-    # Byte 24 is the depth: Pillow calls a 16-bit RGB file RGB too.
-    return image.format == "PNG" and content[24] == 8 and not any(mark in _about_png(content) for mark in ODD_PNG)
-
-
-def _about_png(content: bytes) -> bytes:
-    """All chunks of a PNG but the pixels; some may stand behind them."""
-    at, about = 8, b""
-    while at + 8 <= len(content):
-        length, kind = struct.unpack_from(">I4s", content, at)
-        about += b"" if kind == b"IDAT" else content[at : at + 8 + length]
-        at += 12 + length
-    return about
-
-
-def _is_plain_in_memory(image: Image.Image) -> bool:
-    """The same of an image that is no file (any more)."""
-    upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-    return image.mode in ("L", "RGB") and upright and "transparency" not in image.info
-
-
-def _as_rgb(array: np.ndarray) -> np.ndarray:
-    """As torch takes it, with three equal channels of a grey one.
-
-    Raises:
-        UserError: no picture of 8 bits.
-    """
-    grey, colour = array.ndim == 2, array.ndim == 3 and array.shape[-1] == 3
-    if array.dtype != np.uint8 or not (grey or colour) or not array.size:
+def _checked(array: np.ndarray) -> np.ndarray:
+    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] == 3)
+    if array.dtype not in (np.uint8, np.uint16, np.float32) or not shaped or not array.size:
         raise UserError(
             f"an array {array.dtype} {array.shape} is no photo: give uint8 (height, width, 3) of RGB from 0 to 255, or "
-            "(height, width) of grey"
+            "(height, width) of grey; uint16 or float32 for a model that learnt from such photos"
         )
-    return np.repeat(array[..., None], 3, axis=2) if grey else np.require(array, requirements=["C", "W"])
+    return array
 
 
-def _decode_plain(content: bytes, size: int, resize: Resize) -> np.ndarray:
-    """`decode` of a plain file."""
+def open_image(file: IO[bytes]) -> Image.Image:
+    """An image of Pillow's whose pixels are not read yet.
+
+    Raises:
+        UnreadableImageError: HEIC, and its plug-in is not installed. What Pillow raises, of others.
+    """
+    begin = file.read(32)
+    file.seek(0)
+    if begin[4:8] != b"ftyp" or b"avif" in begin or not (b"hei" in begin or b"hev" in begin):
+        return Image.open(file, formats=FORMATS)
+    try:
+        import pillow_heif
+    except ImportError:
+        raise UnreadableImageError("HEIC is read once pillow-heif is installed: pip install pillow-heif") from None
+    pillow_heif.register_heif_opener()
+    return Image.open(file, formats=("HEIF",))
+
+
+def room_of(image: Image.Image, content: bytes) -> int:
+    """The largest value that an image whose pixels are not read yet has room for, or says that it holds."""
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0].args if tiles else ""
+    if image.format == "JPEG2000" and (size := content.find(b"\xff\x51")) >= 0:
+        return 2 ** (1 + (content[size + 40] & 127)) - 1
+    if image.format == "PPM" and image.mode != "F" and isinstance(arguments, tuple):
+        return arguments[-1]
+    if image.format in ("PNG", "TIFF", "PPM"):
+        return next((2**bits - 1 for bits in (16, 12) if f";{bits}" in str(arguments)), WHITE["8"])
+    return WHITE["8"]
+
+
+def _values(image: Image.Image, content: bytes, side: int) -> tuple[np.ndarray, int]:
+    room = room_of(image, content)
+    if content and image.format in ("JPEG", "MPO"):
+        values = _decode_jpeg(image, content, side)
+    else:
+        image.load()
+        values = _as_array(image)
+    if WHITE["8"] < room < WHITE["16"] and values.dtype != np.uint8 and image.format in ("PPM", "JPEG2000"):
+        values = np.rint(values * (room / WHITE["16"])).astype(np.int32)  # Pillow has scaled them
+    return _upright(values, image.getexif().get(ExifTags.Base.Orientation, 1)), room
+
+
+def _as_array(image: Image.Image) -> np.ndarray:
+    """Grey or RGB without what is transparent: uint8, or the values of grey of more than 8 bits."""
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode[0] not in "IF":
+        mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+        image = image if image.mode == mode else image.convert(mode)
+    return np.array(image)
+
+
+def _decode_jpeg(image: Image.Image, content: bytes, side: int) -> np.ndarray:
+    """By a decoder that tells what it warns of; Pillow takes what is grey or shifted from a damaged place on."""
+    if simplejpeg.decode_jpeg_header(content, strict=False)[:2] != image.size[::-1]:
+        raise UnreadableImageError("damaged: its headers contradict each other")
+    least = side if min(image.size) >= SCALED_FROM * side else 0
+    space = {"L": "GRAY", "CMYK": "CMYK"}.get(image.mode, "RGB")
+    try:
+        values = simplejpeg.decode_jpeg(content, space, min_height=least, min_width=least)
+    except ValueError as error:
+        if not any(words in str(error) for words in HARMLESS):
+            raise
+        values = simplejpeg.decode_jpeg(content, space, min_height=least, min_width=least, strict=False)
+    if space == "CMYK":
+        return _as_array(Image.fromarray(255 - values, "CMYK"))  # as Adobe has them: inverted
+    return values[..., 0] if space == "GRAY" else values
+
+
+def _refuse_damaged_png(content: bytes) -> None:
+    """Pillow does not look at the checksums of a PNG's pixels; 0.03 ms for 112 kB, of 2.5 ms that decoding takes."""
+    if not content.startswith(PNG):
+        return
+    at, kind = len(PNG), b""
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", content, at) if at + 12 <= len(content) else (len(content), b"")
+        end = at + 8 + length
+        if end + 4 > len(content):
+            raise UnreadableImageError("truncated: the end of the PNG is missing")
+        if zlib.crc32(memoryview(content)[at + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
+            raise UnreadableImageError("damaged: a checksum in the PNG is not that of its content")
+        at = end + 4
+
+
+def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
+    """As EXIF says that the camera was held."""
+    if orientation in (5, 6, 7, 8):
+        values = values.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    return values[::-1] if orientation in (3, 4, 7, 8) else values
+
+
+def _square(array: np.ndarray, size: int, resize: Resize) -> np.ndarray:
+    """uint8 (height, width) or (height, width, 3) -> (3, size, size); one thread, whatever torch is told to use."""
     import torch  # not at the top: an audit whose files are all known decodes none
-    from torchvision.io import ImageReadMode, decode_image
-
-    pixels = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
-    return _resize_plain(pixels.permute(1, 2, 0).numpy(), size, resize)
-
-
-def _resize_plain(array: np.ndarray, size: int, resize: Resize) -> np.ndarray:
-    """uint8 (height, width, 3) -> (3, size, size); one thread, whatever number torch is told to use."""
-    import torch
     import torch.nn.functional as F
 
-    pixels = torch.from_numpy(array).permute(2, 0, 1)
+    whole = np.require(array, requirements=["C", "W"])  # as torch takes it
+    pixels = torch.from_numpy(whole)[None] if array.ndim == 2 else torch.from_numpy(whole).permute(2, 0, 1)
     longest = max(array.shape[:2]) if resize == "pad" else 0
     height, width = (round(side / longest * size) if longest else size for side in array.shape[:2])
     if pixels.shape[1:] != (height, width):
@@ -150,27 +263,17 @@ def _resize_plain(array: np.ndarray, size: int, resize: Resize) -> np.ndarray:
     if (height, width) != (size, size):
         left, top = (round((size - side) / 2) for side in (width, height))
         pixels = F.pad(pixels, (left, size - width - left, top, size - height - top))
-    return np.ascontiguousarray(pixels.numpy())
+    return np.ascontiguousarray(pixels.expand(3, -1, -1).numpy())
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB; 16-bit grey keeps its top 8 bits, where Pillow's own conversion would clip at 255."""
-    if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64)
-        return Image.fromarray(np.clip(grey >> 8, 0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+def decode_all(paths: Iterable[Path | str], size: int, resize: Resize, depth: Depth | None) -> Iterator[Decoded]:
+    """Pixels, or the error, of each file in order, decoded on all cores: the decoders let go of the lock meanwhile."""
+    return map_in_threads(lambda path: attempt(path, size, resize, depth), paths)
 
 
-def decode_all(paths: Iterable[Path | str], size: int, resize: Resize) -> Iterator[Decoded]:
-    """Pixels, or the error, of each file in order, decoded on all cores: both decoders let go of the lock meanwhile."""
-    return map_in_threads(lambda path: attempt(path, size, resize), paths)
-
-
-def attempt(photo: Photo, size: int, resize: Resize) -> Decoded:
+def attempt(photo: Photo, size: int, resize: Resize, depth: Depth | None) -> Decoded:
     """What `decode` returns, or raises of an unreadable image."""
     try:
-        return decode(photo, size, resize)
+        return decode(photo, size, resize, depth)
     except UnreadableImageError as error:
         return error

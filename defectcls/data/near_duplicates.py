@@ -46,7 +46,7 @@ NOISE = 2.0  # grey values: detail fainter than this is as much the encoder's as
 CLIPPED = 250  # grey values from which a brightened twin has lost its detail
 WORST_SHARE = 5  # percent of all places that may agree less
 KEPT_DETAILS = 2048  # images, of 0.05 to 0.2 MB each
-VERSION = b"near3"  # of `agreement`: a cached one of another version is not found
+VERSION = b"near4"  # of `agreement`: a cached one of another version is not found
 
 
 class Detail(NamedTuple):
@@ -148,14 +148,15 @@ def _agreements(
 ) -> np.ndarray:
     """`agreement` of each pair, of which one is flipped, float32 (pairs, 2), as remembered or computed on all cores."""
     digests = [sorted((prints.digests[one], prints.digests[other])) for one, other in pairs]
-    keys = [VERSION + bytes([flip]) + b"".join(two) for flip, two in zip(flips.tolist(), digests, strict=True)]
+    prefix = VERSION + prints.depth.encode()
+    keys = [prefix + bytes([flip]) + b"".join(two) for flip, two in zip(flips.tolist(), digests, strict=True)]
     known = {key: entry for key, entry in store.get(keys, 8).items() if np.isfinite(np.frombuffer(entry, "f4")).all()}
     missing = [row for row, key in enumerate(keys) if key not in known]
     shorter = np.minimum(prints.records["width"], prints.records["height"])
 
     @lru_cache(KEPT_DETAILS)
     def detail(position: int, side: int) -> Detail:
-        return detail_of(grey_pixels(paths[position], side))
+        return detail_of(grey_pixels(paths[position], side, prints.depth))
 
     def compare(row: int) -> bytes:
         one, other = pairs[row].tolist()

@@ -6,8 +6,8 @@
                               the others are unreadable, as JSON; FOOTER
         <name>.part           being written, or left by a killed job: whoever holds the lock may delete it
 
-The name is a digest of all contents in their order, the size and the way of resizing, so a set that has changed in any
-way has another file. One lock for all sets: two jobs that decode would only share the cores.
+The name is a digest of all contents in their order, the size, the way of resizing and the depth, so a set that has
+changed in any way has another file. One lock for all sets: two jobs that decode would only share the cores.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from defectcls.data.digests import Digests, refuse_changed
-from defectcls.data.images import Resize, UnreadableImageError, decode
+from defectcls.data.images import Depth, Resize, UnreadableImageError, decode
 from defectcls.data.threads import map_in_threads
 from defectcls.files import locked
 
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 FOOTER = struct.Struct("<QI20s")  # bytes of JSON, sum of all that follows the pixels, and VERSION
 TOGETHER = 8  # images a task
 LANES = 1024  # bytes side by side in a checksum
-VERSION = b"defectcls pixels 1\n\n"  # raise it when `decode` comes to give other pixels
+VERSION = b"defectcls pixels 2\n\n"  # raise it when `decode` comes to give other pixels
 
 
 class Files(NamedTuple):
@@ -48,6 +48,7 @@ class Files(NamedTuple):
     known: Digests
     size: int
     resize: Resize
+    depth: Depth
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -73,7 +74,7 @@ class Files(NamedTuple):
         Raises:
             UnreadableImageError: see `defectcls.data.images.decode`.
         """
-        return decode(self.path(row), self.size, self.resize)
+        return decode(self.path(row), self.size, self.resize, self.depth)
 
     def refuse_changed(self, rows: Iterable[int]) -> None:
         """To be asked when they have been decoded: whether that was what was digested.
@@ -138,7 +139,7 @@ def checksums(pixels: np.ndarray) -> np.ndarray:
 
 def pixel_path(folder: Path, files: Files) -> Path:
     """Where the decoded images of these files are kept."""
-    name = hashlib.blake2b(VERSION + json.dumps([files.size, files.resize]).encode(), digest_size=16)
+    name = hashlib.blake2b(VERSION + json.dumps([files.size, files.resize, files.depth]).encode(), digest_size=16)
     name.update(b"".join(digest.ljust(16, b"\0") for digest in files.known.digests))
     return folder / f"{name.hexdigest()}.pixels"
 

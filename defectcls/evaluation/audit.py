@@ -7,6 +7,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from defectcls.data.images import Depth
 from defectcls.evaluation.page import render_page
 from defectcls.evaluation.pictures import thumbnail_files
 
@@ -16,6 +17,7 @@ KINDS = {  # in the order of the page: what each finding means
     "wrong_label": "labels that are likely wrong",
     "short_cut": "file properties that give the class away",
     "unreadable": "files that cannot be read",
+    "further_pages": "files of several pages, of which only the first is looked at",
     "constant": "images without variation",
     "odd_size": "images of an unusual size",
     "odd_mode": "images of an unusual mode",
@@ -56,7 +58,9 @@ def summarise(
     }
 
 
-def render_audit(summary: dict[str, Any], findings: pd.DataFrame, balance: pd.DataFrame, root: Path) -> str:
+def render_audit(
+    summary: dict[str, Any], findings: pd.DataFrame, balance: pd.DataFrame, root: Path, depth: Depth
+) -> str:
     """The page as text; thumbnails are read from `root`."""
     by_kind = {kind: findings[findings["kind"] == kind] for kind in KINDS}
     pairs = findings[findings["kind"].isin(PAIRED)].head(SHOWN_PAIRS)
@@ -70,7 +74,7 @@ def render_audit(summary: dict[str, Any], findings: pd.DataFrame, balance: pd.Da
     return render_page(
         "audit",
         {},
-        thumbnails={path: thumbnail_files(root / path, THUMBNAIL) for path in shown},
+        thumbnails={path: thumbnail_files(root / path, THUMBNAIL, depth) for path in shown},
         summary=summary,
         kinds=KINDS,
         pairs=pairs.to_dict("records"),

@@ -31,7 +31,7 @@ def render_gallery(
     paths = shown["path"].unique()
 
     def files(path: str) -> list[bytes]:
-        return thumbnail_files(root / path, THUMBNAIL, heat.get(path))
+        return thumbnail_files(root / path, THUMBNAIL, summary["depth"], heat.get(path))
 
     return render_page(
         "gallery",

@@ -26,7 +26,7 @@ def load_masks(samples: pd.DataFrame, root: Path, side: int, resize: Resize) -> 
     for mask, path in zip(masks, samples["mask"], strict=True):
         if path:
             try:
-                mask[:] = decode(root / path, side, resize).any(axis=0)
+                mask[:] = decode(root / path, side, resize, None).any(axis=0)
             except UnreadableImageError as error:
                 raise UnreadableImageError(f"the mask {root / path} cannot be read: {error}") from error
     return masks

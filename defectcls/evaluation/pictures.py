@@ -13,9 +13,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy.special import logit
 
+from defectcls.data.images import Depth, UnreadableImageError, upright_pixels
 from defectcls.evaluation.intervals import proportion_interval
 from defectcls.evaluation.metrics import verdicts
 from defectcls.evaluation.predictions import PROBABILITY
@@ -229,7 +230,7 @@ def worth_seeing(predictions: pd.DataFrame, class_names: list[str], limit: int =
 
 
 @matplotlib.rc_context(LOOK)
-def plot_predictions(predictions: pd.DataFrame, root: Path, class_names: list[str]) -> Figure:
+def plot_predictions(predictions: pd.DataFrame, root: Path, class_names: list[str], depth: Depth) -> Figure:
     """A grid of the predictions `worth_seeing`: truth → prediction with its probability, wrong ones framed vermilion.
 
     Images are read from `root`. One that cannot be read leaves an empty tile with its name.
@@ -253,9 +254,9 @@ def plot_predictions(predictions: pd.DataFrame, root: Path, class_names: list[st
         answer = f"{names[0]}\n→ {names[1]}" if sum(map(len, names)) > 18 else " → ".join(names)
         axes.set_title(f"{answer}\n{'✓' if right else '✗'} {probability:.0%}", color=colour, fontsize=8)
         try:
-            image = thumbnail(root / sample["path"], 220)
-        except Exception as reason:  # decoders raise what they like; a picture must not cost the run its report
-            text = f"{_shorten(Path(sample['path']).name, 22)}\n{type(reason).__name__}"
+            image = thumbnail(root / sample["path"], 220, depth)
+        except UnreadableImageError as reason:
+            text = f"{_shorten(Path(sample['path']).name, 22)}\n{_shorten(str(reason), 30)}"
             axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=7)
         else:
             axes.imshow(image, extent=_centred(image.width, image.height))
@@ -278,7 +279,7 @@ def worst_errors(
 
 
 @matplotlib.rc_context(LOOK)
-def plot_errors(errors: dict[str, pd.DataFrame], root: Path, heat: dict[str, np.ndarray]) -> Figure:
+def plot_errors(errors: dict[str, pd.DataFrame], root: Path, heat: dict[str, np.ndarray], depth: Depth) -> Figure:
     """A block of photos a kind of error, each with its score, and beside it what speaks for a defect.
 
     Args:
@@ -297,9 +298,9 @@ def plot_errors(errors: dict[str, pd.DataFrame], root: Path, heat: dict[str, np.
             axes.set_axis_off()
         for axes, sample in zip(tiles, errors[name].to_dict("records"), strict=False):
             try:
-                image = thumbnail(root / sample["path"], 220)
-            except Exception as reason:  # as in plot_predictions
-                axes[0].text(0.5, 0.5, type(reason).__name__, ha="center", va="center", fontsize=7)
+                image = thumbnail(root / sample["path"], 220, depth)
+            except UnreadableImageError as reason:
+                axes[0].text(0.5, 0.5, _shorten(str(reason), 30), ha="center", va="center", fontsize=7)
                 continue
             axes[0].imshow(image)
             title = f"{_shorten(Path(sample['path']).name, 20)}\n{sample['label']}, score {sample['score']:.2g}"
@@ -309,24 +310,25 @@ def plot_errors(errors: dict[str, pd.DataFrame], root: Path, heat: dict[str, np.
     return figure
 
 
-def thumbnail(path: Path, side: int) -> Image.Image:
-    """The image in RGB, upright, within `side` x `side` pixels; 16-bit and float images stretched to full range."""
-    with Image.open(path) as file:
-        file.draft("RGB", (side, side))  # JPEG: decode only as many pixels as are shown
-        if file.mode[0] in "IF":
-            values = np.asarray(file, np.float64)
-            image = Image.fromarray(np.interp(values, (values.min(), values.max()), (0, 255)).astype(np.uint8))
-        else:
-            image = ImageOps.exif_transpose(file).convert("RGB")
+def thumbnail(path: Path, side: int, depth: Depth) -> Image.Image:
+    """The image in RGB, upright, within `side` x `side` pixels, as dark as the network sees it.
+
+    Args:
+        depth: that of the model; `auto` where it is not known: the least that holds the values of this image.
+
+    Raises:
+        UnreadableImageError: see `defectcls.data.images.decode`.
+    """
+    image = Image.fromarray(upright_pixels(path, side, depth))
     image.thumbnail((side, side))
     return image.convert("RGB")
 
 
-def thumbnail_files(path: Path, side: int, heat: np.ndarray | None = None) -> list[bytes]:
+def thumbnail_files(path: Path, side: int, depth: Depth, heat: np.ndarray | None = None) -> list[bytes]:
     """JPEG files' content: the thumbnail and, with heat, its `overlay`; none of what cannot be read."""
     try:
-        image = thumbnail(path, side)
-    except Exception:  # decoders raise what they like; a photo must not cost its page
+        image = thumbnail(path, side, depth)
+    except UnreadableImageError:
         return []
     return [_jpeg(each) for each in ([image] if heat is None else [image, overlay(image, heat)])]
 

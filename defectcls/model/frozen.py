@@ -16,7 +16,7 @@ from defectcls.model.augment import Augment, mirrored
 from defectcls.model.backbone import Backbone
 from defectcls.model.graph import Layers
 
-VERSION = b"1"  # of what is kept and how it is computed: an entry of another version is not found
+VERSION = b"2"  # of what is kept and how it is computed: an entry of another version is not found
 
 
 class FrozenLayers:

@@ -103,7 +103,7 @@ class Predictor:
     def __init__(self, trained: Trained, device: torch.device) -> None:
         self.trained, self.device = trained, device
         self.classes, self.image_size = trained.classifier.classes, trained.settings.image_size
-        self.resize = trained.settings.dataset.resize
+        self.resize, self.depth = trained.settings.dataset.resize, trained.settings.dataset.depth
         self.decision = trained.decision or MOST_PROBABLE
         if trained.decision is None:
             log.warning(
@@ -143,8 +143,9 @@ class Predictor:
 
         Args:
             images: one or many (a list, a generator, an array of four dimensions) of: a path; an image of Pillow's, of
-                any mode and size; an array uint8 (height, width, 3) of RGB from 0 to 255, or (height, width) of grey.
-                What is in memory is judged as the same pixels from a PNG file would be.
+                any mode and size; an array uint8 (height, width, 3) of RGB from 0 to 255, or (height, width) of grey,
+                or of uint16 or float32 on the scale that the model learnt from (`dataset.depth`). What is in memory is
+                judged as the same pixels from a PNG file would be.
             batch_size: photos a step of the network; more make a GPU faster, and need more of its memory.
 
         Raises:
@@ -202,11 +203,13 @@ class Predictor:
         """Path and photo; of one in memory already the pixels, since many large ones together may not fit there."""
         if isinstance(photo, str | Path):
             return str(photo), photo
-        return "", attempt(photo, self.image_size, self.resize)
+        return "", attempt(photo, self.image_size, self.resize, self.depth)
 
     def _finish(self, prepared: tuple[str, Photo | Decoded]) -> tuple[str, Decoded]:
         path, photo = prepared
-        return path, attempt(photo, self.image_size, self.resize) if isinstance(photo, str | Path) else photo  # type: ignore[return-value]
+        return path, attempt(photo, self.image_size, self.resize, self.depth) if isinstance(
+            photo, str | Path
+        ) else photo  # type: ignore[return-value]
 
     @torch.inference_mode()
     def _logits(self, decoded: list[np.ndarray]) -> torch.Tensor:

@@ -45,6 +45,7 @@ def dataset(root: Path, **changed: Any) -> DatasetSettings:
         "archive": None,
         "download": False,
         "resize": "squash",
+        "depth": "auto",
         "on_unreadable": "error",
         "join_spellings": False,
         "contradictions": "error",
@@ -86,6 +87,32 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return photos(tmp_path_factory.mktemp("photos"), good=40, dent=10, crack=10)
 
 
+# --- depth ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_set_of_12_bits_is_seen_on_one_scale_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each photo by the white of the set; a photo of 8 bits as it is, a brighter one than is allowed not at all."""
+    caplog.set_level("INFO")
+    scene = np.random.default_rng(0).integers(0, 256, (40, SIDE, SIDE))
+    for number, grey in enumerate(scene):
+        path = tmp_path / ("good" if number % 2 else "bad") / f"{number:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        share = (number + 1) / 40
+        deep = np.rint(grey * share * 4095 / 255).astype(np.uint16)
+        Image.fromarray(grey.astype(np.uint8) if number < 9 else deep).save(path)
+    data = ready(tmp_path, {"cache": "disk"})
+    assert data.settings.depth == "12"
+    assert "depth: 12 bits (values up to 4,079 in 31 of 40 files)" in caplog.text
+    numbers = [int(Path(path).stem) for path in data.samples["path"]]
+    shares = np.where(np.array(numbers) < 9, 1, (np.array(numbers) + 1) / 40)
+    expected = scene[numbers] * shares[:, None, None]
+    assert np.abs(data.images[np.arange(40)].numpy() - expected[:, None]).max() <= 1
+    other = ready(tmp_path, {"cache": "disk", "depth": "16"})  # nothing of the other depth is taken from the cache
+    assert np.abs(other.images[np.array([39])].numpy() - expected[39] / 16).max() <= 1
+    with pytest.raises(UserError, match=r"cannot be read: .* depth 10 from 0 to 1,023: train with dataset.depth=12"):
+        ready(tmp_path, {"depth": "10"})
+
+
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
@@ -104,7 +131,7 @@ def test_a_batch_is_uint8_images_with_targets_and_rows_of_the_sample_table(root:
             assert batch["target"].dtype == batch["index"].dtype == torch.int64
             assert batch["target"].shape == (count,)
             for image, target, row in zip(batch["image"], batch["target"], batch["index"].tolist(), strict=True):
-                assert (image.numpy() == decode(root / data.samples["path"][row], SIDE, resize)).all()
+                assert (image.numpy() == decode(root / data.samples["path"][row], SIDE, resize, "8")).all()
                 assert target == data.samples["defective"][row]
                 assert data.samples["path"][row].startswith("good/") == (target == 0)
                 seen.append(row)
@@ -353,7 +380,7 @@ def test_skipped_images_are_reported_and_the_others_stay_with_their_rows(
     assert not data.samples["path"].isin(["dent/004.png", "good/007.png"]).any()
     for batch in data.test_dataloader():
         for image, row in zip(batch["image"], batch["index"].tolist(), strict=True):
-            assert (image.numpy() == decode(tmp_path / data.samples["path"][row], SIDE, "squash")).all()
+            assert (image.numpy() == decode(tmp_path / data.samples["path"][row], SIDE, "squash", "8")).all()
 
 
 def test_a_folder_without_one_readable_image_cannot_be_skipped(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def store_in(folder: Path) -> Store:
 
 def prints_of(paths: list[Path], cache: Path) -> Fingerprints:
     files = [str(path) for path in paths]
-    return fingerprint_files(files, digest_files(files).digests, store_in(cache))
+    return fingerprint_files(files, digest_files(files).digests, "8", store_in(cache))
 
 
 def found(paths: list[Path], cache: Path) -> set[Pair]:
@@ -158,7 +158,7 @@ def test_an_image_and_its_smaller_version_are_twins(tmp_path: Path) -> None:
 def test_spectrum_is_the_plain_sum_of_waves(tmp_path: Path) -> None:
     """Against the definition of the Fourier transform, frequency by frequency."""
     path = save(tmp_path / "a.png", texture(3, SIDE))
-    grey = grey_pixels(str(path), SIDE).astype(np.float64)
+    grey = grey_pixels(str(path), SIDE, "8").astype(np.float64)
     window = np.outer(np.hanning(SIDE + 2)[1:-1], np.hanning(SIDE + 2)[1:-1])
     level = (grey * window).sum() / window.sum()
     rows, columns = np.mgrid[:SIDE, :SIDE] / SIDE
@@ -236,7 +236,7 @@ def test_what_is_known_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_nothing_to_compare(tmp_path: Path) -> None:
-    nothing = Fingerprints([], np.zeros(0, dtype=RECORD), {})
+    nothing = Fingerprints([], np.zeros(0, dtype=RECORD), {}, "8")
     assert near_identical_pairs([], nothing, store_in(tmp_path)).shape == (0, 2)
 
 

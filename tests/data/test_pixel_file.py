@@ -53,11 +53,11 @@ def photos(root: Path, count: int = 12) -> Path:
 def files_in(root: Path, size: int = SIDE, resize: Any = "squash", names: list[str] | None = None) -> Files:
     names = names or sorted(path.name for path in root.glob("*.bmp"))
     known = digest_files([f"{root}/{name}" for name in names])
-    return Files(root, pd.Series(names, dtype="str").array, known, size, resize)
+    return Files(root, pd.Series(names, dtype="str").array, known, size, resize, "8")
 
 
 def expected(files: Files) -> np.ndarray:
-    return np.stack([decode(files.root / name, files.size, files.resize) for name in files.names])
+    return np.stack([decode(files.root / name, files.size, files.resize, files.depth) for name in files.names])
 
 
 def opened(files: Files, max_gb: float = 1) -> np.ndarray:

@@ -69,6 +69,7 @@ def summary(**values: Any) -> dict[str, Any]:
         "reject": 0,
         "unreadable": 0,
         "decision": Decision("argmax").plain(),
+        "depth": "8",
         "seconds": 83.21,
         "images_per_second": 120.18,
         "command": "python -m defectcls.predict 'input=photos/<line 3>'",

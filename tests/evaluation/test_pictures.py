@@ -113,7 +113,7 @@ def test_only_test_images_are_shown_where_there_are_any():
 def test_tiles_tell_truth_prediction_and_what_could_not_be_read(tmp_path):
     Image.new("RGB", (40, 20), "red").save(tmp_path / "0.png")
     (tmp_path / "1.png").write_bytes(b"no image")
-    figure = plot_predictions(predictions_of([0, 1, 1], [0.25, 0.2, 0.9]), tmp_path, TWO)
+    figure = plot_predictions(predictions_of([0, 1, 1], [0.25, 0.2, 0.9]), tmp_path, TWO, "8")
     first, second, third = figure.axes
     assert [tile.get_title() for tile in (first, second, third)] == [
         "defective → sound\n✗ 80%",
@@ -122,31 +122,33 @@ def test_tiles_tell_truth_prediction_and_what_could_not_be_read(tmp_path):
     ]
     frames = [to_hex(tile.spines["left"].get_edgecolor()).upper() for tile in (first, second, third)]
     assert frames == [WRONG, RIGHT, RIGHT]
-    assert first.texts[0].get_text() == "1.png\nUnidentifiedImageError"
-    assert third.texts[0].get_text() == "2.png\nFileNotFoundError"
+    assert first.texts[0].get_text() == "1.png\nnot an image"
+    assert third.texts[0].get_text() == "2.png\nNo such file or directory"
     assert second.images[0].get_array()[0, 0].tolist() == [255, 0, 0]
     assert second.images[0].get_extent() == [0, 1, 0.25, 0.75]  # twice as wide as high, centred
     assert png(figure, 40).startswith(b"\x89PNG")
 
 
 def test_no_predictions_are_an_empty_picture(tmp_path):
-    figure = plot_predictions(predictions_of([], []), tmp_path, TWO)
+    figure = plot_predictions(predictions_of([], []), tmp_path, TWO, "8")
     assert not any(axes.images or axes.axison for axes in figure.axes)
 
 
-def test_thumbnail_stretches_sixteen_bits_and_turns_upright(tmp_path):
+def test_a_thumbnail_is_as_dark_as_the_network_sees_it_and_upright(tmp_path):
+    """255 x 1,000 / 4,095 is 62.3; where no model tells the depth, 3,000 says that it was 12 bits."""
     Image.fromarray(np.array([[1000, 1000], [3000, 2000]], np.uint16)).save(tmp_path / "deep.png")
-    assert np.asarray(thumbnail(tmp_path / "deep.png", 8))[..., 0].tolist() == [[0, 0], [255, 127]]
+    for depth, shown in {"12": [[62, 62], [187, 125]], "16": [[4, 4], [12, 8]], "auto": [[62, 62], [187, 125]]}.items():
+        assert np.asarray(thumbnail(tmp_path / "deep.png", 8, depth))[..., 0].tolist() == shown
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright
     Image.new("L", (400, 200)).save(tmp_path / "turned.jpg", exif=exif)
-    assert thumbnail(tmp_path / "turned.jpg", 100).size == (50, 100)
+    assert thumbnail(tmp_path / "turned.jpg", 100, "8").size == (50, 100)
 
 
 def test_the_look_stays_inside(tmp_path):
     before = dict(matplotlib.rcParams)
     plot_confusion_matrix([[1, 0], [0, 1]], TWO)
-    plot_predictions(predictions_of([0], [0.1]), tmp_path, TWO)
+    plot_predictions(predictions_of([0], [0.1]), tmp_path, TWO, "8")
     assert dict(matplotlib.rcParams) == before
 
 
@@ -244,10 +246,10 @@ def test_errors_stand_beside_what_speaks_for_a_defect(tmp_path):
     for name in ("0", "1"):
         Image.new("L", (8, 8), 100).save(tmp_path / f"{name}.png")
     predictions = predictions_of([1, 1, 0], [0.4, 0.1, 0.6])  # 2.png is missing
-    figure = plot_errors(worst_errors(predictions, TWO, [False, True]), tmp_path, {"1.png": np.ones((4, 4))})
+    figure = plot_errors(worst_errors(predictions, TWO, [False, True]), tmp_path, {"1.png": np.ones((4, 4))}, "8")
     escapes, rejects = figure.subfigs
     assert escapes.get_suptitle() == "escapes (2 shown)"
     first, heat, second, none = escapes.axes[:4]
     assert first.get_title(loc="left") == "1.png\ndefective, score 0.1"
     assert [len(axes.images) for axes in (first, heat, second, none)] == [1, 1, 1, 0]
-    assert rejects.axes[0].texts[0].get_text() == "FileNotFoundError"
+    assert rejects.axes[0].texts[0].get_text() == "No such file or directory"

@@ -81,6 +81,19 @@ def test_images_in_memory_are_judged_as_their_files(predictor: Predictor, finish
         pd.testing.assert_frame_equal(found.drop(columns="path"), expected[:1], check_exact=True)
 
 
+def test_a_deep_photo_is_judged_by_the_depth_of_the_model(
+    predictor: Predictor, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grey = np.asarray(Image.open(files(predictor, judged(finished))[0]).convert("L"))
+    deep = np.rint(grey * (4095 / 255)).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    plain, refused = predictor.predict([grey] * 2), predictor.predict([deep, tmp_path / "deep.png"])
+    assert refused["error"].str.contains("and depth 8 from 0 to 255: train with dataset.depth=12, or").all()
+    monkeypatch.setattr(predictor, "depth", "12")
+    judged_deep = predictor.predict([deep, tmp_path / "deep.png"])
+    pd.testing.assert_frame_equal(judged_deep.drop(columns="path"), plain.drop(columns="path"), check_exact=True)
+
+
 def test_unreadable_photos_keep_their_place(predictor: Predictor, finished: Path, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no pixels")
     good = files(predictor, judged(finished))[:2]
@@ -123,7 +136,11 @@ def test_what_has_no_finite_score_is_an_error_and_never_accepted(
     [
         ("decision", {"scale": 0.0}, "its decision has the scale 0 and the shifts "),
         ("decision", {"shift": (0.0,)}, "its decision is of other classes"),
-        ("decision", {"accept_below": None, "reject_from": 2.0}, "its decision accepts below None and rejects from 2.0, not from 0 to 1"),
+        (
+            "decision",
+            {"accept_below": None, "reject_from": 2.0},
+            "its decision accepts below None and rejects from 2.0, not from 0 to 1",
+        ),
         ("config", {"image_size": 64}, "its image_size or its precision is not that of its network"),
         ("config", {"trainer": None}, "TypeError: "),
         ("config", {"dataset": {}}, "dataset.name: Field required"),
