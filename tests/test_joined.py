@@ -104,7 +104,7 @@ def test_a_probability_is_of_the_weighed_deviations(joined: Path) -> None:
         scores = torch.stack([memory, linear[:, 1] - linear[:, 0]], 1)
         odds = ((scores - joined_head.mean) / joined_head.deviation) @ joined_head.weight + joined_head.bias
     decision = numbers(joined)["decision"]
-    expected = odds.double().numpy() * decision["scale"] + np.diff(decision["shift"])
+    expected = odds.double().numpy() * decision["scale"] + np.diff(decision["shift"] or [0, 0])
     assert np.log(rows["p_defective"] / rows["p_sound"]).to_numpy() == pytest.approx(expected, abs=0.02)
 
 

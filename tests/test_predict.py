@@ -74,7 +74,7 @@ def test_all_photos_are_rows_and_counted(finished: Path, photos: Path, tmp_path:
     assert page.count("<figure ") == 10
     assert "empty &lt;b&gt;.png" in page
     assert f"page: {tmp_path / 'gallery.html'}" in outcome.out
-    for text in ("10 photos: ", "2 could not be read", "policy argmax", "photos per second"):
+    for text in ("10 photos: ", "2 could not be read", "policy balanced", "photos per second"):
         assert text in outcome.out
 
 
