@@ -50,6 +50,7 @@ def dataset(root: Path, **changed: Any) -> DatasetSettings:
         "join_spellings": False,
         "contradictions": "error",
         "consecutive": None,
+        "prevalence": None,
         "cache": "ram",
         "cache_dir": root / ".cache",
         "cache_max_gb": 1,
