@@ -58,12 +58,11 @@ class EvaluationRun(Run):
                 keep_decision(content, self.decision, checkpoint)
         elif decision is not None:
             self.decision = decision
-        self.elsewhere = {}
-        if settings.dataset is not None and _images(dataset) != _images(own):
-            self.elsewhere = {"elsewhere": self._elsewhere(own, checkpoint)}
+        same = settings.dataset is None or _images(dataset) == _images(own)
+        self.elsewhere = {} if same else {"elsewhere": self._elsewhere(own, checkpoint)}
 
     def _leave_out_seen(self, settings: EvaluateSettings, about: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-        """What metrics.json says of photos that the model has seen; of another part than its own they are taken out.
+        """What metrics.json says of photos that the model has seen; but for its own parts they are taken out.
 
         Raises:
             UserError: no other photo is left.
@@ -73,17 +72,17 @@ class EvaluationRun(Run):
             return {}
         part = "test" if self.part == "all" else self.part
         identical, near, own_test = find_seen(about["seen"], self.data, part)
-        own = settings.dataset is None and self.part != "all"
-        known, leave_out = identical | near, settings.seen == "leave_out" and not (own and (own_test or part != "test"))
-        seen = {"n": int(known.sum()), "identical": int(identical.sum()), "near": int(near.sum()), "of": len(known)}
-        if leave_out and known.any():
-            if known.all():
-                raise UserError(
-                    f"the model has learned from all {len(known)} photos, or was chosen on them: give others by "
-                    "dataset=<name>, or measure these with seen=keep"
-                )
+        asked_for = settings.dataset is None and (own_test or self.part in ("train", "val"))
+        known, leave_out = identical | near, settings.seen == "leave_out" and not asked_for
+        if leave_out and known.all():
+            raise UserError(
+                f"the model has learned from all {len(known)} photos, or was chosen on them: give others by "
+                "dataset=<name>, or measure these with seen=keep"
+            )
+        if leave_out:
             self.data.samples.loc[self.data.part(part)[known], "split"] = "seen"
-        seen["left_out"] = leave_out
+        counts = {"n": known.sum(), "identical": identical.sum(), "near": near.sum(), "of": len(known)}
+        seen = {name: int(count) for name, count in counts.items()} | {"left_out": leave_out}
         for words in seen_words(seen):
             log.warning("%s", words)
         return {"seen": seen}
@@ -95,19 +94,16 @@ class EvaluationRun(Run):
         file, test = checkpoint.parent.parent / "metrics.json", {}
         if checkpoint.parent.name == "checkpoints" and file.is_file():  # else it is no file of this run
             try:
-                test = self._own_test(json.loads(file.read_text(encoding="utf-8")))
+                known = json.loads(file.read_text(encoding="utf-8"))
+                test = known.get("test", {})
+                if test and known.get("decision") != json.loads(json.dumps(self.decision.plain())):
+                    found = defect_numbers(test)  # of which all but the AUROC are of another threshold
+                    auroc = {"auroc": found["intervals"].get("auroc")}
+                    test = {"n": test["n"], "auroc": found["auroc"], "intervals": auroc}
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 log.warning("%s is damaged: the run's own test images are not compared with (%r)", file, error)
+                test = {}
         return {"trained_on": names[0], "judged_on": names[1], "test": test}
-
-    def _own_test(self, known: dict[str, Any]) -> dict[str, Any]:
-        """Of a run's metrics.json the numbers of its test part that hold for the decision of now."""
-        test = known.get("test", {})
-        if test and known.get("decision") != json.loads(json.dumps(self.decision.plain())):
-            found = defect_numbers(test)  # of which all but the AUROC are of another threshold
-            auroc = {"auroc": found["intervals"].get("auroc")}
-            test = {"n": test["n"], "auroc": found["auroc"], "intervals": auroc}
-        return test
 
     def measure(self) -> tuple[dict[str, Any], pd.DataFrame]:
         """metrics.json and the predictions table of the part."""
@@ -178,11 +174,11 @@ def _validation(values: Any, classes: dict[str, bool], checkpoint: Path) -> pd.D
     """
     try:
         validation = pd.DataFrame(values)
-        known = validation["label"].isin(list(classes)) & (validation["label"].map(classes) == validation["defective"])
-        numbers = validation[[PROBABILITY + name for name in classes]].to_numpy(float)
+        right = (validation["label"].map(classes) == validation["defective"]).all()
+        probabilities = validation[[PROBABILITY + name for name in classes]].to_numpy(float)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{checkpoint} is damaged: its validation images are no table ({error})") from error
-    if not known.all() or not ((numbers >= 0) & (numbers <= 1)).all():
+    if not right or not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise UserError(f"{checkpoint} is damaged: its validation images have other classes, or no probabilities")
     return validation
 

@@ -43,7 +43,7 @@ from defectcls.model.joined import out_of_fold
 from defectcls.model.probe import fit_probe
 from defectcls.model.record import Progress, Record, collapse, read_checkpoint, stage_summary
 from defectcls.results import provenance
-from defectcls.settings import TrainSettings
+from defectcls.settings import TrainerSettings, TrainSettings
 
 log = logging.getLogger(__name__)
 
@@ -283,7 +283,7 @@ def as_begun(settings: TrainSettings, last: Path, device: torch.device) -> Train
     if begun.get("device", device.type) == device.type:
         chosen = {key: begun["config"]["trainer"][key] for key in ("precision", "channels_last", "compile")}
         asked = {key: value for key, value in chosen.items() if getattr(trainer, key) == "auto"}
-        trainer = trainer.model_copy(update=asked)
+        trainer = TrainerSettings(**trainer.model_dump() | asked)
     else:
         log.warning("this run began on %s and goes on on %s, where it rounds otherwise", begun["device"], device.type)
     if dataset.depth == "auto":

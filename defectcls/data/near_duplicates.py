@@ -33,8 +33,9 @@ FEW = 32  # so few files are compared each with each: their spectra say little o
 TABLES, NEIGHBOURS = 48, 50  # of hashing: at most so many files of a bucket are compared with each other
 LIKE_MAGNITUDES, LIKE_SPECTRA = 0.55, 0.9  # cosines; planted twins of 64 px, the hardest, reach 0.61 and 0.92
 # A cosine that a photo of another part hardly reaches: 0 of 240 screws, 145 bottles, 157 transistors, 595 patches of
-# concrete and 429 rails, 1 of 571 castings, each beside as many others of its kind. Copies do: re-encoded, darker or at
-# half the size 77 to 100 % of them; brighter into the white, shifted by half a percent or flipped few or none.
+# concrete and 429 rails, 1 of 571 castings, each beside as many others of its kind (6 of 528 magnetic tiles, which are
+# photographed several times). Copies do: 77 to 100 % of those that are re-encoded, darker or at half the size; of
+# brighter, shifted and flipped ones fewer or none.
 LIKE_COPY = 0.998
 PLAIN = 1.0  # a spread in grey values below which there is nothing to compare
 
@@ -72,13 +73,12 @@ def near_identical_pairs(paths: list[str], prints: Fingerprints, store: Store) -
 
 
 def near_copies(known: np.ndarray, spectra: np.ndarray) -> np.ndarray:
-    """Which files are copies of known ones whose pixels are not at hand, bool (files,): by `LIKE_COPY`.
+    """Which files are copies of known ones whose pixels are not at hand, by `LIKE_COPY`: bool (files,).
 
-    None where there are too few files to tell what is usual, without which all parts of one kind are alike.
+    Where there are too few to tell what is usual, all parts of one kind would be alike: then none is.
 
     Args:
-        known: complex64 (known files, frequencies).
-        spectra: complex64 (files, frequencies).
+        known, spectra: complex64 (files, frequencies).
     """
     copies = np.zeros(len(spectra), bool)
     if len(known) + len(spectra) > FEW:

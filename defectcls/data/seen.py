@@ -1,71 +1,59 @@
 """The photos that a model learned from and was chosen on, as its checkpoint remembers them, found among others."""
 
 import hashlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.duplicates import identical_files, split_units
-from defectcls.data.fingerprints import FREQUENCIES, Fingerprints
+from defectcls.data.fingerprints import FREQUENCIES
 from defectcls.data.near_duplicates import PLAIN, near_copies
 from defectcls.errors import UserError
 
-
-class Seen(NamedTuple):
-    """Bool (photos,) of one part: the very file was seen, or a near copy of it; and whether the part is the run's own
-    test part, photo for photo."""
-
-    identical: np.ndarray
-    near: np.ndarray
-    own_test: bool
+KEPT = {"digests": (torch.uint8, (16,)), "spectra": (torch.float16, (len(FREQUENCIES), 2))}  # of each photo
 
 
 def remember_seen(data: DefectDataModule) -> dict[str, Any]:
-    """For a checkpoint, of each photo for training and validation: `digests` uint8 (photos, 16) and, where the split
-    asked for them, `spectra` float16 (photos, frequencies, 2). `test` is one digest of the test part.
+    """For a checkpoint: KEPT of the photos for training and validation, and `test`, one digest of the whole test part.
+
+    There are no spectra where the split did not ask for near-identical photos.
     """
     rows = np.concatenate([data.part("train"), data.part("val")])
     digests = np.frombuffer(b"".join(data.digests[row] for row in rows), np.uint8).reshape(-1, 16)
-    seen: dict[str, Any] = {"digests": torch.tensor(digests), "test": _digest_of_part(data, "test")}
+    spectra = np.zeros((0, *KEPT["spectra"][1]), np.float16)
     if data.prints is not None:
-        seen["spectra"] = torch.from_numpy(_spectra(data.prints)[rows])
-    return seen
+        records = data.prints.records[rows]
+        spectra = records["spectrum"] * (records["spread"] >= PLAIN)[:, None, None]  # 0 is like nothing
+    seen = {"digests": torch.tensor(digests), "spectra": torch.from_numpy(spectra)}
+    return seen | {"test": _digest_of_part(data, "test")}
 
 
-def find_seen(seen: Any, data: DefectDataModule, part: str) -> Seen:
-    """Which photos of one part are among those that `remember_seen` has kept.
+def find_seen(seen: Any, data: DefectDataModule, part: str) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Which photos of a part the model has seen, bool (photos,): those very files, and near copies of them; and whether
+    the part is the test part of its run, photo for photo, of which near copies are not sought.
 
-    Near copies are those whose coarse spectra are as good as the same, and the near-identical twins, by their pixels,
-    of a seen photo that is in `data` too.
+    A near copy is what has as good as the same coarse spectrum, or a twin, by its pixels, that is seen and is here too.
 
     Raises:
-        UserError: it is nothing that `remember_seen` gives.
+        UserError: `seen` is nothing that `remember_seen` gives.
     """
-    known, spectra = (seen.get(name) if isinstance(seen, dict) else None for name in ("digests", "spectra"))
-    shapes = [(known, torch.uint8, (16,)), (spectra, torch.float16, (len(FREQUENCIES), 2))]
-    for values, dtype, shape in shapes if spectra is not None else shapes[:1]:
-        if not isinstance(values, torch.Tensor) or values.dtype != dtype or values.shape[1:] != shape:
+    for name, (dtype, shape) in KEPT.items():
+        values = seen.get(name) if isinstance(seen, dict) else None
+        if not isinstance(values, torch.Tensor) or (values.dtype, values.shape[1:]) != (dtype, shape):
             raise UserError("what the checkpoint remembers of the photos that it was trained on is damaged")
-    digests = set(map(bytes, known.numpy()))  # type: ignore[union-attr]
-    identical = np.array([digest in digests for digest in data.digests])
-    near, rows = np.zeros(len(identical), bool), data.part(part)
-    own_test = _digest_of_part(data, part) == seen.get("test")
-    if not own_test and not identical[rows].all() and spectra is not None:
+    known = set(map(bytes, seen["digests"].numpy()))
+    identical, rows = np.array([digest in known for digest in data.digests]), data.part(part)
+    near, own_test = np.zeros(len(identical), bool), _digest_of_part(data, part) == seen.get("test")
+    if len(seen["spectra"]) and not own_test and not identical[rows].all():
         if data.prints is None:
             data.find_near_identical(data.samples["path"])
         assert data.prints is not None
-        both = (torch.view_as_complex(torch.as_tensor(values).float()) for values in (spectra, _spectra(data.prints)))
-        near = near_copies(*(values.numpy() for values in both))
+        near = near_copies(torch.view_as_complex(seen["spectra"].float()).numpy(), data.prints.spectra)
         units = split_units(identical_files(data.digests), None, data.near)
         near = np.isin(units, units[identical | near]) & ~identical
-    return Seen(identical[rows], near[rows], own_test)
-
-
-def _spectra(prints: Fingerprints) -> np.ndarray:
-    """Float16 (photos, frequencies, 2), 0 for a photo in which there is nothing to compare."""
-    return prints.records["spectrum"] * (prints.records["spread"] >= PLAIN)[:, None, None]
+    return identical[rows], near[rows], own_test
 
 
 def _digest_of_part(data: DefectDataModule, part: str) -> str:

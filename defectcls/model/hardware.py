@@ -147,18 +147,14 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, PRECISIONS[precision][1], enabled=precision != "32")
 
 
-def refuse_float16(precision: str, device: torch.device, precision_from: str, key: str) -> None:
-    """Lightning computes in bf16 where a CPU is asked for float16: the same run would be judged by another network.
-
-    Args:
-        precision_from: what asks for it, as the message says.
-        key: that changes it.
+def refuse_float16(precision: str, device: torch.device, asked: str, key: str) -> None:
+    """Where Lightning, on a CPU, would compute in bf16 in its place.
 
     Raises:
-        UserError: float16 on a CPU.
+        UserError: `asked` is for GPUs, and `key` changes it.
     """
     if precision == "16" and device.type == "cpu":
-        raise UserError(f"{precision_from} is for GPUs, and this is a CPU: add {key}=32 or {key}=bf16")
+        raise UserError(f"{asked} is for GPUs, and this is a CPU: add {key}=32 or {key}=bf16")
 
 
 def _precisions(device: torch.device) -> list[Precision]:
