@@ -74,7 +74,7 @@ class EvaluationRun(Run):
         identical, near, own_test = find_seen(about["seen"], self.data, part)
         asked_for = settings.dataset is None and (own_test or self.part in ("train", "val"))
         known, leave_out = identical | near, settings.seen == "leave_out" and not asked_for
-        if leave_out and known.all():
+        if leave_out and known.size and known.all():
             raise UserError(
                 f"the model has learned from all {len(known)} photos, or was chosen on them: give others by "
                 "dataset=<name>, or measure these with seen=keep"

@@ -107,12 +107,13 @@ def print_results(folder: Path, metrics: dict[str, Any]) -> None:
     console.print(f"report: {folder / 'report.html'}", markup=False)
 
 
-def provenance(seed: int, config: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def provenance(seed: int, config: dict[str, Any], device: torch.device | None = None) -> dict[str, Any]:
     """What a result needs so that another person can repeat it.
 
     Args:
-        device: that computed it.
+        device: that computed it; None for what is taken where nothing is said.
     """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
         "date": datetime.now().astimezone().isoformat(timespec="minutes"),
         "seed": seed,
