@@ -20,7 +20,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 from yaml import YAMLError
 
 from defectcls.errors import AGAIN, FULL_ERROR, Stopped, UserError, did_you_mean, explain, stoppable
-from defectcls.files import print_whatever, reader_has_gone
+from defectcls.files import reader_has_gone, replace_unprintable
 from defectcls.jobs import Task, close_sweep, open_sweep, recorded_sweep, run_job
 
 # In a wheel conf/ lies inside the package, in a checkout beside it.
@@ -72,7 +72,7 @@ def run_verb(verb: str, task: Callable[[dict[str, Any], Path], int | None]) -> N
     os.environ[FULL_ERROR] = "1"  # Hydra would print a page of its own and exit; with this it raises
     begun: list[Path] = []
     status = 128 + 13  # as a shell has it where the reader of a pipe has gone before all was printed
-    print_whatever()
+    replace_unprintable()
     with stoppable() as received:
         try:
             status = _run_or_sweep(verb, task, show_all, begun)
@@ -313,11 +313,13 @@ def _with_text_quoted(argument: str, sweeps: bool) -> str:
     return f"{key}={','.join(_as_text(one, names) for one in (ELEMENT.findall(value) if sweeps or names else [value]))}"
 
 
-def _as_text(value: str, may_be_list: bool) -> str:
-    if may_be_list and value.startswith("[") and value.endswith("]"):
-        names = [name.strip() for name in ELEMENT.findall(value[1:-1])] if value[1:-1].strip() else []
-        return f"[{','.join(name if _is_text(name) else _quoted(name) for name in names)}]"
-    return value if value in ("", "null") or _is_text(value) else _quoted(os.path.expanduser(value))  # noqa: PTH111
+def _as_text(value: str, names: bool) -> str:
+    if names and value.startswith("[") and value.endswith("]"):
+        several = [name.strip() for name in ELEMENT.findall(value[1:-1])] if value[1:-1].strip() else []
+        return f"[{','.join(name if _is_text(name) else _quoted(name) for name in several)}]"
+    if value in ("", "null") or _is_text(value):
+        return value
+    return _quoted(value if names else os.path.expanduser(value))  # noqa: PTH111  pathlib refuses an unknown user
 
 
 def _is_text(value: str) -> bool:
@@ -373,10 +375,8 @@ def _composition_sentence(error: BaseException, verb: str) -> str | None:
                 "as a list, 'key=[a,b]'"
             )
         before = sys.argv[max(1, sys.argv.index(error.override) - 1)] if error.override in sys.argv else ""
-        whole = _typed(f"{before} {error.override}")
-        return f"{error.override} is no key=value" + (
-            f": a value with spaces is typed {whole}" if "=" in before else ""
-        )
+        whole = f": a value with spaces is typed {_typed(f'{before} {error.override}')}" if "=" in before else ""
+        return f"{error.override} is no key=value{whole}"
     return " ".join(text.splitlines()[0].split())
 
 

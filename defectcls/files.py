@@ -96,7 +96,7 @@ def checkpoint_file(path: Path) -> Path:
     return best
 
 
-def print_whatever() -> None:
+def replace_unprintable() -> None:
     """What a terminal or a pipe cannot show becomes a question mark, and no error at the end of a run."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from defectcls.errors import FULL_ERROR, Stopped, UserError, explain, stoppable
-from defectcls.files import lock_at_once, locked, print_whatever, read_json, written_whole
+from defectcls.files import lock_at_once, locked, read_json, replace_unprintable, written_whole
 from defectcls.machine import commit
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _work(task: Task, variables: dict[str, str]) -> None:
     module = sys.modules["__main__"] = import_module(f"defectcls.{task.verb}")
     sys.argv = [str(module.__file__), *task.arguments]
     record = task.folder / RECORD
-    print_whatever()
+    replace_unprintable()
     with (
         locked(task.folder / "job.lock", f"job {task.number} is being done by another process"),
         stoppable() as stopped,

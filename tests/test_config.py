@@ -190,6 +190,8 @@ def test_what_means_something_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> 
         "output=~/a.csv": "output='/home/ada/a.csv'",
         "+dataset.table=~root/b": "+dataset.table='/root/b'",
         "resume=~": "resume='/home/ada'",
+        "dataset.sound=~root": "dataset.sound='~root'",
+        "output=~nobody here/a": "output='~nobody here/a'",
     }
     assert {argument: _with_text_quoted(argument, sweeps=False) for argument in quoted} == quoted
 

@@ -54,8 +54,8 @@ class Compute(NamedTuple):
 class Timing(NamedTuple):
     """Seconds of a step, see `_step`, and of the compilation before the first."""
 
-    step: Annotated[float, Field(gt=0)]
-    compilation: Annotated[float, Field(ge=0)]
+    step: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    compilation: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 FILE = "hardware.json"

@@ -181,7 +181,7 @@ def test_a_damaged_or_foreign_memory_is_timed_again_and_replaced(clock: Clock, t
     assert len(clock.asked) == 1
 
 
-@pytest.mark.parametrize("seconds", [0, -1, "fast", None])
+@pytest.mark.parametrize("seconds", [0, -1, "fast", None, float("inf"), float("nan")])
 def test_seconds_that_cannot_be_are_timed_again(clock: Clock, tmp_path: Path, seconds: Any) -> None:
     choose(tmp_path)
     content = json.loads((tmp_path / "hardware.json").read_text())
