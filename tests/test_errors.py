@@ -77,6 +77,8 @@ def test_a_signal_in_another_guise_is_still_one(tmp_path: Path) -> None:
 
 def test_signals_at_once_are_one_and_a_later_one_kills(tmp_path: Path) -> None:
     body = """
+    from defectcls import errors
+    errors.SAME_S = 0.2
     try:
         print('on', flush=True); time.sleep(60)
     finally:
@@ -85,9 +87,9 @@ def test_signals_at_once_are_one_and_a_later_one_kills(tmp_path: Path) -> None:
     begun = begin(tmp_path, body)
     wait_for(begun, b"on\n")
     begun.send_signal(signal.SIGINT)
-    wait_for(begun, b"teardown\n")
     begun.terminate()
-    time.sleep(1.1)
+    wait_for(begun, b"teardown\n")
+    time.sleep(0.3)
     assert begun.poll() is None
     begun.terminate()
     assert ended(begun)[0] == -signal.SIGTERM

@@ -192,7 +192,7 @@ def test_checkpoint_of_a_run_that_is_damaged(finished: Path, tmp_path: Path, kin
         assert str(caught.value) == f"{tmp_path / name} is damaged: delete {delete} to begin the fine-tuning anew"
 
 
-@pytest.mark.parametrize("name", ["last", "best"])
+@pytest.mark.parametrize("name", ["last", pytest.param("best", marks=pytest.mark.slow)])
 def test_run_goes_on_once_what_is_damaged_is_deleted(finished: Path, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
