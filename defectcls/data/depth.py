@@ -1,6 +1,5 @@
 """What is looked up in the files of a set before they are decoded: how bright they get, and further pages."""
 
-from pathlib import PurePath
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +10,8 @@ from defectcls.data.store import Store
 from defectcls.data.threads import map_in_threads
 
 # A file of another suffix has 8 bits and one page; if it has not, `decode` refuses its values.
-DEEP = frozenset({".j2k", ".jp2", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"})
-PAGED = frozenset({".apng", ".avif", ".gif", ".heic", ".heif", ".mpo", ".png", ".tif", ".tiff", ".webp"})
+EXAMINED: tuple[str, ...] = (".apng", ".avif", ".gif", ".heic", ".heif", ".j2k", ".jp2", ".mpo")
+EXAMINED += (".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
 VERSION = b"depth1"  # of what is remembered of a file
 
 
@@ -49,7 +48,7 @@ def examine_files(paths: list[str], known: Digests, store: Store | None) -> Dept
     Raises:
         UserError: a file has changed since it was digested.
     """
-    rows = [row for row, path in enumerate(paths) if PurePath(path).suffix.lower() in DEEP | PAGED]
+    rows = [row for row, path in enumerate(paths) if _may_differ(path)]
     keys = {row: VERSION + known.digests[row] for row in rows if known.digests[row]}
     remembered = store.get(list(keys.values())) if store else {}
     missing = [row for row, key in keys.items() if key not in remembered]
@@ -59,9 +58,9 @@ def examine_files(paths: list[str], known: Digests, store: Store | None) -> Dept
         new[keys[row]] = np.array(seen, dtype=np.float64).tobytes()
     if store:
         store.put(new.items())
-    found = np.zeros((len(paths), 2))
+    found, remembered = np.zeros((len(paths), 2)), remembered | new
     for row, key in keys.items():
-        found[row] = np.frombuffer((remembered | new)[key])
+        found[row] = np.frombuffer(remembered[key])
     return Depths(found[:, 0], found[:, 1] > 0)
 
 
@@ -71,6 +70,8 @@ def examine(path: str, measured: bool = True) -> tuple[float, bool]:
     Args:
         measured: False looks for pages alone, and decodes nothing.
     """
+    if not _may_differ(path):
+        return 0, False
     try:
         with open(path, "rb") as file:  # noqa: PTH123  as in images.py
             begin = file.read(4096)
@@ -92,3 +93,7 @@ def examine(path: str, measured: bool = True) -> tuple[float, bool]:
     if values.dtype.kind == "f" and high <= WHITE["float"]:
         return high, paged
     return max(high, 2, room if WHITE["8"] < room < WHITE["16"] else 0), paged
+
+
+def _may_differ(path: str) -> bool:
+    return path.lower().endswith(EXAMINED)

@@ -37,11 +37,7 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 # A file from a stranger is data: nothing here is read by calling another program, as Pillow reads an EPS.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "DIB", "AVIF")
 SCALED_FROM = 4  # a JPEG of so many times the side is decoded at 1/4 or less: at 4 in 0.85 of the time, at 16 in 0.5
-HARMLESS = (
-    "Invalid SOS parameters",
-    "unknown JFIF revision",
-    "Unknown Adobe color",
-)  # of a JPEG whose pixels are whole
+HARMLESS = "Invalid SOS parameters"  # what some cameras write into a JPEG: every pixel is there
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -217,7 +213,7 @@ def _decode_jpeg(image: Image.Image, content: bytes, side: int) -> np.ndarray:
     try:
         values = simplejpeg.decode_jpeg(content, space, min_height=least, min_width=least)
     except ValueError as error:
-        if not any(words in str(error) for words in HARMLESS):
+        if HARMLESS not in str(error):
             raise
         values = simplejpeg.decode_jpeg(content, space, min_height=least, min_width=least, strict=False)
     if space == "CMYK":
@@ -257,7 +253,7 @@ def _square(array: np.ndarray, size: int, resize: Resize) -> np.ndarray:
     whole = np.require(array, requirements=["C", "W"])  # as torch takes it
     pixels = torch.from_numpy(whole)[None] if array.ndim == 2 else torch.from_numpy(whole).permute(2, 0, 1)
     longest = max(array.shape[:2]) if resize == "pad" else 0
-    height, width = (round(side / longest * size) if longest else size for side in array.shape[:2])
+    height, width = (max(1, round(side / longest * size)) if longest else size for side in array.shape[:2])
     if pixels.shape[1:] != (height, width):
         pixels = F.interpolate(pixels[None], (height, width), mode="bilinear", antialias=True)[0]
     if (height, width) != (size, size):

@@ -2,6 +2,7 @@
 
 import logging
 import sqlite3
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -56,7 +57,14 @@ class Store:
     def _open(self, file: Path | str) -> None:
         self.connection = sqlite3.connect(file, timeout=60)
         self.connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a file that is new
-        self.connection.execute("PRAGMA journal_mode=WAL")  # readers do not wait for a writer
+        for pause in (0.1, 1.0, 10.0, None):
+            try:
+                self.connection.execute("PRAGMA journal_mode=WAL")  # readers do not wait for a writer
+                break
+            except sqlite3.OperationalError:  # another job makes the same file, for which sqlite does not wait
+                if pause is None:
+                    raise
+                time.sleep(pause)
         self.connection.execute("PRAGMA synchronous=NORMAL")  # a power cut may cost the last entries, not the file
         with self.connection:
             self.connection.execute("CREATE TABLE IF NOT EXISTS entries (key BLOB PRIMARY KEY, value BLOB)")

@@ -96,7 +96,7 @@ def list_samples(
     near_duplicates: float,
     wrong_labels: float,
     data_seed: int,
-    draw: bool = True,
+    draw: bool,
 ) -> pd.DataFrame:
     """The sample table (see `defectcls.data.samples`). Draws the images on first use, 200 of 128 px a second.
 

@@ -95,9 +95,8 @@ def judge_folds(
     predictions = pd.concat(
         [rows.assign(repeat=repeat, fold=fold) for repeat, fold, _, rows in runs], ignore_index=True
     )
-    same = {
-        key: runs[0][2][key] for key in ("dataset", "model", "class_names", "defective_classes", "unreadable", "depth")
-    }
+    kept = ("dataset", "model", "class_names", "defective_classes", "unreadable", "depth")
+    same = {key: runs[0][2][key] for key in kept}
     predictions, numbers = judge(predictions, None, same["class_names"], same["defective_classes"])
     folds: list[dict[str, Any]] = []
     for repeat, fold, metrics, _ in runs:

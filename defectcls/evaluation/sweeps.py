@@ -31,14 +31,7 @@ LEVEL = 0.95
 DECIMALS = 4  # in which two AUROC are equal
 ROUNDING = 1e-9  # smaller spreads are none
 OTHER_IMAGES = ("dataset", "target", "folds")  # settings that differ in these are not judged alike
-SAME_DATASET = (
-    "folds",
-    "dataset.split",
-    "dataset.resize",
-    "dataset.depth",
-    "dataset.consecutive",
-    "dataset.on_unreadable",
-)
+SAME_DATASET = ("folds", *(f"dataset.{key}" for key in ("split", "resize", "depth", "consecutive", "on_unreadable")))
 
 
 class Job(NamedTuple):

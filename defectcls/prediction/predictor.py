@@ -207,9 +207,9 @@ class Predictor:
 
     def _finish(self, prepared: tuple[str, Photo | Decoded]) -> tuple[str, Decoded]:
         path, photo = prepared
-        return path, attempt(photo, self.image_size, self.resize, self.depth) if isinstance(
-            photo, str | Path
-        ) else photo  # type: ignore[return-value]
+        if isinstance(photo, str | Path):
+            return path, attempt(photo, self.image_size, self.resize, self.depth)
+        return path, photo  # type: ignore[return-value]
 
     @torch.inference_mode()
     def _logits(self, decoded: list[np.ndarray]) -> torch.Tensor:

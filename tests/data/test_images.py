@@ -1,5 +1,6 @@
 """Decoding: every mode that cameras write, by value, and one reason for every broken file."""
 
+import io
 import os
 import struct
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from PIL import Image, ImageOps
 
@@ -175,6 +177,11 @@ def test_pad_keeps_the_aspect_and_adds_black_borders(tmp_path: Path) -> None:
     assert (upright[:, 10:30].mean((0, 2)) > 60).all()
 
 
+def test_a_needle_is_padded_to_one_pixel_at_least(tmp_path: Path) -> None:
+    decoded = decode(saved(tmp_path, Image.new("L", (400, 1), 200)), 40, "pad")
+    assert (decoded.max(axis=(0, 2)) > 0).sum() == 1
+
+
 def test_pad_leaves_a_square_frame_as_squash_does(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.fromarray(pixels(60, 60)))
     assert (decode(path, SIDE, "pad") == decode(path, SIDE, "squash")).all()
@@ -297,6 +304,45 @@ def test_any_damage_gives_an_image_or_an_unreadable_one(
             assert str(error)
 
 
+@pytest.mark.parametrize(
+    ("name", "begin"),
+    [
+        ("photo.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
+        ("photo.psd", b"8BPS\0\1"),
+        ("photo.pdf", b"%PDF-1.4"),
+    ],
+)
+def test_no_format_that_another_program_reads_is_opened(tmp_path: Path, name: str, begin: bytes) -> None:
+    begin = {
+        "photo.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        "photo.psd": b"8BPS\0\1",
+        "photo.pdf": b"%PDF-1.4",
+    }
+    (tmp_path / name).write_bytes(begin[name].ljust(400, b"\0"))
+    with pytest.raises(UnreadableImageError, match="^not an image$"):
+        decode(tmp_path / name, SIDE, "squash")
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+def test_heic_names_what_to_install(tmp_path: Path, brand: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x1cftyp" + brand + bytes(4) + b"mif1heic" + bytes(99))
+    with pytest.raises(UnreadableImageError, match="^HEIC is read once pillow-heif is installed: pip install"):
+        decode(tmp_path / "photo.heic", SIDE, "squash")
+
+
+def test_a_warning_of_a_jpegs_header_costs_no_photo(tmp_path: Path) -> None:
+    """Some cameras write such; every pixel is there."""
+    path = saved(tmp_path, Image.fromarray(pixels()), "image.jpg")
+    content, plain = bytearray(path.read_bytes()), decode(path, SIDE, "squash")
+    start = content.index(b"\xff\xda")
+    content[start + 6 + 2 * content[start + 4]] = 9
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="Invalid SOS parameters"):
+        simplejpeg.decode_jpeg(bytes(content))
+    assert (decode(path, SIDE, "squash") == plain).all()
+
+
 def test_exif_with_text_where_a_number_belongs_stops_nobody(tmp_path: Path) -> None:
     """Pillow trips over it when it writes the EXIF of the turned image."""
     path = saved(tmp_path, Image.fromarray(pixels()), "image.jpg", **turned("maker"))
@@ -365,6 +411,10 @@ def test_an_image_in_memory_is_turned_upright(tmp_path: Path) -> None:
 
 def test_a_broken_image_that_was_opened_is_unreadable(tmp_path: Path) -> None:
     with Image.open(broken_files(tmp_path)["truncated.jpg"]) as image, pytest.raises(UnreadableImageError):
+        decode(image, SIDE, "squash")
+    content = bytearray(saved(tmp_path, Image.fromarray(pixels(64, 64))).read_bytes())
+    content[len(content) // 2] ^= 16
+    with Image.open(io.BytesIO(content)) as image, pytest.raises(UnreadableImageError, match="damaged: a checksum"):
         decode(image, SIDE, "squash")
 
 
