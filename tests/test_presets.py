@@ -89,7 +89,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of datasets as DEFECTCLS_DATA holds them, of photos of plain defects."""
     root = tmp_path_factory.mktemp("data")
     knobs = {"images": 180, "image_side": 64, "crops_per_photo": 1, "defect_share": 0.5, "difficulty": 0}
-    photos = synthetic.list_samples(root / "drawn", **knobs, near_duplicates=0, wrong_labels=0, data_seed=0)
+    photos = synthetic.list_samples(root / "drawn", **knobs, near_duplicates=0, wrong_labels=0, data_seed=0, draw=True)
     for dataset, counts in COUNTS.items():
         left = {side: iter(rows["path"]) for side, rows in photos.groupby("defective")}
         for folder, count in counts.items():

@@ -55,7 +55,7 @@ def found(paths: list[Path], cache: Path) -> set[Pair]:
 
 def drawn(root: Path, **knobs: float) -> tuple[list[Path], set[Pair]]:
     """Files of the built-in dataset, and the twins planted among them."""
-    plain = {"crops_per_photo": 6, "defect_share": 0.4, "wrong_labels": 0, "data_seed": 0}
+    plain = {"crops_per_photo": 6, "defect_share": 0.4, "wrong_labels": 0, "data_seed": 0, "draw": True}
     samples = list_samples(root, **(plain | knobs))  # type: ignore[arg-type]
     row_of = {path: row for row, path in enumerate(samples["path"])}
     twins = samples[samples["twin_of"] != ""]

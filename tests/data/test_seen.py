@@ -36,7 +36,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Image.Im
     """120 drawn photos of 128 px, each of a canvas of its own, with the folder of its class."""
     root = tmp_path_factory.mktemp("drawn")
     knobs = {"images": 120, "image_side": 128, "crops_per_photo": 1, "defect_share": 0.5, "difficulty": 0.3}
-    samples = list_samples(root, **knobs, near_duplicates=0, wrong_labels=0, data_seed=3)
+    samples = list_samples(root, **knobs, near_duplicates=0, wrong_labels=0, data_seed=3, draw=True)
     kinds = samples["defective"].map({False: "sound", True: "dent"})
     return [(kind, Image.open(root / path)) for kind, path in zip(kinds, samples["path"], strict=True)]
 

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,10 @@ DEFECTS = {
 }
 
 
+def listed(root: Path, **knobs: Any) -> pd.DataFrame:
+    return list_samples(root, **knobs, draw=True)
+
+
 def pixels(file: Path) -> np.ndarray:
     return np.asarray(Image.open(file)).astype(float)
 
@@ -39,7 +44,7 @@ def digests(folder: Path) -> dict[str, str]:
 def flawed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
     """A set with 18 twins among 90 images and 9 wrong labels."""
     root = tmp_path_factory.mktemp("flawed") / "not" / "there" / "yet"
-    return root, list_samples(root, **SMALL | {"near_duplicates": 0.2, "wrong_labels": 0.1})
+    return root, listed(root, **SMALL | {"near_duplicates": 0.2, "wrong_labels": 0.1})
 
 
 def test_the_truth_follows_the_mask(flawed: tuple[Path, pd.DataFrame]) -> None:
@@ -70,7 +75,7 @@ def test_the_share_of_defects_is_exact_even_where_they_are_hardest_to_draw(
     tmp_path: Path, share: float, count: int
 ) -> None:
     knobs = SMALL | {"images": 40, "crops_per_photo": 7, "difficulty": 1, "defect_share": share}
-    samples = list_samples(tmp_path, **knobs)
+    samples = listed(tmp_path, **knobs)
     assert samples["defective"].sum() == count
     assert samples.groupby("group").size().tolist() == [7, 7, 7, 7, 7, 5]
     assert samples.groupby("group")["category"].nunique().max() == 1
@@ -118,8 +123,8 @@ def test_twins_repeat_their_originals_but_for_a_few_pixels_or_grey_levels(flawed
 
 
 def test_wrong_labels_are_as_many_as_asked_and_change_no_image(tmp_path: Path) -> None:
-    right = list_samples(tmp_path, **SMALL)
-    wrong = list_samples(tmp_path, **SMALL | {"wrong_labels": 0.2})
+    right = listed(tmp_path, **SMALL)
+    wrong = listed(tmp_path, **SMALL | {"wrong_labels": 0.2})
     assert (right["defect_type"] == right["true_defect_type"]).all()
     assert wrong["true_defect_type"].tolist() == right["defect_type"].tolist()
     flipped = wrong["defective"] != right["defective"]
@@ -133,10 +138,10 @@ def test_wrong_labels_are_as_many_as_asked_and_change_no_image(tmp_path: Path) -
 
 def test_one_seed_gives_the_same_files_and_another_gives_none_of_them(tmp_path: Path) -> None:
     knobs = SMALL | {"images": 18, "near_duplicates": 0.2, "wrong_labels": 0.2}
-    first, again = (list_samples(tmp_path / name, **knobs) for name in ("first", "again"))
+    first, again = (listed(tmp_path / name, **knobs) for name in ("first", "again"))
     pd.testing.assert_frame_equal(first, again)
     assert digests(tmp_path / "first") == digests(tmp_path / "again")
-    list_samples(tmp_path / "other", **knobs | {"data_seed": 1})
+    listed(tmp_path / "other", **knobs | {"data_seed": 1})
     assert not set(digests(tmp_path / "first").values()) & set(digests(tmp_path / "other").values())
 
 
@@ -173,9 +178,9 @@ def test_no_crop_shows_its_neighbours_defect() -> None:
 
 def test_the_second_use_only_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     knobs = SMALL | {"images": 6, "defect_share": 0}
-    first = list_samples(tmp_path, **knobs)
+    first = listed(tmp_path, **knobs)
     monkeypatch.setattr(synthetic, "draw_images", None)
-    pd.testing.assert_frame_equal(list_samples(tmp_path, **knobs | {"defect_share": 0.0}), first)
+    pd.testing.assert_frame_equal(listed(tmp_path, **knobs | {"defect_share": 0.0}), first)
     for name in DEFAULTS:
         assert Knobs(**knobs | {name: knobs[name] + 1e-6}).folder != Knobs(**knobs).folder
 
@@ -215,6 +220,6 @@ def test_a_broken_run_leaves_nothing_and_of_two_at_once_the_first_wins(
 )
 def test_a_knob_out_of_its_range_is_one_sentence(tmp_path: Path, name: str, value: float, sentence: str) -> None:
     with pytest.raises(UserError) as error:
-        list_samples(tmp_path, **DEFAULTS | {name: value})
+        listed(tmp_path, **DEFAULTS | {name: value})
     assert str(error.value) == sentence
     assert list(tmp_path.iterdir()) == []

@@ -393,10 +393,11 @@ def test_a_run_goes_on_as_it_began_where_that_can_be(
 ) -> None:
     config = composed("dataset=synthetic", "dataset.cache=device", "trainer=cpu")
     config["trainer"] |= asked
-    begun = {"config": {"trainer": config["trainer"] | BEGUN | {"accelerator": "gpu", "devices": 8}}, "device": device}
-    torch.save({"defectcls": begun}, tmp_path / "last.ckpt")
+    of_then = {"trainer": config["trainer"] | BEGUN | {"accelerator": "gpu", "devices": 8}, "dataset": {"depth": "12"}}
+    content = {"defectcls": {"config": of_then, "device": device}, "callbacks": {"Record": {}}}
+    torch.save(content, tmp_path / "last.ckpt")
     found = as_begun(TrainSettings(**config), tmp_path / "last.ckpt", CPU)
     trainer = found.trainer.model_dump()
     assert {key: trainer[key] for key in BEGUN} == expected
     assert (trainer["accelerator"], trainer["devices"]) == ("cpu", 1)
-    assert found.dataset.cache == "auto"  # there is no memory of a GPU
+    assert (found.dataset.cache, found.dataset.depth) == ("auto", "12")  # there is no memory of a GPU
