@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 
@@ -15,7 +14,7 @@ from defectcls.data.depth import examine_files
 from defectcls.data.digests import digest_files
 from defectcls.data.duplicates import contradiction, identical_files, related_images, split_units
 from defectcls.data.fingerprints import fingerprint_files
-from defectcls.data.images import Depth
+from defectcls.data.images import MAX_PIXELS, Depth, UnreadableImageError, upright_pixels
 from defectcls.data.listing import fetch, list_samples
 from defectcls.data.near_duplicates import PLAIN, near_identical_pairs
 from defectcls.data.samples import Target, label_samples
@@ -177,13 +176,14 @@ def _misfit_masks(samples: pd.DataFrame, records: np.ndarray, settings: DatasetS
             reason = "a mask on a sound image"
         else:
             try:
-                with Image.open(settings.root / row["mask"]) as mask:
-                    if mask.size != (record["width"], record["height"]):
-                        reason = f"the mask is of {mask.width} x {mask.height} px, the image is not"
-                    elif mask.convert("L").getbbox() is None:
-                        reason = "the mask is empty"
-            except OSError as error:
-                reason = f"the mask cannot be read: {error.strerror or error}"
+                mask = upright_pixels(settings.root / row["mask"], MAX_PIXELS, None)
+                height, width = mask.shape[:2]
+                if (width, height) != (record["width"], record["height"]):
+                    reason = f"the mask is of {width} x {height} px, the image is not"
+                elif not mask.any():
+                    reason = "the mask is empty"
+            except UnreadableImageError as error:
+                reason = f"the mask cannot be read: {error}"
         if reason:
             yield Finding("mask_misfit", row["path"], detail=reason)
 
