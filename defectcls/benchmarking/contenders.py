@@ -15,9 +15,10 @@ from defectcls.data.cache import open_images
 from defectcls.data.datamodule import Batch, DefectDataModule
 from defectcls.data.depth import examine_files
 from defectcls.data.digests import digest_files
-from defectcls.data.images import decode_all
+from defectcls.data.images import attempt
 from defectcls.data.listing import fetch, list_samples
 from defectcls.data.pixel_file import Files
+from defectcls.data.threads import map_in_threads
 from defectcls.evaluation.metrics import compute_metrics, defect_numbers
 from defectcls.loggers import build_logger
 from defectcls.model.record import Progress
@@ -157,7 +158,8 @@ def decode(turns: Turns, settings: BenchmarkSettings, folder: Path) -> None:  # 
     """The least that a first pass takes: the same files through the same decoder on all cores, and nothing kept."""
     fetch(settings.dataset)
     paths = [settings.dataset.root / path for path in list_samples(settings.dataset)["path"]]
-    turns.play(CPU, lambda: sum(1 for _ in decode_all(paths, settings.image_size, settings.dataset.resize, "auto")))
+    how: Any = settings.image_size, settings.dataset.resize, "auto"
+    turns.play(CPU, lambda: sum(1 for _ in map_in_threads(lambda path: attempt(path, *how), paths)))
 
 
 def probe(turns: Turns, settings: BenchmarkSettings, folder: Path) -> None:

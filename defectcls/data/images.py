@@ -4,7 +4,6 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Literal
 
@@ -12,7 +11,6 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageFile
 
-from defectcls.data.threads import map_in_threads
 from defectcls.errors import UserError
 
 Resize = Literal["squash", "pad"]
@@ -260,11 +258,6 @@ def _square(array: np.ndarray, size: int, resize: Resize) -> np.ndarray:
         left, top = (round((size - side) / 2) for side in (width, height))
         pixels = F.pad(pixels, (left, size - width - left, top, size - height - top))
     return np.ascontiguousarray(pixels.expand(3, -1, -1).numpy())
-
-
-def decode_all(paths: Iterable[Path | str], size: int, resize: Resize, depth: Depth | None) -> Iterator[Decoded]:
-    """Pixels, or the error, of each file in order, decoded on all cores: the decoders let go of the lock meanwhile."""
-    return map_in_threads(lambda path: attempt(path, size, resize, depth), paths)
 
 
 def attempt(photo: Photo, size: int, resize: Resize, depth: Depth | None) -> Decoded:

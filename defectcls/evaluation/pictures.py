@@ -311,10 +311,7 @@ def plot_errors(errors: dict[str, pd.DataFrame], root: Path, heat: dict[str, np.
 
 
 def thumbnail(path: Path, side: int, depth: Depth) -> Image.Image:
-    """The image in RGB, upright, within `side` x `side` pixels, as dark as the network sees it.
-
-    Args:
-        depth: that of the model; `auto` where it is not known: the least that holds the values of this image.
+    """The image in RGB, upright, within `side` x `side` pixels, as dark as the network of that depth sees it.
 
     Raises:
         UnreadableImageError: see `defectcls.data.images.decode`.

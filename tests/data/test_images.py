@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from defectcls.data import images
 from defectcls.data.images import Depth, UnreadableImageError
-from defectcls.data.threads import AHEAD
+from defectcls.data.threads import AHEAD, map_in_threads
 from defectcls.errors import UserError
 
 SIDE = 24
@@ -48,7 +48,7 @@ def decode(photo: Any, size: int, resize: Any, depth: Depth | None = "8") -> np.
 
 
 def decode_all(paths: Any, size: int, resize: Any) -> Iterator[images.Decoded]:
-    return images.decode_all(paths, size, resize, "8")
+    return map_in_threads(lambda path: images.attempt(path, size, resize, "8"), paths)
 
 
 def as_image(chw: np.ndarray) -> np.ndarray:
