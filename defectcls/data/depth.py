@@ -6,12 +6,13 @@ import numpy as np
 
 from defectcls.data.digests import Digests, refuse_changed
 from defectcls.data.images import PNG, WHITE, Depth, least_depth, open_image, room_of, values_of
+from defectcls.data.samples import IMAGE_SUFFIXES
 from defectcls.data.store import Store
 from defectcls.data.threads import map_in_threads
 
-# A file of another suffix has 8 bits and one page; if it has not, `decode` refuses its values.
-EXAMINED: tuple[str, ...] = (".apng", ".avif", ".gif", ".heic", ".heif", ".j2k", ".jp2", ".mpo")
-EXAMINED += (".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
+# A file of one of these suffixes has 8 bits and one page; if it has not, `decode` refuses its values.
+PLAIN = {".bmp", ".dib", ".icb", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pcx", ".qoi", ".ras", ".tga", ".vda", ".vst"}
+EXAMINED = tuple(IMAGE_SUFFIXES - PLAIN)
 VERSION = b"depth1"  # of what is remembered of a file
 
 

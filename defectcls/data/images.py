@@ -17,14 +17,8 @@ Resize = Literal["squash", "pad"]
 Depth = Literal["auto", "8", "10", "12", "14", "16", "float"]
 Photo = Path | str | Image.Image | np.ndarray  # a file, or what has been read of one
 
-WHITE: dict[Depth, int] = {
-    "8": 255,
-    "10": 1023,
-    "12": 4095,
-    "14": 16383,
-    "16": 65535,
-    "float": 1,
-}  # in files of more than 8 bits
+# In files of more than 8 bits.
+WHITE: dict[Depth, int] = {"8": 255, "10": 1023, "12": 4095, "14": 16383, "16": 65535, "float": 1}
 
 # A photo beyond this is taken for a decompression bomb: 179 million pixels decode to half a gigabyte. Pillow raises
 # from twice its own limit and warns before; to make its warning an error would not be safe among the threads below.
@@ -33,7 +27,7 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 # A file from a stranger is data: nothing here is read by calling another program, as Pillow reads an EPS.
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "DIB", "AVIF")
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "DIB", "AVIF", "PCX", "QOI", "SUN", "TGA")
 SCALED_FROM = 4  # a JPEG of so many times the side is decoded at 1/4 or less: at 4 in 0.85 of the time, at 16 in 0.5
 HARMLESS = "Invalid SOS parameters"  # what some cameras write into a JPEG: every pixel is there
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -46,7 +46,7 @@ IMAGE_SUFFIXES = frozenset(
     {
         *(".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".heic", ".heif", ".icb", ".j2c", ".j2k", ".jfif"),
         *(".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pcx", ".pfm", ".pgm", ".png"),
-        *(".pnm", ".ppm", ".qoi", ".ras", ".sgi", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp"),
+        *(".pnm", ".ppm", ".qoi", ".ras", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp"),
     }
 )
 # What operating systems, file servers, archives and tools leave behind in a folder, apart from names with a dot.
