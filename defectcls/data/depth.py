@@ -10,9 +10,10 @@ from defectcls.data.samples import IMAGE_SUFFIXES
 from defectcls.data.store import Store
 from defectcls.data.threads import map_in_threads
 
-# A file of one of these suffixes has 8 bits and one page; if it has not, `decode` refuses its values.
-PLAIN = {".bmp", ".dib", ".icb", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pcx", ".qoi", ".ras", ".tga", ".vda", ".vst"}
-EXAMINED = tuple(IMAGE_SUFFIXES - PLAIN)
+# A file of these suffixes has 8 bits and one page; if it has not, `decode` refuses its values.
+PLAIN = {".bmp", ".dib", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pcx", ".qoi", ".ras"}
+TARGA = {".icb", ".tga", ".vda", ".vst"}
+EXAMINED = tuple(IMAGE_SUFFIXES - PLAIN - TARGA)
 VERSION = b"depth1"  # of what is remembered of a file
 
 
