@@ -168,19 +168,24 @@ def test_what_is_beyond_the_scale_is_refused_in_words(
     assert f"its values run {said}" in str(caught.value)
 
 
-@pytest.mark.parametrize("suffix", ["png", "ppm"])
-def test_16_bit_colour_is_read_where_16_bits_are_white_and_else_refused(tmp_path: Path, suffix: str) -> None:
+def colour_of(factor: int) -> np.ndarray:
+    return np.repeat((GREY * factor)[..., None], 3, 2).astype(">u2")
+
+
+def test_16_bit_colour_of_a_png_is_on_the_scale_of_the_set(tmp_path: Path) -> None:
+    rows = b"".join(b"\0" + row.tobytes() for row in colour_of(16))  # 12 bits
+    header = struct.pack(">IIBBBBB", SIDE, SIDE, 16, 2, 0, 0, 0)
+    path = tmp_path / "dark.png"
+    path.write_bytes(png_of([(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]))
+    assert depth_of(path) == "12"
+    assert np.abs(grey(path, "12").astype(int) - np.rint(GREY * (16 * 255 / 4095))).max() <= 1
+
+
+def test_16_bit_colour_of_other_files_is_read_where_16_bits_are_white_and_else_refused(tmp_path: Path) -> None:
     """Pillow reads its upper bytes alone: 63 of 255 is what 14 bits would reach."""
-    for name, factor in (("bright", 257), ("dark", 16)):
-        values = np.repeat((GREY * factor)[..., None], 3, 2).astype(">u2")
-        if suffix == "ppm":
-            content = b"P6 %d %d 65535\n" % (SIDE, SIDE) + values.tobytes()
-        else:
-            rows = b"".join(b"\0" + row.tobytes() for row in values)
-            header = struct.pack(">IIBBBBB", SIDE, SIDE, 16, 2, 0, 0, 0)
-            content = png_of([(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")])
-        (tmp_path / f"{name}.{suffix}").write_bytes(content)
-    bright, dark = (tmp_path / f"{name}.{suffix}" for name in ("bright", "dark"))
+    bright, dark = tmp_path / "bright.ppm", tmp_path / "dark.ppm"
+    for path, factor in ((bright, 257), (dark, 16)):
+        path.write_bytes(b"P6 %d %d 65535\n" % (SIDE, SIDE) + colour_of(factor).tobytes())
     assert depth_of(bright) == "16"
     assert (grey(bright, "16") == GREY).all()
     assert depth_of(dark) == "8"
