@@ -19,6 +19,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
+from defectcls.arguments import (
+    RUN_DIR,
+    SWEEP_DIR,
+    as_typed,
+    quoted,
+    spelled_out,
+    unquoted,
+    with_options_joined,
+    with_text_quoted,
+    with_words_as_values,
+)
 from defectcls.errors import AGAIN, FULL_ERROR, Stopped, UserError, did_you_mean, explain, stoppable
 from defectcls.files import reader_has_gone, replace_unprintable
 from defectcls.jobs import Task, close_sweep, open_sweep, recorded_sweep, run_job
@@ -26,23 +37,14 @@ from defectcls.jobs import Task, close_sweep, open_sweep, recorded_sweep, run_jo
 # In a wheel conf/ lies inside the package, in a checkout beside it.
 _PACKAGE = Path(__file__).resolve().parent
 CONF_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "train.yaml").is_file())
-RUN_DIR, SWEEP_DIR = "hydra.run.dir", "hydra.sweep.dir"
 MULTIRUN = {"-m", "--multirun"}
 
 TRUST = "trust=true"  # of the folder that `resume` names
 # Flags, keys of Hydra's own, keys of functions and classes, and presets that lie outside of conf/.
 CODE = re.compile(r"[\s+~]*(-|hydra)|.*(_target_|list_samples)|[\w/+~]*(@[^=]*)?=.*(\.\./|\$)", re.DOTALL)
 
-WORDS = {"compare": "runs"}  # verbs that take words that are no key=value, and the key these are the values of
-SHORT = {"recall": ">=", "precision": ">=", "fpr": "<="}  # decisions with a target, and the sign before it
 TRAINING = ("train", "crossval", "audit", "benchmark")  # verbs that need a dataset
 RESUMED = ("train", "crossval")  # those that go on where they stopped
-TEXTS = (  # keys whose values are text whatever Hydra's grammar makes of it; a leading ~ is somebody's home
-    *("dataset.root", "dataset.table", "dataset.cache_dir", "dataset.split.hold_out_defect_type", "model.name"),
-    *("model.weights", "logger.project", "logger.group", "resume", "checkpoint", "predictions", "input", "output"),
-    *("root", RUN_DIR, SWEEP_DIR),
-)
-NAMES = ("dataset.sound", "dataset.categories", "dataset.classes", "runs", "logger.tags", "hydra.searchpath")  # lists
 POINTERS = {  # a key, and what other tools call it
     **{"optim.lr": "lr learning_rate", "optim.weight_decay": "weight_decay", "optim": "optimizer optimiser"},
     **{"finetune.stages.full.epochs": "epochs max_epochs", "finetune.patience": "patience", "seed": "seed"},
@@ -52,11 +54,6 @@ POINTERS = {  # a key, and what other tools call it
     **{"model": "backbone arch", "model.weights": "weights", "model.pretrained": "pretrained"},
     **{"checkpoint": "model weights", "hydra.run.dir": "save_dir output_dir"},
 }
-
-QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
-ELEMENT = re.compile(rf"(?:^|,)\s*((?:{QUOTED}|\[.*?\])(?=\s*(?:,|$))|[^,]*)")
-PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)(?:[a-z_]|\.{0,2}/)[\w./-]*|\.{1,2}", re.IGNORECASE | re.ASCII)
-SWEPT = re.compile(r"(?:choice|range|interval|glob|shuffle|sort|tag)\(.*\)")
 
 Parsed = TypeVar("Parsed")
 
@@ -95,11 +92,11 @@ def run_verb(verb: str, task: Callable[[dict[str, Any], Path], int | None]) -> N
 def _run_or_sweep(
     verb: str, task: Callable[[dict[str, Any], Path], int | None], show_all: bool, begun: list[Path]
 ) -> int:
-    sys.argv[1:] = _with_words_as_values(verb, _options_joined(sys.argv[1:]))
+    sys.argv[1:] = with_words_as_values(verb, with_options_joined(sys.argv[1:]))
     sys.argv[1:] = [argument for argument in _with_recorded_overrides(sys.argv[1:]) if argument != TRUST]
-    sys.argv[1:] = [word for argument in sys.argv[1:] for word in _spelled_out(argument)]
+    sys.argv[1:] = [word for argument in sys.argv[1:] for word in spelled_out(argument)]
     sweeps = bool(MULTIRUN & set(sys.argv))
-    sys.argv[1:] = [_with_text_quoted(argument, sweeps) for argument in sys.argv[1:]]
+    sys.argv[1:] = [with_text_quoted(argument, sweeps) for argument in sys.argv[1:]]
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda typed: not typed.startswith("-"))  # Hydra wants options first
     asks_for_help = bool({"--help", "-h"} & set(sys.argv))
     if verb in TRAINING and asks_for_help:
@@ -117,7 +114,7 @@ def _way_on(verb: str, begun: list[Path]) -> str:
     """
     if not begun or not begun[-1].is_dir() or not (verb in RESUMED or recorded_sweep(begun[-1]) is not None):
         return AGAIN
-    return f"{_typed(f'resume={begun[-1]}')} goes on"
+    return f"{as_typed(f'resume={begun[-1]}')} goes on"
 
 
 def _run(verb: str, task: Callable[[dict[str, Any], Path], int | None], show_all: bool, begun: list[Path]) -> int:
@@ -132,7 +129,7 @@ def _run(verb: str, task: Callable[[dict[str, Any], Path], int | None], show_all
             values = _values(config)
             # The processes that a job starts repeat it, in its folder. Lightning would start them on the composed
             # configuration, which no longer knows the presets, if it saw Hydra's state.
-            sys.argv = [typed[0], *_presets_beside(state), *state.overrides.task, f"{RUN_DIR}={_quoted(str(folder))}"]
+            sys.argv = [typed[0], *_presets_beside(state), *state.overrides.task, f"{RUN_DIR}={quoted(str(folder))}"]
             HydraConfig.instance().cfg = None
             if not show_all:
                 del os.environ[FULL_ERROR]
@@ -156,14 +153,14 @@ def _sweep(verb: str, show_all: bool, begun: list[Path]) -> int:
     given = [argument.partition("=")[2] for argument in sys.argv if argument.startswith(f"{SWEEP_DIR}=")]
     presets, rest = "hydra.searchpath=", [argument for argument in sys.argv[1:] if argument not in MULTIRUN]
     arguments = [argument for argument in rest if argument.startswith(presets) or not argument.startswith("hydra")]
-    new = Path(_unquoted(given[-1])) if given else _new_sweep_folder(verb)
+    new = Path(unquoted(given[-1])) if given else _new_sweep_folder(verb)
 
     def job(config: DictConfig) -> None:  # by value into other processes: it holds nothing but two words
         _sweep_job(verb, show_all, config)
 
     with open_sweep(new, bool(given), verb, arguments) as folder:
         begun.append(folder)
-        sys.argv.append(f"{SWEEP_DIR}={_quoted(str(folder))}")
+        sys.argv.append(f"{SWEEP_DIR}={quoted(str(folder))}")
         try:
             hydra.main(config_path=str(CONF_DIR), config_name=verb, version_base="1.3")(job)()
         except (Exception, Stopped):
@@ -179,7 +176,7 @@ def _sweep_job(verb: str, show_all: bool, config: DictConfig) -> None:
         os.environ.pop(FULL_ERROR, None)
     try:
         overrides = list(state.overrides.task)
-        arguments = [*_presets_beside(state), *overrides, f"{RUN_DIR}={_quoted(str(folder))}"]
+        arguments = [*_presets_beside(state), *overrides, f"{RUN_DIR}={quoted(str(folder))}"]
         run_job(Task(verb, state.job.num, folder, overrides, _values(config), arguments, _values(state.job_logging)))
     finally:
         os.environ[FULL_ERROR] = "1"
@@ -221,12 +218,12 @@ def _with_recorded_overrides(arguments: list[str]) -> list[str]:
     runs = [value for key, _, value in (argument.partition("=") for argument in arguments) if key == "resume"]
     if not runs or runs[-1] in ("", "null"):
         return arguments
-    folder = Path(_unquoted(runs[-1])).expanduser()
+    folder = Path(unquoted(runs[-1])).expanduser()
     if (sweep := recorded_sweep(folder)) is not None:
         rest = [argument for argument in arguments if not argument.startswith("resume=") and argument not in MULTIRUN]
-        return ["-m", *_trusted(sweep, rest, folder), f"{SWEEP_DIR}={_quoted(str(folder))}", *rest]
+        return ["-m", *_trusted(sweep, rest, folder), f"{SWEEP_DIR}={quoted(str(folder))}", *rest]
     started = [argument for argument in recorded_command(folder) if not argument.startswith("resume=")]
-    return [*_trusted(started, arguments, folder), f"{RUN_DIR}={_quoted(str(folder))}", *arguments]
+    return [*_trusted(started, arguments, folder), f"{RUN_DIR}={quoted(str(folder))}", *arguments]
 
 
 def recorded_command(folder: Path) -> list[str]:
@@ -247,7 +244,7 @@ def recorded_command(folder: Path) -> list[str]:
     except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError) as error:
         raise UserError(
             f"the record {recorded.parent} is damaged ({type(error).__name__}): repeat the command that began this "
-            f"run, with {_typed(f'{RUN_DIR}={folder}')}"
+            f"run, with {as_typed(f'{RUN_DIR}={folder}')}"
         ) from error
 
 
@@ -256,17 +253,6 @@ def _presets_beside(state: Any) -> list[str]:
     folders = [source.path for source in state.runtime.config_sources if source.provider == "command-line"]
     typed = [override for override in state.overrides.hydra if override.startswith("hydra.searchpath=")]
     return [*(f"--config-dir={folder}" for folder in folders), *typed]
-
-
-def _options_joined(arguments: list[str]) -> list[str]:
-    """`--config-dir <folder>` as one word and for any working directory, since a run that is resumed repeats it."""
-    joined, words = [], iter(arguments)
-    for word in words:
-        option, _, folder = word.partition("=")
-        if option in ("--config-dir", "-cd"):
-            word = f"--config-dir={Path(folder or next(words, '')).expanduser().absolute()}"
-        joined.append(word)
-    return joined
 
 
 def _trusted(recorded: list[str], typed: list[str], folder: Path) -> list[str]:
@@ -282,64 +268,6 @@ def _trusted(recorded: list[str], typed: list[str], folder: Path) -> list[str]:
                 f"folder like a script, or type {shlex.quote(argument)} again"
             )
     return recorded
-
-
-def _with_words_as_values(verb: str, arguments: list[str]) -> list[str]:
-    """`a b level=0.9` as `level=0.9 runs=['a','b']`; a path may hold whatever a path may, "=" too."""
-    words = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
-    words = [word for word in words if verb in WORDS and not word.startswith("-")]
-    rest = [argument for argument in arguments if argument not in words]
-    return [*rest, f"{WORDS[verb]}=[{','.join(map(_quoted, words))}]"] if words else rest
-
-
-def _spelled_out(argument: str) -> list[str]:
-    """`decision=recall>=0.99` as the preset and its key, for Hydra takes no such word; all else as it is."""
-    match = re.fullmatch(r"decision=([\w ]+)([<>]=?)(.*)", argument)
-    if match is None:
-        return [argument]
-    rate, sign, value = match.groups()
-    if SHORT.get(rate) != sign:
-        known = ", ".join(f"{name}{sign}<number>" for name, sign in SHORT.items())
-        raise UserError(f"{argument}{did_you_mean(rate, SHORT) or ','} there are {known}")
-    return [f"decision={rate}", f"decision.target={value}"]
-
-
-def _with_text_quoted(argument: str, sweeps: bool) -> str:
-    """Text in Hydra's quotes where its grammar would take it for anything else; in a sweep each of several values."""
-    key, sign, value = argument.partition("=")
-    if key.lstrip("+") not in (*TEXTS, *NAMES) or not sign or "${" in value or (sweeps and SWEPT.fullmatch(value)):
-        return argument
-    names = key.lstrip("+") in NAMES
-    return f"{key}={','.join(_as_text(one, names) for one in (ELEMENT.findall(value) if sweeps or names else [value]))}"
-
-
-def _as_text(value: str, names: bool) -> str:
-    if names and value.startswith("[") and value.endswith("]"):
-        several = [name.strip() for name in ELEMENT.findall(value[1:-1])] if value[1:-1].strip() else []
-        return f"[{','.join(name if _is_text(name) else _quoted(name) for name in several)}]"
-    if value in ("", "null") or _is_text(value):
-        return value
-    return _quoted(value if names else os.path.expanduser(value))  # noqa: PTH111  pathlib refuses an unknown user
-
-
-def _is_text(value: str) -> bool:
-    return bool(PLAIN.fullmatch(value) or re.fullmatch(QUOTED, value))
-
-
-def _quoted(value: str) -> str:
-    """As Hydra's grammar has it: backslashes count before a quote only."""
-    return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
-
-
-def _unquoted(value: str) -> str:
-    if not re.fullmatch(QUOTED, value):
-        return value
-    return re.sub(rf"(\\*)(\\{value[0]}|\Z)", lambda m: m[1][: len(m[1]) // 2] + m[2][-1:], value[1:-1])
-
-
-def _typed(argument: str) -> str:
-    """As a shell takes it."""
-    return shlex.quote(argument) if "'" not in argument or set('"$`!\\') & set(argument) else f'"{argument}"'
 
 
 def _composition_sentence(error: BaseException, verb: str) -> str | None:
@@ -371,11 +299,11 @@ def _composition_sentence(error: BaseException, verb: str) -> str | None:
         key, sign, value = error.override.partition("=")
         if sign:
             return (
-                f"{error.override} cannot be read: as a text, type {_typed(f'{key}={_quoted(value)}')}; "
+                f"{error.override} cannot be read: as a text, type {as_typed(f'{key}={quoted(value)}')}; "
                 "as a list, 'key=[a,b]'"
             )
         before = sys.argv[max(1, sys.argv.index(error.override) - 1)] if error.override in sys.argv else ""
-        whole = f": a value with spaces is typed {_typed(f'{before} {error.override}')}" if "=" in before else ""
+        whole = f": a value with spaces is typed {as_typed(f'{before} {error.override}')}" if "=" in before else ""
         return f"{error.override} is no key=value{whole}"
     return " ".join(text.splitlines()[0].split())
 

@@ -10,7 +10,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from defectcls.config import CONF_DIR, _spelled_out, _unquoted, _with_text_quoted, recorded_command, run_verb
+from defectcls.arguments import spelled_out, unquoted, with_text_quoted
+from defectcls.config import CONF_DIR, recorded_command, run_verb
 from defectcls.errors import FULL_ERROR
 from tests.conftest import command, composed, process, sentence
 
@@ -157,10 +158,10 @@ def read_by_hydra(argument: str) -> Any:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_is_text_whatever_the_grammar_makes_of_it(name: str) -> None:
-    argument = _with_text_quoted(f"dataset.root={name}", sweeps=False)
+    argument = with_text_quoted(f"dataset.root={name}", sweeps=False)
     assert read_by_hydra(argument) == name
-    assert _with_text_quoted(argument, sweeps=False) == argument  # recorded, and typed again by resume=
-    assert _unquoted(argument.partition("=")[2]) == name
+    assert with_text_quoted(argument, sweeps=False) == argument  # recorded, and typed again by resume=
+    assert unquoted(argument.partition("=")[2]) == name
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,7 @@ def test_a_name_is_text_whatever_the_grammar_makes_of_it(name: str) -> None:
 )
 def test_names_in_a_list_are_text(typed: str, read: Any) -> None:
     for key in ("dataset.sound", "+dataset.classes", "dataset.categories"):
-        assert read_by_hydra(_with_text_quoted(f"{key}={typed}", sweeps=False)) == read
+        assert read_by_hydra(with_text_quoted(f"{key}={typed}", sweeps=False)) == read
 
 
 def test_what_means_something_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +194,7 @@ def test_what_means_something_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> 
         "dataset.sound=~root": "dataset.sound='~root'",
         "output=~nobody here/a": "output='~nobody here/a'",
     }
-    assert {argument: _with_text_quoted(argument, sweeps=False) for argument in quoted} == quoted
+    assert {argument: with_text_quoted(argument, sweeps=False) for argument in quoted} == quoted
 
 
 def test_a_sweep_goes_over_the_elements_of_a_list() -> None:
@@ -203,7 +204,7 @@ def test_a_sweep_goes_over_the_elements_of_a_list() -> None:
         "model.name=resnet18,resnet34": "model.name=resnet18,resnet34",
         "model.name=choice(resnet18,resnet34)": "model.name=choice(resnet18,resnet34)",
     }
-    assert {argument: _with_text_quoted(argument, sweeps=True) for argument in quoted} == quoted
+    assert {argument: with_text_quoted(argument, sweeps=True) for argument in quoted} == quoted
 
 
 def test_a_list_without_brackets_is_ambiguous() -> None:
@@ -368,10 +369,10 @@ def test_a_decision_that_there_is_not(typed: str) -> None:
     assert sentence(command("train", SYNTHETIC, typed)) == f"{typed}{near} {known}"
 
 
-def test_a_decision_with_its_target_is_spelled_out() -> None:
-    assert _spelled_out("decision=fpr<=0.02") == ["decision=fpr", "decision.target=0.02"]
-    assert _spelled_out("decision=review") == ["decision=review"]
-    assert _spelled_out("dataset.root=a<=b") == ["dataset.root=a<=b"]
+def test_a_decision_with_its_target_isspelled_out() -> None:
+    assert spelled_out("decision=fpr<=0.02") == ["decision=fpr", "decision.target=0.02"]
+    assert spelled_out("decision=review") == ["decision=review"]
+    assert spelled_out("dataset.root=a<=b") == ["dataset.root=a<=b"]
 
 
 def test_a_command_that_fails_at_once_leaves_no_folder(tmp_path: Path) -> None:
