@@ -39,6 +39,7 @@ _PACKAGE = Path(__file__).resolve().parent
 CONF_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "train.yaml").is_file())
 MULTIRUN = {"-m", "--multirun"}
 
+UNRECORDED = "hydra.output_subdir=null"  # .hydra/ stays what began the run, whatever is typed to go on with it
 TRUST = "trust=true"  # of the folder that `resume` names
 # Flags, keys of Hydra's own, keys of functions and classes, and presets that lie outside of conf/.
 CODE = re.compile(r"[\s+~]*(-|hydra)|.*(_target_|list_samples)|[\w/+~]*(@[^=]*)?=.*(\.\./|\$)", re.DOTALL)
@@ -52,6 +53,7 @@ POINTERS = {  # a key, and what other tools call it
     **{"trainer.workers": "workers num_workers", "trainer.precision": "precision", "trainer.devices": "devices gpus"},
     **{"trainer": "device accelerator", "device": "trainer accelerator", "dataset": "data", "input": "source data"},
     **{"model": "backbone arch", "model.weights": "weights", "model.pretrained": "pretrained"},
+    **{"prevalence": "prevalence"},
     **{"checkpoint": "model weights", "hydra.run.dir": "save_dir output_dir"},
 }
 
@@ -129,7 +131,8 @@ def _run(verb: str, task: Callable[[dict[str, Any], Path], int | None], show_all
             values = _values(config)
             # The processes that a job starts repeat it, in its folder. Lightning would start them on the composed
             # configuration, which no longer knows the presets, if it saw Hydra's state.
-            sys.argv = [typed[0], *_presets_beside(state), *state.overrides.task, f"{RUN_DIR}={quoted(str(folder))}"]
+            again = [*_presets_beside(state), *state.overrides.task, f"{RUN_DIR}={quoted(str(folder))}", UNRECORDED]
+            sys.argv = [typed[0], *again]
             HydraConfig.instance().cfg = None
             if not show_all:
                 del os.environ[FULL_ERROR]
@@ -176,7 +179,7 @@ def _sweep_job(verb: str, show_all: bool, config: DictConfig) -> None:
         os.environ.pop(FULL_ERROR, None)
     try:
         overrides = list(state.overrides.task)
-        arguments = [*_presets_beside(state), *overrides, f"{RUN_DIR}={quoted(str(folder))}"]
+        arguments = [*_presets_beside(state), *overrides, f"{RUN_DIR}={quoted(str(folder))}", UNRECORDED]
         run_job(Task(verb, state.job.num, folder, overrides, _values(config), arguments, _values(state.job_logging)))
     finally:
         os.environ[FULL_ERROR] = "1"
@@ -205,7 +208,8 @@ def shipped_dataset(lister: str) -> dict[str, Any] | None:
 def job_command() -> str:
     """What to type to repeat this job."""
     module = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "defectcls")
-    return shlex.join(["python", "-m", module, *(a for a in sys.argv[1:] if not a.startswith((RUN_DIR, "resume=")))])
+    own = (RUN_DIR, UNRECORDED, "resume=")
+    return shlex.join(["python", "-m", module, *(word for word in sys.argv[1:] if not word.startswith(own))])
 
 
 def parse(kind: type[Parsed], config: dict[str, Any]) -> Parsed:
@@ -223,7 +227,7 @@ def _with_recorded_overrides(arguments: list[str]) -> list[str]:
         rest = [argument for argument in arguments if not argument.startswith("resume=") and argument not in MULTIRUN]
         return ["-m", *_trusted(sweep, rest, folder), f"{SWEEP_DIR}={quoted(str(folder))}", *rest]
     started = [argument for argument in recorded_command(folder) if not argument.startswith("resume=")]
-    return [*_trusted(started, arguments, folder), f"{RUN_DIR}={quoted(str(folder))}", *arguments]
+    return [*_trusted(started, arguments, folder), f"{RUN_DIR}={quoted(str(folder))}", UNRECORDED, *arguments]
 
 
 def recorded_command(folder: Path) -> list[str]:

@@ -52,7 +52,7 @@ class EvaluationRun(Run):
             if "validation" not in about:
                 raise UserError(f"{checkpoint} is of a run that did not finish: resume=<run folder> finishes it")
             validation = _validation(about["validation"], classifier.classes, checkpoint)
-            self.decision = choose_decision(settings.decision, validation, *self.classes, dataset.prevalence)
+            self.decision = choose_decision(settings.decision, validation, *self.classes, settings.prevalence)
             if settings.update_checkpoint:
                 content = torch.load(checkpoint, map_location="cpu", weights_only=True)
                 keep_decision(content, self.decision, checkpoint)

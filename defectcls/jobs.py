@@ -72,7 +72,8 @@ def run_job(task: Task) -> dict[str, Any]:
     record = task.folder / RECORD
     known = _read(record)
     if known is not None:
-        _refuse_another(known["config"], _plain(task.config), task.folder)
+        other = "take another folder by hydra.sweep.dir=<folder>"
+        refuse_another(known["config"], task.config, str(task.folder), ("resume", "logger."), other)
         if known["status"] == FINISHED:
             log.info("job %d is finished: %s", task.number, " ".join(task.overrides))
             return known
@@ -147,17 +148,22 @@ def _death(exit_code: int) -> str:
     return f"its process was killed by {name}" + (", as Linux does when memory runs out" if name == "SIGKILL" else "")
 
 
-def _refuse_another(known: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
-    """Nothing is skipped, or gone on with, that is not what was asked for."""
-    known, now = (_flat(one) for one in (known, config))
-    other = (key for key in known | now if known.get(key) != now.get(key))
-    different = [key for key in other if not key.startswith(("resume", "logger."))]  # where it is told is no part of it
-    if different:
-        key = different[0]
-        raise UserError(
-            f"{folder} was begun with {key}={known.get(key)}, and now it is {now.get(key)}: take another folder "
-            "by hydra.sweep.dir=<folder>"
-        )
+def refuse_another(
+    known: dict[str, Any], config: dict[str, Any], what: str, spared: tuple[str, ...], remedy: str
+) -> None:
+    """Nothing is skipped, or gone on with, that is not what was asked for.
+
+    Args:
+        known, config: that it was begun with, and of now.
+        spared: how the keys begin that may differ, such as where it is told.
+
+    Raises:
+        UserError: another one differs.
+    """
+    before, now = (_flat(one) for one in (known, _plain(config)))
+    other = (key for key in before | now if before.get(key) != now.get(key))
+    if (key := next((key for key in other if not key.startswith(spared)), None)) is not None:
+        raise UserError(f"{what} was begun with {key}={before.get(key)}, and now it is {now.get(key)}: {remedy}")
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+TOLD = 3  # photos that could not be judged, on the terminal; the table has all
 HEAT_SIDE = 128  # pixels of a heat map in memory, at most twice as many: its cells are coarser, and so is a thumbnail
 
 
@@ -71,6 +72,8 @@ def predict(config: dict[str, Any], folder: Path) -> int:
         (folder / "gallery.html").write_text(page, encoding="utf-8")
     words = outcome_words(summary), *decision_words(summary["decision"]), *not_promised(summary["decision"])
     print(*words, sep="\n")
+    for path, error in tally.unreadable[["path", "error"]].head(TOLD).itertuples(index=False):
+        print(f"- {path}: {error}")
     if photos.left_out:
         print(f"beside the photos: {counted(photos.left_out)}")
     speed = "" if settings.watch else f"{summary['images_per_second']:.1f} photos per second; "

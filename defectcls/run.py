@@ -37,6 +37,7 @@ from defectcls.evaluation.localisation import mask_sizes
 from defectcls.evaluation.metrics import compute_metrics
 from defectcls.evaluation.predictions import PROBABILITY, predictions_table, probabilities_of
 from defectcls.files import LAST, written_whole
+from defectcls.jobs import refuse_another
 from defectcls.model.classifier import Classifier
 from defectcls.model.frozen import extract_features
 from defectcls.model.joined import out_of_fold
@@ -48,6 +49,8 @@ from defectcls.settings import TrainerSettings, TrainSettings
 log = logging.getLogger(__name__)
 
 PARTS = ("train", "val", "test")
+# Keys that a run may go on with otherwise than it began: where it computes, what it stores, how it is told and judged.
+MAY_CHANGE = ("resume", "logger.", "trainer.", "inspect.", "decision.", "dataset.cache", "dataset.depth")
 
 
 class Run:
@@ -134,7 +137,10 @@ class TrainingRun(Run):
         start = time.perf_counter()
         device = device_of(settings.trainer)
         if (folder / LAST).is_file():
-            settings = as_begun(settings, folder / LAST, device)
+            begun = read_checkpoint(folder / LAST)["defectcls"]
+            remedy = f"leave that out of resume={folder}, or begin another run"
+            refuse_another(begun["config"], config, "this run", MAY_CHANGE, remedy)
+            settings = as_begun(settings, begun, device)
         data = build_data(settings, device=device)
         settings = settings.model_copy(update={"dataset": data.settings})  # with its depth
         validated = data.samples["defective"].to_numpy(bool)[data.part("val")]
@@ -273,12 +279,14 @@ class TrainingRun(Run):
         return metrics, pd.concat([table for table, _ in judged.values()]).sort_index()
 
 
-def as_begun(settings: TrainSettings, last: Path, device: torch.device) -> TrainSettings:
+def as_begun(settings: TrainSettings, begun: dict[str, Any], device: torch.device) -> TrainSettings:
     """The settings of a run that goes on: what is `auto` in its trainer, or its depth, is what that was as it began.
 
     On another kind of device it is chosen anew, and images that were to be kept on a GPU are kept elsewhere on a CPU.
+
+    Args:
+        begun: what `Record` was told of the run.
     """
-    begun = read_checkpoint(last)["defectcls"]
     trainer, dataset = settings.trainer, settings.dataset
     if begun.get("device", device.type) == device.type:
         chosen = {key: begun["config"]["trainer"][key] for key in ("precision", "channels_last", "compile")}

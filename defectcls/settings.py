@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 Share = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+Prevalence = Annotated[float, Field(gt=0, lt=1)] | None
 Size = Annotated[float, Field(gt=0, lt=1)] | PositiveInt | None
 Precision = Annotated[Literal["32", "bf16", "16"], BeforeValidator(str)]  # the command line gives 32 as a number
 
@@ -65,7 +66,7 @@ class DatasetSettings(Settings):
     join_spellings: bool
     contradictions: Literal["error", "allow"]
     consecutive: PositiveInt | None
-    prevalence: Annotated[float, Field(gt=0, lt=1)] | None
+    prevalence: Prevalence
     cache: Annotated[
         Literal["auto", "off", "ram", "disk", "device"],
         BeforeValidator(lambda given: "off" if given is False else given),  # YAML's off
@@ -302,15 +303,17 @@ class EvaluateSettings(Settings):
     device: Literal["auto", "cpu", "gpu"]
     precision: Precision | None
     seen: Literal["leave_out", "keep"]
+    prevalence: Prevalence
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "EvaluateSettings":
         if (self.checkpoint is None) == (self.predictions is None):
             raise ValueError("give checkpoint=<run folder> or predictions=<csv>, one of both")
-        stated = None if self.dataset is None else self.dataset.prevalence
-        if stated is not None and (self.decision is None or not self.decision.calibrate):
+        if self.dataset is not None and self.dataset.prevalence is not None:
+            raise ValueError("dataset.prevalence is of training: here it is prevalence=<share>, with decision=<policy>")
+        if self.prevalence is not None and (self.decision is None or not self.decision.calibrate):
             raise ValueError(
-                f"dataset.prevalence={stated:g} is for scores that are calibrated anew: add decision=<policy>, with "
+                f"prevalence={self.prevalence:g} is for scores that are calibrated anew: add decision=<policy>, with "
                 "decision.calibrate=true"
             )
         if self.update_checkpoint and (self.checkpoint is None or self.decision is None):

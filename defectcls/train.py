@@ -8,12 +8,13 @@ from defectcls.config import parse, run_verb
 
 def train(config: dict[str, Any], folder: Path) -> None:
     """One run, in its own folder; a finished one is only shown again."""
-    if (folder / "metrics.json").is_file():
-        print("this run is finished:")
+    finished = (folder / "metrics.json").is_file()
     metrics = train_run(config, folder)
     if metrics is not None:
         from defectcls.results import print_results
 
+        if finished:
+            print("this run is finished:")
         print_results(folder, metrics)
 
 

@@ -173,6 +173,7 @@ def test_only_unreadable_photos(finished: Path, photos: Path, tmp_path: Path) ->
     outcome = predict(finished, photos / "0/text.png", tmp_path, "output=" + str(tmp_path / "rows.parquet"))
     assert outcome.code == 1
     assert "could not be read" in outcome.out
+    assert "- text.png: not an image" in outcome.out.splitlines()
     assert pd.read_parquet(tmp_path / "rows.parquet")["error"].tolist() == ["not an image"]
 
 

@@ -206,6 +206,19 @@ def test_run_goes_on_once_what_is_damaged_is_deleted(finished: Path, tmp_path: P
     assert equal(weights(folder / BEST), weights(finished / BEST))
 
 
+def test_a_run_goes_on_as_it_was_begun_or_not_at_all(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "metrics.json").unlink()
+    record = (folder / ".hydra/overrides.yaml").read_bytes()
+    for changed in ("optim.lr=0.5", f"dataset.root={tmp_path}"):
+        told = sentence(command("train", f"resume={folder}", changed))
+        key, _, value = changed.partition("=")
+        assert told.startswith(f"this run was begun with {key}=")
+        assert told.endswith(f", and now it is {value}: leave that out of resume={folder}, or begin another run")
+    assert (folder / ".hydra/overrides.yaml").read_bytes() == record  # what was typed in vain is not typed again
+
+
 @pytest.mark.parametrize("content", [b"", b'{"test": {', b"[1]", b"{}", b"\xff\xfe", b"[" * 100_000])
 def test_numbers_of_a_run_that_are_damaged(finished: Path, tmp_path: Path, content: bytes) -> None:
     shutil.copytree(finished / ".hydra", tmp_path / ".hydra")

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from defectcls.data.cache import Images, open_images
 from defectcls.data.depth import examine_files
 from defectcls.data.digests import digest_files
-from defectcls.data.duplicates import NO_PAIRS, contradiction, first_of, related_images, split_units
+from defectcls.data.duplicates import NO_PAIRS, contradiction, first_of, identical_files, related_images, split_units
 from defectcls.data.fingerprints import Fingerprints, fingerprint_files
 from defectcls.data.listing import fetch, list_samples
 from defectcls.data.near_duplicates import near_identical_pairs
@@ -90,7 +90,7 @@ class DefectDataModule(L.LightningDataModule):
                 raise UserError(
                     f"{contradicted}: delete the wrong ones, or take them as they are with dataset.contradictions=allow"
                 )
-            log.warning("%s; taken as they are, as dataset.contradictions=allow says", contradicted)
+            log.warning("%s; taken as they are", contradicted)
         found = classes_of(samples)
         if not self.classes and len(found) < 2:
             raise UserError(
@@ -103,7 +103,9 @@ class DefectDataModule(L.LightningDataModule):
             raise UserError(
                 f"the data has classes that the model does not know: {', '.join(unknown)}; it knows {known}"
             )
-        samples["split"] = self._split(samples) if self.split else "test"
+        units = self._units(samples)
+        samples["unit"] = split_units(first_of(units), samples.get("group"))  # a split may ignore what is related
+        samples["split"] = self._split(samples, units) if self.split else "test"
         self.samples = samples
         self.targets = samples["label"].map({name: i for i, name in enumerate(self.classes)}).to_numpy(np.int64)
 
@@ -173,11 +175,17 @@ class DefectDataModule(L.LightningDataModule):
             raise UserError(f"{sentence}; mend or delete them, or leave them out with dataset.on_unreadable=skip")
         log.warning("%s; left out, as dataset.on_unreadable=skip says", sentence)
 
-    def _split(self, samples: pd.DataFrame) -> pd.Series:
+    def _units(self, samples: pd.DataFrame) -> np.ndarray:
+        """Number of the images that each image is tied to, (images,); says how many copies and near twins there are."""
         if "near_identical" in self.settings.split.together:
             self.find_near_identical(samples["path"])
-        units = related_images(samples, self.settings, self.digests, self.near)
-        samples["unit"] = split_units(first_of(units), samples.get("group"))  # a split may ignore what is related
+        copies = np.bincount(identical_files(self.digests), minlength=len(samples))
+        for kind, count in (("identical", copies[copies > 1].sum()), ("near-identical", len(np.unique(self.near)))):
+            if count:
+                log.info("%s to another: %d images; they are of one part, and count as one", kind, count)
+        return related_images(samples, self.settings, self.digests, self.near)
+
+    def _split(self, samples: pd.DataFrame, units: np.ndarray) -> pd.Series:
         parts = split_samples(samples, units, self.settings.split, self.seed)
         if leaks := leaked_units(parts, units):
             log.warning(
@@ -197,9 +205,6 @@ class DefectDataModule(L.LightningDataModule):
         if self.settings.on_unreadable == "error":
             self._report_unreadable(self.prints.errors, names)  # with dataset.cache=off nobody has decoded them before
         self.near = near_identical_pairs(paths, self.prints, store)
-        if len(self.near) and self.split:
-            twins = len(np.unique(self.near))
-            log.info("near-identical to another: %d images; each is kept in one part with it", twins)
 
 
 class EpochSampler(Sampler[int]):

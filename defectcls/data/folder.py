@@ -46,6 +46,7 @@ def list_samples(root: Path, sound: NameOrNames) -> pd.DataFrame:
     for name in sound:
         if folded(name) not in map(folded, classes):
             hint = did_you_mean(name, classes)
+            hint = hint or ": say which are sound, dataset.sound=[<folder>]"
             raise UserError(f"{root} has the class folders {', '.join(classes)}; not sound={name}{hint}")
     is_sound = set(map(folded, sound))
     images, left_out = images_expected_in(root, class_folders, LAYOUT)

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from defectcls.data.samples import DEFECTIVE
-from defectcls.evaluation.collapse import ranks
+from defectcls.evaluation.collapse import CHANCE, ranks
 from defectcls.evaluation.elsewhere import changes
 from defectcls.evaluation.metrics import defect_counts, defect_numbers
 
@@ -94,7 +94,7 @@ def decision_words(decision: dict[str, Any] | None, trained: bool = True) -> lis
             rule += f": at {number(share, 4)} both error rates would weigh alike, and the network is more cautious"
         elif policy == "balanced":
             rule += ": at this threshold both error rates weigh alike"
-        scaled = "" if share is None else f"; scores are for {percent(share)} of defects"
+        scaled = "" if share is None else f"; scores assume that {percent(share)} of the parts are defective"
         if not all(promise["kept"] for promise in decision["promises"]):
             scaled += "; the rate cannot be promised"
             if evidence["defective"] and evidence["sound"]:
@@ -152,6 +152,9 @@ def caveats(metrics: dict[str, Any]) -> list[str]:
                 f"No improvement over the network before training: {label} {number(after)}, before {number(before)}."
             ]
             break
+    ranked = defect_numbers(metrics["val"])["auroc"] if "val" in metrics else None
+    if ranked is not None and ranked <= CHANCE:
+        found += [f"On validation the scores rank no better than chance (AUROC {number(ranked)}): no threshold helps."]
     if split != "test":
         found += [
             f"No test set: the verdict is on {SPLITS[split]} images, which helped to make the model. Expect worse."

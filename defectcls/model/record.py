@@ -115,7 +115,7 @@ class Record(L.Callback):
         }
         self.history[-1].update(row)
         log.info(
-            "epoch %d (%s): training loss %.4f, validation loss %.4f, AUROC %.4f, %.0f img/s",
+            "epoch %d (%s): training loss %.4f, calibrated validation loss %.4f, AUROC %.4f, %.0f img/s",
             *(self.history[-1][key] for key in SHOWN),
         )
         last = pl_module.plan[-1]

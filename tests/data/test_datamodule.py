@@ -1,6 +1,8 @@
 """Batches: their contract, the order of an epoch, and a sentence for whatever is wrong with the folder."""
 
 import hashlib
+import logging
+import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,7 +168,7 @@ def test_workers_decode_only_what_is_not_kept(root: Path) -> None:
 def test_an_image_that_turns_out_unreadable_ends_the_epoch_with_its_name(tmp_path: Path, workers: int) -> None:
     photos(tmp_path, good=20, dent=20)
     (tmp_path / "good" / "005.png").write_bytes(b"what")
-    data = ready(tmp_path, {"cache": "off"}, split=False, workers=workers)
+    data = ready(tmp_path, {"cache": "off", "split": {"together": []}}, split=False, workers=workers)
     sentence = f"^{tmp_path}/good/005.png cannot be read: not an image; mend or delete it, or leave [^\\n]*=skip$"
     with pytest.raises(UserError, match=sentence):
         list(data.test_dataloader())
@@ -233,6 +235,17 @@ def test_copies_stand_in_one_part(tmp_path: Path) -> None:
         assert samples[[f"good/{number:03d}.png" for number in (0, 3, 11, 17)]].nunique() == 1
 
 
+def test_copies_count_as_one_where_nothing_is_split_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    photos(tmp_path, good=20, dent=20)
+    for number in (3, 11):
+        shutil.copy(tmp_path / "good" / "000.png", tmp_path / "good" / f"{number:03d}.png")
+    with caplog.at_level(logging.INFO):
+        units = ready(tmp_path, split=False).samples.set_index("path")["unit"]
+    assert units[["good/000.png", "good/003.png", "good/011.png"]].nunique() == 1
+    assert units.nunique() == 38
+    assert "identical to another: 3 images; they are of one part, and count as one" in caplog.messages
+
+
 @pytest.mark.parametrize("link", [False, True])
 def test_the_same_photo_under_two_labels_is_refused_or_allowed_aloud(
     tmp_path: Path, link: bool, caplog: pytest.LogCaptureFixture
@@ -254,7 +267,7 @@ def test_the_same_photo_under_two_labels_is_refused_or_allowed_aloud(
     )
     assert "beside the photos: 1 .txt" in caplog.messages
     assert len(ready(tmp_path, {"contradictions": "allow"}).samples) == 42
-    assert f"{said}; taken as they are, as dataset.contradictions=allow says" in caplog.messages
+    assert f"{said}; taken as they are" in caplog.messages
 
 
 def test_copies_of_one_label_or_of_two_types_of_defect_are_no_contradiction(tmp_path: Path) -> None:

@@ -112,6 +112,14 @@ def test_a_large_good_run_has_no_caveats():
     assert caveats(metrics_of(TWO, baseline=[[50, 50], [50, 50]], test=[[98, 2], [1, 99]])) == []
 
 
+def test_scores_that_rank_no_better_than_chance_on_validation_are_a_caveat():
+    metrics = metrics_of(TWO, val=[[80, 20], [20, 80]], test=[[98, 2], [1, 99]])
+    metrics["val"]["auroc"] = 0.31
+    assert caveats(metrics) == [
+        "On validation the scores rank no better than chance (AUROC 0.310): no threshold helps."
+    ]
+
+
 def test_caveats_in_words():
     few = caveats(metrics_of(TWO, test=[[99, 1], [0, 8]]))
     assert few == [
@@ -249,7 +257,7 @@ def test_a_decision_is_told_with_its_evidence_and_promise():
     balanced = DECISION | {"policy": "balanced", "shift": [0.0, -2.0], "prevalence": 0.25, "promises": []}
     assert decision_words(balanced)[0].startswith(
         "An image is rejected from a score of 0.2500 on: at this threshold both error rates weigh alike (policy "
-        "balanced; scores are for 25.0 % of defects). On"
+        "balanced; scores assume that 25.0 % of the parts are defective). On"
     )
     cautious = balanced | {"accept_below": 0.2, "reject_from": 0.2}
     assert decision_words(cautious)[0].startswith(

@@ -394,9 +394,7 @@ def test_a_run_goes_on_as_it_began_where_that_can_be(
     config = composed("dataset=synthetic", "dataset.cache=device", "trainer=cpu")
     config["trainer"] |= asked
     of_then = {"trainer": config["trainer"] | BEGUN | {"accelerator": "gpu", "devices": 8}, "dataset": {"depth": "12"}}
-    content = {"defectcls": {"config": of_then, "device": device}, "callbacks": {"Record": {}}}
-    torch.save(content, tmp_path / "last.ckpt")
-    found = as_begun(TrainSettings(**config), tmp_path / "last.ckpt", CPU)
+    found = as_begun(TrainSettings(**config), {"config": of_then, "device": device}, CPU)
     trainer = found.trainer.model_dump()
     assert {key: trainer[key] for key in BEGUN} == expected
     assert (trainer["accelerator"], trainer["devices"]) == ("cpu", 1)
