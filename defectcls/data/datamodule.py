@@ -20,7 +20,7 @@ from defectcls.data.near_duplicates import near_identical_pairs
 from defectcls.data.pixel_file import Files
 from defectcls.data.samples import Target, classes_of, counted, label_samples
 from defectcls.data.splits import PARTS, leaked_units, split_samples
-from defectcls.data.store import Store
+from defectcls.data.store import image_store
 from defectcls.errors import UserError
 from defectcls.settings import DatasetSettings
 
@@ -149,10 +149,7 @@ class DefectDataModule(L.LightningDataModule):
         """The rows that can be read; `images` and `digests` are theirs."""
         paths = [f"{self.settings.root}/{name}" for name in samples["path"].tolist()]
         known, settings = digest_files(paths), self.settings
-        store = None
-        if settings.cache != "off":
-            store = Store(settings.cache_dir, "images.sqlite", settings.cache_max_gb)
-        depths = examine_files(paths, known, store)
+        depths = examine_files(paths, known, image_store(settings))
         depth = depths.resolve(settings.depth)
         for sentence in depths.told(depth):
             log.info(sentence)
@@ -199,8 +196,7 @@ class DefectDataModule(L.LightningDataModule):
     def find_near_identical(self, names: pd.Series) -> None:
         """Fingerprint all images and pair the near-identical ones: `prints` and `near`."""
         paths = [f"{self.settings.root}/{name}" for name in names]
-        folder = None if self.settings.cache == "off" else self.settings.cache_dir
-        store = Store(folder, "images.sqlite", self.settings.cache_max_gb)
+        store = image_store(self.settings)
         self.prints = fingerprint_files(paths, self.digests, self.settings.depth, store)
         if self.settings.on_unreadable == "error":
             self._report_unreadable(self.prints.errors, names)  # with dataset.cache=off nobody has decoded them before

@@ -19,7 +19,7 @@ from defectcls.data.listing import fetch, list_samples
 from defectcls.data.near_duplicates import PLAIN, near_identical_pairs
 from defectcls.data.samples import Target, label_samples
 from defectcls.data.splits import PARTS, leaked_units, split_samples
-from defectcls.data.store import Store
+from defectcls.data.store import image_store
 from defectcls.errors import UserError
 from defectcls.settings import DatasetSettings
 
@@ -83,7 +83,7 @@ def take_inventory(settings: DatasetSettings, target: Target, seed: int) -> Inve
     fetch(settings)
     samples = label_samples(list_samples(settings), target)
     paths = [f"{settings.root}/{path}" for path in samples["path"]]
-    store = Store(None if settings.cache == "off" else settings.cache_dir, "images.sqlite", settings.cache_max_gb)
+    store = image_store(settings)
     known = digest_files(paths)
     depths = examine_files(paths, known, store)
     depth = depths.resolve(settings.depth)

@@ -6,10 +6,18 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from defectcls.settings import DatasetSettings
+
 log = logging.getLogger(__name__)
 
 KEPT = 0.8  # share of the room that is still taken once some was made: the next jobs need not make it again
 KEYS_AT_ONCE = 900  # sqlite of before 2020 takes 999 values a statement
+
+
+def image_store(settings: DatasetSettings) -> "Store":
+    """What is remembered of each image of a dataset; with `dataset.cache=off` in memory alone."""
+    folder = None if settings.cache == "off" else settings.cache_dir
+    return Store(folder, "images.sqlite", settings.cache_max_gb)
 
 
 class Store:
