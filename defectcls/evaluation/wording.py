@@ -12,6 +12,7 @@ from defectcls.evaluation.metrics import defect_counts, defect_numbers
 
 SMALL = 50  # fewer images than this on either side: one image more or less moves the rate by over 2 points
 USING_SCORES = "decision=f1 takes a threshold that uses them"
+FEW = 20  # validation images of either kind
 FRAIL = 0.1  # of recall or overkill lost under a light disturbance
 SHORT = {"auroc": "AUROC", "recall": "recall", "overkill_rate": "overkill"}
 SPLITS = {"baseline": "before training", "train": "train", "val": "validation", "test": "test"}
@@ -155,6 +156,12 @@ def caveats(metrics: dict[str, Any]) -> list[str]:
     ranked = defect_numbers(metrics["val"])["auroc"] if "val" in metrics else None
     if ranked is not None and ranked <= CHANCE:
         found += [f"On validation the scores rank no better than chance (AUROC {number(ranked)}): no threshold helps."]
+    evidence = (metrics.get("decision") or {}).get("evidence")
+    if evidence and not metrics["decision"]["promises"] and min(evidence["defective"], evidence["sound"]) < FEW:
+        rests = (
+            f"{_count(evidence['defective'], 'defective image')} and {evidence['sound']} sound of the validation set"
+        )
+        found += [f"The threshold rests on {rests}: others would have moved it."]
     if split != "test":
         found += [
             f"No test set: the verdict is on {SPLITS[split]} images, which helped to make the model. Expect worse."

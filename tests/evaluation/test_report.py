@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from defectcls.evaluation.decision import Decision
 from defectcls.evaluation.judge import judge
 from defectcls.evaluation.metrics import compute_metrics
 from defectcls.evaluation.predictions import predictions_table
@@ -118,6 +119,15 @@ def test_scores_that_rank_no_better_than_chance_on_validation_are_a_caveat():
     assert caveats(metrics) == [
         "On validation the scores rank no better than chance (AUROC 0.310): no threshold helps."
     ]
+
+
+@pytest.mark.parametrize(("defective", "sound", "few"), [(4, 90, True), (40, 9, True), (20, 20, False)])
+def test_a_threshold_that_rests_on_few_images_is_a_caveat(defective, sound, few):
+    evidence = {"defective": defective, "sound": sound, "escapes": 0, "false_rejects": 0}
+    metrics = metrics_of(TWO, test=[[98, 2], [1, 99]])
+    metrics["decision"] = Decision("balanced", accept_below=0.2, reject_from=0.2, evidence=evidence).plain()
+    rests = f"The threshold rests on {defective} defective images and {sound} sound of the validation set"
+    assert caveats(metrics) == ([f"{rests}: others would have moved it."] if few else [])
 
 
 def test_caveats_in_words():
