@@ -6,7 +6,8 @@ import logging
 import math
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,23 +72,27 @@ def _build(settings: LoggerSettings, folder: Path, config: dict[str, Any], name:
 
 
 def _tolerated(logger: Logger, method: Callable[..., None]) -> Callable[..., None]:
-    """The same, but whatever a dashboard raises is one warning, and from then on nothing is told to it."""
+    """The same, but once it has failed nothing is told to it."""
 
     @functools.wraps(method)
     def call(*given: Any, **options: Any) -> None:
-        try:
-            if "failed" not in vars(logger):
+        if "failed" not in vars(logger):
+            with _tolerating(logger):
                 method(*given, **options)
-        except Exception as error:
-            _warn_once(logger, error)
 
     return call
 
 
-def _warn_once(logger: Logger, error: Exception) -> None:
-    if "failed" not in vars(logger):
-        log.warning(GOES_ON, type(logger).__name__.removesuffix("Logger").lower(), " ".join(repr(error).split()))
-    vars(logger)["failed"] = True
+@contextmanager
+def _tolerating(logger: Logger) -> Iterator[None]:
+    """Whatever a dashboard raises is one warning."""
+    try:
+        yield
+    except Exception as error:
+        if "failed" not in vars(logger):
+            name = type(logger).__name__.removesuffix("Logger").lower()
+            log.warning(GOES_ON, name, " ".join(repr(error).split()))
+        vars(logger)["failed"] = True
 
 
 def _wandb_logger(
@@ -140,58 +145,49 @@ def log_results(
     table_rows: int,
 ) -> None:
     """Test metrics and their intervals to any logger; to W&B also what the report shows, and thumbnails."""
-    if logger is not None:
-        _tolerated(logger, _send_results)(logger, metrics, predictions, pictures, root, table_rows)
-
-
-def _send_results(
-    logger: Logger,
-    metrics: dict[str, Any],
-    predictions: pd.DataFrame,
-    pictures: dict[str, bytes],
-    root: Path,
-    table_rows: int,
-) -> None:
-    test = defect_numbers(metrics["test"])
-    numbers = {f"test/{name}": value for name, value in test.items() if isinstance(value, float | int)}
-    if (auroc := defect_numbers(metrics["val"])["auroc"]) is not None:
-        numbers["best/val_auroc"] = auroc  # of the checkpoint that is kept; val/auroc is that of the last epoch
-    for name, interval in test["intervals"].items():
-        if isinstance(interval, list):
-            numbers |= {f"test/{name}_low": interval[0], f"test/{name}_high": interval[1]}
-    logger.log_metrics(numbers)
-    if not isinstance(logger, WandbLogger):
+    if logger is None or "failed" in vars(logger):
         return
-    import wandb
+    with _tolerating(logger):
+        test = defect_numbers(metrics["test"])
+        numbers = {f"test/{name}": value for name, value in test.items() if isinstance(value, float | int)}
+        if (auroc := defect_numbers(metrics["val"])["auroc"]) is not None:
+            numbers["best/val_auroc"] = auroc  # of the checkpoint that is kept; val/auroc is that of the last epoch
+        for name, interval in test["intervals"].items():
+            if isinstance(interval, list):
+                numbers |= {f"test/{name}_low": interval[0], f"test/{name}_high": interval[1]}
+        logger.log_metrics(numbers)
+        if not isinstance(logger, WandbLogger):
+            return
+        import wandb
 
-    names = metrics["class_names"]
-    positions = {name: position for position, name in enumerate(names)}
-    truth = predictions["label"].map(positions).tolist()
-    probabilities = predictions[[PROBABILITY + name for name in names]].to_numpy().tolist()
-    shown = worth_seeing(predictions, names, limit=table_rows).drop(columns="split")
-    shown.insert(
-        0, "image", [wandb.Image(thumbnail(root / path, THUMBNAIL_PX, metrics["depth"])) for path in shown["path"]]
-    )
-    run = logger.experiment
-    run.log(
-        {
-            "test/confusion_matrix": wandb.plot.confusion_matrix(
-                y_true=truth, preds=predictions["prediction"].map(positions).tolist(), class_names=names
-            ),
-            "test/precision_recall": wandb.plot.pr_curve(truth, probabilities, labels=names),  # type: ignore[arg-type]
-            "test/roc": wandb.plot.roc_curve(truth, probabilities, labels=names),
-            "test/predictions": wandb.Table(dataframe=shown),
-            **{f"report/{name}": wandb.Image(Image.open(io.BytesIO(png))) for name, png in pictures.items()},
-            **{
-                f"report/{name}_table": wandb.Table(dataframe=pd.DataFrame(rows))
-                for name, rows in {"robustness": metrics.get("robustness"), **metrics["test"]["breakdowns"]}.items()
-                if rows
-            },
-        }
-    )
-    run.summary.update(
-        numbers | {f"baseline/{k}": v for k, v in (metrics.get("baseline") or {}).items() if isinstance(v, float)}
-    )
+        names = metrics["class_names"]
+        positions = {name: position for position, name in enumerate(names)}
+        truth = predictions["label"].map(positions).tolist()
+        probabilities = predictions[[PROBABILITY + name for name in names]].to_numpy().tolist()
+        shown = worth_seeing(predictions, names, limit=table_rows).drop(columns="split")
+        shown.insert(
+            0, "image", [wandb.Image(thumbnail(root / path, THUMBNAIL_PX, metrics["depth"])) for path in shown["path"]]
+        )
+        run = logger.experiment
+        run.log(
+            {
+                "test/confusion_matrix": wandb.plot.confusion_matrix(
+                    y_true=truth, preds=predictions["prediction"].map(positions).tolist(), class_names=names
+                ),
+                "test/precision_recall": wandb.plot.pr_curve(truth, probabilities, labels=names),  # type: ignore[arg-type]
+                "test/roc": wandb.plot.roc_curve(truth, probabilities, labels=names),
+                "test/predictions": wandb.Table(dataframe=shown),
+                **{f"report/{name}": wandb.Image(Image.open(io.BytesIO(png))) for name, png in pictures.items()},
+                **{
+                    f"report/{name}_table": wandb.Table(dataframe=pd.DataFrame(rows))
+                    for name, rows in {"robustness": metrics.get("robustness"), **metrics["test"]["breakdowns"]}.items()
+                    if rows
+                },
+            }
+        )
+        run.summary.update(
+            numbers | {f"baseline/{k}": v for k, v in (metrics.get("baseline") or {}).items() if isinstance(v, float)}
+        )
 
 
 def log_sweep(settings: LoggerSettings, folder: Path, sweep: Sweep) -> None:
@@ -236,9 +232,7 @@ def finish(logger: Logger | None, failed: bool) -> None:
         import wandb
 
         if wandb.run is not None:
-            try:
+            with _tolerating(logger):
                 wandb.finish(exit_code=int(failed))
-            except Exception as error:
-                _warn_once(logger, error)
     elif logger is not None:
         logger.finalize("failed" if failed else "success")

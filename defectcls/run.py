@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 PARTS = ("train", "val", "test")
 # Keys that a run may go on with otherwise than it began: where it computes, what it stores, how it is told and judged.
-MAY_CHANGE = ("resume", "logger.", "trainer.", "inspect.", "decision.", "dataset.cache", "dataset.depth")
+MAY_CHANGE = ("resume", "logger.", "trainer.", "inspect.", "decision.", "dataset.cache")
 
 
 class Run:
@@ -139,7 +139,10 @@ class TrainingRun(Run):
         if (folder / LAST).is_file():
             begun = read_checkpoint(folder / LAST)["defectcls"]
             remedy = f"leave that out of resume={folder}, or begin another run"
-            refuse_another(begun["config"], config, "this run", MAY_CHANGE, remedy)
+            depth = settings.dataset.depth  # as text, however it was typed
+            now = config | {"dataset": config["dataset"] | {"depth": depth}}
+            may_change = (*MAY_CHANGE, "dataset.depth") if depth == "auto" else MAY_CHANGE
+            refuse_another(begun["config"], now, "this run", may_change, remedy)
             settings = as_begun(settings, begun, device)
         data = build_data(settings, device=device)
         settings = settings.model_copy(update={"dataset": data.settings})  # with its depth

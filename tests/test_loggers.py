@@ -345,7 +345,7 @@ def test_results_are_on_the_disk_before_a_dashboard_is_told(
         assert sorted(file.name for file in tmp_path.glob("*.*")) == ["metrics.csv", *RESULTS]
         raise ConnectionError("the server is gone")
 
-    monkeypatch.setattr(loggers, "_send_results", send)
+    monkeypatch.setattr(loggers, "defect_numbers", send)
     monkeypatch.setattr(wandb, "finish", failing)
     leave_pictures_out(monkeypatch)
     outcome = command("train", *tiny, "logger=wandb", "finetune=probe", f"hydra.run.dir={tmp_path}")

@@ -211,7 +211,7 @@ def test_a_run_goes_on_as_it_was_begun_or_not_at_all(finished: Path, tmp_path: P
     shutil.copytree(finished, folder)
     (folder / "metrics.json").unlink()
     record = (folder / ".hydra/overrides.yaml").read_bytes()
-    for changed in ("optim.lr=0.5", f"dataset.root={tmp_path}"):
+    for changed in ("optim.lr=0.5", f"dataset.root={tmp_path}", "dataset.depth=14"):
         told = sentence(command("train", f"resume={folder}", changed))
         key, _, value = changed.partition("=")
         assert told.startswith(f"this run was begun with {key}=")

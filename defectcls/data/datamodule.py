@@ -173,13 +173,15 @@ class DefectDataModule(L.LightningDataModule):
         log.warning("%s; left out, as dataset.on_unreadable=skip says", sentence)
 
     def _units(self, samples: pd.DataFrame) -> np.ndarray:
-        """Number of the images that each image is tied to, (images,); says how many copies and near twins there are."""
-        if "near_identical" in self.settings.split.together:
+        """Number of the images that each image is tied to, (images,); says how many copies and near twins are tied."""
+        together, copies = self.settings.split.together, np.bincount(identical_files(self.digests))
+        if "identical" in together and (copies > 1).any():
+            log.info("identical to another: %d images; those that are tied count as one", copies[copies > 1].sum())
+        if "near_identical" in together:
             self.find_near_identical(samples["path"])
-        copies = np.bincount(identical_files(self.digests), minlength=len(samples))
-        for kind, count in (("identical", copies[copies > 1].sum()), ("near-identical", len(np.unique(self.near)))):
-            if count:
-                log.info("%s to another: %d images; they are of one part, and count as one", kind, count)
+        if len(self.near):
+            twins = len(np.unique(self.near))
+            log.info("near-identical to another: %d images; those that are tied count as one", twins)
         return related_images(samples, self.settings, self.digests, self.near)
 
     def _split(self, samples: pd.DataFrame, units: np.ndarray) -> pd.Series:

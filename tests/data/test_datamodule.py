@@ -243,7 +243,12 @@ def test_copies_count_as_one_where_nothing_is_split_too(tmp_path: Path, caplog: 
         units = ready(tmp_path, split=False).samples.set_index("path")["unit"]
     assert units[["good/000.png", "good/003.png", "good/011.png"]].nunique() == 1
     assert units.nunique() == 38
-    assert "identical to another: 3 images; they are of one part, and count as one" in caplog.messages
+    told = "identical to another: 3 images; those that are tied count as one"
+    assert told in caplog.messages
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert ready(tmp_path, {"split": {"together": []}}, split=False).samples["unit"].nunique() == 40
+    assert told not in caplog.messages  # where the user wants them apart
 
 
 @pytest.mark.parametrize("link", [False, True])
