@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from defectcls.prediction.predictor import Predictor
+    from defectcls.deployment.predictor import Predictor
 
 __version__ = "0.1.0"
 
@@ -17,8 +17,8 @@ def load(
 ) -> "Predictor":
     """A trained model that predicts photos, of a run folder or a .ckpt file: `load(run).predict(photos)`.
 
-    See `defectcls.prediction.predictor`; imported here, since torch takes seconds.
+    See `defectcls.deployment.predictor`; imported here, since torch takes seconds.
     """
-    from defectcls.prediction.predictor import load
+    from defectcls.deployment.predictor import load
 
     return load(checkpoint, device, precision)

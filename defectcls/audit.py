@@ -19,7 +19,7 @@ def audit(config: dict[str, Any], folder: Path) -> int:
     from defectcls.data.findings import balance, take_inventory
     from defectcls.data.samples import counted
     from defectcls.errors import UserError
-    from defectcls.evaluation.audit import print_audit, render_audit, summarise
+    from defectcls.pages.audit import print_audit, render_audit, summarise
 
     inventory = take_inventory(settings.dataset, settings.target, settings.seed)
     doubted: list[Finding] = []
@@ -39,8 +39,8 @@ def audit(config: dict[str, Any], folder: Path) -> int:
     findings.to_csv(folder / "audit.csv", index=False)
     page = render_audit(summary, findings, counts, settings.dataset.root, inventory.depth)
     (folder / "audit.html").write_text(page, encoding="utf-8")
-    from defectcls.build import find_device
-    from defectcls.results import provenance
+    from defectcls.training.build import find_device
+    from defectcls.training.results import provenance
 
     device = find_device(settings.trainer.accelerator)
     about = {"left_out": left_out, "command": job_command(), **provenance(settings.seed, config, device)}
@@ -55,11 +55,11 @@ def doubted_labels(settings: "AuditSettings", inventory: "Inventory", folder: Pa
     Raises:
         UserError: one class, too few images, or no weights.
     """
-    from defectcls.build import build_data, build_features, build_trainer, device_of, with_compute
     from defectcls.data.findings import Finding
     from defectcls.model.backbone import Backbone
     from defectcls.model.frozen import extract_features
     from defectcls.model.wrong_labels import doubt_labels
+    from defectcls.training.build import build_data, build_features, build_trainer, device_of, with_compute
 
     accepting = {"on_unreadable": "skip", "contradictions": "allow"}
     lenient = settings.model_copy(update={"dataset": settings.dataset.model_copy(update=accepting)})

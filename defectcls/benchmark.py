@@ -26,10 +26,10 @@ def benchmark(config: dict[str, Any], folder: Path) -> int:
     from defectcls.benchmarking.contenders import WARM_UP
     from defectcls.benchmarking.summary import plot_benchmark, print_benchmark, summarise
     from defectcls.benchmarking.turns import take_turns
-    from defectcls.build import find_device
     from defectcls.errors import UserError
-    from defectcls.evaluation.pictures import png
-    from defectcls.results import provenance
+    from defectcls.pages.pictures import png
+    from defectcls.training.build import find_device
+    from defectcls.training.results import provenance
 
     sections, work = contenders(settings), folder / "contenders"
     played: dict[str, Played] = {}

@@ -9,7 +9,7 @@ from defectcls.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from defectcls.evaluation.comparison import Comparison
+    from defectcls.pages.comparison import Comparison
 
 
 def compare(config: dict[str, Any], folder: Path) -> None:
@@ -19,7 +19,7 @@ def compare(config: dict[str, Any], folder: Path) -> None:
     settings = parse(CompareSettings, config)
     files = [predictions_file(path) for path in settings.runs]
     names = short_names(files)
-    from defectcls.evaluation.comparison import compare_predictions
+    from defectcls.pages.comparison import compare_predictions
 
     tables = {name: test_rows(file) for name, file in zip(names, files, strict=True)}
     comparison = compare_predictions(tables, list(settings.metrics), settings.level, settings.resamples, settings.seed)
@@ -78,13 +78,13 @@ def write_comparison(folder: Path, comparison: "Comparison", files: dict[str, st
 
     import pandas as pd
 
-    from defectcls.evaluation.comparison import (
+    from defectcls.pages.comparison import (
         adjustment,
         plot_differences,
         render_comparison,
         sentences,
     )
-    from defectcls.evaluation.pictures import png
+    from defectcls.pages.pictures import png
 
     picture = png(plot_differences(comparison))
     differences = [one._asdict() | {"better": one.better} for one in comparison.differences]
@@ -109,7 +109,7 @@ def print_comparison(folder: Path, comparison: "Comparison") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from defectcls.evaluation.comparison import METRICS, adjustment, images_in_common, sentences
+    from defectcls.pages.comparison import METRICS, adjustment, images_in_common, sentences
 
     table = Table("", *comparison.values, title=images_in_common(comparison))
     for values in zip(*comparison.values.values(), strict=True):

@@ -32,7 +32,7 @@ from defectcls.arguments import (
 )
 from defectcls.errors import AGAIN, FULL_ERROR, Stopped, UserError, did_you_mean, explain, stoppable
 from defectcls.files import reader_has_gone, replace_unprintable
-from defectcls.jobs import Task, close_sweep, open_sweep, recorded_sweep, run_job
+from defectcls.training.jobs import Task, close_sweep, open_sweep, recorded_sweep, run_job
 
 # In a wheel conf/ lies inside the package, in a checkout beside it.
 _PACKAGE = Path(__file__).resolve().parent

@@ -16,15 +16,15 @@ def evaluate(config: dict[str, Any], folder: Path) -> None:
     from defectcls.settings import EvaluateSettings
 
     settings = parse(EvaluateSettings, config)
-    from defectcls import results
+    from defectcls.training import results
 
     heat: dict[str, Any] = {}
     if settings.predictions is not None:
         metrics, predictions = measure_table(settings.predictions, settings)
         root = settings.root or settings.predictions.parent
     else:
-        from defectcls.evaluation_run import EvaluationRun
-        from defectcls.inspection import inspect
+        from defectcls.training.evaluation_run import EvaluationRun
+        from defectcls.training.inspection import inspect
 
         run = EvaluationRun(settings, folder)
         metrics, predictions = run.measure()
@@ -47,7 +47,7 @@ def measure_table(table: Path, settings: "EvaluateSettings") -> tuple[dict[str, 
     from defectcls.data.splits import PARTS
     from defectcls.evaluation.judge import judge_table
     from defectcls.evaluation.predictions import read_predictions
-    from defectcls.results import provenance
+    from defectcls.training.results import provenance
 
     wanted = PARTS if settings.part in (None, "all") else (settings.part,)
     predictions, found = judge_table(read_predictions(table), str(table), settings.decision, wanted)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from defectcls.data.inputs import Photos
-    from defectcls.evaluation.tally import Tally
-    from defectcls.prediction.predictor import Predictor
+    from defectcls.deployment.predictor import Predictor
+    from defectcls.deployment.tally import Tally
     from defectcls.settings import PredictSettings
 
 log = logging.getLogger(__name__)
@@ -35,18 +35,18 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     from defectcls.data.depth import examine, further_pages
     from defectcls.data.inputs import Photos, list_inputs
     from defectcls.data.samples import counted
+    from defectcls.deployment.output import latest, refuse_output
     from defectcls.files import checkpoint_file
-    from defectcls.prediction.output import latest, refuse_output
 
     output = settings.output or folder / "predictions.csv"
     refuse_output(output, settings.overwrite or settings.watch)
     photos = Photos(Path(settings.input), [], {}) if settings.watch else list_inputs(settings.input, settings.root)
     checkpoint_file(settings.checkpoint)  # told before torch is imported
-    from defectcls.evaluation.gallery import outcome_words
-    from defectcls.evaluation.tally import Tally
-    from defectcls.evaluation.wording import decision_words, not_promised
+    from defectcls.deployment.predictor import load
+    from defectcls.deployment.tally import Tally
     from defectcls.model.hardware import keep_freed_memory
-    from defectcls.prediction.predictor import load
+    from defectcls.pages.gallery import outcome_words
+    from defectcls.pages.wording import decision_words, not_promised
 
     predictor = load(settings.checkpoint, settings.device, settings.precision)
     if predictor.device.type == "cpu":
@@ -90,7 +90,7 @@ def _written(
     from tqdm import tqdm
 
     from defectcls.data.samples import writable
-    from defectcls.prediction.output import written_by_and_by
+    from defectcls.deployment.output import written_by_and_by
 
     names = iter(photos.names)
     paths = (os.path.join(photos.root, name) for name in photos.names)  # noqa: PTH118  quick, and names may be absolute
@@ -106,8 +106,8 @@ def _watched(
     predictor: "Predictor", photos: "Photos", settings: "PredictSettings", output: Path
 ) -> Iterator["pd.DataFrame"]:
     """As they arrive; tells of each photo that is not accepted."""
+    from defectcls.deployment.watching import watch
     from defectcls.evaluation.predictions import ACCEPT
-    from defectcls.prediction.watching import watch
 
     log.info("watching %s, predictions go to %s; Ctrl-C ends it", photos.root, output)
     often = settings.batch_size, settings.watch_seconds, settings.watch_patience
@@ -120,7 +120,7 @@ def _watched(
 
 def _about(predictor: "Predictor", settings: "PredictSettings") -> dict[str, Any]:
     """What summary.json says besides the counts."""
-    from defectcls.results import provenance
+    from defectcls.training.results import provenance
 
     trained = predictor.trained.settings
     return {
@@ -140,8 +140,8 @@ def _about(predictor: "Predictor", settings: "PredictSettings") -> dict[str, Any
 def _page(
     predictor: "Predictor", root: Path, tally: "Tally", summary: dict[str, Any], settings: "PredictSettings"
 ) -> str:
-    from defectcls.evaluation.gallery import render_gallery
-    from defectcls.inspection import without_borders
+    from defectcls.pages.gallery import render_gallery
+    from defectcls.training.inspection import without_borders
 
     heat: dict[str, np.ndarray] = {}
     if settings.heat_maps:

@@ -11,7 +11,7 @@ def train(config: dict[str, Any], folder: Path) -> None:
     finished = (folder / "metrics.json").is_file()
     metrics = train_run(config, folder)
     if metrics is not None:
-        from defectcls.results import print_results
+        from defectcls.training.results import print_results
 
         if finished:
             print("this run is finished:")
@@ -23,11 +23,11 @@ def train_run(config: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     from defectcls.settings import TrainSettings
 
     settings = parse(TrainSettings, config)  # a wrong type is told before the seconds that torch takes to import
-    from defectcls import results
     from defectcls.files import read_json
-    from defectcls.inspection import inspect
-    from defectcls.loggers import build_logger, finish, log_results
-    from defectcls.run import TrainingRun
+    from defectcls.training import results
+    from defectcls.training.inspection import inspect
+    from defectcls.training.loggers import build_logger, finish, log_results
+    from defectcls.training.run import TrainingRun
 
     finished = folder / "metrics.json"
     if finished.is_file():

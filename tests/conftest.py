@@ -127,8 +127,8 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def leave_pictures_out(patch: pytest.MonkeyPatch) -> None:
     """They are half of a tiny run's time."""
-    patch.setattr(import_module("defectcls.results"), "draw", lambda *_, **__: {})
-    patch.setattr(import_module("defectcls.inspection"), "inspect", lambda *_: ({}, {}))
+    patch.setattr(import_module("defectcls.training.results"), "draw", lambda *_, **__: {})
+    patch.setattr(import_module("defectcls.training.inspection"), "inspect", lambda *_: ({}, {}))
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from scipy.ndimage import gaussian_filter
 from defectcls.config import parse
 from defectcls.data.findings import Finding, Inventory, balance
 from defectcls.errors import UserError
-from defectcls.evaluation.audit import render_audit, summarise
 from defectcls.model import wrong_labels
 from defectcls.model.wrong_labels import Doubt, doubt_labels
+from defectcls.pages.audit import render_audit, summarise
 from defectcls.settings import AuditSettings
 from tests.conftest import Outcome, command, composed, sentence
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from defectcls.model.backbone import Backbone
 from defectcls.model.classifier import Classifier
-from defectcls.run import TrainingRun
+from defectcls.training.run import TrainingRun
 from tests.conftest import Outcome, command, equal, paint, process, sentence, weights
 
 SMALL = (

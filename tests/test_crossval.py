@@ -124,7 +124,7 @@ def test_resumed_where_it_stopped(validated: Path, tmp_path: Path, monkeypatch: 
     (validated / "repeat_1/fold_1/metrics.json").unlink()
     (validated / "metrics.json").unlink()
     trained: list[Path] = []
-    run = import_module("defectcls.run").TrainingRun
+    run = import_module("defectcls.training.run").TrainingRun
     monkeypatch.setattr(run, "train", lambda self, train=run.train: (trained.append(self.folder), train(self)))
     assert command("crossval", f"resume={validated}").code == 0
     assert trained == [validated / "repeat_1/fold_1"]

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from sklearn import metrics as sk
 
+from defectcls.deployment.predictor import load
 from defectcls.errors import UserError
-from defectcls.prediction.predictor import load
-from defectcls.results import provenance
+from defectcls.training.results import provenance
 from tests.conftest import Outcome, command, equal, paint, sentence, weights
 
 

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
-from defectcls import results
-from defectcls.build import build_data
+from defectcls.deployment.predictor import load
 from defectcls.evaluation.predictions import read_predictions
-from defectcls.prediction.predictor import load
+from defectcls.training import results
+from defectcls.training.build import build_data
 from tests.conftest import command, equal, sentence, weights
 
 JOINED = ("model.head=joined", "finetune=probe", "dataset.images=60", "dataset.crops_per_photo=1")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from defectcls import results
-from defectcls.build import build_data
+from defectcls.deployment.predictor import load
 from defectcls.evaluation.predictions import read_predictions
 from defectcls.model.joined import PRIOR
-from defectcls.prediction.predictor import load
+from defectcls.training import results
+from defectcls.training.build import build_data
 from tests.conftest import command, paint, sentence
 
 MEMORY = ("model.head=memory", "finetune=probe")

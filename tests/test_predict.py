@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from defectcls.deployment.output import written_by_and_by
 from defectcls.evaluation.predictions import read_predictions
-from defectcls.prediction.output import written_by_and_by
 from tests.conftest import Outcome, command, paint, process, sentence
-from tests.evaluation.test_tally import batch
+from tests.deployment.test_tally import batch
 
 NUMBERS = ["decision", "prediction", "score", "p_sound", "p_defective"]
 
@@ -194,7 +194,7 @@ def test_what_was_written_before_a_failure_is_kept_as_a_part(tmp_path: Path, suf
 def test_parquet_is_written_in_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pyarrow.parquet import ParquetFile
 
-    monkeypatch.setattr("defectcls.prediction.output.ROW_GROUP", 10)
+    monkeypatch.setattr("defectcls.deployment.output.ROW_GROUP", 10)
     with written_by_and_by(tmp_path / "out.parquet") as append:
         append(batch(np.array([np.nan] * 12), 0))  # all missing: the types are those of the others
         for first in range(12, 40, 4):
@@ -223,7 +223,7 @@ def test_a_model_without_scores_accepts_nothing(
     finished: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without = lambda self, decoded: torch.full((len(decoded), 2), torch.nan)  # noqa: E731
-    monkeypatch.setattr("defectcls.prediction.predictor.Predictor._logits", without)
+    monkeypatch.setattr("defectcls.deployment.predictor.Predictor._logits", without)
     outcome = predict(finished, photos, tmp_path)
     assert outcome.code == 1
     summary, rows = json.loads((tmp_path / "summary.json").read_text()), table(tmp_path / "predictions.csv")

@@ -16,11 +16,11 @@ import pandas as pd
 import pytest
 import torch
 
-from defectcls import results
 from defectcls.errors import UserError
 from defectcls.files import BEST, LAST
 from defectcls.model.classifier import Classifier
-from defectcls.model.record import Record, read_checkpoint
+from defectcls.training import results
+from defectcls.training.record import Record, read_checkpoint
 from tests.conftest import command, equal, process, sentence, weights
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

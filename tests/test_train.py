@@ -13,12 +13,12 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from defectcls.build import build_classifier, build_data, class_weights
 from defectcls.config import parse
 from defectcls.model.backbone import Backbone
 from defectcls.model.classifier import Classifier
-from defectcls.run import TrainingRun
 from defectcls.settings import TrainSettings
+from defectcls.training.build import build_classifier, build_data, class_weights
+from defectcls.training.run import TrainingRun
 from tests.conftest import CHECKOUT, FINISHED, command, composed, equal, weights
 
 PARTS = ("train", "val", "test")

@@ -15,8 +15,8 @@ import yaml
 
 from defectcls.config import CONF_DIR, _with_recorded_overrides, shipped_dataset
 from defectcls.errors import UserError
-from defectcls.jobs import SWEEP, _write
 from defectcls.model.classifier import load_classifier
+from defectcls.training.jobs import SWEEP, _write
 from tests.conftest import command, sentence
 
 SPRUNG: list[Path] = []

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from defectcls.benchmarking.turns import Stopwatch, Turn, Turns
-from defectcls.build import build_data, device_of, with_compute
 from defectcls.data.cache import open_images
 from defectcls.data.datamodule import Batch, DefectDataModule
 from defectcls.data.depth import examine_files
@@ -20,11 +19,12 @@ from defectcls.data.listing import fetch, list_samples
 from defectcls.data.pixel_file import Files
 from defectcls.data.threads import map_in_threads
 from defectcls.evaluation.metrics import compute_metrics, defect_numbers
-from defectcls.loggers import build_logger
-from defectcls.model.record import Progress
 from defectcls.model.stages import plan_stages, switch_training
-from defectcls.run import TrainingRun
 from defectcls.settings import BenchmarkSettings, StageSettings
+from defectcls.training.build import build_data, device_of, with_compute
+from defectcls.training.loggers import build_logger
+from defectcls.training.record import Progress
+from defectcls.training.run import TrainingRun
 
 CPU = torch.device("cpu")
 WARM_UP = 1  # turns before those that count

@@ -6,8 +6,8 @@ from typing import Any
 
 from defectcls.benchmarking.contenders import WARM_UP, steps_of, with_dataset
 from defectcls.benchmarking.turns import Stopwatch, Turns
-from defectcls.build import build_data, device_of
 from defectcls.settings import BenchmarkSettings
+from defectcls.training.build import build_data, device_of
 
 
 def ultralytics(turns: Turns, settings: BenchmarkSettings, folder: Path) -> None:

@@ -12,12 +12,12 @@ from torchvision import transforms
 
 from defectcls.benchmarking.contenders import keep_few, steps_of, with_dataset
 from defectcls.benchmarking.turns import Stopwatch, Turns
-from defectcls.build import build_data, device_of
 from defectcls.evaluation.metrics import compute_metrics, defect_numbers
 from defectcls.evaluation.predictions import predictions_table
 from defectcls.model.backbone import Backbone
 from defectcls.model.losses import balanced_weights
 from defectcls.settings import AugmentSettings, BenchmarkSettings
+from defectcls.training.build import build_data, device_of
 
 FULL_RATE, HEAD_RATE = 1e-4, 1e-3  # Adam's learning rates, as the tutorials have them
 

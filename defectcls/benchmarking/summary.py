@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from defectcls.benchmarking.turns import Played, Turn
-from defectcls.evaluation.pictures import INK, LOOK, QUIET, RIGHT, WRONG
+from defectcls.pages.pictures import INK, LOOK, QUIET, RIGHT, WRONG
 
 WHAT = {  # contenders as a reader knows them, short enough for a table on a terminal
     "step": "bare step",  # bare: on one batch that stays in memory, no loader, no Trainer

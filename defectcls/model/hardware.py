@@ -15,10 +15,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from defectcls.errors import UserError
 from defectcls.files import locked, written_whole
-from defectcls.machine import device_name
 from defectcls.model.backbone import Backbone
 from defectcls.model.graph import Layers
 from defectcls.settings import TrainerSettings
+from defectcls.training.machine import device_name
 
 log = logging.getLogger(__name__)
 

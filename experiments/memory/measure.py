@@ -34,8 +34,8 @@ def timed(call: Callable[[], Any]) -> pd.Series:
 def defectcls(category: str, seed: int) -> tuple[pd.Series, int, float]:
     """`model.head=memory`, nothing cached before: `SECONDS`, images learned from, and AUROC."""
     from defectcls.config import parse, run_verb
-    from defectcls.run import TrainingRun
     from defectcls.settings import TrainSettings
+    from defectcls.training.run import TrainingRun
 
     tests, fits, runs = [], [], []
 
@@ -123,7 +123,7 @@ if __name__ == "__main__":
     parser.add_argument("category")
     parser.add_argument("seed", type=int, nargs="+")
     given = parser.parse_args()
-    from defectcls.results import provenance
+    from defectcls.training.results import provenance
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")

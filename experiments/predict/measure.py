@@ -58,8 +58,8 @@ def speed(run: Path, photos: Path, count: int) -> dict[str, float]:
 
     from defectcls.data.images import decode_all
     from defectcls.data.samples import images_in
+    from defectcls.deployment.predictor import load
     from defectcls.model.hardware import autocast, keep_freed_memory
-    from defectcls.prediction.predictor import load
 
     keep_freed_memory(one_heap=True)
     predictor = load(run, "cpu")
@@ -109,7 +109,7 @@ if __name__ == "__main__":
     parser.add_argument("photos", type=Path)
     parser.add_argument("count", type=int, nargs="+")
     given = parser.parse_args()
-    from defectcls.results import provenance
+    from defectcls.training.results import provenance
 
     trained = json.loads((given.run / "metrics.json").read_text(encoding="utf-8"))
     made = provenance(trained["seed"], {})

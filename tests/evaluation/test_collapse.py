@@ -7,8 +7,8 @@ import pytest
 from defectcls.evaluation.collapse import majority_collapse, ranks
 from defectcls.evaluation.decision import ABOVE_ALL, Decision
 from defectcls.evaluation.judge import judge
-from defectcls.evaluation.wording import caveats
-from tests.evaluation.test_report import THREE, TWO, metrics_of, predictions_from
+from defectcls.pages.wording import caveats
+from tests.pages.test_report import THREE, TWO, metrics_of, predictions_from
 
 ALL_SOUND = Decision("fpr<=0.001", accept_below=ABOVE_ALL, reject_from=ABOVE_ALL, evidence={"escapes": 9})
 

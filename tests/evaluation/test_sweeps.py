@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from defectcls.evaluation.sweep_page import MOST_IN_PICTURE, plot_sweep, print_sweep, sentences, write_sweep
 from defectcls.evaluation.sweeps import Job, Sweep, settings_table, summarise_sweep
+from defectcls.pages.sweep_page import MOST_IN_PICTURE, plot_sweep, print_sweep, sentences, write_sweep
 
 
 def trained(ranked: float | None, seed: int = 0, loss: float = 0.5, **test: Any) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from defectcls.build import build_trainer, device_of
 from defectcls.errors import UserError
 from defectcls.model import hardware
 from defectcls.model.backbone import Backbone
 from defectcls.model.hardware import PRECISIONS, Compute, Timing, allow_tf32, autocast, choose_compute
-from defectcls.run import as_begun
 from defectcls.settings import TrainerSettings, TrainSettings
+from defectcls.training.build import build_trainer, device_of
+from defectcls.training.run import as_begun
 from tests.conftest import composed
 
 CPU = torch.device("cpu")

@@ -1,0 +1,183 @@
+"""Watch a folder: each version of a photo is predicted once, also across restarts, since the output remembers them."""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from defectcls.data.samples import images_in, writable
+from defectcls.deployment.output import columns_of, cut_torn_row, open_text, read_rows, write_text
+from defectcls.errors import UserError
+from defectcls.files import lock_at_once
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from defectcls.deployment.predictor import Predictor
+
+log = logging.getLogger(__name__)
+
+MODIFIED = "modified"  # column of the output: when the file was last changed, UTC, to the nanosecond
+MODEL = "model"  # column: digest of the checkpoint
+
+
+class State(NamedTuple):
+    """What tells a version of a file from the next, and a whole file from one that is still being written."""
+
+    modified: int  # nanoseconds since 1970
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{np.datetime64(self.modified, 'ns')}Z"
+
+
+Look = dict[str, State]  # of each photo, by its name relative to the folder
+Done = set[tuple[str, str]]  # name as it is written, and MODIFIED
+
+
+def watch(
+    predictor: "Predictor",
+    folder: Path,
+    output: Path,
+    overwrite: bool,
+    batch_size: int,
+    seconds: float,
+    patience: float,
+) -> Iterator["pd.DataFrame"]:
+    """Append the predictions of the photos in a folder, and of those that come, to `output`; yield them too.
+
+    Ends with Ctrl-C or SIGTERM.
+
+    Args:
+        seconds: between two looks at the folder. Looking, instead of being told by the system, works on network drives
+            too; a look at 10,000 files takes 0.1 s.
+        patience: seconds after which a photo that cannot be read, and does not change, is written down as unreadable:
+            a slow copy may rest for longer than it takes to look twice.
+
+    Raises:
+        UserError: the output has other columns or is of another model, or another process appends to it.
+    """
+    columns = ["path", MODIFIED, MODEL, *predictor.columns[1:]]
+    unreadable: dict[tuple[str, str], float] = {}  # since when
+    with _alone(output), _until_stopped() as stop:
+        if overwrite:
+            output.unlink(missing_ok=True)
+        done = remembered(output, columns, predictor.digest)
+        before: Look | None = {}
+        with open_text(output, "a") as file:
+            while not stop.is_set():
+                now = look(folder)
+                if now is None and before is not None:
+                    log.warning("%s is not there, or cannot be read: waiting for it", folder)
+                names, before = due(before or {}, now or {}, done), now
+                for rows in predictor.stream((f"{folder}/{name}" for name in names), batch_size):
+                    seen = {name: before[name] for name in names[: len(rows)]}  # type: ignore[index]
+                    del names[: len(rows)]
+                    rows = rows.assign(path=list(map(writable, seen)), modified=list(map(str, seen.values())))
+                    versions = list(zip(rows["path"], rows[MODIFIED], strict=True))
+                    since = [unreadable.setdefault(version, time.monotonic()) for version in versions]
+                    # What changed or went before it could be read is due again when it comes back.
+                    still = [state_of(f"{folder}/{name}") == state for name, state in seen.items()]
+                    given_up = np.array(still) & (time.monotonic() - np.array(since) >= patience)
+                    rows = rows.assign(model=predictor.digest)[columns][(rows["error"] == "") | given_up]
+                    write_text(rows, file, output.suffix.lower())
+                    written = set(zip(rows["path"], rows[MODIFIED], strict=True))
+                    done |= written
+                    for version in written:
+                        del unreadable[version]
+                    yield rows
+                    if stop.is_set():
+                        break
+                stop.wait(seconds)
+
+
+def look(folder: Path) -> Look | None:
+    """The photos in a folder, at any depth; None where there is no folder now."""
+    if not os.path.isdir(folder):  # noqa: PTH112  pathlib's raises what a lost network drive raises
+        return None
+    try:
+        names = images_in(folder, "")
+    except UserError:  # a network drive that is being lost
+        return None
+    states = ((name, state_of(f"{folder}/{name}")) for name in names)
+    return {name: state for name, state in states if state is not None}
+
+
+def state_of(path: str) -> State | None:
+    """None where there is no such file (any more)."""
+    try:
+        found = os.stat(path)  # noqa: PTH116  a path object for each of many files takes as long
+    except OSError:
+        return None
+    return State(found.st_mtime_ns, found.st_size)
+
+
+def due(before: Look, now: Look, done: Done) -> list[str]:
+    """Names of the photos that are the same as before and not done, those first that were changed first."""
+    names = [name for name, state in now.items() if before.get(name) == state]
+    return sorted(
+        (name for name in names if (writable(name), str(now[name])) not in done), key=lambda name: (now[name], name)
+    )
+
+
+def remembered(output: Path, columns: list[str], model: str) -> Done:
+    """The versions that an output tells of; its last row is cut off where a kill has left it torn.
+
+    Raises:
+        UserError: the output is no such table, or another model's.
+    """
+    if not output.is_file() or not output.stat().st_size:
+        return set()
+    if columns_of(output) != columns:  # before a foreign file loses its last row
+        raise UserError(
+            f"output={output} is no table that watches with this model: its columns are not {', '.join(columns)}; "
+            "give another output, or overwrite=true"
+        )
+    cut_torn_row(output)
+    done = set()
+    for row in read_rows(output):
+        if row[MODEL] != model:
+            raise UserError(
+                f"output={output} was written by another checkpoint, of digest {row[MODEL]}, and this one's is "
+                f"{model}: give another output, or overwrite=true"
+            )
+        done.add((row["path"], row[MODIFIED]))
+    return done
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    lock = lock_at_once(Path(f"{output}.lock"))
+    if lock is None:
+        raise UserError(f"another process watches with output={output}: stop it, or give another output")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _until_stopped() -> Iterator[threading.Event]:
+    """Set by the first Ctrl-C or SIGTERM, so that what is at work comes to its end; the second one kills."""
+    stop = threading.Event()
+
+    def end(number: int, frame: Any) -> None:  # noqa: ARG001  as signal calls it
+        stop.set()
+        restore()
+
+    def restore() -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    before = {each: signal.signal(each, end) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        restore()

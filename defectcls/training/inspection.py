@@ -1,0 +1,104 @@
+"""Look inside a trained run: where it sees defects, and what it does when the camera is worse."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from defectcls.errors import UserError
+from defectcls.evaluation.decision import decide
+from defectcls.evaluation.localisation import chance, load_masks, mask_scores
+from defectcls.evaluation.metrics import records
+from defectcls.evaluation.predictions import predictions_table, probabilities_of
+from defectcls.model.heatmaps import METHODS, heat_maps
+from defectcls.model.robustness import Corrupt, measure_robustness
+from defectcls.pages.pictures import thumbnail, worst_errors
+from defectcls.settings import InspectSettings
+from defectcls.training.run import Run
+
+log = logging.getLogger(__name__)
+
+Heat = dict[str, np.ndarray]
+
+
+def inspect(run: Run, predictions: pd.DataFrame, settings: InspectSettings) -> tuple[dict[str, Any], Heat]:
+    """What metrics.json says of masks and robustness; and the heat maps of the worst errors, by path.
+
+    Args:
+        predictions: decided, of the part to look into; its index is that of the run's sample table.
+    """
+    with run.timed("inspect"):
+        return _inspect(run, predictions, settings)
+
+
+def _inspect(run: Run, predictions: pd.DataFrame, settings: InspectSettings) -> tuple[dict[str, Any], Heat]:
+    found: dict[str, Any] = {}
+    heat: Heat = {}
+    if settings.heat_maps:
+        errors = pd.concat(worst_errors(predictions, *run.classes).values())
+        try:
+            maps = zip(errors["path"], heat_maps(run.classifier, _pixels(run, errors)), strict=True)
+            root, padded = run.data.settings.root, run.data.settings.resize == "pad"
+            heat = {path: without_borders(one, root / path) if padded else one for path, one in maps}
+            found["heat_maps"] = METHODS[run.classifier.hparams["model"]["head"]]
+            found |= _localisation(run, predictions, settings.images)
+        except UserError as error:  # a backbone without a map: the report goes without
+            log.warning("no heat maps: %s", error)
+    if settings.robustness:
+        rows = _evenly(predictions, settings.images)
+        found |= {
+            "robustness": records(measure_robustness(_predictor(run, rows), *run.classes)),
+            "robustness_images": len(rows),
+        }
+    return found, heat
+
+
+def _localisation(run: Run, predictions: pd.DataFrame, limit: int) -> dict[str, Any]:
+    """Mean scores of the heat maps on defective images with masks; nothing where there are none."""
+    if "mask" not in predictions:
+        return {}
+    rows = _evenly(predictions[predictions["defective"] & (predictions["mask"] != "")], limit)
+    if rows.empty:
+        return {}
+    masks = load_masks(rows, run.data.settings.root, run.data.image_size, run.data.settings.resize)
+    hit, energy = mask_scores(heat_maps(run.classifier, _pixels(run, rows)), masks)
+    means = {"hit": hit, "energy": energy, "chance": chance(masks)}
+    return {"localisation": {"n": len(rows)} | {name: float(np.nanmean(values)) for name, values in means.items()}}
+
+
+def without_borders(heat: np.ndarray, path: Path) -> np.ndarray:
+    """The part of a square map that the photo fills, where black borders pad it."""
+    photo, side = np.array(thumbnail(path, heat.shape[0], "auto").size[::-1]), heat.shape[0]
+    height, width = np.round(side * photo / photo.max()).astype(int)
+    top, left = (side - height) // 2, (side - width) // 2
+    return heat[top : top + height, left : left + width]
+
+
+def _predictor(run: Run, rows: pd.DataFrame) -> Callable[[Corrupt], pd.DataFrame]:
+    """A function from a corruption to the decided predictions of `rows` under it."""
+    images, samples = _pixels(run, rows), run.samples.loc[rows.index]
+
+    def predict(corrupt: Corrupt) -> pd.DataFrame:
+        logits = run.logits(corrupt(batch) for batch in images.split(run.data.batch_size))
+        uncalibrated = predictions_table(samples, probabilities_of(logits), *run.classes)
+        return decide(uncalibrated, run.decision, *run.classes)
+
+    return predict
+
+
+def _pixels(run: Run, rows: pd.DataFrame) -> torch.Tensor:
+    return run.data.images[rows.index.to_numpy()] if len(rows) else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+
+
+def _evenly(predictions: pd.DataFrame, limit: int) -> pd.DataFrame:
+    """At most `limit` rows, evenly spaced, and equally many defective and sound ones where there are enough."""
+    kinds = [predictions[predictions["defective"]], predictions[~predictions["defective"]]]
+    least = min(map(len, kinds))
+    wanted = [min(len(kind), max(limit // 2, limit - least)) for kind in kinds]
+    return pd.concat(
+        kind.iloc[np.linspace(0, len(kind) - 1, count).astype(int)] for kind, count in zip(kinds, wanted, strict=True)
+    )

@@ -1,0 +1,319 @@
+"""The jobs of a sweep: each in a process of its own, recorded in its folder, and not run twice.
+
+    <sweep folder>/
+        sweep.json              the command; whether every job has finished
+        sweep.lock              held while the sweep runs
+        <job folder>/
+            job.json            what was to be done, and what became of it
+            job.lock            held by the process that does it
+
+A job knows nothing of what launched it: this process, one of joblib's, or one of a cluster.
+"""
+
+import contextlib
+import json
+import logging
+import logging.config
+import multiprocessing
+import multiprocessing.connection
+import os
+import shlex
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from defectcls.errors import FULL_ERROR, Stopped, UserError, explain, stoppable
+from defectcls.files import lock_at_once, locked, read_json, replace_unprintable, written_whole
+from defectcls.training.machine import commit
+
+if TYPE_CHECKING:
+    from defectcls.evaluation.sweeps import Job
+
+log = logging.getLogger(__name__)
+
+FINISHED, FAILED, UNFINISHED = "finished", "failed", "unfinished"
+RECORD, SWEEP = "job.json", "sweep.json"
+DONE, COMMAND = ("number", "overrides", "config", "status", "error", "exit_status"), ("verb", "arguments", "finished")
+IMPORTED_ONCE = [
+    "defectcls.training.run",
+    "defectcls.training.inspection",
+    "defectcls.training.results",
+    "defectcls.training.loggers",
+]
+
+
+class Task(NamedTuple):
+    """A job that is to be done: `python -m defectcls.<verb> <overrides>`, in a folder of a sweep."""
+
+    verb: str
+    number: int
+    folder: Path
+    overrides: list[str]
+    config: dict[str, Any]  # composed of the overrides
+    arguments: list[str]  # that do it again in the same folder
+    logs: dict[str, Any]  # as `logging.config.dictConfig` takes it
+
+    def record(self, status: str, error: str | None = None, exit_status: int = 0) -> dict[str, Any]:
+        """What job.json says."""
+        about = {"number": self.number, "overrides": self.overrides, "config": _plain(self.config)}
+        return about | {"status": status, "error": error, "exit_status": exit_status}
+
+
+def run_job(task: Task) -> dict[str, Any]:
+    """Do a job in a process of its own, unless it is done. What became of it: job.json.
+
+    So no job takes another one's memory, on a GPU either, or dies of another one's death.
+
+    Raises:
+        UserError: the folder holds the same job with another configuration.
+    """
+    record = task.folder / RECORD
+    known = _read(record)
+    if known is not None:
+        other = "take another folder by hydra.sweep.dir=<folder>"
+        refuse_another(known["config"], task.config, str(task.folder), ("resume", "logger."), other)
+        if known["status"] == FINISHED:
+            log.info("job %d is finished: %s", task.number, " ".join(task.overrides))
+            return known
+    # What takes seconds to import is imported once, by a process that does nothing else but fork.
+    context: Any = multiprocessing.get_context(  # Any: typeshed's lacks Process
+        "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    )
+    context.set_forkserver_preload(IMPORTED_ONCE)
+    process = context.Process(target=_work, args=(task, dict(os.environ)))
+    process.start()
+    try:
+        process.join()
+    except (KeyboardInterrupt, Stopped):
+        process.terminate()  # if it has not got the same signal; it ends its dashboard
+        process.join()
+        raise
+    done = _read(record)
+    if done is None or done["status"] == UNFINISHED:
+        done = task.record(FAILED, _death(process.exitcode or 0))
+        _write(record, done)
+    if done["status"] == FAILED:
+        print(f"error in job {task.number}: {done['error']}", file=sys.stderr)
+    return done
+
+
+def _work(task: Task, variables: dict[str, str]) -> None:
+    """The job, in its process.
+
+    Args:
+        variables: of the environment as it is now; the process that forks is older.
+    """
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ.update(variables)
+    logging.config.dictConfig(task.logs)
+    # What asks for the command, as Lightning does to start the processes of a distributed job, is told that of the job.
+    module = sys.modules["__main__"] = import_module(f"defectcls.{task.verb}")
+    sys.argv = [str(module.__file__), *task.arguments]
+    record = task.folder / RECORD
+    replace_unprintable()
+    with (
+        locked(task.folder / "job.lock", f"job {task.number} is being done by another process"),
+        stoppable() as stopped,
+    ):
+        if (_read(record) or {}).get("status") == FINISHED:
+            return
+        _write(record, task.record(UNFINISHED))
+        try:
+            status = getattr(module, task.verb)(task.config, task.folder) or 0
+        except (Exception, Stopped) as error:
+            if stopped:
+                sys.exit(128 + stopped[0])
+            sentence = explain(error, "the command of the sweep goes on")
+            if sentence is None or variables.get(FULL_ERROR) == "1":
+                traceback.print_exc()
+            _write(record, task.record(FAILED, sentence or repr(error)))
+        else:
+            _write(record, task.record(FINISHED, exit_status=status))
+
+
+def _end_with_parent() -> None:
+    """A job whose sweep was killed would go on beside the same job of the sweep that is started again."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(128 + signal.SIGTERM)
+
+
+def _death(exit_code: int) -> str:
+    if exit_code >= 0:
+        return f"its process ended with status {exit_code}"
+    name = signal.Signals(-exit_code).name
+    return f"its process was killed by {name}" + (", as Linux does when memory runs out" if name == "SIGKILL" else "")
+
+
+def refuse_another(
+    known: dict[str, Any], config: dict[str, Any], what: str, spared: tuple[str, ...], remedy: str
+) -> None:
+    """Nothing is skipped, or gone on with, that is not what was asked for.
+
+    Args:
+        known, config: that it was begun with, and of now.
+        spared: how the keys begin that may differ, such as where it is told.
+
+    Raises:
+        UserError: another one differs.
+    """
+    before, now = (_flat(one) for one in (known, _plain(config)))
+    other = (key for key in before | now if before.get(key) != now.get(key))
+    if (key := next((key for key in other if not key.startswith(spared)), None)) is not None:
+        raise UserError(f"{what} was begun with {key}={before.get(key)}, and now it is {now.get(key)}: {remedy}")
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every value by its key as one types it."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+@contextlib.contextmanager
+def open_sweep(new: Path, given: bool, verb: str, arguments: list[str]) -> Iterator[Path]:
+    """The folder of a sweep, for this process alone: that of the same command, where it has not finished, or `new`.
+
+    Args:
+        new: a folder.
+        given: the user wants this one and no other.
+
+    Raises:
+        UserError: the folder is that of another command, or of a sweep that runs.
+    """
+    command, code = {"verb": verb, "arguments": arguments}, {"version": version("defectcls"), "commit": commit()}
+    begun = [] if given or not new.parent.is_dir() else sorted(new.parent.iterdir(), reverse=True)
+    for folder in (*(one for one in begun if _unfinished(one) == command), new):
+        known = _read(folder / SWEEP)
+        if known is not None and any(known[key] != value for key, value in command.items()):
+            theirs = " ".join([known["verb"], "-m", *known["arguments"]])
+            raise UserError(f"{folder} is of another sweep, {theirs}: take another folder by hydra.sweep.dir=<folder>")
+        if known is None and folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"{folder} holds other files: give hydra.sweep.dir=<new folder>")
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = lock_at_once(folder / "sweep.lock")
+        if lock is None:
+            if folder == new:
+                raise UserError(f"the sweep in {folder} is running: wait for it, or stop it")
+            continue
+        try:
+            if known is not None:
+                log.warning("going on with the sweep in %s", folder)
+                _compare_code(folder, known, code, given)
+            _write(folder / SWEEP, command | {"finished": False} | code)
+            yield folder
+        finally:
+            lock.release()
+        return
+
+
+def _unfinished(folder: Path) -> dict[str, Any] | None:
+    """The command of a sweep that has not finished; a damaged record is of none that this command could be."""
+    with contextlib.suppress(UserError):
+        known = _read(folder / SWEEP)
+        if known is not None and not known["finished"]:
+            return {key: known[key] for key in ("verb", "arguments")}
+    return None
+
+
+def _compare_code(folder: Path, known: dict[str, Any], code: dict[str, Any], given: bool) -> None:
+    """Say that the jobs of a sweep are not all done by the same code.
+
+    Raises:
+        UserError: some are done, and nobody has named the folder, so as to know.
+    """
+    if all(known.get(key, code[key]) == code[key] for key in code):
+        return
+    then, now = (f"defectcls {one['version']}, commit {one['commit']}" for one in (code | known, code))
+    if not given and any(record["status"] == FINISHED for record in _records(folder).values()):
+        raise UserError(
+            f"the sweep in {folder} was begun by {then}, and this is {now}: its jobs would not be comparable; "
+            f"hydra.sweep.dir=<new folder> begins anew, hydra.sweep.dir={folder} goes on all the same"
+        )
+    log.warning("it was begun by %s, and this is %s: its jobs may not be comparable", then, now)
+
+
+def recorded_sweep(folder: Path) -> list[str] | None:
+    """The arguments of the command that a folder is the sweep of; None where it is none."""
+    known = _read(folder / SWEEP)
+    return None if known is None else known["arguments"]
+
+
+def close_sweep(folder: Path, stopped: bool = False) -> int:
+    """Write and show the table of a sweep. Its exit status: 2 where all jobs failed, 1 where some did, else theirs.
+
+    Args:
+        stopped: before every job had been begun.
+    """
+    known = _read(folder / SWEEP) or {}
+    records = list(_records(folder).values())
+    if not records:
+        shutil.rmtree(folder)  # the command could not be composed
+        return 0
+    from defectcls.evaluation.sweeps import summarise_sweep
+    from defectcls.pages.sweep_page import print_sweep, write_sweep
+
+    jobs = read_jobs(folder)
+    sweep = summarise_sweep(str(folder), jobs)
+    verb, arguments = known["verb"], known["arguments"]
+    write_sweep(folder, sweep, shlex.join(["python", "-m", f"defectcls.{verb}", "-m", *arguments]))
+    if records[0]["config"].get("logger", {}).get("name") == "wandb":
+        from defectcls.settings import LoggerSettings
+        from defectcls.training.loggers import log_sweep
+
+        try:
+            log_sweep(LoggerSettings(**records[0]["config"]["logger"]), folder, sweep)
+        except Exception as error:  # whatever a dashboard raises: the table stands in the folder
+            log.warning("W&B has not got the sweep's table: %r", error)
+    print_sweep(folder, sweep)
+    finished = not stopped and all(record["status"] == FINISHED for record in records)
+    _write(folder / SWEEP, known | {"finished": finished})
+    failed = [record for record in records if record["status"] == FAILED]
+    if len(failed) == len(records):
+        print(f"error: all {len(failed)} jobs failed, the first of them: {failed[0]['error']}", file=sys.stderr)
+        return 2
+    return 1 if failed else max(record["exit_status"] for record in records)
+
+
+def read_jobs(folder: Path) -> list["Job"]:
+    """The jobs of a sweep by number, with the metrics.json of each."""
+    from defectcls.evaluation.sweeps import Job
+
+    jobs = []
+    for place, job in _records(folder).items():
+        metrics = _read(place / "metrics.json") if job["status"] == FINISHED else None
+        jobs.append(Job(job["number"], tuple(job["overrides"]), job["status"], job["error"], metrics))
+    return jobs
+
+
+def _records(folder: Path) -> dict[Path, dict[str, Any]]:
+    """job.json of each job by the job's folder, in the order of their numbers."""
+    found = {file.parent: _read(file) or {} for file in folder.glob(f"**/{RECORD}")}
+    return dict(sorted(found.items(), key=lambda one: one[1]["number"]))
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(config, default=str))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    if path.name == SWEEP:
+        return read_json(path, "take another folder by hydra.sweep.dir=<new folder>", COMMAND)
+    anew = f"delete the folder {path.parent}, and the command of the sweep does the job anew"
+    return read_json(path, anew, DONE if path.name == RECORD else ("seed", "test"))
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    with written_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2), encoding="utf-8")

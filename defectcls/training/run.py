@@ -1,0 +1,311 @@
+"""Train a run and measure it, or measure a trained one again."""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from tqdm import tqdm
+
+from defectcls.config import job_command
+from defectcls.data.datamodule import DefectDataModule
+from defectcls.data.seen import remember_seen
+from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision, refuse_missing_kind
+from defectcls.evaluation.judge import judge
+from defectcls.evaluation.localisation import mask_sizes
+from defectcls.evaluation.metrics import compute_metrics
+from defectcls.evaluation.predictions import PROBABILITY, predictions_table, probabilities_of
+from defectcls.files import LAST, written_whole
+from defectcls.model.classifier import Classifier
+from defectcls.model.frozen import extract_features
+from defectcls.model.joined import out_of_fold
+from defectcls.model.probe import fit_probe
+from defectcls.settings import TrainerSettings, TrainSettings
+from defectcls.training.build import (
+    build_classifier,
+    build_data,
+    build_features,
+    build_trainer,
+    class_weights,
+    device_of,
+    with_compute,
+)
+from defectcls.training.jobs import refuse_another
+from defectcls.training.record import Progress, Record, collapse, read_checkpoint, stage_summary
+from defectcls.training.results import provenance
+
+log = logging.getLogger(__name__)
+
+PARTS = ("train", "val", "test")
+# Keys that a run may go on with otherwise than it began: where it computes, what it stores, how it is told and judged.
+MAY_CHANGE = ("resume", "logger.", "trainer.", "inspect.", "decision.", "dataset.cache")
+
+
+class Run:
+    """A data module, a classifier and a trainer that fit together, and the seconds that their phases took.
+
+    `samples` is the sample table, with the size of each defect that has a mask: one that cannot be read is told now.
+    """
+
+    def __init__(self, data: DefectDataModule, classifier: Classifier, trainer: L.Trainer) -> None:
+        self.data, self.classifier, self.trainer = data, classifier, trainer
+        self.samples, settings = data.samples, data.settings
+        if "mask" in self.samples:
+            sizes = mask_sizes(self.samples, settings.root, data.image_size, settings.resize)
+            self.samples = self.samples.assign(mask_size=sizes)
+        self.decision = MOST_PROBABLE
+        self.seconds: dict[str, float] = {}
+        self.images_per_second: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, phase: str, images: int = 0) -> Iterator[None]:
+        """Add to `seconds`, and to `images_per_second` where images are counted."""
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = time.perf_counter() - start
+        if images:
+            self.images_per_second[phase] = images / self.seconds[phase]
+
+    def predict(self, part: str) -> pd.DataFrame:
+        """Predictions table of one part, as the network has it: not calibrated, the most probable class predicted."""
+        self.trainer.test(self.classifier, dataloaders=self.data.part_dataloader(part), verbose=False)
+        index, logits = self.classifier.evaluated
+        return predictions_table(self.samples.loc[index], probabilities_of(logits), *self.classes)
+
+    @torch.inference_mode()
+    def logits(self, images: Iterable[torch.Tensor]) -> np.ndarray:
+        """Logits float32 (images, classes) of batches that are no part of the data."""
+        device = self.trainer.strategy.root_device
+        with self.classifier.to(device).evaluating(), self.trainer.precision_plugin.forward_context():
+            return torch.cat([self.classifier(batch.to(device)).cpu() for batch in images]).numpy()
+
+    def judge(self, part: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """One part's predictions by the run's decision, and their numbers."""
+        with self.timed(f"evaluate {part}", len(self.data.part(part))):
+            uncalibrated = self.predict(part)
+        return judge(uncalibrated, self.decision, *self.classes)
+
+    @property
+    def _head(self) -> str:
+        return self.classifier.hparams["model"]["head"]
+
+    @property
+    def classes(self) -> tuple[list[str], list[bool]]:
+        """Names, and which of them are defective, in logit order."""
+        return list(self.data.classes), list(self.data.classes.values())
+
+    def describe(self) -> dict[str, Any]:
+        """What metrics.json says of the run besides its numbers."""
+        joined = self.classifier.joined
+        return {
+            **({} if joined is None else {"head": {"name": self._head} | joined.describe()}),
+            "class_names": list(self.data.classes),
+            "defective_classes": list(self.data.classes.values()),
+            "decision": self.decision.plain(),
+            "unreadable": self.data.unreadable,
+            "depth": self.data.settings.depth,
+            "seconds": self.seconds,
+            "images_per_second": self.images_per_second,
+            "command": job_command(),
+        }
+
+    def close(self) -> None:
+        """Let go of the other processes: the next job of a sweep starts its own."""
+        if torch.distributed.is_initialized():
+            started_here = isinstance(getattr(self.trainer.strategy, "cluster_environment", None), LightningEnvironment)
+            torch.distributed.destroy_process_group()
+            for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE") if started_here else ():
+                os.environ.pop(name, None)
+
+
+class TrainingRun(Run):
+    """A run that trains: from the probe through the stages to the best checkpoint."""
+
+    def __init__(self, settings: TrainSettings, config: dict[str, Any], folder: Path, logger: Logger | None) -> None:
+        start = time.perf_counter()
+        device = device_of(settings.trainer)
+        if (folder / LAST).is_file():
+            begun = read_checkpoint(folder / LAST)["defectcls"]
+            remedy = f"leave that out of resume={folder}, or begin another run"
+            depth = settings.dataset.depth  # as text, however it was typed
+            now = config | {"dataset": config["dataset"] | {"depth": depth}}
+            may_change = (*MAY_CHANGE, "dataset.depth") if depth == "auto" else MAY_CHANGE
+            refuse_another(begun["config"], now, "this run", may_change, remedy)
+            settings = as_begun(settings, begun, device)
+        data = build_data(settings, device=device)
+        settings = settings.model_copy(update={"dataset": data.settings})  # with its depth
+        validated = data.samples["defective"].to_numpy(bool)[data.part("val")]
+        refuse_missing_kind(settings.decision, validated, settings.dataset.prevalence)
+        self.settings = with_compute(settings, data, device)
+        chosen = self.settings.trainer.model_dump(mode="json")
+        told = {key: chosen[key] if value == "auto" else value for key, value in config["trainer"].items()}
+        self.config = config | {"trainer": told, "dataset": config["dataset"] | {"depth": data.settings.depth}}
+        self.folder, self.logger = folder, logger
+        about = {"config": json.loads(json.dumps(self.config, default=str)), "device": device.type}
+        self.record = Record(folder, about)
+        trainer = build_trainer(self.settings.trainer, folder, logger, self._callbacks(), settings)
+        L.seed_everything(settings.seed, workers=True, verbose=False)
+        classifier = build_classifier(self.settings, data).to(device)
+        stages = settings.finetune.active_stages.values()
+        solves = settings.finetune.probe and settings.model.head != "memory"
+        if solves or any(stage.trainable == "head" or stage.views is not None for stage in stages):
+            classifier.features = build_features(self.settings, data, classifier.backbone, classifier.augment)
+        super().__init__(data, classifier, trainer)
+        self.seconds["data"] = time.perf_counter() - start
+
+    def _callbacks(self) -> list[L.Callback]:
+        callbacks: list[L.Callback] = [self.record]
+        if sys.stdout.isatty():
+            callbacks.append(Progress(self.settings.batch_size))
+        if self.settings.optim.ema is not None:
+            callbacks.append(EMAWeightAveraging(decay=self.settings.optim.ema))
+        return callbacks
+
+    def train(self) -> None:
+        """Probe, stages, baseline; ends with the best weights in place. Goes on from last.ckpt where there is one."""
+        last = str(self.record.last) if self.record.last.is_file() else None
+        untrained = {name: value.clone() for name, value in self.classifier.state_dict().items()}
+        self.classifier.use_features()
+        if last is None:
+            if self.settings.finetune.probe:
+                self._probe()
+        else:
+            self.record.load_state_dict(read_checkpoint(self.record.last)["callbacks"]["Record"])
+        if self.settings.finetune.active_stages:
+            if not self.record.fitted:
+                with self.timed("fit"):
+                    self.trainer.fit(self.classifier, datamodule=self.data, ckpt_path=last, weights_only=True)
+            for row in stage_summary(self.record.history):
+                if row["rolled_back"]:
+                    log.warning("%s", collapse(self.record.history, row["name"]))
+            speeds = [row["images_per_second"] for row in self.record.history if "images_per_second" in row]
+            self.images_per_second["fit"] = float(np.median(speeds))
+        self._load(untrained)  # measured late, so that nothing waits for it
+        with self.timed("baseline", len(self.data.part("test"))):
+            self.baseline = compute_metrics(self.predict("test"), *self.classes)
+        best = read_checkpoint(self.record.best)
+        self._load(best["state_dict"])
+        self._choose_decision(best)
+
+    def _load(self, weights: dict[str, torch.Tensor]) -> None:
+        self.classifier.load_state_dict(weights)
+        self.classifier.use_features()
+
+    def _choose_decision(self, best: dict[str, Any]) -> None:
+        """On the validation images; kept in the best checkpoint, with what the choice rests on."""
+        validation = self.predict("val")
+        self.decision = choose_decision(
+            self.settings.decision, validation, *self.classes, self.settings.dataset.prevalence
+        )
+        columns = ["label", "defective", "unit", *(PROBABILITY + name for name in self.data.classes)]
+        best["defectcls"]["validation"] = validation.filter(columns).to_dict("list")
+        best["defectcls"]["seen"] = remember_seen(self.data)
+        if self.trainer.is_global_zero:
+            keep_decision(best, self.decision, self.record.best)
+
+    def _probe(self) -> None:
+        """Learn from what a frozen backbone makes of the images: the first candidate for the best checkpoint."""
+        self.classifier.to(self.trainer.strategy.root_device)
+        solved = None if self._head == "memory" else self._solve()
+        if self.classifier.joined is not None:
+            self._remember(solved)
+        self.trainer.validate(self.classifier, datamodule=self.data, verbose=False)
+
+    def _solve(self) -> tuple[tuple[np.ndarray, np.ndarray], float]:
+        """Solve the linear head on frozen features; the features and targets it was solved for, and its C."""
+        views = self.settings.finetune.probe_views
+        seen = len(self.data.part("train")) * (1 + views) + len(self.data.part("val"))
+        with self.timed("probe", seen):
+            features, device = self.classifier.features, self.trainer.strategy.root_device
+            assert features is not None
+            autocast = self.trainer.precision_plugin.forward_context
+            train = extract_features(features, self.data.part_dataloader("train"), device, autocast(), range(1 + views))
+            val = extract_features(features, self.data.part_dataloader("val"), device, autocast())
+            weights = class_weights(self.settings, data=self.data, sampled=False)
+            head = fit_probe(train, val, self.settings.finetune.probe_c, weights, views)
+        log.info("probe: C = %g", head.c)
+        self.classifier.head.load(head)
+        return train, head.c
+
+    def _remember(self, solved: tuple[tuple[np.ndarray, np.ndarray], float] | None) -> None:
+        """Let a memory learn the sound training images, and weigh it against the probe that was solved, if one was."""
+        classifier, device = self.classifier, self.trainer.strategy.root_device
+        assert classifier.joined is not None
+        rows, seed = self.data.part("train"), self.settings.seed
+        units, targets = self.data.samples["unit"].to_numpy()[rows], self.data.targets[rows]
+        evaluate, loader = classifier.backbone.with_map_for_evaluation(), self.data.part_dataloader("train")
+
+        def passes() -> Iterator[torch.Tensor]:
+            for batch in tqdm(loader, "memory", disable=None, leave=False, unit="batch"):
+                with self.trainer.precision_plugin.forward_context():
+                    _, maps = evaluate(batch["image"].to(device))
+                yield maps
+
+        with self.timed("memory", len(rows)):
+            odds = None
+            if solved is not None:
+                frozen, autocast = classifier.features, self.trainer.precision_plugin.forward_context
+                assert frozen is not None
+                ways = [-way for way in range(1, classifier.test_views)]
+                turned = [extract_features(frozen, loader, device, autocast(), [way])[0] for way in ways]
+                weights = class_weights(self.settings, self.data, sampled=False)
+                views = self.settings.finetune.probe_views
+                odds = out_of_fold(solved[0], units, solved[1], weights, views, seed, turned)
+            classifier.joined.learn(passes, odds, targets == 1, units, seed)
+        head = classifier.joined.describe()
+        log.info("%(bank)d sound patches remembered; weights: memory %(memory).2f, classifier %(classifier).2f", head)
+
+    def measure(self) -> tuple[dict[str, Any], pd.DataFrame]:
+        """metrics.json and the predictions table of all three parts, from the best weights."""
+        judged = {part: self.judge(part) for part in PARTS}
+        metrics: dict[str, Any] = {
+            "dataset": self.settings.dataset.name,
+            "model": self.settings.model.name,
+            "baseline": self.baseline,
+            **{part: numbers for part, (_, numbers) in judged.items()},
+            "stages": stage_summary(self.record.history),
+            **self.describe(),
+            **provenance(self.settings.seed, self.config, self.trainer.strategy.root_device),
+        }
+        return metrics, pd.concat([table for table, _ in judged.values()]).sort_index()
+
+
+def as_begun(settings: TrainSettings, begun: dict[str, Any], device: torch.device) -> TrainSettings:
+    """The settings of a run that goes on: what is `auto` in its trainer, or its depth, is what that was as it began.
+
+    On another kind of device it is chosen anew, and images that were to be kept on a GPU are kept elsewhere on a CPU.
+
+    Args:
+        begun: what `Record` was told of the run.
+    """
+    trainer, dataset = settings.trainer, settings.dataset
+    if begun.get("device", device.type) == device.type:
+        chosen = {key: begun["config"]["trainer"][key] for key in ("precision", "channels_last", "compile")}
+        asked = {key: value for key, value in chosen.items() if getattr(trainer, key) == "auto"}
+        trainer = TrainerSettings(**trainer.model_dump() | asked)
+    else:
+        log.warning("this run began on %s and goes on on %s, where it rounds otherwise", begun["device"], device.type)
+    if dataset.depth == "auto":
+        dataset = dataset.model_copy(update={"depth": begun["config"]["dataset"]["depth"]})
+    if dataset.cache == "device" and device.type == "cpu":  # as it could be where it began
+        dataset = dataset.model_copy(update={"cache": "auto"})
+    return settings.model_copy(update={"trainer": trainer, "dataset": dataset})
+
+
+def keep_decision(content: dict[str, Any], decision: Decision, path: Path) -> None:
+    """Write a checkpoint with its decision."""
+    content["defectcls"]["decision"] = decision.plain()
+    with written_whole(path) as unfinished:
+        torch.save(content, unfinished)

@@ -1,0 +1,339 @@
+"""The jobs of a sweep: isolated, recorded, not run twice; and a sweep that is killed and started again."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from filelock import FileLock
+
+from defectcls import config
+from defectcls.errors import UserError
+from defectcls.training import jobs
+from defectcls.training.jobs import Task, close_sweep, open_sweep, read_jobs, run_job
+from tests.conftest import Outcome, command, process, sentence
+
+COMMAND = ["model=a,b", "seed=0,1"]
+BREAKING = """
+import os, signal, sys
+from functools import wraps
+from defectcls.data import synthetic
+
+@wraps(synthetic.list_samples)
+def list_samples(*args, **options):
+    if "seed=1" in sys.argv:
+        raise ValueError("the disk of the camera is broken")
+    if "seed=2" in sys.argv:
+        bytearray(1 << 50)
+    if "seed=3" in sys.argv:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return synthetic.list_samples(*args, **options)
+"""
+
+
+def job(folder: Path, number: int, status: str, **more: Any) -> None:
+    """A record, and of a finished job the numbers of a run."""
+    record = {"number": number, "overrides": [f"seed={number}"], "status": status, "error": None, "exit_status": 0}
+    record |= {"config": {}} | more
+    (folder / str(number)).mkdir(parents=True)
+    (folder / str(number) / "job.json").write_text(json.dumps(record))
+    if status == "finished":
+        metrics = {"val": {"auroc": 0.9}, "test": {"auroc": 0.8 + number / 100}, "seed": number}
+        (folder / str(number) / "metrics.json").write_text(json.dumps(metrics))
+
+
+def task(folder: Path, verb: str, config: dict[str, Any]) -> Task:
+    return Task(verb, 4, folder, ["seed=4"], config, [], {"version": 1})
+
+
+def statuses(folder: Path) -> dict[int, str]:
+    return {one.number: one.status for one in read_jobs(folder)}
+
+
+# --- one job ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that takes seconds is imported ahead."""
+    monkeypatch.setattr(jobs, "IMPORTED_ONCE", [])
+
+
+@pytest.mark.usefixtures("light")
+def test_failed_job_is_recorded_with_its_sentence_and_tried_again(tmp_path: Path) -> None:
+    config = {"runs": ["a", "b"], "metrics": ["recall"], "level": 0.95, "resamples": 100, "seed": 0}
+    expected = "a does not exist: give a run folder or a predictions CSV"
+    for _ in range(2):
+        done = run_job(task(tmp_path, "compare", config))
+        assert (done["status"], done["error"]) == ("failed", expected)
+        assert json.loads((tmp_path / "job.json").read_text()) == done
+
+
+def test_finished_job_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.multiprocessing, "get_context", lambda *_: pytest.fail("a process is started"))
+    job(tmp_path, 4, "finished", config={"optim": {"lr": 0.1}, "logger": {"name": "csv"}, "resume": None})
+    known = {"optim": {"lr": 0.1}, "logger": {"name": "wandb"}, "resume": None}
+    assert run_job(task(tmp_path / "4", "train", known))["status"] == "finished"
+
+
+@pytest.mark.parametrize("status", ["finished", "failed", "unfinished"])
+def test_job_begun_with_another_configuration_is_refused_and_kept(tmp_path: Path, status: str) -> None:
+    job(tmp_path, 4, status, config={"optim": {"lr": 0.1, "name": "sgd"}})
+    before = (tmp_path / "4" / "job.json").read_text()
+    with pytest.raises(UserError, match=re.escape("was begun with optim.lr=0.1, and now it is 0.2: take another")):
+        run_job(task(tmp_path / "4", "train", {"optim": {"lr": 0.2, "name": "sgd"}}))
+    assert (tmp_path / "4" / "job.json").read_text() == before
+
+
+def test_what_killed_a_job_is_named() -> None:
+    assert jobs._death(-9) == "its process was killed by SIGKILL, as Linux does when memory runs out"
+    assert jobs._death(-11) == "its process was killed by SIGSEGV"
+    assert jobs._death(3) == "its process ended with status 3"
+
+
+# --- the folder of a sweep --------------------------------------------------------------------------------------------
+
+
+def opened(new: Path, given: bool = False, arguments: list[str] = COMMAND) -> Path:
+    with open_sweep(new, given, "train", arguments) as folder:
+        return folder
+
+
+def test_same_command_goes_on_until_all_jobs_have_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = opened(tmp_path / "1")
+    job(first, 0, "finished")
+    job(first, 1, "failed", error="no photos")
+    assert close_sweep(first) == 1
+    assert "no photos" in capsys.readouterr().out
+    assert opened(tmp_path / "2") == first
+    shutil.rmtree(first / "1")
+    job(first, 1, "finished")
+    assert close_sweep(first, stopped=True) == 0
+    assert opened(tmp_path / "3") == first
+    assert close_sweep(first) == 0
+    assert opened(tmp_path / "3") == tmp_path / "3"
+
+
+def test_another_command_or_verb_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    first = opened(tmp_path / "1")
+    assert opened(tmp_path / "2", arguments=["model=a,b", "seed=0,1,2"]) == tmp_path / "2"
+    with open_sweep(tmp_path / "3", False, "crossval", COMMAND) as folder:
+        assert folder == tmp_path / "3"
+    with pytest.raises(UserError, match=re.escape("1 is of another sweep, train -m model=a,b seed=0,1: take another")):
+        opened(first, given=True, arguments=["model=a"])
+    assert opened(first, given=True) == first
+
+
+def test_sweep_is_not_finished_by_other_code_unless_its_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(jobs, "commit", lambda: "abc")
+    first = opened(tmp_path / "1")
+    assert json.loads((first / "sweep.json").read_text())["commit"] == "abc"
+    monkeypatch.setattr(jobs, "version", lambda _: "9.9")
+    was, now = f"defectcls {version('defectcls')}, commit abc", "defectcls 9.9, commit abc"
+    job(first, 0, "failed")
+    assert opened(tmp_path / "2") == first  # there is nothing to compare with
+    assert f"it was begun by {was}, and this is {now}: its jobs may not be comparable" in caplog.messages
+    job(first, 1, "finished")
+    caplog.clear()
+    assert opened(tmp_path / "2") == first  # by the same code as last time
+    assert caplog.messages == [f"going on with the sweep in {first}"]
+    monkeypatch.setattr(jobs, "commit", lambda: "abc-dirty")
+    with pytest.raises(UserError) as caught:
+        opened(tmp_path / "2")
+    assert str(caught.value) == (
+        f"the sweep in {first} was begun by {now}, and this is defectcls 9.9, commit abc-dirty: its jobs would not be "
+        f"comparable; hydra.sweep.dir=<new folder> begins anew, hydra.sweep.dir={first} goes on all the same"
+    )
+    assert opened(first, given=True) == first
+    assert caplog.messages[-1].startswith(f"it was begun by {now}, and this is ")
+
+
+def test_presets_beside_conf_are_part_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine/model").mkdir(parents=True)
+    begun: list[tuple] = []
+
+    @contextlib.contextmanager
+    def sweep_of(*given: Any) -> Iterator[Path]:
+        begun.append(given)
+        raise UserError("enough")
+        yield
+
+    monkeypatch.setattr(config, "open_sweep", sweep_of)
+    more = f"hydra.searchpath=[file://{tmp_path}/more]"
+    given = ("dataset=synthetic", "--config-dir", "mine", "-m", more, "hydra/launcher=joblib", "seed=0,1")
+    assert sentence(command("train", *given)) == "enough"
+    arguments = [f"--config-dir={tmp_path}/mine", "dataset=synthetic", more, "seed=0,1"]
+    assert begun[0][2:] == ("train", [*arguments[:2], f"hydra.searchpath=['file://{tmp_path}/more']", "seed=0,1"])
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"verb": "train"}', b"\xff"])
+def test_damaged_records_of_a_sweep(tmp_path: Path, content: bytes) -> None:
+    first = opened(tmp_path / "1")
+    job(first, 0, "finished")
+    for file in ("job.json", "metrics.json"):
+        whole = (first / "0" / file).read_bytes()
+        (first / "0" / file).write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            read_jobs(first)
+        assert str(caught.value) == (
+            f"{first}/0/{file} is damaged: delete the folder {first}/0, and the command of the sweep does the job anew"
+        )
+        (first / "0" / file).write_bytes(whole)
+    assert statuses(first) == {0: "finished"}
+    (first / "sweep.json").write_bytes(content)
+    assert opened(tmp_path / "2") == tmp_path / "2"  # another sweep is none of its business
+    with pytest.raises(UserError, match="sweep.json is damaged: take another folder by hydra.sweep.dir=<new folder>"):
+        opened(first, given=True)
+
+
+def test_folder_of_other_files_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "good").mkdir(parents=True)
+    with pytest.raises(UserError, match="photos holds other files: give hydra.sweep.dir=<new folder>"):
+        opened(tmp_path / "photos", given=True)
+    assert [entry.name for entry in (tmp_path / "photos").iterdir()] == ["good"]
+
+
+def test_running_sweep_is_not_joined(tmp_path: Path) -> None:
+    first = opened(tmp_path / "1")
+    with FileLock(first / "sweep.lock"):
+        assert opened(tmp_path / "2") == tmp_path / "2"
+        with pytest.raises(UserError, match="is running: wait for it, or stop it"):
+            opened(first, given=True)
+
+
+def test_status_says_whether_jobs_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = opened(tmp_path / "good"), opened(tmp_path / "bad", arguments=[])
+    for number in range(2):
+        job(good, number, "finished", exit_status=number)
+        job(bad, number, "failed", error=f"reason {number}")
+    assert close_sweep(good) == 1  # the highest of theirs, such as that of an audit that found leaks
+    assert close_sweep(bad) == 2
+    assert capsys.readouterr().err == "error: all 2 jobs failed, the first of them: reason 0\n"
+
+
+def test_sweep_that_cannot_be_composed_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "did you mean 'seed'" in sentence(command("train", "-m", "dataset=synthetic", "sed=0,1"))
+    assert list(tmp_path.glob("runs/sweeps/*")) == []
+
+
+# --- whole sweeps -----------------------------------------------------------------------------------------------------
+
+
+def sweep(tiny: list[str], folder: Path, *arguments: str) -> Outcome:
+    environment = {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+    return process("defectcls.train", "-m", *tiny, "finetune.probe=false", *arguments, cwd=folder, **environment)
+
+
+@pytest.mark.slow
+def test_two_of_twelve_jobs_fail_and_ten_finish(tiny: list[str], tmp_path: Path) -> None:
+    (tmp_path / "breaking.py").write_text(BREAKING)
+    seeds = "seed=" + ",".join(map(str, range(12)))
+    outcome = sweep(tiny, tmp_path, "dataset.list_samples=breaking.list_samples", seeds)
+    assert outcome.code == 1
+    (folder,) = tmp_path.glob("runs/sweeps/*")
+    errors = {one.number: one.error for one in read_jobs(folder) if one.status == "failed"}
+    assert errors == {
+        1: "ValueError('the disk of the camera is broken')",
+        2: "a batch does not fit into memory: lower batch_size or image_size (MemoryError)",
+        3: "its process was killed by SIGKILL, as Linux does when memory runs out",
+    }
+    assert sum(status == "finished" for status in statuses(folder).values()) == 9
+    table = pd.read_csv(folder / "jobs.csv").set_index("job")
+    assert table["error"].dropna().to_dict() == errors
+    for number, error in errors.items():
+        assert f"error in job {number}: {error}" in outcome.err
+        assert error in (folder / "sweep.html").read_text().replace("&#39;", "'")
+
+
+@pytest.mark.slow
+def test_killed_sweep_goes_on_where_it_was(tiny: list[str], tmp_path: Path) -> None:
+    import wandb
+
+    wandb.init(mode="offline", dir=tmp_path).finish()  # as in a notebook that logs: its service outlives the sweep
+    given = (*tiny, "finetune.probe=false", "logger=wandb", "optim.lr=0.001,0.0003", "seed=0,1,2")
+    whole = [sys.executable, "-m", "defectcls.train", "-m", *given]
+    with (tmp_path / "log").open("wb") as log:
+        started = subprocess.Popen(whole, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    while len(list(tmp_path.glob("runs/sweeps/*/*/metrics.json"))) < 2:
+        time.sleep(0.2)
+        assert started.poll() is None, (tmp_path / "log").read_text()
+    time.sleep(1)
+    started.kill()
+    started.wait()
+    (folder,) = tmp_path.glob("runs/sweeps/*")
+    finished = {file: file.stat().st_mtime_ns for file in folder.glob("*/metrics.json")}
+    assert 2 <= len(finished) < 6
+    outcome = process("defectcls.train", "-m", *given, cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert list(tmp_path.glob("runs/sweeps/*")) == [folder]
+    assert {file: file.stat().st_mtime_ns for file in finished} == finished
+    assert statuses(folder) == dict.fromkeys(range(6), "finished")
+    ids = [{run.name.rpartition("-")[2] for run in folder.glob(f"{number}/wandb/offline-run-*")} for number in range(6)]
+    assert [len(of_job) for of_job in ids] == [1] * 6
+    assert len(set.union(*ids)) == 6
+    table = pd.read_csv(folder / "sweep.csv")
+    assert table["finished"].tolist() == [3, 3]
+    tests = [json.loads(file.read_text())["test"]["auroc"] for file in folder.glob("*/metrics.json")]
+    assert table["test_auroc_mean"].mean() == pytest.approx(sum(tests) / 6)
+
+
+@pytest.mark.slow
+def test_stopped_sweep_ends_its_job_and_dashboard_and_goes_on(tiny: list[str], tmp_path: Path) -> None:
+    from tests.training.test_loggers import offline_runs
+
+    given = (*tiny, "finetune.probe=false", "logger=wandb", "finetune.stages.full.epochs=40", "seed=0,1")
+    whole = [sys.executable, "-m", "defectcls.train", "-m", *given, "finetune.patience=null"]
+    begun = subprocess.Popen(whole, cwd=tmp_path, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("runs/sweeps/*/0/checkpoints/last.ckpt")):
+        time.sleep(0.05)
+        assert begun.poll() is None
+    begun.terminate()
+    _, err = begun.communicate()
+    (folder,) = tmp_path.glob("runs/sweeps/*")
+    assert begun.returncode == 143
+    assert err.endswith(f"stopped by SIGTERM: resume={folder.relative_to(tmp_path)} goes on\n")
+    assert statuses(folder) == {0: "unfinished"}
+    assert [run.exit_code for run in offline_runs(folder / "0")] == [1]
+    assert process("defectcls.train", f"resume={folder}", cwd=tmp_path).code == 0
+    assert statuses(folder) == {0: "finished", 1: "finished"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_other_launchers_do_the_same_jobs(tiny: list[str], tmp_path: Path, launcher: str) -> None:
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+    outcomes = [
+        sweep(tiny, tmp_path, "seed=0,1", f"hydra.sweep.dir={name}", f"hydra/launcher={name}")
+        for name in ("basic", launcher)
+    ]
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes[1].err
+    for number in "01":
+        own, other = (
+            json.loads((tmp_path / name / number / "metrics.json").read_text()) for name in ("basic", launcher)
+        )
+        assert own["test"] == other["test"]
+        assert own["command"].replace("basic", launcher) == other["command"]
+
+
+@pytest.mark.slow
+def test_recorded_sweep_is_resumed_by_its_folder(tiny: list[str], tmp_path: Path) -> None:
+    assert sweep(tiny, tmp_path, "seed=0,1", "finetune.stages.full.epochs=1").code == 0
+    (folder,) = tmp_path.glob("runs/sweeps/*")
+    (folder / "1" / "metrics.json").unlink()
+    (folder / "1" / "job.json").unlink()
+    assert process("defectcls.train", f"resume={folder.relative_to(tmp_path)}", cwd=tmp_path).code == 0
+    assert statuses(folder) == {0: "finished", 1: "finished"}
