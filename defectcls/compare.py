@@ -9,7 +9,7 @@ from defectcls.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from defectcls.pages.comparison import Comparison
+    from defectcls.evaluation.comparison import Comparison
 
 
 def compare(config: dict[str, Any], folder: Path) -> None:
@@ -19,7 +19,7 @@ def compare(config: dict[str, Any], folder: Path) -> None:
     settings = parse(CompareSettings, config)
     files = [predictions_file(path) for path in settings.runs]
     names = short_names(files)
-    from defectcls.pages.comparison import compare_predictions
+    from defectcls.evaluation.comparison import compare_predictions
 
     tables = {name: test_rows(file) for name, file in zip(names, files, strict=True)}
     comparison = compare_predictions(tables, list(settings.metrics), settings.level, settings.resamples, settings.seed)
@@ -109,11 +109,12 @@ def print_comparison(folder: Path, comparison: "Comparison") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from defectcls.pages.comparison import METRICS, adjustment, images_in_common, sentences
+    from defectcls.evaluation.metrics import METRICS
+    from defectcls.pages.comparison import adjustment, images_in_common, sentences, value_words
 
     table = Table("", *comparison.values, title=images_in_common(comparison))
     for values in zip(*comparison.values.values(), strict=True):
-        table.add_row(METRICS[values[0].metric], *map(str, values))
+        table.add_row(METRICS[values[0].metric].name, *map(value_words, values))
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(table)
     for line in (*sentences(comparison), adjustment(comparison), f"page: {folder / 'compare.html'}"):

@@ -16,7 +16,6 @@ from pathlib import Path
 import pandas as pd
 
 from defectcls.data.samples import (
-    SPLIT_NAMES,
     NameOrNames,
     folded,
     folders_in,
@@ -25,6 +24,7 @@ from defectcls.data.samples import (
     sample_table,
 )
 from defectcls.errors import UserError, did_you_mean
+from defectcls.tables import SPLIT_NAMES
 
 LAYOUT = "<class>/<image> or {train,val,test}/<class>/<image>"
 

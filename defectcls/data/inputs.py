@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from defectcls.data.samples import IMAGE_SUFFIXES, LEFT_BEHIND, counted, images_in
-from defectcls.data.tables import missing_column, read_table, refuse
 from defectcls.errors import UserError
+from defectcls.tables import missing_column, read_table, refuse
 
 log = logging.getLogger(__name__)
 

@@ -26,6 +26,7 @@ import pandas as pd
 from pydantic import BeforeValidator
 
 from defectcls.errors import UserError
+from defectcls.tables import DEFECTIVE, OPTIONAL_COLUMNS, SOUND
 
 Target = Literal["defect", "defect_type"]
 
@@ -40,7 +41,6 @@ def as_names(given: Any) -> Any:
 Names = Annotated[list[str], BeforeValidator(as_names)]  # of classes
 NameOrNames = Annotated[str | list[str], BeforeValidator(as_names)]
 
-SOUND, DEFECTIVE = "sound", "defective"
 # Of the kinds that Pillow opens those of photos; .heic and .heif it opens with a plug-in, and names it without.
 IMAGE_SUFFIXES = frozenset(
     {
@@ -57,10 +57,6 @@ LEFT_BEHIND = frozenset(
         *("lost+found", "@eadir", "#recycle", "#snapshot", "@recycle", "@tmp", "~snapshot", "__pycache__"),
     }
 )
-OPTIONAL_COLUMNS = ("defect_type", "category", "group", "split", "mask")
-# How people name the folders and cells of a split, in any case.
-SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
-SPLIT_NAMES |= {"test": "test", "testing": "test"}
 
 
 def is_left_behind(name: str) -> bool:

@@ -29,9 +29,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from defectcls.data.samples import SOUND, sample_table
+from defectcls.data.samples import sample_table
 from defectcls.data.surfaces import SURFACES, Scene, Spot, photograph
 from defectcls.errors import UserError
+from defectcls.tables import SOUND
 
 FORMAT_VERSION = 1  # raise it when the same knobs come to give other files: the folders of old ones are then left alone
 MARGIN = 6  # pixels around a crop that are no other crop's: a twin's shift and the blur of the lens stay within

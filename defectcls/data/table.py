@@ -1,4 +1,4 @@
-"""Your own table of images: a CSV file with a header or a Parquet file; see `defectcls.data.tables` for the kinds.
+"""Your own table of images: a CSV file with a header or a Parquet file; see `defectcls.tables` for the kinds.
 
     path,label                      required; paths relative to `root`
     a/1.png,good
@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from defectcls.data.samples import OPTIONAL_COLUMNS, SPLIT_NAMES, NameOrNames, Names, folded, sample_table
-from defectcls.data.tables import TRUTH, missing_column, read_table, refuse
+from defectcls.data.samples import NameOrNames, Names, folded, sample_table
 from defectcls.errors import UserError
+from defectcls.tables import OPTIONAL_COLUMNS, SPLIT_NAMES, TRUTH, missing_column, read_table, refuse
 
 
 def list_samples(

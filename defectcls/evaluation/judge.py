@@ -5,7 +5,6 @@ from typing import Any
 
 import pandas as pd
 
-from defectcls.data.samples import DEFECTIVE, SOUND
 from defectcls.errors import UserError
 from defectcls.evaluation.breakdown import breakdowns
 from defectcls.evaluation.collapse import majority_collapse, ranks
@@ -14,6 +13,7 @@ from defectcls.evaluation.intervals import metric_intervals
 from defectcls.evaluation.metrics import compute_metrics, defect_numbers
 from defectcls.evaluation.predictions import ACCEPT, REJECT, REVIEW, classes_of_table
 from defectcls.settings import DecisionSettings
+from defectcls.tables import DEFECTIVE, SOUND
 
 CALIBRATED = ("loss", "ece", "brier")  # what calibration changes
 

@@ -5,7 +5,7 @@ nothing was predicted defective, AUROC where all images are of one kind. F1 = 2t
 defect is missed and none is caught. A macro average is the mean over the classes for which the number is defined.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,43 @@ from defectcls.errors import UserError
 from defectcls.evaluation.calibration import brier_score, expected_calibration_error
 from defectcls.evaluation.predictions import PROBABILITY, REVIEW, folds_of
 
+
+class Metric(NamedTuple):
+    """How a number is called in a sentence, what it means, and how it is shown."""
+
+    name: str
+    meaning: str = ""
+    percent: bool = True  # a share of images; False: shown as it is
+    less_is_better: bool = False
+
+    @property
+    def explained(self) -> str:
+        """The name and what it means, for a table that has the room."""
+        return f"{self.name} ({self.meaning})" if self.meaning else self.name
+
+
+# Of two classes and of many alike, in the order in which a page lists them; the only place where they are spelled out.
+METRICS = {
+    "recall": Metric("recall", "share of defects caught"),
+    "escape_rate": Metric("escape rate", "defects let through", less_is_better=True),
+    "overkill_rate": Metric("overkill rate", "sound images rejected", less_is_better=True),
+    "precision": Metric("precision", "rejected images that are defective"),
+    "f1": Metric("F1", "of defective"),
+    "accuracy": Metric("accuracy", "right class"),
+    "recall_macro": Metric("recall, mean over classes"),
+    "precision_macro": Metric("precision, mean over classes"),
+    "f1_macro": Metric("F1, mean over classes"),
+    "auroc": Metric("AUROC", percent=False),
+    "auroc_pooled": Metric("AUROC, folds pooled", percent=False),
+    "average_precision": Metric("average precision", percent=False),
+    "average_precision_pooled": Metric("average precision, folds pooled", percent=False),
+    "review_rate": Metric("review rate", "images that a person looks at", less_is_better=True),
+    "loss": Metric("loss", "nats", percent=False, less_is_better=True),
+    "ece": Metric("expected calibration error", percent=False, less_is_better=True),
+    "brier": Metric("Brier score", percent=False, less_is_better=True),
+    "seconds": Metric("seconds", percent=False, less_is_better=True),
+}
+RANKINGS = ("auroc", "average_precision")  # what scores reach whatever the threshold
 LEAST_PROBABILITY = np.finfo(np.float64).eps  # a probability of exactly 0 would make the loss infinite; as scikit-learn
 
 

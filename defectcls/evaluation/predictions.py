@@ -20,10 +20,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from defectcls.data.samples import DEFECTIVE, OPTIONAL_COLUMNS, SOUND, SPLIT_NAMES
-from defectcls.data.tables import TRUTH, numbers, read_table, refuse
 from defectcls.errors import UserError
 from defectcls.files import written_whole
+from defectcls.tables import DEFECTIVE, OPTIONAL_COLUMNS, SOUND, SPLIT_NAMES, TRUTH, numbers, read_table, refuse
 
 PROBABILITY = "p_"
 ACCEPT, REVIEW, REJECT = "accept", "review", "reject"

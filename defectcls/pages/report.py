@@ -5,7 +5,6 @@ from typing import Any
 
 import pandas as pd
 
-from defectcls.data.samples import DEFECTIVE
 from defectcls.evaluation.elsewhere import Change, changes
 from defectcls.evaluation.metrics import defect_numbers
 from defectcls.pages.page import render_page
@@ -21,6 +20,7 @@ from defectcls.pages.wording import (
     span,
     verdict,
 )
+from defectcls.tables import DEFECTIVE
 
 RANKINGS = ("auroc", "auroc_pooled", "average_precision", "average_precision_pooled")
 PLAIN = (*RANKINGS, "loss", "ece", "brier")  # shown as they are; all others in percent

@@ -10,16 +10,15 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from defectcls.evaluation.metrics import METRICS
 from defectcls.evaluation.sweeps import Setting, Sweep, number_range, other_images, settings_table
 from defectcls.files import written_whole
-from defectcls.pages.comparison import METRICS
 from defectcls.pages.page import render_page
 from defectcls.pages.pictures import INK, LOOK, QUIET, RIGHT, png
 from defectcls.pages.wording import SPLITS, number, percent, span
 
 IN_TERMINAL = ("auroc", "recall", "overkill_rate", "accuracy")  # what 120 columns hold; the page shows all
 BY_IMAGES = ("auroc", "recall", "precision", "f1", "accuracy")  # the same, where each dataset has a block
-LABELS = METRICS | {"f1_macro": "F1, mean over classes", "loss": "loss", "seconds": "seconds"}
 MATRIX = "passed, rejected"
 PLAIN = ("auroc", "loss")  # not in percent
 MOST_IN_PICTURE, MOST_IN_TERMINAL, MOST_NAMED, LONGEST_NAME = 30, 20, 5, 60
@@ -263,7 +262,7 @@ def _failed(sweep: Sweep) -> list[str]:
 
 def _label(column: str) -> str:
     part, _, name = column.partition("_")
-    return f"{SPLITS[part]} {LABELS[name]}" if name else LABELS[part]
+    return f"{SPLITS[part]} {METRICS[name].name}" if name else METRICS[part].name
 
 
 def _shown(column: str, value: float) -> str:

@@ -5,10 +5,10 @@ from typing import Any
 
 import pandas as pd
 
-from defectcls.data.samples import DEFECTIVE
 from defectcls.evaluation.collapse import CHANCE, ranks
 from defectcls.evaluation.elsewhere import changes
 from defectcls.evaluation.metrics import defect_counts, defect_numbers
+from defectcls.tables import DEFECTIVE
 
 SMALL = 50  # fewer images than this on either side: one image more or less moves the rate by over 2 points
 USING_SCORES = "decision=f1 takes a threshold that uses them"

@@ -14,7 +14,6 @@ from lightning.pytorch.loggers import Logger
 from timm.optim import list_optimizers
 
 from defectcls.data.datamodule import DefectDataModule
-from defectcls.data.samples import DEFECTIVE, SOUND
 from defectcls.data.store import Store
 from defectcls.errors import UserError, did_you_mean
 from defectcls.model.augment import Augment
@@ -24,6 +23,7 @@ from defectcls.model.frozen import FrozenLayers, identity
 from defectcls.model.hardware import PRECISIONS, allow_tf32, choose_compute, keep_freed_memory, refuse_float16
 from defectcls.model.losses import balanced_weights
 from defectcls.settings import TrainerSettings, TrainSettings
+from defectcls.tables import DEFECTIVE, SOUND
 
 
 def build_data(

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from defectcls.data.masks import load_masks
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import decide
-from defectcls.evaluation.localisation import chance, load_masks, mask_scores
+from defectcls.evaluation.localisation import chance, mask_scores
 from defectcls.evaluation.metrics import records
 from defectcls.evaluation.predictions import predictions_table, probabilities_of
 from defectcls.model.heatmaps import METHODS, heat_maps

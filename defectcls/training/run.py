@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from defectcls.config import job_command
 from defectcls.data.datamodule import DefectDataModule
+from defectcls.data.masks import mask_sizes
 from defectcls.data.seen import remember_seen
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision, refuse_missing_kind
 from defectcls.evaluation.judge import judge
-from defectcls.evaluation.localisation import mask_sizes
 from defectcls.evaluation.metrics import compute_metrics
 from defectcls.evaluation.predictions import PROBABILITY, predictions_table, probabilities_of
 from defectcls.files import LAST, written_whole

@@ -1,13 +1,7 @@
-from pathlib import Path
-
 import numpy as np
-import pandas as pd
 import pytest
-from PIL import Image
 
-from defectcls.errors import UserError
-from defectcls.evaluation import localisation
-from defectcls.evaluation.localisation import chance, load_masks, mask_scores, mask_sizes
+from defectcls.evaluation.localisation import chance, mask_scores
 
 
 def test_hit_and_energy_by_hand() -> None:
@@ -29,53 +23,3 @@ def test_energy_of_random_heat_is_chance() -> None:
     hit, energy = mask_scores(rng.random((200, 16, 16)).astype(np.float32), masks)
     assert energy.mean() == pytest.approx(chance(masks).mean(), abs=0.01)
     assert hit.mean() == pytest.approx(chance(masks).mean(), abs=0.1)
-
-
-def drawn(path: Path, width: int, height: int, box: tuple[int, int, int, int], mode: str = "L") -> None:
-    mask = Image.new(mode, (width, height))
-    mask.paste(Image.new(mode, (box[2] - box[0], box[3] - box[1]), "white"), box)
-    mask.save(path)
-
-
-@pytest.mark.parametrize("mode", ["L", "1", "RGB"])
-def test_masks_take_the_shape_of_their_images(tmp_path: Path, mode: str) -> None:
-    drawn(tmp_path / "wide.png", 64, 32, (32, 0, 64, 32), mode)  # the right half
-    samples = pd.DataFrame({"path": ["0.png", "1.png"], "mask": ["", "wide.png"]})
-    none, squashed = load_masks(samples, tmp_path, 16, "squash")
-    assert not none.any()
-    assert squashed[:, 9:].all() and not squashed[:, :7].any()
-    padded = load_masks(samples, tmp_path, 16, "pad")[1]
-    assert padded[5:11, 9:].all() and not padded[:, :7].any()
-    assert not padded[:3].any() and not padded[13:].any()
-
-
-def test_a_thin_scratch_does_not_vanish(tmp_path: Path) -> None:
-    drawn(tmp_path / "scratch.png", 512, 512, (100, 0, 101, 512))
-    (mask,) = load_masks(pd.DataFrame({"mask": ["scratch.png"]}), tmp_path, 64, "squash")
-    assert mask[:, 12].all()
-    assert not mask[:, :11].any() and not mask[:, 15:].any()
-
-
-def test_a_table_without_masks_has_none(tmp_path: Path) -> None:
-    assert not load_masks(pd.DataFrame({"path": ["0.png"]}), tmp_path, 8, "squash").any()
-
-
-def test_a_broken_mask_is_named(tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    table = pd.DataFrame({"mask": ["", "broken.png"]})
-    for read in (load_masks, mask_sizes):
-        with pytest.raises(UserError, match=r"the mask .*broken\.png cannot be read: not an image"):
-            read(table, tmp_path, 8, "squash")
-
-
-def test_sizes_of_defects_are_of_the_masks_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty mask has no size, a row without one is not even looked at."""
-    for name, side in (("speck", 1), ("scratch", 5), ("dent", 20), ("hole", 64), ("nothing", 0)):
-        drawn(tmp_path / f"{name}.png", 64, 64, (0, 0, side, side))
-    names = ["", "hole", "speck", "", "nothing", "dent", "scratch", ""]
-    table = pd.DataFrame({"mask": [name and f"{name}.png" for name in names]})
-    read, decode = [], localisation.decode
-    monkeypatch.setattr(localisation, "decode", lambda path, *how: (read.append(path), decode(path, *how))[1])
-    expected = ["", "over 10 %", "under 0.1 %", "", "", "1 to 10 %", "0.1 to 1 %", ""]
-    assert mask_sizes(table, tmp_path, 64, "squash") == expected  # 1, 25 and 400 of 4096 pixels, and all
-    assert len(read) == 5

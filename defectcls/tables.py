@@ -1,4 +1,7 @@
-"""Tables of any tool: how their text is written, and which column is which. Every cell is text, "" where empty."""
+"""Tables of any tool: how their text is written, and which column is which. Every cell is text, "" where empty.
+
+Of photos (the sample table) and of what a model says of them (the predictions table) alike.
+"""
 
 import codecs
 import csv
@@ -14,6 +17,11 @@ from defectcls.errors import UserError, did_you_mean
 
 log = logging.getLogger(__name__)
 
+SOUND, DEFECTIVE = "sound", "defective"
+OPTIONAL_COLUMNS = ("defect_type", "category", "group", "split", "mask")
+# How people name the folders and cells of a split, in any case.
+SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+SPLIT_NAMES |= {"test": "test", "testing": "test"}
 TRUTH = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False, "yes": True, "no": False}
 # What other tools call a column, without case, spaces and signs between the words.
 OTHER_NAMES = {
