@@ -39,7 +39,7 @@ def audit(config: dict[str, Any], folder: Path) -> int:
     findings.to_csv(folder / "audit.csv", index=False)
     page = render_audit(summary, findings, counts, settings.dataset.root, inventory.depth)
     (folder / "audit.html").write_text(page, encoding="utf-8")
-    from defectcls.training.build import find_device
+    from defectcls.model.hardware import find_device
     from defectcls.training.results import provenance
 
     device = find_device(settings.trainer.accelerator)

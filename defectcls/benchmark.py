@@ -27,8 +27,8 @@ def benchmark(config: dict[str, Any], folder: Path) -> int:
     from defectcls.benchmarking.summary import plot_benchmark, print_benchmark, summarise
     from defectcls.benchmarking.turns import take_turns
     from defectcls.errors import UserError
+    from defectcls.model.hardware import find_device
     from defectcls.pages.pictures import png
-    from defectcls.training.build import find_device
     from defectcls.training.results import provenance
 
     sections, work = contenders(settings), folder / "contenders"

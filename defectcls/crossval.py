@@ -19,9 +19,9 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
     settings = parse(CrossvalSettings, config)
     from defectcls.errors import UserError
     from defectcls.evaluation.judge import judge_folds
+    from defectcls.model.hardware import find_device
     from defectcls.train import train_run
     from defectcls.training import results
-    from defectcls.training.build import find_device
 
     if settings.trainer.strategy != "auto":
         raise UserError("cross-validation trains on one device: leave trainer.strategy=auto")

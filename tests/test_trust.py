@@ -15,7 +15,7 @@ import yaml
 
 from defectcls.config import CONF_DIR, _with_recorded_overrides, shipped_dataset
 from defectcls.errors import UserError
-from defectcls.model.classifier import load_classifier
+from defectcls.model.checkpoint import load_classifier
 from defectcls.training.jobs import SWEEP, _write
 from tests.conftest import command, sentence
 

@@ -6,76 +6,24 @@ import logging
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from pydantic import ValidationError
 
-from defectcls.config import parse
 from defectcls.data.images import Decoded, Photo, attempt
 from defectcls.data.threads import AHEAD, map_in_threads
-from defectcls.errors import UserError, explain
-from defectcls.evaluation.decision import MOST_PROBABLE, Decision, decide
+from defectcls.evaluation.decision import MOST_PROBABLE, decide
 from defectcls.evaluation.predictions import PROBABILITY, predictions_table, probabilities_of
-from defectcls.files import checkpoint_file
-from defectcls.model.classifier import Classifier, load_classifier
-from defectcls.model.hardware import Precision, allow_tf32, autocast, refuse_float16
+from defectcls.model.checkpoint import Device, Trained, load_trained
+from defectcls.model.hardware import Precision, allow_tf32, autocast
 from defectcls.model.heatmaps import heat_maps
-from defectcls.settings import TrainSettings
-from defectcls.training.build import find_device
 
 log = logging.getLogger(__name__)
 
-Device = Literal["auto", "cpu", "gpu"]
 NO_SCORE = "the model gives no finite score"
 AHEAD_BYTES = 2**27  # of decoded photos that wait for the network: 42 photos of 1024 px
-
-
-class Trained(NamedTuple):
-    """What a checkpoint holds: the model, the settings of its run, and plain values that the run has left."""
-
-    checkpoint: Path
-    classifier: Classifier
-    settings: TrainSettings
-    about: dict[str, Any]
-    decision: Decision | None  # None of a run that did not finish
-    device: torch.device
-
-
-def load_trained(checkpoint: Path, device: Device = "auto", precision: Precision | None = None) -> Trained:
-    """A run folder's best checkpoint, or a .ckpt file, to be computed on one device. A file is data: it may say what
-    the model is and how it was measured, and nothing that it names is imported, called, fetched or written to.
-
-    Args:
-        precision: None computes as in training.
-
-    Raises:
-        UserError: no such file, none that this version of defectcls wrote, or what cannot be computed here.
-    """
-    file = checkpoint_file(checkpoint)
-    place = find_device(device)
-    if device == "gpu" and place.type == "cpu":
-        raise UserError("device=gpu, but torch finds no GPU here: use device=auto or device=cpu")
-    classifier, about = load_classifier(file)
-    # Where it ran is not to be repeated, how it computed is.
-    here = {"accelerator": "cpu" if place.type == "cpu" else "auto", "devices": 1, "strategy": "auto", "workers": 0}
-    here |= {} if precision is None else {"precision": precision}
-    try:
-        settings = parse(TrainSettings, about["config"] | {"trainer": about["config"]["trainer"] | here})
-        if settings.image_size != classifier.hparams["image_size"] or settings.trainer.precision == "auto":
-            raise UserError("its image_size or its precision is not that of its network")
-        decision = Decision.from_plain(about["decision"]) if "decision" in about else None
-        if decision and {len(decision.shift), len(decision.prior or ())} - {0, len(classifier.classes)}:
-            raise UserError("its decision is of other classes")
-    except (ValidationError, TypeError, KeyError, UserError) as error:
-        reason = explain(error) or f"{type(error).__name__}: {error}"
-        raise UserError(f"{file} is damaged, or of another version of defectcls: {reason}") from error
-    asked = "precision=16" if precision else f"{file} computed in float16, which"
-    refuse_float16(settings.trainer.precision, place, asked, "precision")
-    return Trained(file, classifier, settings, about, decision, place)
 
 
 def load(checkpoint: str | Path, device: Device = "auto", precision: Precision | None = None) -> "Predictor":

@@ -3,19 +3,17 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import nn
 from torchmetrics import MetricCollection, classification
 from torchmetrics.functional.classification import binary_auroc
 
 from defectcls.data.datamodule import Batch
-from defectcls.errors import UserError, explain
+from defectcls.errors import UserError
 from defectcls.evaluation.calibration import calibrated_loss
 from defectcls.model.augment import Augment, mirrored, mixer
 from defectcls.model.backbone import Backbone, in_pieces
@@ -24,7 +22,7 @@ from defectcls.model.joined import Joined
 from defectcls.model.losses import build_loss
 from defectcls.model.probe import LinearHead
 from defectcls.model.stages import Stage, build_optimizer, plan_stages, set_learning_rate, stage_at, switch_training
-from defectcls.settings import ClassifierSettings, FinetuneSettings, LossSettings, ModelSettings, OptimSettings
+from defectcls.settings import FinetuneSettings, LossSettings, ModelSettings, OptimSettings
 
 log = logging.getLogger(__name__)
 
@@ -264,39 +262,6 @@ class Classifier(L.LightningModule):
         once = torch.from_numpy(first).to(logits.device)
         self.evaluated = rows, logits[once].cpu().numpy()
         return logits[once], target[once]
-
-
-def load_classifier(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
-    """The trained model and the configuration of its run. Runs no code that the file might hold.
-
-    Raises:
-        UserError: not a checkpoint, of another tool or version, or with less or more in it than it takes.
-    """
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the foreign bytes happen to trip over
-        raise UserError(
-            f"{checkpoint} is damaged, or no checkpoint of plain values; nothing in it was run ({type(error).__name__})"
-        ) from error
-    if not isinstance(content, dict) or "defectcls" not in content:
-        raise UserError(f"{checkpoint} is a checkpoint of another tool: give one that defectcls.train wrote")
-    for part in ("hyper_parameters", "state_dict", "defectcls"):
-        if not isinstance(content.get(part), dict):
-            raise UserError(f"{checkpoint} is damaged: it lacks {part}")
-    try:
-        ClassifierSettings(**content["hyper_parameters"])
-        model = Classifier(**content["hyper_parameters"])
-        model.load_state_dict(content["state_dict"])
-    except (ValidationError, TypeError, RuntimeError) as error:  # a key, an argument or a layer that is no more
-        reason = explain(error) or " ".join(str(error).split())[:200]
-        raise UserError(f"{checkpoint} is damaged, or of another version of defectcls: {reason}") from error
-    for name, values in model.state_dict().items():
-        if not values.isfinite().all():
-            raise UserError(
-                f"{checkpoint} holds weights that are not numbers, {name} first: its training has diverged, or the "
-                "file is damaged"
-            )
-    return model.eval(), content["defectcls"]
 
 
 def _metrics(classes: int) -> MetricCollection:

@@ -5,6 +5,7 @@ import copy
 import ctypes
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +117,15 @@ def _pays_back(chosen: Compute, times: dict[Compute, Timing], steps: float) -> b
     if compiled is None or compiled.step * GAIN > times[chosen].step:
         return False
     return compiled.compilation < steps * (times[chosen].step - compiled.step)
+
+
+def find_device(accelerator: str) -> torch.device:
+    """What `auto`, `cpu` or `gpu` is on this machine: without a GPU the CPU in any case."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if accelerator != "cpu" and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
 
 
 def allow_tf32(device: torch.device) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -20,7 +19,14 @@ from defectcls.model.augment import Augment
 from defectcls.model.backbone import Backbone
 from defectcls.model.classifier import LOG_EVERY, Classifier
 from defectcls.model.frozen import FrozenLayers, identity
-from defectcls.model.hardware import PRECISIONS, allow_tf32, choose_compute, keep_freed_memory, refuse_float16
+from defectcls.model.hardware import (
+    PRECISIONS,
+    allow_tf32,
+    choose_compute,
+    find_device,
+    keep_freed_memory,
+    refuse_float16,
+)
 from defectcls.model.losses import balanced_weights
 from defectcls.settings import TrainerSettings, TrainSettings
 from defectcls.tables import DEFECTIVE, SOUND
@@ -137,15 +143,6 @@ def device_of(settings: TrainerSettings) -> torch.device:
         raise UserError("trainer.accelerator=gpu, but torch finds no GPU here: use trainer=auto or trainer=cpu")
     refuse_float16(settings.precision, device, "trainer.precision=16", "trainer.precision")
     return device
-
-
-def find_device(accelerator: str) -> torch.device:
-    """What `auto`, `cpu` or `gpu` is on this machine: without a GPU the CPU in any case."""
-    if accelerator != "cpu" and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    if accelerator != "cpu" and torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
 
 
 def with_compute(settings: TrainSettings, data: DefectDataModule, device: torch.device) -> TrainSettings:

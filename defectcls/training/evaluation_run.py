@@ -12,11 +12,11 @@ from defectcls.config import parse, shipped_dataset
 from defectcls.data.listing import fetch, list_samples
 from defectcls.data.samples import classes_of, label_samples
 from defectcls.data.seen import find_seen
-from defectcls.deployment.predictor import load_trained
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import choose_decision
 from defectcls.evaluation.metrics import defect_numbers
 from defectcls.evaluation.predictions import PROBABILITY
+from defectcls.model.checkpoint import load_trained
 from defectcls.pages.wording import seen_words
 from defectcls.settings import DatasetSettings, EvaluateSettings, TrainSettings
 from defectcls.training.build import build_data, build_trainer

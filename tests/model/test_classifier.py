@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 from defectcls.config import CONF_DIR
 from defectcls.errors import UserError
 from defectcls.evaluation.calibration import calibrated_loss
-from defectcls.model.classifier import Classifier, Head, load_classifier
+from defectcls.model.checkpoint import load_classifier
+from defectcls.model.classifier import Classifier, Head
 from defectcls.model.probe import LinearHead, fit_probe
 
 TWO = {"sound": False, "defective": True}

@@ -1,0 +1,92 @@
+"""A checkpoint: the model, the settings of its run, and the plain values that the run has left. The file is data."""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import ValidationError
+
+from defectcls.errors import UserError, explain
+from defectcls.evaluation.decision import Decision
+from defectcls.files import checkpoint_file
+from defectcls.model.classifier import Classifier
+from defectcls.model.hardware import Precision, find_device, refuse_float16
+from defectcls.settings import ClassifierSettings, TrainSettings
+
+Device = Literal["auto", "cpu", "gpu"]
+
+
+class Trained(NamedTuple):
+    """What a checkpoint holds, and where it is to be computed."""
+
+    checkpoint: Path
+    classifier: Classifier
+    settings: TrainSettings
+    about: dict[str, Any]
+    decision: Decision | None  # None of a run that did not finish
+    device: torch.device
+
+
+def load_trained(checkpoint: Path, device: Device = "auto", precision: Precision | None = None) -> Trained:
+    """A run folder's best checkpoint, or a .ckpt file, to be computed on one device. The file may say what the model
+    is and how it was measured, and nothing that it names is imported, called, fetched or written to.
+
+    Args:
+        precision: None computes as in training.
+
+    Raises:
+        UserError: no such file, none that this version of defectcls wrote, or what cannot be computed here.
+    """
+    file, place = checkpoint_file(checkpoint), find_device(device)
+    if device == "gpu" and place.type == "cpu":
+        raise UserError("device=gpu, but torch finds no GPU here: use device=auto or device=cpu")
+    classifier, about = load_classifier(file)
+    # Where it ran is not to be repeated, how it computed is.
+    here = {"accelerator": "cpu" if place.type == "cpu" else "auto", "devices": 1, "strategy": "auto", "workers": 0}
+    here |= {} if precision is None else {"precision": precision}
+    try:
+        settings = TrainSettings(**about["config"] | {"trainer": about["config"]["trainer"] | here})
+        if settings.image_size != classifier.hparams["image_size"] or settings.trainer.precision == "auto":
+            raise UserError("its image_size or its precision is not that of its network")
+        decision = Decision.from_plain(about["decision"]) if "decision" in about else None
+        if decision and {len(decision.shift), len(decision.prior or ())} - {0, len(classifier.classes)}:
+            raise UserError("its decision is of other classes")
+    except (ValidationError, TypeError, KeyError, UserError) as error:
+        reason = explain(error) or f"{type(error).__name__}: {error}"
+        raise UserError(f"{file} is damaged, or of another version of defectcls: {reason}") from error
+    asked = "precision=16" if precision else f"{file} computed in float16, which"
+    refuse_float16(settings.trainer.precision, place, asked, "precision")
+    return Trained(file, classifier, settings, about, decision, place)
+
+
+def load_classifier(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
+    """The trained model and the configuration of its run. Runs no code that the file might hold.
+
+    Raises:
+        UserError: not a checkpoint, of another tool or version, or with less or more in it than it takes.
+    """
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever the foreign bytes happen to trip over
+        raise UserError(
+            f"{checkpoint} is damaged, or no checkpoint of plain values; nothing in it was run ({type(error).__name__})"
+        ) from error
+    if not isinstance(content, dict) or "defectcls" not in content:
+        raise UserError(f"{checkpoint} is a checkpoint of another tool: give one that defectcls.train wrote")
+    for part in ("hyper_parameters", "state_dict", "defectcls"):
+        if not isinstance(content.get(part), dict):
+            raise UserError(f"{checkpoint} is damaged: it lacks {part}")
+    try:
+        ClassifierSettings(**content["hyper_parameters"])
+        model = Classifier(**content["hyper_parameters"])
+        model.load_state_dict(content["state_dict"])
+    except (ValidationError, TypeError, RuntimeError) as error:  # a key, an argument or a layer that is no more
+        reason = explain(error) or " ".join(str(error).split())[:200]
+        raise UserError(f"{checkpoint} is damaged, or of another version of defectcls: {reason}") from error
+    for name, values in model.state_dict().items():
+        if not values.isfinite().all():
+            raise UserError(
+                f"{checkpoint} holds weights that are not numbers, {name} first: its training has diverged, or the "
+                "file is damaged"
+            )
+    return model.eval(), content["defectcls"]
