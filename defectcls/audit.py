@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from defectcls.config import job_command, parse, run_verb
+from defectcls.config import parse, run_verb
 
 if TYPE_CHECKING:
     from defectcls.data.findings import Finding, Inventory
@@ -40,10 +40,10 @@ def audit(config: dict[str, Any], folder: Path) -> int:
     page = render_audit(summary, findings, counts, settings.dataset.root, inventory.depth)
     (folder / "audit.html").write_text(page, encoding="utf-8")
     from defectcls.model.hardware import find_device
-    from defectcls.training.results import provenance
+    from defectcls.training.provenance import provenance
 
     device = find_device(settings.trainer.accelerator)
-    about = {"left_out": left_out, "command": job_command(), **provenance(settings.seed, config, device)}
+    about = {"left_out": left_out, **provenance(settings.seed, config, device)}
     (folder / "audit.json").write_text(json.dumps(summary | about, indent=2), encoding="utf-8")
     print_audit(summary, folder)
     return int(inventory.leaks > 0)

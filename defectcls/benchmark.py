@@ -29,7 +29,7 @@ def benchmark(config: dict[str, Any], folder: Path) -> int:
     from defectcls.errors import UserError
     from defectcls.model.hardware import find_device
     from defectcls.pages.pictures import png
-    from defectcls.training.results import provenance
+    from defectcls.training.provenance import provenance
 
     sections, work = contenders(settings), folder / "contenders"
     played: dict[str, Played] = {}

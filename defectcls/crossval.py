@@ -4,7 +4,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from defectcls.config import job_command, parse, run_verb
+from defectcls.config import parse, run_verb
+from defectcls.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -13,32 +14,46 @@ log = logging.getLogger(__name__)
 
 
 def crossval(config: dict[str, Any], folder: Path) -> None:
-    """Train what is not finished yet; then write metrics.json, predictions.csv, the pictures and the report."""
-    from defectcls.settings import CrossvalSettings
+    """Train what is not finished yet; then write metrics.json, predictions.csv, the pictures and the report.
+
+    The images are listed, read and compared once for all folds; a fold leaves its numbers and its checkpoints, and no
+    page. A dashboard is told of the whole.
+    """
+    from defectcls.settings import CrossvalSettings, TrainSettings
 
     settings = parse(CrossvalSettings, config)
-    from defectcls.errors import UserError
-    from defectcls.evaluation.judge import judge_folds
-    from defectcls.model.hardware import find_device
-    from defectcls.train import train_run
-    from defectcls.training import results
-
     if settings.trainer.strategy != "auto":
         raise UserError("cross-validation trains on one device: leave trainer.strategy=auto")
+    from defectcls.evaluation.judge import judge_folds
+    from defectcls.model.hardware import find_device
+    from defectcls.training.loggers import dashboard, log_results
+    from defectcls.training.provenance import provenance
+    from defectcls.training.results import draw, finished_metrics, print_results, write_results
+    from defectcls.training.run import TrainingRun
+
     log.info("cross-validation in %s", folder)
-    runs = []
-    for repeat in range(settings.repeats):
-        for fold in range(settings.folds):
-            log.info("repeat %d of %d, fold %d of %d", repeat + 1, settings.repeats, fold + 1, settings.folds)
-            of_fold = fold_config(config, folder, repeat, fold)
-            run_folder = folder / f"repeat_{repeat}" / f"fold_{fold}"
-            metrics = train_run(of_fold, run_folder) or {}  # never empty: one process
-            runs.append((repeat, fold, metrics, fold_predictions(run_folder, metrics)))
-    metrics, predictions = judge_folds(runs)
-    metrics |= results.provenance(settings.seed, config, find_device(settings.trainer.accelerator))
-    metrics["command"] = job_command()
-    results.write_results(folder, metrics, predictions, results.draw(metrics, predictions, settings.dataset.root))
-    results.print_results(folder, metrics)
+    runs, data = [], None
+    logger_settings = settings.logger.model_copy(update={"job_type": "crossval"})
+    with dashboard(logger_settings, folder, config) as logger:
+        for repeat in range(settings.repeats):
+            for fold in range(settings.folds):
+                log.info("repeat %d of %d, fold %d of %d", repeat + 1, settings.repeats, fold + 1, settings.folds)
+                of_fold = fold_config(config, repeat, fold)
+                run_folder = folder / f"repeat_{repeat}" / f"fold_{fold}"
+                metrics = finished_metrics(run_folder)
+                if metrics is None:
+                    run = TrainingRun(parse(TrainSettings, of_fold), of_fold, run_folder, None, data)
+                    data = run.data
+                    run.train()
+                    metrics, predictions = run.measure()
+                    write_results(run_folder, metrics, predictions)
+                runs.append((repeat, fold, metrics, fold_predictions(run_folder, metrics)))
+        metrics, predictions = judge_folds(runs)
+        metrics |= provenance(settings.seed, config, find_device(settings.trainer.accelerator))
+        root = settings.dataset.root
+        write_results(folder, metrics, predictions, draw(metrics, predictions, root))
+        log_results(logger, folder, metrics, predictions, root, settings.logger.table_rows)
+    print_results(folder, metrics)
 
 
 def fold_predictions(folder: Path, metrics: dict[str, Any]) -> "pd.DataFrame":
@@ -47,7 +62,6 @@ def fold_predictions(folder: Path, metrics: dict[str, Any]) -> "pd.DataFrame":
     Raises:
         UserError: it is not what the fold wrote.
     """
-    from defectcls.errors import UserError
     from defectcls.evaluation.predictions import read_predictions
 
     file = folder / "predictions.csv"
@@ -62,15 +76,11 @@ def fold_predictions(folder: Path, metrics: dict[str, Any]) -> "pd.DataFrame":
     return tested
 
 
-def fold_config(config: dict[str, Any], folder: Path, repeat: int, fold: int) -> dict[str, Any]:
+def fold_config(config: dict[str, Any], repeat: int, fold: int) -> dict[str, Any]:
     """The configuration of one fold's training run. A repeat deals the folds anew, with the next seed."""
-    dataset, logger = config["dataset"], config["logger"]
+    dataset = config["dataset"]
     split = dataset["split"] | {"folds": config["folds"], "fold": fold}
-    changed = {
-        "dataset": dataset | {"split": split},
-        "logger": logger | {"group": "/".join(folder.parts[-3:]), "job_type": "crossval"},
-        "seed": config["seed"] + repeat,
-    }
+    changed = {"dataset": dataset | {"split": split}, "seed": config["seed"] + repeat}
     return {key: value for key, value in (config | changed).items() if key not in ("folds", "repeats")}
 
 

@@ -41,18 +41,15 @@ def measure_table(table: Path, settings: "EvaluateSettings") -> tuple[dict[str, 
     Raises:
         UserError: no such table, or nothing in it that can be judged as the settings say.
     """
-    import torch
-
-    from defectcls.config import job_command
     from defectcls.data.splits import PARTS
     from defectcls.evaluation.judge import judge_table
     from defectcls.evaluation.predictions import read_predictions
-    from defectcls.training.results import provenance
+    from defectcls.training.provenance import provenance
 
     wanted = PARTS if settings.part in (None, "all") else (settings.part,)
     predictions, found = judge_table(read_predictions(table), str(table), settings.decision, wanted)
     about = {"dataset": table.stem, "model": "table of predictions"}
-    return about | found | {"command": job_command(), **provenance(0, {}, torch.device("cpu"))}, predictions
+    return about | found | provenance(0, {}), predictions
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def _watched(
 
 def _about(predictor: "Predictor", settings: "PredictSettings") -> dict[str, Any]:
     """What summary.json says besides the counts."""
-    from defectcls.training.results import provenance
+    from defectcls.training.provenance import provenance
 
     trained = predictor.trained.settings
     return {

@@ -13,7 +13,7 @@ from sklearn import metrics as sk
 
 from defectcls.deployment.predictor import load
 from defectcls.errors import UserError
-from defectcls.training.results import provenance
+from defectcls.training.provenance import provenance
 from tests.conftest import Outcome, command, equal, paint, sentence, weights
 
 

@@ -22,7 +22,7 @@ from defectcls.data.samples import Target, classes_of, counted, label_samples
 from defectcls.data.splits import PARTS, leaked_units, split_samples
 from defectcls.data.store import image_store
 from defectcls.errors import UserError
-from defectcls.settings import DatasetSettings
+from defectcls.settings import DatasetSettings, SplitSettings
 
 log = logging.getLogger(__name__)
 
@@ -103,10 +103,13 @@ class DefectDataModule(L.LightningDataModule):
             raise UserError(
                 f"the data has classes that the model does not know: {', '.join(unknown)}; it knows {known}"
             )
-        units = self._units(samples)
-        samples["unit"] = split_units(first_of(units), samples.get("group"))  # a split may ignore what is related
-        samples["split"] = self._split(samples, units) if self.split else "test"
+        self._tied = self._units(samples)
+        samples["unit"] = split_units(first_of(self._tied), samples.get("group"))  # a split may ignore what is related
         self.samples = samples
+        if self.split:
+            self.deal(self.settings.split, self.seed)
+        else:
+            samples["split"] = "test"
         self.targets = samples["label"].map({name: i for i, name in enumerate(self.classes)}).to_numpy(np.int64)
 
     def part(self, name: str) -> np.ndarray:
@@ -184,16 +187,22 @@ class DefectDataModule(L.LightningDataModule):
             log.info("near-identical to another: %d images; those that are tied count as one", twins)
         return related_images(samples, self.settings, self.digests, self.near)
 
-    def _split(self, samples: pd.DataFrame, units: np.ndarray) -> pd.Series:
-        parts = split_samples(samples, units, self.settings.split, self.seed)
-        if leaks := leaked_units(parts, units):
+    def deal(self, split: SplitSettings, seed: int) -> None:
+        """Split the images that were read, as a cross-validation does for each of its folds.
+
+        Raises:
+            UserError: too few of a class.
+        """
+        self.settings, self.seed = self.settings.model_copy(update={"split": split}), seed
+        parts = split_samples(self.samples, self._tied, split, seed)
+        if leaks := leaked_units(parts, self._tied):
             log.warning(
                 "the published split leaks: %d groups of copies, near twins or related images stand on both sides; "
                 "dataset.split.published=false splits anew without leaks",
                 leaks,
             )
         log.info("%s", ", ".join(f"{name} {int((parts == name).sum())}" for name in PARTS))
-        return parts
+        self.samples["split"] = parts
 
     def find_near_identical(self, names: pd.Series) -> None:
         """Fingerprint all images and pair the near-identical ones: `prints` and `near`."""

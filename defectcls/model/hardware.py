@@ -19,7 +19,7 @@ from defectcls.files import locked, written_whole
 from defectcls.model.backbone import Backbone
 from defectcls.model.graph import Layers
 from defectcls.settings import TrainerSettings
-from defectcls.training.machine import device_name
+from defectcls.training.provenance import device_name
 
 log = logging.getLogger(__name__)
 

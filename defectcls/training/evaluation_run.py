@@ -20,7 +20,7 @@ from defectcls.model.checkpoint import load_trained
 from defectcls.pages.wording import seen_words
 from defectcls.settings import DatasetSettings, EvaluateSettings, TrainSettings
 from defectcls.training.build import build_data, build_trainer
-from defectcls.training.results import provenance
+from defectcls.training.provenance import provenance
 from defectcls.training.run import Run, keep_decision
 
 log = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from defectcls.errors import FULL_ERROR, Stopped, UserError, explain, stoppable
 from defectcls.files import lock_at_once, locked, read_json, replace_unprintable, written_whole
-from defectcls.training.machine import commit
+from defectcls.training.provenance import commit
 
 if TYPE_CHECKING:
     from defectcls.evaluation.sweeps import Job
@@ -266,14 +266,6 @@ def close_sweep(folder: Path, stopped: bool = False) -> int:
     sweep = summarise_sweep(str(folder), jobs)
     verb, arguments = known["verb"], known["arguments"]
     write_sweep(folder, sweep, shlex.join(["python", "-m", f"defectcls.{verb}", "-m", *arguments]))
-    if records[0]["config"].get("logger", {}).get("name") == "wandb":
-        from defectcls.settings import LoggerSettings
-        from defectcls.training.loggers import log_sweep
-
-        try:
-            log_sweep(LoggerSettings(**records[0]["config"]["logger"]), folder, sweep)
-        except Exception as error:  # whatever a dashboard raises: the table stands in the folder
-            log.warning("W&B has not got the sweep's table: %r", error)
     print_sweep(folder, sweep)
     finished = not stopped and all(record["status"] == FINISHED for record in records)
     _write(folder / SWEEP, known | {"finished": finished})

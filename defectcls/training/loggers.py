@@ -1,9 +1,7 @@
 """W&B, TensorBoard and MLflow: they mirror what the run folder holds, and their failure is a warning."""
 
 import functools
-import io
 import logging
-import math
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -13,12 +11,10 @@ from typing import Any
 
 import pandas as pd
 from lightning.pytorch.loggers import Logger, WandbLogger
-from PIL import Image
 
 from defectcls.errors import UserError
 from defectcls.evaluation.metrics import defect_numbers
 from defectcls.evaluation.predictions import PROBABILITY
-from defectcls.evaluation.sweeps import Sweep, settings_table
 from defectcls.pages.pictures import thumbnail, worth_seeing
 from defectcls.settings import LoggerSettings
 
@@ -29,65 +25,60 @@ INIT_TIMEOUT_S = 15.0
 GOES_ON = "logger=%s has failed, and the run goes on without it: %s"
 
 
-def build_logger(settings: LoggerSettings, folder: Path, config: dict[str, Any]) -> Logger | None:
-    """The logger of one run, or None for `csv`, which is always written. Never prompts; W&B is offline when logged out.
+@contextmanager
+def dashboard(settings: LoggerSettings, folder: Path, config: dict[str, Any]) -> Iterator[Logger | None]:
+    """The logger of one run, which ends with the block, as failed where that raises. None for `csv`: the run folder.
 
-    None, after a warning, for one that cannot begin; one that fails later says so once, and the run goes on without it.
-    A resumed run continues its own W&B run: its id and group lie in the run folder. One that `wandb agent` starts is
-    the run that the agent announced, in no group.
+    Never prompts; W&B is offline when logged out. One that cannot begin is a warning and None; one that fails later
+    says so once, and the run goes on without it. A resumed run continues its own W&B run: its id and group lie in the
+    run folder. One that `wandb agent` starts is the run that the agent announced, in no group.
 
     Raises:
-        UserError: the logger's package is not installed.
+        UserError: the logger's package is not installed, or it knows no such argument.
     """
-    name, folder = "/".join(folder.parts[-3:]), folder.resolve()
+    logger, failed = _begin(settings, folder.resolve(), config), True
     try:
-        built = _build(settings, folder, config, name)
+        yield logger
+        failed = False
+    finally:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            if wandb.run is not None:
+                _attempt(logger, functools.partial(wandb.finish, exit_code=int(failed)))
+        elif logger is not None:
+            logger.finalize("failed" if failed else "success")
+
+
+def _begin(settings: LoggerSettings, folder: Path, config: dict[str, Any]) -> Logger | None:
+    makers = {"wandb": _wandb, "tensorboard": _tensorboard, "mlflow": _mlflow}
+    if settings.name not in makers:
+        return None
+    try:
+        logger = makers[settings.name](settings, folder, config)
+        _ = logger.experiment  # starts the run: Lightning would, where nothing catches what is raised
     except ModuleNotFoundError as error:
         raise UserError(f"logger={settings.name} needs a package: pip install 'defectcls[{settings.name}]'") from error
     except Exception as error:  # whatever a dashboard raises
+        if isinstance(error, TypeError) and settings.model_extra:
+            raise UserError(f"logger={settings.name} with {', '.join(settings.model_extra)}: {error}") from error
         log.warning(GOES_ON, settings.name, " ".join(repr(error).split()))
         return None
-    if built is None:
-        return None
-    for method in ("log_metrics", "log_hyperparams", "save", "finalize"):
-        setattr(built, method, _tolerated(built, getattr(built, method)))
-    return built
+    for name in ("log_metrics", "log_hyperparams", "save", "finalize"):
+        setattr(logger, name, functools.partial(_tell, logger, getattr(logger, name)))
+    return logger
 
 
-def _build(settings: LoggerSettings, folder: Path, config: dict[str, Any], name: str) -> Logger | None:
-    built: Logger | None = None
-    if settings.name == "wandb":
-        built = _wandb_logger(settings, folder, config, name)
-    elif settings.name == "tensorboard":
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        built = TensorBoardLogger(folder, name="tensorboard", version="")
-    elif settings.name == "mlflow":
-        from lightning.pytorch.loggers import MLFlowLogger
-
-        server = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-        built = MLFlowLogger(settings.project, name, tracking_uri=server)
-    getattr(built, "experiment", None)  # starts the run: Lightning would, where nothing catches what is raised
-    return built
+def _tell(logger: Logger, method: Callable[..., Any], *given: Any, **options: Any) -> None:
+    """Once it has failed nothing is told to it."""
+    if "failed" not in vars(logger):
+        _attempt(logger, functools.partial(method, *given, **options))
 
 
-def _tolerated(logger: Logger, method: Callable[..., None]) -> Callable[..., None]:
-    """The same, but once it has failed nothing is told to it."""
-
-    @functools.wraps(method)
-    def call(*given: Any, **options: Any) -> None:
-        if "failed" not in vars(logger):
-            with _tolerating(logger):
-                method(*given, **options)
-
-    return call
-
-
-@contextmanager
-def _tolerating(logger: Logger) -> Iterator[None]:
+def _attempt(logger: Logger, act: Callable[[], Any]) -> None:
     """Whatever a dashboard raises is one warning."""
     try:
-        yield
+        act()
     except Exception as error:
         if "failed" not in vars(logger):
             name = type(logger).__name__.removesuffix("Logger").lower()
@@ -95,8 +86,22 @@ def _tolerating(logger: Logger) -> Iterator[None]:
         vars(logger)["failed"] = True
 
 
-def _wandb_logger(
-    settings: LoggerSettings, folder: Path, config: dict[str, Any], name: str, mode: str | None = None
+def _tensorboard(settings: LoggerSettings, folder: Path, config: dict[str, Any]) -> Logger:  # noqa: ARG001
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(folder, **{"name": "tensorboard", "version": ""} | (settings.model_extra or {}))
+
+
+def _mlflow(settings: LoggerSettings, folder: Path, config: dict[str, Any]) -> Logger:  # noqa: ARG001
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    server = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+    given = {"run_name": _run_name(folder), "tracking_uri": server} | (settings.model_extra or {})
+    return MLFlowLogger(settings.project, **given)
+
+
+def _wandb(
+    settings: LoggerSettings, folder: Path, config: dict[str, Any], mode: str | None = None
 ) -> WandbLogger:
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.pop("WANDB_SERVICE", None)  # of the process that started this one: it would hold the id of a killed run
@@ -110,21 +115,20 @@ def _wandb_logger(
         identity.parent.mkdir(parents=True, exist_ok=True)
         identity.write_text(f"{announced} " if announced else f"{secrets.token_hex(4)} {settings.group or ''}")
     run_id, _, group = identity.read_text().partition(" ")  # a group named after the time would change on resume
-    logger = WandbLogger(
-        name=name,
-        id=run_id,
-        save_dir=folder,
-        project=settings.project,
-        group=group or None,
-        job_type=settings.job_type,
-        tags=settings.tags,
-        offline=mode != "online",
-        resume="allow" if mode == "online" else None,
-        config=config,
-        mode=mode,
-        settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_S),
-    )
+    given = {
+        "name": _run_name(folder),
+        "id": run_id,
+        "save_dir": folder,
+        "group": group or None,
+        "offline": mode != "online",
+        "resume": "allow" if mode == "online" else None,
+        "config": config,
+        "mode": mode,
+        "settings": wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_S),
+        **settings.model_dump(include={"project", "job_type", "tags"}),
+    }
     try:
+        logger = WandbLogger(**given | (settings.model_extra or {}))
         _ = logger.experiment  # starts the run
     except wandb.errors.CommError:
         log.warning(
@@ -132,107 +136,57 @@ def _wandb_logger(
             folder / "wandb",
         )
         wandb.teardown()  # its service still holds the id
-        return _wandb_logger(settings, folder, config, name, "offline")
+        return _wandb(settings, folder, config, "offline")
     return logger
 
 
+def _run_name(folder: Path) -> str:
+    return "/".join(folder.parts[-3:])
+
+
 def log_results(
-    logger: Logger | None,
-    metrics: dict[str, Any],
-    predictions: pd.DataFrame,
-    pictures: dict[str, bytes],
-    root: Path,
-    table_rows: int,
+    logger: Logger | None, folder: Path, metrics: dict[str, Any], predictions: pd.DataFrame, root: Path, table_rows: int
 ) -> None:
-    """Test metrics and their intervals to any logger; to W&B also what the report shows, and thumbnails."""
-    if logger is None or "failed" in vars(logger):
-        return
-    with _tolerating(logger):
-        test = defect_numbers(metrics["test"])
-        numbers = {f"test/{name}": value for name, value in test.items() if isinstance(value, float | int)}
-        if (auroc := defect_numbers(metrics["val"])["auroc"]) is not None:
-            numbers["best/val_auroc"] = auroc  # of the checkpoint that is kept; val/auroc is that of the last epoch
-        for name, interval in test["intervals"].items():
-            if isinstance(interval, list):
-                numbers |= {f"test/{name}_low": interval[0], f"test/{name}_high": interval[1]}
-        logger.log_metrics(numbers)
-        if not isinstance(logger, WandbLogger):
-            return
-        import wandb
-
-        names = metrics["class_names"]
-        positions = {name: position for position, name in enumerate(names)}
-        truth = predictions["label"].map(positions).tolist()
-        probabilities = predictions[[PROBABILITY + name for name in names]].to_numpy().tolist()
-        shown = worth_seeing(predictions, names, limit=table_rows).drop(columns="split")
-        shown.insert(
-            0, "image", [wandb.Image(thumbnail(root / path, THUMBNAIL_PX, metrics["depth"])) for path in shown["path"]]
-        )
-        run = logger.experiment
-        run.log(
-            {
-                "test/confusion_matrix": wandb.plot.confusion_matrix(
-                    y_true=truth, preds=predictions["prediction"].map(positions).tolist(), class_names=names
-                ),
-                "test/precision_recall": wandb.plot.pr_curve(truth, probabilities, labels=names),  # type: ignore[arg-type]
-                "test/roc": wandb.plot.roc_curve(truth, probabilities, labels=names),
-                "test/predictions": wandb.Table(dataframe=shown),
-                **{f"report/{name}": wandb.Image(Image.open(io.BytesIO(png))) for name, png in pictures.items()},
-                **{
-                    f"report/{name}_table": wandb.Table(dataframe=pd.DataFrame(rows))
-                    for name, rows in {"robustness": metrics.get("robustness"), **metrics["test"]["breakdowns"]}.items()
-                    if rows
-                },
-            }
-        )
-        run.summary.update(
-            numbers | {f"baseline/{k}": v for k, v in (metrics.get("baseline") or {}).items() if isinstance(v, float)}
-        )
-
-
-def log_sweep(settings: LoggerSettings, folder: Path, sweep: Sweep) -> None:
-    """One W&B run of a sweep's settings and jobs, in the group of its jobs; started again, the sweep continues it.
+    """Test metrics and their intervals to any logger; to W&B also curves, the worst errors as thumbnails, the page.
 
     Args:
-        folder: of the sweep, as `write_sweep` left it.
+        folder: that holds report.html, if there is one.
+        predictions: of the test part.
+        root: that their paths are relative to.
+        table_rows: of the table of thumbnails.
     """
-    if settings.name != "wandb":
-        return
-    of_sweep = settings.model_copy(update={"job_type": "sweep", "tags": []})
-    logger, failed = build_logger(of_sweep, folder, {"sweep": sweep.name, "shared": sweep.shared}), True
+    if logger is not None:
+        _tell(logger, functools.partial(_log_results, logger, folder, metrics, predictions, root, table_rows))
+
+
+def _log_results(
+    logger: Logger, folder: Path, metrics: dict[str, Any], predictions: pd.DataFrame, root: Path, table_rows: int
+) -> None:
+    test = defect_numbers(metrics["test"])
+    numbers = {f"test/{name}": value for name, value in test.items() if isinstance(value, float | int)}
+    if "val" in metrics and (auroc := defect_numbers(metrics["val"])["auroc"]) is not None:
+        numbers["best/val_auroc"] = auroc  # of the checkpoint that is kept; val/auroc is that of the last epoch
+    for name, interval in test["intervals"].items():
+        if isinstance(interval, list):
+            numbers |= {f"test/{name}_low": interval[0], f"test/{name}_high": interval[1]}
+    logger.log_metrics(numbers)
     if not isinstance(logger, WandbLogger):
-        return  # it could not begin
+        return
     import wandb
 
-    try:
-        run, picture = logger.experiment, folder / "sweep.png"
-        tables = {"settings": settings_table(sweep), "jobs": sweep.jobs}
-        pictures = {"sweep/picture": wandb.Image(Image.open(picture))} if picture.is_file() else {}
-        run.log({f"sweep/{name}": wandb.Table(dataframe=table) for name, table in tables.items()} | pictures)
-        statuses = {f"sweep/{status}": int(n) for status, n in sweep.jobs["status"].value_counts().items()}
-        best = sweep.best
-        run.summary.update(
-            statuses
-            | ({} if best is None else {"best/setting": best.name})
-            | {
-                f"best/{column}{'' if part == 'mean' else f'_{part}'}": value
-                for column, number in (best.numbers if best else {}).items()
-                for part, value in number._asdict().items()
-                if not math.isnan(value)
-            }
-        )
-        failed = False
-    finally:
-        finish(logger, failed)
-
-
-def finish(logger: Logger | None, failed: bool) -> None:
-    """End the run; a crash ends it as failed."""
-    if isinstance(logger, WandbLogger):
-        import wandb
-
-        if wandb.run is not None:
-            with _tolerating(logger):
-                wandb.finish(exit_code=int(failed))
-    elif logger is not None:
-        logger.finalize("failed" if failed else "success")
+    names, run, page = metrics["class_names"], logger.experiment, folder / "report.html"
+    positions = {name: position for position, name in enumerate(names)}
+    truth, answers = (predictions[column].map(positions).tolist() for column in ("label", "prediction"))
+    probabilities = predictions[[PROBABILITY + name for name in names]].to_numpy().tolist()
+    shown = worth_seeing(predictions, names, limit=table_rows).drop(columns="split", errors="ignore")
+    photos = [wandb.Image(thumbnail(root / path, THUMBNAIL_PX, metrics["depth"])) for path in shown["path"]]
+    shown.insert(0, "image", photos)
+    sent: dict[str, Any] = {
+        "test/confusion_matrix": wandb.plot.confusion_matrix(y_true=truth, preds=answers, class_names=names),
+        "test/precision_recall": wandb.plot.pr_curve(truth, probabilities, labels=names),  # type: ignore[arg-type]
+        "test/roc": wandb.plot.roc_curve(truth, probabilities, labels=names),
+        "test/predictions": wandb.Table(dataframe=shown),
+    }
+    run.log(sent | ({"report": wandb.Html(str(page))} if page.is_file() else {}))
+    baseline = {f"baseline/{k}": v for k, v in (metrics.get("baseline") or {}).items() if isinstance(v, float)}
+    run.summary.update(numbers | baseline)

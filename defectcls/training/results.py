@@ -1,22 +1,18 @@
 """What a run leaves: metrics.json, predictions.csv, the pictures and report.html."""
 
 import json
-import platform
-from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from defectcls.evaluation.calibration import uncalibrate
 from defectcls.evaluation.metrics import defect_numbers
 from defectcls.evaluation.predictions import PROBABILITY, write_predictions
-from defectcls.files import written_whole
+from defectcls.files import read_json, written_whole
 from defectcls.pages.pictures import (
     plot_confusion_matrix,
     plot_curves,
@@ -30,19 +26,30 @@ from defectcls.pages.pictures import (
 )
 from defectcls.pages.report import render_report
 from defectcls.pages.wording import SPLITS, caveats, decision_words, judged_split, verdict
-from defectcls.training.machine import commit, device_name
 
-PACKAGES = ("defectcls", "torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-core", "scikit-learn")
 RATES = ("recall", "overkill_rate", "auroc")  # undefined ones are None in JSON
 SHOWN = ("n", "accuracy", "precision", "recall", "f1", "f1_macro", "auroc", "auroc_pooled", "review_rate")
 
 
-def write_results(folder: Path, metrics: dict[str, Any], predictions: pd.DataFrame, pictures: dict[str, bytes]) -> None:
-    """Write all of contract 5; metrics.json comes last, so that it says that the run is finished."""
+def finished_metrics(folder: Path) -> dict[str, Any] | None:
+    """What `write_results` left of a run that is finished.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    file, remedy = folder / "metrics.json", "delete it and resume the run, which measures it again"
+    return read_json(file, remedy, ("dataset", "model", "seed", "class_names", "test")) if file.is_file() else None
+
+
+def write_results(
+    folder: Path, metrics: dict[str, Any], predictions: pd.DataFrame, pictures: dict[str, bytes] | None = None
+) -> None:
+    """Predictions, the page where there are pictures for it, and metrics.json: the last, it says that all is there."""
     write_predictions(predictions, folder / "predictions.csv")
-    for name, content in pictures.items():
-        (folder / f"{name}.png").write_bytes(content)
-    (folder / "report.html").write_text(render_report(metrics, pictures), encoding="utf-8")
+    if pictures is not None:
+        for name, content in pictures.items():
+            (folder / f"{name}.png").write_bytes(content)
+        (folder / "report.html").write_text(render_report(metrics, pictures), encoding="utf-8")
     with written_whole(folder / "metrics.json") as unfinished:
         unfinished.write_text(json.dumps(metrics, indent=2), encoding="utf-8")
 
@@ -105,20 +112,3 @@ def print_results(folder: Path, metrics: dict[str, Any]) -> None:
     for caveat in caveats(metrics):
         console.print(f"- {caveat}", markup=False)
     console.print(f"report: {folder / 'report.html'}", markup=False)
-
-
-def provenance(seed: int, config: dict[str, Any], device: torch.device | None = None) -> dict[str, Any]:
-    """What a result needs so that another person can repeat it.
-
-    Args:
-        device: that computed it; None for what is taken where nothing is said.
-    """
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return {
-        "date": datetime.now().astimezone().isoformat(timespec="minutes"),
-        "seed": seed,
-        "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
-        "commit": commit(),
-        "hardware": device_name(device),
-        "config": json.loads(json.dumps(config, default=str)),
-    }

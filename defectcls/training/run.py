@@ -19,7 +19,6 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from tqdm import tqdm
 
-from defectcls.config import job_command
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.masks import mask_sizes
 from defectcls.data.seen import remember_seen
@@ -44,7 +43,7 @@ from defectcls.training.build import (
 )
 from defectcls.training.jobs import refuse_another
 from defectcls.training.record import Progress, Record, collapse, read_checkpoint, stage_summary
-from defectcls.training.results import provenance
+from defectcls.training.provenance import provenance
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +117,6 @@ class Run:
             "depth": self.data.settings.depth,
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,
-            "command": job_command(),
         }
 
     def close(self) -> None:
@@ -131,10 +129,23 @@ class Run:
 
 
 class TrainingRun(Run):
-    """A run that trains: from the probe through the stages to the best checkpoint."""
+    """A run that trains: from the probe through the stages to the best checkpoint.
 
-    def __init__(self, settings: TrainSettings, config: dict[str, Any], folder: Path, logger: Logger | None) -> None:
+    Args:
+        config: that the settings were made of, for the checkpoint.
+        data: read before, for another split; None reads what the settings say.
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        config: dict[str, Any],
+        folder: Path,
+        logger: Logger | None,
+        data: DefectDataModule | None = None,
+    ) -> None:
         start = time.perf_counter()
+        folder.mkdir(parents=True, exist_ok=True)
         device = device_of(settings.trainer)
         if (folder / LAST).is_file():
             begun = read_checkpoint(folder / LAST)["defectcls"]
@@ -144,7 +155,10 @@ class TrainingRun(Run):
             may_change = (*MAY_CHANGE, "dataset.depth") if depth == "auto" else MAY_CHANGE
             refuse_another(begun["config"], now, "this run", may_change, remedy)
             settings = as_begun(settings, begun, device)
-        data = build_data(settings, device=device)
+        if data is None:
+            data = build_data(settings, device=device)
+        else:
+            data.deal(settings.dataset.split, settings.seed)
         settings = settings.model_copy(update={"dataset": data.settings})  # with its depth
         validated = data.samples["defective"].to_numpy(bool)[data.part("val")]
         refuse_missing_kind(settings.decision, validated, settings.dataset.prevalence)

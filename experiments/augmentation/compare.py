@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 from defectcls.model.augment import Augment
 from defectcls.model.backbone import Backbone
 from defectcls.model.hardware import autocast
-from defectcls.training.results import provenance
+from defectcls.training.provenance import provenance
 
 BATCH, SIDE, BATCHES = 32, 224, 8
 OFF = {"vertical_flip": False, "quarter_turns": False, "crop": 0, "blur": 0, "noise": 0}

@@ -43,7 +43,7 @@ def measure(root: Path, images: int) -> dict:
     from defectcls.config import CONF_DIR, parse
     from defectcls.data import datamodule
     from defectcls.settings import DatasetSettings
-    from defectcls.training.results import provenance
+    from defectcls.training.provenance import provenance
 
     options = ["dataset=table", f"dataset.root={root}", f"dataset.table={root / 'few.csv'}", "dataset.cache=off"]
     options += ["dataset.split.together=[group,identical]"]

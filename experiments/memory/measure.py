@@ -123,7 +123,7 @@ if __name__ == "__main__":
     parser.add_argument("category")
     parser.add_argument("seed", type=int, nargs="+")
     given = parser.parse_args()
-    from defectcls.training.results import provenance
+    from defectcls.training.provenance import provenance
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
