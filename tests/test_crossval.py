@@ -53,6 +53,7 @@ def test_pooled_predictions_are_those_of_the_folds(validated: Path) -> None:
         assert rows["decision"].tolist() == of_fold["decision"].tolist()
         assert numbers(run)["seed"] == 7 + repeat
         assert numbers(run)["decision"]["policy"] == "f1"
+        assert not (run / "report.html").exists()  # the last page shows them all
 
 
 def test_numbers_are_of_all_predictions_and_of_each_fold(validated: Path) -> None:
@@ -131,10 +132,9 @@ def test_resumed_where_it_stopped(validated: Path, tmp_path: Path, monkeypatch: 
     pd.testing.assert_frame_equal(table(validated), before)
 
 
-def test_folds_are_one_group_of_the_dashboard(tiny: list[str], tmp_path: Path) -> None:
+def test_a_repeat_deals_the_folds_anew(tiny: list[str]) -> None:
     config = composed(*tiny, "folds=5", "repeats=2", verb="crossval")
-    folds = [fold_config(config, tmp_path / "a/b/c", repeat, fold) for repeat, fold in ((0, 0), (1, 4))]
-    assert {one["logger"]["group"] for one in folds} == {"a/b/c"}
+    folds = [fold_config(config, repeat, fold) for repeat, fold in ((0, 0), (1, 4))]
     assert [one["dataset"]["split"]["fold"] for one in folds] == [0, 4]
     assert {one["dataset"]["split"]["folds"] for one in folds} == {5}
     assert [one["seed"] for one in folds] == [config["seed"], config["seed"] + 1]

@@ -22,7 +22,6 @@ from defectcls.evaluation.metrics import compute_metrics, defect_numbers
 from defectcls.model.stages import plan_stages, switch_training
 from defectcls.settings import BenchmarkSettings, StageSettings
 from defectcls.training.build import build_data, device_of, with_compute
-from defectcls.training.loggers import build_logger
 from defectcls.training.record import Progress
 from defectcls.training.run import TrainingRun
 
@@ -191,7 +190,7 @@ def _probe(turns: Turns, settings: BenchmarkSettings, folder: Path, views: int) 
 def build_run(settings: BenchmarkSettings, folder: Path) -> TrainingRun:
     """A run in the contender's folder, on the Trainer's device."""
     config = settings.model_dump(mode="json")
-    run = TrainingRun(settings, config, folder, build_logger(settings.logger, folder, config))
+    run = TrainingRun(settings, config, folder, None)
     run.classifier.to(run.trainer.strategy.root_device)
     return run
 

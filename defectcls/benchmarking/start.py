@@ -34,7 +34,7 @@ def first_step(config: dict[str, Any], folder: Path) -> None:
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     from defectcls.settings import TrainSettings
-    from defectcls.train import train_run
+    from defectcls.train import train
 
     def leave(*_: object) -> None:
         import torch
@@ -45,7 +45,7 @@ def first_step(config: dict[str, Any], folder: Path) -> None:
         os._exit(0)
 
     register_optimizer_step_post_hook(leave)
-    train_run({name: value for name, value in config.items() if name in TrainSettings.model_fields}, folder)
+    train({name: value for name, value in config.items() if name in TrainSettings.model_fields}, folder)
 
 
 if __name__ == "__main__":

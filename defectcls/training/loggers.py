@@ -56,7 +56,7 @@ def _begin(settings: LoggerSettings, folder: Path, config: dict[str, Any]) -> Lo
         return None
     try:
         logger = makers[settings.name](settings, folder, config)
-        _ = logger.experiment  # starts the run: Lightning would, where nothing catches what is raised
+        getattr(logger, "experiment", None)  # starts the run: Lightning would, where nothing catches what is raised
     except ModuleNotFoundError as error:
         raise UserError(f"logger={settings.name} needs a package: pip install 'defectcls[{settings.name}]'") from error
     except Exception as error:  # whatever a dashboard raises
@@ -100,9 +100,7 @@ def _mlflow(settings: LoggerSettings, folder: Path, config: dict[str, Any]) -> L
     return MLFlowLogger(settings.project, **given)
 
 
-def _wandb(
-    settings: LoggerSettings, folder: Path, config: dict[str, Any], mode: str | None = None
-) -> WandbLogger:
+def _wandb(settings: LoggerSettings, folder: Path, config: dict[str, Any], mode: str | None = None) -> WandbLogger:
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.pop("WANDB_SERVICE", None)  # of the process that started this one: it would hold the id of a killed run
     import wandb
@@ -187,6 +185,6 @@ def _log_results(
         "test/roc": wandb.plot.roc_curve(truth, probabilities, labels=names),
         "test/predictions": wandb.Table(dataframe=shown),
     }
-    run.log(sent | ({"report": wandb.Html(str(page))} if page.is_file() else {}))
+    run.log(sent | ({"report": wandb.Html(str(page), inject=False)} if page.is_file() else {}))
     baseline = {f"baseline/{k}": v for k, v in (metrics.get("baseline") or {}).items() if isinstance(v, float)}
     run.summary.update(numbers | baseline)

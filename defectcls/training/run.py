@@ -42,8 +42,8 @@ from defectcls.training.build import (
     with_compute,
 )
 from defectcls.training.jobs import refuse_another
-from defectcls.training.record import Progress, Record, collapse, read_checkpoint, stage_summary
 from defectcls.training.provenance import provenance
+from defectcls.training.record import Progress, Record, collapse, read_checkpoint, stage_summary
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,6 @@
 """What the dashboards get, read back from the files of an offline W&B run."""
 
 import json
-import math
 import os
 import struct
 import subprocess
@@ -18,18 +17,15 @@ import pandas as pd
 import pytest
 import wandb
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
-from PIL import Image
 from wandb import wandb_agent
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.launch.sweeps.utils import load_sweep_config
 
 from defectcls.config import CONF_DIR, parse
-from defectcls.evaluation.sweeps import Job, summarise_sweep
 from defectcls.model.classifier import Classifier
-from defectcls.pages.sweep_page import write_sweep
 from defectcls.settings import LoggerSettings, TrainSettings
 from defectcls.training import loggers
-from defectcls.training.loggers import build_logger, finish, log_results, log_sweep
+from defectcls.training.loggers import dashboard, log_results
 from tests.conftest import CHECKOUT, command, composed, leave_pictures_out, process, sentence
 
 RESULTS = ["metrics.json", "predictions.csv", "report.html"]
@@ -151,12 +147,8 @@ def test_what_the_report_shows_is_mirrored(logged: OfflineRun, finished: Path) -
     metrics = json.loads((finished / "metrics.json").read_text())
     low, high = metrics["test"]["intervals"]["recall"]
     assert (logged.summary["test/recall_low"], logged.summary["test/recall_high"]) == pytest.approx((low, high))
-    for picture in ("scores", "reliability", "robustness", "curves"):
-        (path,) = logged.history[f"report/{picture}/path"]
-        sent = Image.open(logged.files / path)
-        assert sent.size == Image.open(finished / f"{picture}.png").size
-    table = logged.table("robustness_table", folder="report")
-    assert table["recall"].tolist() == [row["recall"] for row in metrics["robustness"]]
+    (path,) = logged.history["report/path"]
+    assert (logged.files / path).read_text() == (finished / "report.html").read_text()
 
 
 def test_confusion_matrix_is_that_of_the_run(logged: OfflineRun, finished: Path) -> None:
@@ -286,10 +278,9 @@ def test_a_run_whose_wandb_cannot_be_reached_is_kept_offline(tmp_path: Path, mon
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setattr(wandb, "init", unreachable)
     settings = LoggerSettings(name="wandb", project="p", group=None, job_type="train", tags=[], table_rows=1)
-    logger = build_logger(settings, tmp_path, {})
-    assert isinstance(logger, WandbLogger)
-    assert logger.experiment.offline
-    finish(logger, failed=False)
+    with dashboard(settings, tmp_path, {}) as logger:
+        assert isinstance(logger, WandbLogger)
+        assert logger.experiment.offline
 
 
 # --- dashboards that fail ---------------------------------------------------------------------------------------------
@@ -303,9 +294,10 @@ def failing(*_: Any, **__: Any) -> Any:
 def test_a_logger_that_cannot_begin_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    monkeypatch.setattr(loggers, f"_{name}_logger" if name == "wandb" else "_build", failing)
+    monkeypatch.setattr(loggers, f"_{name}", failing)
     settings = WANDB.model_copy(update={"name": name})
-    assert build_logger(settings, tmp_path, {}) is None
+    with dashboard(settings, tmp_path, {}) as logger:
+        assert logger is None
     assert caplog.messages == [
         f"logger={name} has failed, and the run goes on without it: ConnectionError('the server is gone')"
     ]
@@ -322,14 +314,13 @@ def test_a_server_that_dies_is_told_nothing_more_after_one_warning(
             raise ConnectionError("the server\nis gone")
 
     monkeypatch.setattr(CSVLogger, "log_metrics", send)
-    monkeypatch.setattr(loggers, "_build", lambda *_: CSVLogger(tmp_path))  # stands in for any of Lightning's
-    logger = build_logger(WANDB, tmp_path, {})
-    assert logger is not None
-    for number in range(1, 5):
-        logger.log_metrics({"lr": number}, number)
-        logger.save()
-    log_results(logger, {}, pd.DataFrame(), {}, tmp_path, 1)
-    finish(logger, failed=False)
+    monkeypatch.setattr(loggers, "_wandb", lambda *_: CSVLogger(tmp_path))  # stands in for any of Lightning's
+    with dashboard(WANDB, tmp_path, {}) as logger:
+        assert logger is not None
+        for number in range(1, 5):
+            logger.log_metrics({"lr": number}, number)
+            logger.save()
+        log_results(logger, tmp_path, {}, pd.DataFrame(), tmp_path, 1)
     assert told == [1, 2]
     assert caplog.messages == [
         "logger=csv has failed, and the run goes on without it: ConnectionError('the server\\nis gone')"
@@ -362,48 +353,14 @@ WANDB = LoggerSettings(name="wandb", project="p", group="runs/sweeps/now", job_t
 SWEEP_FILE = CONF_DIR / "wandb_sweep.yaml"
 
 
-def metrics_of(auroc: float, seed: int) -> dict[str, Any]:
-    return {"seed": seed, "val": {"auroc": auroc, "loss": 0.5}, "test": {"auroc": auroc, "recall": None}}
-
-
-def test_table_of_a_sweep_is_one_run_beside_its_jobs_however_often_it_starts(tmp_path: Path) -> None:
-    jobs = [
-        Job(n, (f"model={'ab'[n // 2]}", f"seed={n % 2}"), "finished", None, metrics_of(0.8 + n / 20, n % 2))
-        for n in range(4)
-    ] + [Job(4, ("model=c", "seed=0"), "failed", "out of memory", None)]
-    for known in (jobs[:3], jobs):
-        sweep = summarise_sweep("runs/sweeps/now", known)
-        write_sweep(tmp_path, sweep)
-        log_sweep(WANDB, tmp_path, sweep)
-        time.sleep(1)  # an offline folder is named after the second
-    first, again = offline_runs(tmp_path)
-    assert first.run.run_id == again.run.run_id != ""
-    assert (again.run.job_type, again.run.run_group, again.exit_code) == ("sweep", "runs/sweeps/now", 0)
-    settings = again.table("settings", folder="sweep")
-    assert settings["setting"].tolist() == ["model=b", "model=a", "model=c"]
-    assert settings["val_auroc_mean"].tolist()[:2] == pytest.approx([0.925, 0.825])
-    rows = again.table("jobs", folder="sweep")
-    assert rows["error"].tolist() == [*[""] * 4, "out of memory"]
-    assert again.summary["best/setting"] == "model=b"
-    assert again.summary["best/val_auroc"] == pytest.approx(0.925)
-    assert (again.summary["sweep/finished"], again.summary["sweep/failed"]) == (4, 1)
-    assert not any(isinstance(value, float) and math.isnan(value) for value in again.summary.values())
-    (path,) = again.history["sweep/picture/path"]
-    assert Image.open(again.files / path).size == Image.open(tmp_path / "sweep.png").size
-
-
-def test_table_of_a_sweep_goes_to_no_dashboard_that_was_not_asked_for(tmp_path: Path) -> None:
-    log_sweep(WANDB.model_copy(update={"name": "csv"}), tmp_path, summarise_sweep("sweep", []))
-    assert not list(tmp_path.iterdir())
-
-
 def test_run_that_an_agent_starts_is_the_one_it_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     earlier = tmp_path / "wandb" / "id"
     earlier.parent.mkdir()
     earlier.write_text("12345678 somewhere")
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep0")
     monkeypatch.setenv("WANDB_RUN_ID", "announced")
-    finish(build_logger(WANDB, tmp_path, {}), failed=False)
+    with dashboard(WANDB, tmp_path, {}):
+        pass
     (run,) = offline_runs(tmp_path)
     assert (run.run.run_id, run.run.run_group) == ("announced", "")
     assert earlier.read_text() == "announced "  # for who resumes it by hand
@@ -488,7 +445,7 @@ def test_of_many_classes_the_numbers_of_defects_are_logged() -> None:
     logger: Any = SimpleNamespace(log_metrics=logged.update)
     part = {"auroc": 0.6, "accuracy": 0.5, "defect": {"auroc": 0.9}}
     part["intervals"] = {"auroc": [0.5, 0.7], "defect": {"auroc": [0.8, 0.95]}}
-    log_results(logger, {"val": part, "test": part}, pd.DataFrame(), {}, Path(), 1)
+    log_results(logger, Path(), {"val": part, "test": part}, pd.DataFrame(), Path(), 1)
     assert logged == {
         "test/auroc": 0.9,
         "test/auroc_low": 0.8,
