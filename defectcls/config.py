@@ -1,13 +1,15 @@
 """Hydra and the command line: with errors.py, the only files that know Hydra's machinery."""
 
+import contextlib
 import difflib
+import importlib
 import os
 import re
 import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,7 +44,9 @@ MULTIRUN = {"-m", "--multirun"}
 UNRECORDED = "hydra.output_subdir=null"  # .hydra/ stays what began the run, whatever is typed to go on with it
 TRUST = "trust=true"  # of the folder that `resume` names
 # Flags, keys of Hydra's own, keys of functions and classes, and presets that lie outside of conf/.
-CODE = re.compile(r"[\s+~]*(-|hydra)|.*(_target_|list_samples)|[\w/+~]*(@[^=]*)?=.*(\.\./|\$)", re.DOTALL)
+CODE = re.compile(r"[\s+~]*(-|hydra|imports)|.*(_target_|list_samples)|[\w/+~]*(@[^=]*)?=.*(\.\./|\$)", re.DOTALL)
+
+STANDS_ON = ("defectcls", "torch", "torchmetrics", "timm", "lightning")  # packages that a file may name parts of
 
 TRAINING = ("train", "crossval", "audit", "benchmark")  # verbs that need a dataset
 RESUMED = ("train", "crossval")  # those that go on where they stopped
@@ -180,7 +184,10 @@ def _sweep_job(verb: str, show_all: bool, config: DictConfig) -> None:
     try:
         overrides = list(state.overrides.task)
         arguments = [*_presets_beside(state), *overrides, f"{RUN_DIR}={quoted(str(folder))}", UNRECORDED]
-        run_job(Task(verb, state.job.num, folder, overrides, _values(config), arguments, _values(state.job_logging)))
+        values = _values(config)
+        if "logger" in values:
+            values["logger"]["group"] = values["logger"]["group"] or state.sweep.dir
+        run_job(Task(verb, state.job.num, folder, overrides, values, arguments, _values(state.job_logging)))
     finally:
         os.environ[FULL_ERROR] = "1"
 
@@ -210,6 +217,47 @@ def job_command() -> str:
     module = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "defectcls")
     own = (RUN_DIR, UNRECORDED, "resume=")
     return shlex.join(["python", "-m", module, *(word for word in sys.argv[1:] if not word.startswith(own))])
+
+
+def named(path: str) -> Any:
+    """The class or function at a dotted path, of a package that this one stands on or of a module that is imported.
+
+    A checkpoint names them too, and nothing that only a file names is imported.
+
+    Raises:
+        UserError: it is not there, or its module is not imported; what to type.
+    """
+    module, _, name = path.rpartition(".")
+    if module.partition(".")[0] in STANDS_ON:
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(module)
+    if (found := getattr(sys.modules.get(module), name, None)) is not None:
+        return found
+    if module in sys.modules:
+        raise UserError(f"{module} has no {name}{did_you_mean(name, vars(sys.modules[module]))}")
+    raise UserError(f"{path} is of a module that is not imported: imports=[{module}], or import {module} in Python")
+
+
+def import_named(config: dict[str, Any]) -> None:
+    """Import `imports` and the module of every `_target_`, of a configuration that the user has typed or trusts.
+
+    Raises:
+        UserError: one is not there.
+    """
+    targets = [path for path in _targets(config) if path.partition(".")[0] not in STANDS_ON]
+    for module in (*config.get("imports", []), *(path.rpartition(".")[0] for path in targets)):
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise UserError(f"{module} cannot be imported ({error}): install it, or start where it lies") from error
+
+
+def _targets(config: Any) -> Iterator[str]:
+    """Every `_target_` in a configuration."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if key == "_target_" and isinstance(value, str):
+            yield value
+        yield from _targets(value)
 
 
 def parse(kind: type[Parsed], config: dict[str, Any]) -> Parsed:

@@ -16,7 +16,18 @@ Precision = Annotated[Literal["32", "bf16", "16"], BeforeValidator(str)]  # the 
 class Settings(BaseModel):
     """Immutable; an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
+
+
+class OpenSettings(Settings):
+    """Further keys are arguments of what the settings are of: a dataset, a loss, the Trainer, a logger."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def further(self) -> dict[str, Any]:
+        """These arguments."""
+        return dict(self.model_extra or {})
 
 
 class SplitSettings(Settings):
@@ -47,10 +58,8 @@ class Archive(Settings):
     unpacked_gb: Positive
 
 
-class DatasetSettings(Settings):
+class DatasetSettings(OpenSettings):
     """What every dataset has; further keys are the options of its `list_samples`."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str
     list_samples: str
@@ -148,11 +157,9 @@ class OptimSettings(Settings):
     ema: Annotated[float, Field(gt=0, lt=1)] | None
 
 
-class LossSettings(Settings):
-    name: Literal["cross_entropy", "focal"]
+class LossSettings(OpenSettings):
+    target: str = Field(alias="_target_")
     class_weights: Literal["auto", "balanced", "none"] | dict[str, Positive]
-    label_smoothing: Share
-    gamma: NonNegative
 
 
 class DecisionSettings(Settings):
@@ -190,7 +197,7 @@ class AugmentSettings(Settings):
     cutmix: NonNegative
 
 
-class TrainerSettings(Settings):
+class TrainerSettings(OpenSettings):
     accelerator: Literal["auto", "cpu", "gpu"]
     devices: PositiveInt | Literal["auto"]
     strategy: str
@@ -202,13 +209,17 @@ class TrainerSettings(Settings):
     workers: Annotated[int, Field(ge=0)]
 
 
-class LoggerSettings(Settings):
+class LoggerSettings(OpenSettings):
     name: Literal["wandb", "tensorboard", "mlflow", "csv"]
     project: str
     group: str | None
     job_type: str
     tags: list[str]
     table_rows: PositiveInt
+
+
+class CallbackSettings(OpenSettings):
+    target: str = Field(alias="_target_")
 
 
 class ClassifierSettings(Settings):
@@ -235,6 +246,7 @@ class TrainSettings(Settings):
     augment: AugmentSettings
     decision: DecisionSettings
     trainer: TrainerSettings
+    callbacks: dict[str, CallbackSettings | None]  # null takes one away that a preset has
     logger: LoggerSettings
     target: Literal["defect", "defect_type"]
     image_size: Annotated[int, Field(ge=32)]
@@ -242,6 +254,8 @@ class TrainSettings(Settings):
     sampler: Literal["shuffle", "balanced"]
     seed: Annotated[int, Field(ge=0)]
     inspect: InspectSettings
+    imports: list[str]
+    objective: str | None
     resume: Path | None
 
     @model_validator(mode="after")
@@ -300,6 +314,7 @@ class EvaluateSettings(Settings):
     update_checkpoint: bool
     inspect: InspectSettings
     root: Path | None
+    imports: list[str]
     device: Literal["auto", "cpu", "gpu"]
     precision: Precision | None
     seen: Literal["leave_out", "keep"]
@@ -333,6 +348,7 @@ class PredictSettings(Settings):
     watch: bool
     watch_seconds: Positive
     watch_patience: NonNegative
+    imports: list[str]
     device: Literal["auto", "cpu", "gpu"]
     precision: Precision | None
 

@@ -88,7 +88,7 @@ class Classifier(L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.finetune, self.optim = FinetuneSettings(**finetune), OptimSettings(**optim)
-        settings, terms = ModelSettings(**model), LossSettings(**loss)
+        settings = ModelSettings(**model)
         self.classes, self.seed, self.test_views = classes, seed, settings.test_views
         self.backbone = Backbone(settings.name, settings.pool, image_size, channels_last)
         self.head = Head(self.backbone.features, len(classes), settings.dropout)
@@ -97,7 +97,7 @@ class Classifier(L.LightningModule):
             self.joined = Joined(self._channels_of_map(settings.head))
         self.augment = Augment(**{k: v for k, v in augment.items() if k not in ("mixup", "cutmix")})
         self.mix = mixer(augment["mixup"], augment["cutmix"], len(classes))
-        self.loss = build_loss(terms.name, terms.gamma, class_weights, terms.label_smoothing)
+        self.loss = build_loss(LossSettings(**loss), class_weights)
         self.metrics = _metrics(len(classes))
         self.plan: list[Stage] = []
         self.ended: dict[str, int] = {}  # stages that ended before their time, and at which step

@@ -1,8 +1,13 @@
 """Losses over logits (batch, classes) and hard or soft targets."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from defectcls.config import named
+from defectcls.settings import LossSettings
 
 
 class FocalLoss(nn.Module):
@@ -12,7 +17,7 @@ class FocalLoss(nn.Module):
     smoothing mean what they mean there.
     """
 
-    def __init__(self, gamma: float, weight: torch.Tensor | None, label_smoothing: float) -> None:
+    def __init__(self, gamma: float, label_smoothing: float = 0, weight: torch.Tensor | None = None) -> None:
         super().__init__()
         self.weight: torch.Tensor | None
         self.gamma, self.label_smoothing = gamma, label_smoothing
@@ -31,12 +36,12 @@ class FocalLoss(nn.Module):
         return -(share * weight * away**self.gamma * log_p).sum() / norm
 
 
-def build_loss(name: str, gamma: float, weight: list[float] | None, label_smoothing: float) -> nn.Module:
-    """`cross_entropy` or `focal`; `weight` is one factor a class."""
-    factors = None if weight is None else torch.tensor(weight)
-    if name == "focal":
-        return FocalLoss(gamma, factors, label_smoothing)
-    return nn.CrossEntropyLoss(factors, label_smoothing=label_smoothing)
+def build_loss(
+    settings: LossSettings, weight: list[float] | None
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The loss that the settings name, with their further keys and `weight`, one factor a class, where there is one."""
+    factors = {} if weight is None else {"weight": torch.tensor(weight)}
+    return named(settings.target)(**settings.further, **factors)
 
 
 def balanced_weights(counts: list[int]) -> list[float]:

@@ -39,7 +39,7 @@ def classifier(
     """A tiny network without pretrained weights, always the same."""
     parts = {
         "model": preset("model/timm.yaml", name="test_resnet.r160_in1k", pretrained=False, weights=None),
-        "loss": {"name": "cross_entropy", "class_weights": "none", "label_smoothing": 0, "gamma": 2},
+        "loss": preset("loss/cross_entropy.yaml", class_weights="none"),
         "finetune": preset("finetune/probe_then_full.yaml", probe=False),
         "optim": preset("optim/adamw.yaml", lr=1e-2),
         "augment": preset("augment/none.yaml"),
@@ -284,7 +284,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_way_out(tmp_path: Path) 
 
 
 def test_mixed_images_are_learned_with_soft_targets(tmp_path: Path) -> None:
-    model = classifier(finetune=stages(full={}), augment={"mixup": 0.5, "cutmix": 0.5}, loss={"name": "focal"})
+    model = classifier(
+        finetune=stages(full={}),
+        augment={"mixup": 0.5, "cutmix": 0.5},
+        loss={"_target_": "defectcls.model.losses.FocalLoss", "gamma": 2},
+    )
     targets: list[torch.Tensor] = []
     own = model.loss.forward
     model.loss.forward = lambda logits, target: targets.append(target) or own(logits, target)  # type: ignore[method-assign, func-returns-value]

@@ -1,6 +1,7 @@
 """Losses against torch's cross-entropy, scikit-learn's balanced weights, and a focal loss worked by hand."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +10,18 @@ import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 
 from defectcls.model.losses import balanced_weights, build_loss
+from defectcls.settings import LossSettings
 
+LOSSES = {
+    "cross_entropy": lambda **given: {"_target_": "torch.nn.CrossEntropyLoss", **given},
+    "focal": lambda gamma=0.0, **given: {"_target_": "defectcls.model.losses.FocalLoss", "gamma": gamma, **given},
+}
 WEIGHTS = [None, [0.5, 2.0, 1.25]]
 SMOOTHINGS = [0.0, 0.1]
+
+
+def loss_of(name: str, weight: list[float] | None = None, **arguments: float) -> Any:
+    return build_loss(LossSettings(class_weights="none", **LOSSES[name](**arguments)), weight)
 
 
 @pytest.fixture
@@ -39,21 +49,23 @@ def test_cross_entropy_and_focal_at_gamma_0_are_torchs_cross_entropy(
     target = request.getfixturevalue(kind)
     factors = None if weights is None else torch.tensor(weights)
     expected = F.cross_entropy(logits, target, factors, label_smoothing=smoothing)
-    assert build_loss(name, 0.0, weights, smoothing)(logits, target).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss_of(name, weights, label_smoothing=smoothing)(logits, target).item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
 
 
 def test_focal_by_hand() -> None:
     """p of the true class is 0.9 and 0.2: the mean of 0.1^2 x -ln 0.9 and 0.8^2 x -ln 0.2."""
     logits = torch.tensor([[0.9, 0.1], [0.8, 0.2]]).log()
     expected = (0.01 * -math.log(0.9) + 0.64 * -math.log(0.2)) / 2
-    assert build_loss("focal", 2.0, None, 0.0)(logits, torch.tensor([0, 1])).item() == pytest.approx(expected, rel=1e-5)
+    assert loss_of("focal", gamma=2)(logits, torch.tensor([0, 1])).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_weighted_focal_by_hand() -> None:
     """The same with weights 1 and 3: a weighted mean, as torch's cross-entropy takes it."""
     logits = torch.tensor([[0.9, 0.1], [0.8, 0.2]]).log()
     expected = (0.1 * -math.log(0.9) + 3 * 0.8 * -math.log(0.2)) / 4
-    loss = build_loss("focal", 1.0, [1.0, 3.0], 0.0)(logits, torch.tensor([0, 1]))
+    loss = loss_of("focal", [1.0, 3.0], gamma=1)(logits, torch.tensor([0, 1]))
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -61,7 +73,7 @@ def test_focal_with_soft_targets_by_hand() -> None:
     """Each class term has its own p: 0.3 x 0.1^2 x -ln 0.9 + 0.7 x 0.9^2 x -ln 0.1."""
     logits = torch.tensor([[0.9, 0.1]]).log()
     expected = 0.3 * 0.01 * -math.log(0.9) + 0.7 * 0.81 * -math.log(0.1)
-    assert build_loss("focal", 2.0, None, 0.0)(logits, torch.tensor([[0.3, 0.7]])).item() == pytest.approx(expected)
+    assert loss_of("focal", gamma=2)(logits, torch.tensor([[0.3, 0.7]])).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
@@ -69,13 +81,13 @@ def test_focal_slopes_are_finite_where_the_model_is_as_sure_as_float32_can_say(
     gamma: float, hard: torch.Tensor
 ) -> None:
     sure = (50 * F.one_hot(hard, 3).float()).requires_grad_()
-    build_loss("focal", gamma, None, 0.0)(sure, hard).backward()
+    loss_of("focal", gamma=gamma)(sure, hard).backward()
     assert sure.grad is not None
     assert torch.isfinite(sure.grad).all()
 
 
 def test_the_higher_gamma_the_less_counts_what_is_right(logits: torch.Tensor, hard: torch.Tensor) -> None:
-    losses = [build_loss("focal", gamma, None, 0.0)(logits, hard).item() for gamma in (0.0, 1.0, 2.0, 5.0)]
+    losses = [loss_of("focal", gamma=gamma)(logits, hard).item() for gamma in (0.0, 1.0, 2.0, 5.0)]
     assert losses == sorted(losses, reverse=True)
 
 
@@ -92,4 +104,4 @@ def test_a_class_without_images_weighs_as_one_with_a_single_one() -> None:
 
 def test_weights_move_with_the_loss_to_its_device() -> None:
     for name in ("cross_entropy", "focal"):
-        assert "weight" in dict(build_loss(name, 2.0, [1.0, 2.0], 0.0).named_buffers())
+        assert "weight" in dict(loss_of(name, [1.0, 2.0]).named_buffers())
