@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from defectcls.evaluation.intervals import proportion_interval
-from defectcls.evaluation.metrics import records, verdicts
-from defectcls.evaluation.predictions import groups_of
+from defectcls.evaluation.metrics import records
+from defectcls.evaluation.predictions import groups_of, verdicts
 
 COLUMNS = ("category", "defect_type", "mask_size", "group")
 LIMIT = 20  # rows of each, the worst

@@ -20,8 +20,8 @@ from scipy.stats import t as student
 from defectcls.errors import UserError
 from defectcls.evaluation.intervals import metric_intervals
 from defectcls.evaluation.metrics import METRICS, RANKINGS, compute_metrics, defect_numbers
-from defectcls.evaluation.predictions import class_names_of, classes_of_table, folds_of, groups_of
-from defectcls.evaluation.resampling import Numbers, Share, bootstrap, defect_shares, ranking
+from defectcls.evaluation.predictions import class_names_of, classes_of_table, groups_of
+from defectcls.evaluation.resampling import ALL, DEFECT, Answers, Numbers, bootstrap
 
 Classes = tuple[list[str], list[bool]]  # names, and which of them are defective
 
@@ -92,22 +92,23 @@ def compare_predictions(
     """
     common = common_images(tables)
     first = next(iter(common.values()))
-    classes, groups = classes_of_table(first), groups_of(first)
-    judged = {run: _Judged(table, classes, metrics) for run, table in common.items()}
+    classes = classes_of_table(first)
+    judged = {run: Answers(table, *classes, each_class=False) for run, table in common.items()}
 
     def numbers(weights: np.ndarray) -> Numbers:
-        return {(run, name): value for run, one in judged.items() for name, value in one.numbers(weights).items()}
+        of_runs = ((run, one.weighted(weights)) for run, one in judged.items())
+        return {(run, name): value for run, found in of_runs for (name, _), value in found.items() if name in metrics}
 
-    point = {key: value[0] for key, value in numbers(np.ones((1, len(groups)))).items()}
-    drawn = bootstrap(groups, numbers, resamples, seed)
+    values = {key: value[0] for key, value in numbers(np.ones((1, len(first)))).items()}
+    drawn = bootstrap(groups_of(first), numbers, resamples, seed)
     pairs = list(combinations(common, 2))
     adjusted = 1 - (1 - level) / len(pairs)
     differences = []
     for metric, (run, other) in product(metrics, pairs):
-        difference = point.get((run, metric), np.nan) - point.get((other, metric), np.nan)
+        difference = values.get((run, metric), np.nan) - values.get((other, metric), np.nan)
         if np.isfinite(difference):
             spread = np.nanstd(drawn[run, metric] - drawn[other, metric])
-            units = judged[run].units(metric, judged[other], groups)
+            units = _units(metric, judged[run], judged[other])
             interval = _difference_interval(difference, spread, units, adjusted, metric not in RANKINGS)
             differences.append(Difference(metric, run, other, float(difference), *interval))
     return Comparison(
@@ -159,31 +160,12 @@ def common_images(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     return common
 
 
-class _Judged:
-    """One run's answers, ready to be weighted."""
-
-    def __init__(self, table: pd.DataFrame, classes: Classes, metrics: list[str]) -> None:
-        right = (table["label"] == table["prediction"]).to_numpy()
-        shares = {"accuracy": Share(right, np.ones(len(right), bool))}
-        self.defective = table["defective"].to_numpy(bool)
-        self.rank = None
-        if 0 < sum(classes[1]) < len(classes[1]):
-            shares |= defect_shares(table, *classes)
-            if {*RANKINGS} & {*metrics}:
-                self.rank = ranking(self.defective, table["score"].to_numpy(), folds_of(table))
-        self.shares = {name: share for name, share in shares.items() if name in metrics}
-
-    def numbers(self, weights: np.ndarray) -> Numbers:
-        """Every metric that the table can state, under the weights."""
-        return {name: share.weighted(weights) for name, share in self.shares.items()} | (
-            self.rank(weights) if self.rank else {}
-        )
-
-    def units(self, metric: str, other: "_Judged", groups: np.ndarray) -> int:
-        """On how many groups the difference to another run rests; of a ranking, those of the rarer class."""
-        if metric in RANKINGS:
-            return min(len(np.unique(groups[side])) for side in (self.defective, ~self.defective))
-        return len(np.unique(groups[self.shares[metric].members | other.shares[metric].members]))
+def _units(metric: str, one: Answers, other: Answers) -> int:
+    """On how many groups a difference rests; of a ranking, those of the rarer kind."""
+    if metric in RANKINGS:
+        return one.units(DEFECT)
+    key = metric, ALL if metric == "accuracy" else DEFECT
+    return len(np.unique(one.groups[one.shares[key].members | other.shares[key].members]))
 
 
 def _difference_interval(

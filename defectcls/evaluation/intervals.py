@@ -12,7 +12,7 @@ the interval therefore reaches down to where the number would be if as many defe
 were ranked by chance.
 
 *Macro averages* join the intervals of their classes (MOVER: Zou and Donner, Statistics in Medicine 27, 2008), with the
-correlations that the bootstrap shows. *The loss* has a bootstrap-t interval on the log scale, as it is skewed.
+correlations that the bootstrap shows. *The loss* and what measures the calibration have none.
 
 In simulations intervals of 95 % cover the truth in 93 to 97 % of 1,000 images, balanced or 1:20, grouped or not. The
 fewer images or groups the rarer class has, the more often they cover it, up to always, and they have to: a count of ten
@@ -21,35 +21,21 @@ and its macro average where two or three groups hold all defects, several each: 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import betainc, expit, logit
-from scipy.stats import norm
 from scipy.stats import t as student
 
-from defectcls.evaluation.metrics import LEAST_PROBABILITY
-from defectcls.evaluation.predictions import PROBABILITY, folds_of, groups_of
-from defectcls.evaluation.resampling import (
-    F1,
-    Numbers,
-    Share,
-    bootstrap,
-    defect_shares,
-    mean_with_error,
-    ranking,
-)
+from defectcls.evaluation.metrics import RANKINGS, plain
+from defectcls.evaluation.resampling import Answers, Share, bootstrap
 
 Interval = tuple[float, float]
-Key = tuple[str, int]  # number, and the class that it is of, or DEFECT
 NOTHING: Interval = (np.nan, np.nan)
-ROUNDING = 1e-7  # smaller standard errors and counts are none
-LABELS = ("label", "prediction")
-RANKINGS = ("auroc", "average_precision")
-DEFECT = -1  # stands for defective against sound, where 0, 1 … stand for one class against the rest
+ROUNDING = 1e-7  # smaller counts are none
 
 
 def difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
@@ -57,6 +43,14 @@ def difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, flo
     value = one[0] - other[0]
     low = value - math.hypot(one[0] - one[1], other[2] - other[0])
     return value, low, value + math.hypot(one[2] - one[0], other[0] - other[1])
+
+
+def average(values: Sequence[float], limits: Sequence[Interval], correlation: np.ndarray | None = None) -> Interval:
+    """Interval of the mean of numbers that have intervals (MOVER), (numbers,) each; without `correlation` unrelated."""
+    centre, ends = np.array(values), np.array(limits)
+    related = np.eye(len(centre)) if correlation is None else correlation
+    down, up = (np.sqrt(reach @ related @ reach) / len(centre) for reach in (centre - ends[:, 0], ends[:, 1] - centre))
+    return max(0.0, centre.mean() - down), min(1.0, centre.mean() + up)
 
 
 def proportion_interval(hits: np.ndarray, groups: np.ndarray | None = None, level: float = 0.95) -> Interval:
@@ -75,6 +69,12 @@ def proportion_interval(hits: np.ndarray, groups: np.ndarray | None = None, leve
     return _lower_limit(share, size, level), 1 - _lower_limit(1 - share, size, level)
 
 
+def share_interval(share: Share, groups: np.ndarray, level: float = 0.95) -> Interval:
+    """Of the number that a share stands for, given the group of each image."""
+    low, high = proportion_interval(share.hits[share.members], groups[share.members], level)
+    return share.stated(low), share.stated(high)
+
+
 def metric_intervals(
     predictions: pd.DataFrame,
     class_names: list[str],
@@ -85,71 +85,28 @@ def metric_intervals(
 ) -> dict[str, Any]:
     """[low, high] of the numbers of `compute_metrics` under the same keys, or None where one is undefined.
 
-    Not of counts, of single classes and of the calibration; nothing where there is no image. The images of one `group`
-    are tied. Two classes and 10,000 images take a second on one core.
+    Not of counts, of single classes, of the loss and of the calibration; nothing where there is no image. The images of
+    one `group` are tied. Two classes and 10,000 images take a second on one core.
     """
     if predictions.empty:
         return {}
-    groups, classes = groups_of(predictions), range(len(class_names))
-    binary, two_sides = defective_classes == [False, True], 0 < sum(defective_classes) < len(class_names)
-    truth, answer = ([(predictions[column] == name).to_numpy() for name in class_names] for column in LABELS)
-    probabilities = [predictions[PROBABILITY + name].to_numpy() for name in class_names]
-
-    shares: dict[Key, Share] = {("f1", one): F1(answer[one], truth[one]) for one in classes}
-    rankings: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    if two_sides:
-        rankings[DEFECT] = predictions["defective"].to_numpy(bool), predictions["score"].to_numpy()
-    if not binary:
-        shares |= {("precision", one): Share(truth[one], answer[one]) for one in classes}
-        shares |= {("recall", one): Share(answer[one], truth[one]) for one in classes}
-        rankings |= {one: (truth[one], probabilities[one]) for one in classes}
-    losses = -np.log(np.select(truth, probabilities).clip(LEAST_PROBABILITY, 1))
-    numbers = _all_numbers(shares, rankings, folds_of(predictions), mean_with_error(losses, groups))
-    point = {key: value[0] for key, value in numbers(np.ones((1, len(groups)))).items()}
-    drawn = bootstrap(groups, numbers, resamples, seed)
-
-    intervals = {key: _share_interval(share, groups, level) for key, share in shares.items()}
-    for side, (positive, _) in rankings.items():
-        units = min(len(np.unique(groups[part])) for part in (positive, ~positive))
-        for name, chance in (("auroc", 0.5), ("average_precision", positive.mean())):
+    answers = Answers(predictions, class_names, defective_classes)
+    values, drawn = answers.stated(), bootstrap(answers.groups, answers.weighted, resamples, seed)
+    intervals = {key: share_interval(share, answers.groups, level) for key, share in answers.shares.items()}
+    for side, positive in answers.positive.items():
+        for name, chance in zip(RANKINGS, (0.5, positive.mean()), strict=True):
             key = name, side
-            intervals[key] = _ranking_interval(point[key], drawn[key], chance, units, level)
+            intervals[key] = _ranking_interval(values[key], drawn[key], chance, answers.units(side), level)
 
-    def macro(name: str) -> Interval:
-        keys = [(name, one) for one in classes]
-        values, limits = [point[key] for key in keys], [intervals[key] for key in keys]
-        return _macro_interval(values, limits, [drawn[key] for key in keys])
+    def over_classes(name: str) -> Interval:
+        defined = [(name, one) for one in answers.classes if not np.isnan(values[name, one])]
+        if not defined:
+            return NOTHING
+        correlation = pd.DataFrame({key: drawn[key] for key in defined}).corr().fillna(0).to_numpy(copy=True)
+        np.fill_diagonal(correlation, 1)
+        return average([values[key] for key in defined], [intervals[key] for key in defined], correlation)
 
-    found: dict[str, Any] = {
-        "accuracy": proportion_interval((predictions["label"] == predictions["prediction"]).to_numpy(), groups, level),
-        "loss": _mean_interval(point, drawn, groups.max() + 1, level),
-        **{f"{name}_macro": macro(name) for name in dict.fromkeys(name for name, _ in shares)},
-    }
-    defect: dict[str, Any] = {}
-    if two_sides:
-        given = defect_shares(predictions, class_names, defective_classes)
-        defect = {name: _share_interval(share, groups, level) for name, share in given.items()}
-        defect |= {name: intervals[name, DEFECT] for name in RANKINGS}
-    if binary:
-        return _plain(found | defect)
-    return _plain(found | {name: macro(name) for name in RANKINGS} | ({"defect": defect} if two_sides else {}))
-
-
-def _all_numbers(
-    shares: dict[Key, Share],
-    rankings: dict[int, tuple[np.ndarray, np.ndarray]],
-    folds: np.ndarray,
-    loss: Callable[[np.ndarray], Numbers],
-) -> Callable[[np.ndarray], Numbers]:
-    ranked = {side: ranking(*one, folds) for side, one in rankings.items()}
-
-    def numbers(weights: np.ndarray) -> Numbers:
-        found = {key: share.weighted(weights) for key, share in shares.items()}
-        for side, rank in ranked.items():
-            found |= {(name, side): values for name, values in rank(weights).items()}
-        return found | loss(weights)
-
-    return numbers
+    return plain(answers.arranged(intervals, over_classes))
 
 
 def _effective_size(hits: np.ndarray, groups: np.ndarray, level: float) -> float:
@@ -186,11 +143,6 @@ def _lower_limit(share: float, size: float, level: float) -> float:
     return brentq(above_level, 0, 1)
 
 
-def _share_interval(share: Share, groups: np.ndarray, level: float) -> Interval:
-    low, high = proportion_interval(share.hits[share.members], groups[share.members], level)
-    return share.stated(low), share.stated(high)
-
-
 def _ranking_interval(value: float, drawn: np.ndarray, chance: float, units: int, level: float) -> Interval:
     """Of AUROC or average precision, given the number without skill, and of how many groups the rarer class is."""
     if np.isnan(value):
@@ -207,39 +159,5 @@ def _ranking_interval(value: float, drawn: np.ndarray, chance: float, units: int
     return min(low, with_unseen), max(high, with_unseen)
 
 
-def _macro_interval(values: list[float], intervals: list[Interval], drawn: list[np.ndarray]) -> Interval:
-    defined = np.flatnonzero(~np.isnan(values))
-    if not len(defined):
-        return NOTHING
-    centre, limits = np.array(values)[defined], np.array(intervals)[defined]
-    correlation = pd.DataFrame(np.array(drawn)[defined].T).corr().fillna(0).to_numpy(copy=True)
-    np.fill_diagonal(correlation, 1)
-    down, up = (np.sqrt(reach @ correlation @ reach) for reach in (centre - limits[:, 0], limits[:, 1] - centre))
-    mean = centre.mean()
-    return max(0.0, mean - down / len(defined)), min(1.0, mean + up / len(defined))
-
-
-def _mean_interval(point: dict[Any, float], drawn: Numbers, count: int, level: float) -> Interval:
-    """Of the mean of positive numbers, skewed as losses are, in `count` groups."""
-    mean, error = point["mean"], point["error"]
-    if count < 2 or not error > ROUNDING * mean:
-        return NOTHING
-    with np.errstate(divide="ignore", invalid="ignore"):
-        distance = np.log(drawn["mean"] / mean) / (drawn["error"] / drawn["mean"])
-    # Tails as much farther out as Student's are for so few groups (Hesterberg 2015, The American Statistician 69).
-    tail = norm.sf(np.sqrt(count / (count - 1)) * _quantile(count - 1, level))
-    tails = np.quantile(distance[np.isfinite(distance)], [1 - tail, tail])
-    with np.errstate(over="ignore"):
-        low, high = mean * np.exp(-tails * error / mean)
-    return low, high
-
-
 def _quantile(degrees_of_freedom: int, level: float) -> float:
     return student.ppf((1 + level) / 2, degrees_of_freedom)
-
-
-def _plain(found: Any) -> Any:
-    """Intervals as lists, and None for those with an end that is no number."""
-    if isinstance(found, dict):
-        return {key: _plain(value) for key, value in found.items()}
-    return [float(end) for end in found] if np.isfinite(found).all() else None

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from defectcls.errors import UserError
 from defectcls.evaluation.calibration import brier_score, expected_calibration_error
-from defectcls.evaluation.predictions import PROBABILITY, REVIEW, folds_of
+from defectcls.evaluation.predictions import PROBABILITY
+from defectcls.evaluation.resampling import RATES, Answers
 
 
 class Metric(NamedTuple):
@@ -77,37 +77,35 @@ def compute_metrics(predictions: pd.DataFrame, class_names: list[str], defective
     Raises:
         UserError: a label or a prediction is none of `class_names`.
     """
-    matrix = confusion_matrix(predictions, class_names)
+    matrix, n = confusion_matrix(predictions, class_names), len(predictions)
+    answers = Answers(predictions, class_names, defective_classes)
+    values = answers.stated()
+    if len(set(answers.folds)) > 1:
+        together = Answers(predictions.drop(columns="fold"), class_names, defective_classes).stated()
+        values |= {(f"{name}_pooled", side): value for (name, side), value in together.items() if name in RANKINGS}
+
+    def average(name: str) -> float:
+        return pd.Series([values[name, one] for one in answers.classes], dtype=float).mean()  # of those defined
+
     probabilities = predictions[[PROBABILITY + name for name in class_names]].to_numpy()
-    one_hot = predictions["label"].to_numpy()[:, None] == np.array(class_names)
-    likelihood, truth = probabilities[one_hot].clip(LEAST_PROBABILITY, 1), one_hot.argmax(1)
-    n, two_sides = len(predictions), 0 < sum(defective_classes) < len(defective_classes)
-    if two_sides:
-        ece = expected_calibration_error(predictions["score"].to_numpy(), predictions["defective"].to_numpy(bool))
-    else:
-        ece = expected_calibration_error(probabilities.max(1), probabilities.argmax(1) == truth)
-    common = {
+    truth = pd.Index(class_names).get_indexer(pd.Index(predictions["label"]))
+    scores, hits = probabilities.max(1, initial=0), probabilities.argmax(1) == truth
+    if 0 < sum(defective_classes) < len(class_names):
+        scores, hits = predictions["score"].to_numpy(), predictions["defective"].to_numpy(bool)
+    likelihood = probabilities[np.arange(n), truth].clip(LEAST_PROBABILITY, 1)
+    numbers = {
         "n": n,
         "loss": np.log(1 / likelihood).sum() / n if n else None,
-        "ece": ece,
+        "ece": expected_calibration_error(scores, hits),
         "brier": brier_score(probabilities, truth),
-        "accuracy": _ratio(matrix.trace(), n),
+        **answers.arranged(values, average),
     }
-    per_class = _rates(matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0))
-
-    if defective_classes == [False, True]:
-        numbers = common | _defect_metrics(predictions, class_names, defective_classes)
-        numbers["f1_macro"] = _mean(per_class["f1"])
-    else:
-        folds = folds_of(predictions)
-        ranking = [_ranking(one_hot[:, index], probabilities[:, index], folds) for index in range(len(class_names))]
-        numbers = common | {f"{name}_macro": _mean(per_class[name]) for name in ("precision", "recall", "f1")}
-        numbers |= {name: _mean([one[name] for one in ranking]) for name in ranking[0]}
-        rows = pd.DataFrame({"n": matrix.sum(axis=1)} | per_class, index=class_names, dtype=object)
-        numbers["per_class"] = rows.to_dict("index")
-        if two_sides:
-            numbers["defect"] = _defect_metrics(predictions, class_names, defective_classes)
-    return _plain(numbers | {"confusion_matrix": matrix.tolist()})
+    if not answers.two_classes:
+        numbers["per_class"] = {
+            name: {"n": matrix[one].sum()} | {rate: values[rate, one] for rate in RATES}
+            for one, name in enumerate(class_names)
+        }
+    return plain(numbers | {"confusion_matrix": matrix.tolist()})
 
 
 def defect_numbers(part: dict[str, Any]) -> dict[str, Any]:
@@ -121,30 +119,11 @@ def defect_numbers(part: dict[str, Any]) -> dict[str, Any]:
 
 def confusion_matrix(predictions: pd.DataFrame, class_names: list[str]) -> np.ndarray:
     """Counts (classes, classes): rows = truth, columns = prediction."""
-    names = pd.Index(class_names)
-    truth, prediction = (
-        names.get_indexer(pd.Index(predictions["label"])),
-        names.get_indexer(pd.Index(predictions["prediction"])),
-    )
-    unknown = set(predictions["label"][truth < 0]) | set(predictions["prediction"][prediction < 0])
-    if unknown:
+    if unknown := {*predictions["label"], *predictions["prediction"]} - {*class_names}:
         raise UserError(f"the predictions hold {sorted(unknown)}, which are none of the classes {class_names}")
-    size = len(class_names)
+    names, size = pd.Index(class_names), len(class_names)
+    truth, prediction = (names.get_indexer(pd.Index(predictions[column])) for column in ("label", "prediction"))
     return np.bincount(truth * size + prediction, minlength=size * size).reshape(size, size)
-
-
-def verdicts(
-    predictions: pd.DataFrame, class_names: list[str], defective_classes: list[bool]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(flagged, rejected), bool (images,): not let through, and rejected without a look by a person.
-
-    They differ only where the decision sends some images to review, in the column `decision`.
-    """
-    rejecting = [name for name, defective in zip(class_names, defective_classes, strict=True) if defective]
-    flagged = predictions["prediction"].isin(rejecting).to_numpy(bool)
-    if "decision" not in predictions:
-        return flagged, flagged
-    return flagged, flagged & (predictions["decision"] != REVIEW).to_numpy(bool)
 
 
 def defect_counts(matrix: np.ndarray | list, defective_classes: list[bool]) -> tuple[int, int, int, int]:
@@ -155,59 +134,17 @@ def defect_counts(matrix: np.ndarray | list, defective_classes: list[bool]) -> t
     return passed, rejected, missed, caught
 
 
-def _defect_metrics(predictions: pd.DataFrame, class_names: list[str], defective_classes: list[bool]) -> dict[str, Any]:
-    flagged, rejected = verdicts(predictions, class_names, defective_classes)
-    defective = predictions["defective"].to_numpy(bool)
-    caught, defects, sound = (flagged & defective).sum(), defective.sum(), (~defective).sum()
-    numbers = _rates(caught, defects, flagged.sum())
-    numbers |= {
-        "escape_rate": _ratio(defects - caught, defects),
-        "overkill_rate": _ratio((rejected & ~defective).sum(), sound),
-    }
-    if "decision" in predictions and (predictions["decision"] == REVIEW).any():
-        numbers["review_rate"] = (predictions["decision"] == REVIEW).mean()
-    return numbers | _ranking(defective, predictions["score"].to_numpy(), folds_of(predictions))
-
-
-def _rates(hits: Any, truths: Any, predicted: Any) -> dict[str, Any]:
-    """Precision, recall and F1 of counts: numbers, or one number a class."""
-    return {
-        "precision": _ratio(hits, predicted),
-        "recall": _ratio(hits, truths),
-        "f1": _ratio(2 * hits, truths + predicted),
-    }
-
-
-def _ranking(positive: np.ndarray, scores: np.ndarray, folds: np.ndarray) -> dict[str, float]:
-    found, known = {}, np.isfinite(scores).all()
-    numbers = {"auroc": roc_auc_score, "average_precision": average_precision_score}
-    parts = [folds == fold for fold in np.unique(folds)]
-    for name, number in numbers.items():
-        values = [number(positive[one], scores[one]) for one in parts if known and len(set(positive[one])) == 2]
-        found[name] = _mean(values)
-        if len(parts) > 1:
-            found[f"{name}_pooled"] = number(positive, scores) if values else np.nan
-    return found
-
-
-def _ratio(numerator: Any, denominator: Any) -> Any:
-    return np.where(denominator, numerator / np.maximum(denominator, 1), np.nan)[()]
-
-
-def _mean(values: Any) -> float:
-    defined = np.asarray(values)[~np.isnan(values)]
-    return defined.mean() if len(defined) else np.nan
-
-
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """A table's rows for JSON."""
-    return [_plain(row) for row in table.to_dict("records")]
+    return [plain(row) for row in table.to_dict("records")]
 
 
-def _plain(value: Any) -> Any:
-    """NumPy numbers as Python's, NaN as None, all the way down."""
+def plain(value: Any) -> Any:
+    """NumPy numbers as Python's, NaN as None, all the way down; an interval as a list, None where an end is unknown."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [float(end) for end in value] if np.isfinite(value).all() else None
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and np.isnan(value) else value

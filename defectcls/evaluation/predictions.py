@@ -78,6 +78,19 @@ def folds_of(predictions: pd.DataFrame) -> np.ndarray:
     return predictions.groupby(["fold", *({"repeat"} & {*predictions.columns})]).ngroup().to_numpy()
 
 
+def verdicts(
+    predictions: pd.DataFrame, class_names: list[str], defective_classes: list[bool]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(flagged, rejected), bool (images,): not let through, and rejected without a look by a person.
+
+    They differ only where the decision sends some images to review, in the column `decision`.
+    """
+    flagged = predictions["prediction"].isin(np.array(class_names)[defective_classes]).to_numpy(bool)
+    if "decision" not in predictions:
+        return flagged, flagged
+    return flagged, flagged & (predictions["decision"] != REVIEW).to_numpy(bool)
+
+
 def class_names_of(predictions: pd.DataFrame) -> list[str]:
     """The class names in logit order, read from the probability columns."""
     return [column.removeprefix(PROBABILITY) for column in predictions.columns if column.startswith(PROBABILITY)]

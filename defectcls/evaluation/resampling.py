@@ -1,65 +1,105 @@
 """The numbers of a predictions table under weights, and the bootstrap over groups that deals the weights.
 
 Weights are float64 (resamples, images): how often each image stands in each resample. With a weight of one for every
-image the numbers are those of `compute_metrics`; NaN where a resample cannot state one.
+image the numbers are those of the table itself; NaN where a resample cannot state one.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from defectcls.evaluation.metrics import verdicts
-from defectcls.evaluation.predictions import REVIEW
+from defectcls.evaluation.predictions import PROBABILITY, REVIEW, folds_of, groups_of, verdicts
 
 CHUNK = 2_000_000  # weights held at once: 16 MB, and some ten times as much in the sums over them
+RATES = ("precision", "recall", "f1")
+ALL, DEFECT = -2, -1  # sides beside the classes 0, 1 …: all images, and defective against sound
 
-Numbers = dict[Any, np.ndarray]  # name -> value of each resample, (resamples,)
+Key = tuple[str, int]  # a number, and its side: the class that it is of against the rest, DEFECT or ALL
+Numbers = dict[Any, np.ndarray]  # value of each resample, (resamples,)
 
 
-@dataclass(frozen=True)
-class Share:
-    """Which images are counted, and which of them are hits; bool, (images,)."""
+class Share(NamedTuple):
+    """Of the images `members` those that are `hits`; bool, (images,) each. F1 is a function of such a share."""
 
     hits: np.ndarray
     members: np.ndarray
+    f1: bool = False
+
+    def stated(self, share: Any) -> Any:
+        """The number that the share of hits stands for: F1 = 2tp / (2tp + fp + fn), from tp / (tp + fp + fn)."""
+        return 2 * share / (1 + share) if self.f1 else share
 
     def weighted(self, weights: np.ndarray) -> np.ndarray:
         """The number in each resample, (resamples,)."""
-        return self.stated(_ratio(weights @ (self.hits & self.members), weights @ self.members))
-
-    def stated(self, share: Any) -> Any:
-        """The number that the share of hits stands for: here the share itself."""
-        return share
+        hits, members = weights @ (self.hits & self.members), weights @ self.members
+        return _ratio(2 * hits, members + hits) if self.f1 else _ratio(hits, members)
 
 
-class F1(Share):
-    """Of the images that are of a class or called so, those that are both; F1 is a function of this share alone."""
+class Answers:
+    """A predictions table as `shares` and `rankings` of its images, and so as numbers under weights.
 
-    def __init__(self, answer: np.ndarray, truth: np.ndarray) -> None:
-        super().__init__(answer & truth, answer | truth)
+    Args:
+        each_class: those of each class too, and not only of defective against sound.
+    """
 
-    def stated(self, share: Any) -> Any:
-        """2tp / (2tp + fp + fn) from tp / (tp + fp + fn)."""
-        return 2 * share / (1 + share)
+    def __init__(
+        self,
+        predictions: pd.DataFrame,
+        class_names: list[str],
+        defective_classes: list[bool],
+        each_class: bool = True,
+    ) -> None:
+        self.groups, self.folds = groups_of(predictions), folds_of(predictions)
+        self.two_classes, self.classes = defective_classes == [False, True], range(len(class_names))
+        label, prediction = predictions["label"].to_numpy(), predictions["prediction"].to_numpy()
+        everything = np.ones(len(predictions), bool)
+        self.shares: dict[Key, Share] = {("accuracy", ALL): Share(label == prediction, everything)}
+        self.positive: dict[int, np.ndarray] = {}  # of each side that scores rank
+        self.rankings: dict[int, Callable[[np.ndarray], Numbers]] = {}
 
+        if 0 < sum(defective_classes) < len(class_names):
+            flagged, rejected = verdicts(predictions, class_names, defective_classes)
+            defective = predictions["defective"].to_numpy(bool)
+            self._add(DEFECT, defective, flagged, predictions["score"].to_numpy())
+            self.shares["escape_rate", DEFECT] = Share(~flagged, defective)
+            self.shares["overkill_rate", DEFECT] = Share(rejected, ~defective)
+            if "decision" in predictions and (reviewed := (predictions["decision"] == REVIEW).to_numpy(bool)).any():
+                self.shares["review_rate", DEFECT] = Share(reviewed, everything)
+        for side, name in enumerate(class_names if each_class else []):
+            scores = None if self.two_classes else predictions[PROBABILITY + name].to_numpy()
+            self._add(side, label == name, prediction == name, scores)
 
-def defect_shares(predictions: pd.DataFrame, class_names: list[str], defective_classes: list[bool]) -> dict[str, Share]:
-    """The numbers of sound against defective that are shares of images, or a function of one."""
-    flagged, rejected = verdicts(predictions, class_names, defective_classes)
-    defective = predictions["defective"].to_numpy(bool)
-    shares = {
-        "precision": Share(defective, flagged),
-        "recall": Share(flagged, defective),
-        "f1": F1(flagged, defective),
-        "escape_rate": Share(~flagged, defective),
-        "overkill_rate": Share(rejected, ~defective),
-    }
-    if "decision" in predictions and (reviewed := (predictions["decision"] == REVIEW).to_numpy()).any():
-        shares["review_rate"] = Share(reviewed, np.ones(len(reviewed), bool))
-    return shares
+    def _add(self, side: int, truth: np.ndarray, answer: np.ndarray, scores: np.ndarray | None) -> None:
+        shares = Share(truth, answer), Share(answer, truth), Share(answer & truth, answer | truth, f1=True)
+        self.shares |= {(name, side): share for name, share in zip(RATES, shares, strict=True)}
+        if scores is not None:
+            self.positive[side], self.rankings[side] = truth, ranking(truth, scores, self.folds)
+
+    def weighted(self, weights: np.ndarray) -> Numbers:
+        """Each number in each resample, by its key."""
+        found: Numbers = {key: share.weighted(weights) for key, share in self.shares.items()}
+        for side, ranked in self.rankings.items():
+            found |= {(name, side): values for name, values in ranked(weights).items()}
+        return found
+
+    def stated(self) -> dict[Key, float]:
+        """The numbers of the table itself."""
+        return {key: values[0] for key, values in self.weighted(np.ones((1, len(self.groups)))).items()}
+
+    def units(self, side: int) -> int:
+        """How many groups the rarer of the two kinds that are ranked has."""
+        return min(len(np.unique(self.groups[kind])) for kind in (self.positive[side], ~self.positive[side]))
+
+    def arranged(self, values: dict[Key, Any], average: Callable[[str], Any]) -> dict[str, Any]:
+        """What there is of each number, as metrics.json has it; the average over classes by the number's name."""
+        defect = {name: value for (name, side), value in values.items() if side == DEFECT}
+        found = {"accuracy": values["accuracy", ALL]}
+        if self.two_classes:
+            return found | {"f1_macro": average("f1")} | defect
+        found |= {f"{name}_macro" if name in RATES else name: average(name) for name, side in values if side == 0}
+        return found | ({"defect": defect} if defect else {})
 
 
 def ranking(positive: np.ndarray, scores: np.ndarray, folds: np.ndarray) -> Callable[[np.ndarray], Numbers]:
@@ -75,20 +115,20 @@ def ranking(positive: np.ndarray, scores: np.ndarray, folds: np.ndarray) -> Call
     within = [_ranking_of(np.flatnonzero(folds == fold), positive, scores) for fold in np.unique(folds)]
 
     def numbers(weights: np.ndarray) -> Numbers:
-        found = [one(weights) for one in within]
-        values = {name: np.array([one[name] for one in found]) for name in found[0]}
-        return {name: _ratio(np.nansum(of, axis=0), (~np.isnan(of)).sum(axis=0)) for name, of in values.items()}
+        found = np.array([one(weights) for one in within]).reshape(-1, 2, len(weights))
+        values = _ratio(np.nansum(found, axis=0), (~np.isnan(found)).sum(axis=0))
+        return {"auroc": values[0], "average_precision": values[1]}
 
     return numbers
 
 
-def _ranking_of(members: np.ndarray, positive: np.ndarray, scores: np.ndarray) -> Callable[[np.ndarray], Numbers]:
-    """Of the images `members`; of equal scores each pair counts half, and one threshold."""
+def _ranking_of(members: np.ndarray, positive: np.ndarray, scores: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """(AUROC, average precision) of the images `members`; of equal scores each pair counts half, and one threshold."""
     order = members[np.argsort(-scores[members], kind="stable")]
     ordered, is_positive = scores[order], positive[order].astype(np.float64)
     last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # of each run of equal scores
 
-    def numbers(weights: np.ndarray) -> Numbers:
+    def numbers(weights: np.ndarray) -> np.ndarray:
         falling = weights[:, order]
         above = np.cumsum(falling, axis=1)[:, last]
         falling *= is_positive
@@ -98,26 +138,8 @@ def _ranking_of(members: np.ndarray, positive: np.ndarray, scores: np.ndarray) -
         gained = np.diff(hits, prepend=0)
         lost_pairs = (gained * (misses - np.diff(misses, prepend=0) / 2)).sum(axis=1)
         summed_precision = (gained * _ratio(hits, above, 0.0)).sum(axis=1)
-        return {
-            "auroc": 1 - _ratio(lost_pairs, positives * negatives),
-            "average_precision": np.where(negatives > 0, _ratio(summed_precision, positives), np.nan),
-        }
-
-    return numbers
-
-
-def mean_with_error(values: np.ndarray, groups: np.ndarray) -> Callable[[np.ndarray], Numbers]:
-    """From weights to `mean` and `error`, the standard error that the differences between groups give it."""
-    first = np.unique(groups, return_index=True)[1]
-    total, size = np.bincount(groups, values), np.bincount(groups).astype(np.float64)
-    sums = np.stack([total, size, total**2, total * size, size**2], axis=1)
-    correction = len(first) / max(1, len(first) - 1)
-
-    def numbers(weights: np.ndarray) -> Numbers:
-        total, size, total_squared, product, size_squared = (weights[:, first] @ sums).T
-        mean = total / size
-        squares = total_squared - 2 * mean * product + mean**2 * size_squared
-        return {"mean": mean, "error": np.sqrt(np.maximum(squares, 0) * correction) / size}
+        average_precision = np.where(negatives > 0, _ratio(summed_precision, positives), np.nan)
+        return np.array([1 - _ratio(lost_pairs, positives * negatives), average_precision])
 
     return numbers
 

@@ -18,8 +18,7 @@ from scipy.special import logit
 
 from defectcls.data.images import Depth, UnreadableImageError, upright_pixels
 from defectcls.evaluation.intervals import proportion_interval
-from defectcls.evaluation.metrics import verdicts
-from defectcls.evaluation.predictions import PROBABILITY
+from defectcls.evaluation.predictions import PROBABILITY, verdicts
 from defectcls.pages.wording import percent
 
 RIGHT, WRONG, THIRD, QUIET, INK = "#0072B2", "#D55E00", "#009E73", "#7A8089", "#22262B"

@@ -3,7 +3,7 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from defectcls.evaluation import resampling
-from defectcls.evaluation.resampling import F1, Share, bootstrap, mean_with_error, ranking
+from defectcls.evaluation.resampling import Share, bootstrap, ranking
 
 ONE = np.zeros(60, int)  # model that judged all images
 
@@ -16,7 +16,8 @@ def test_weights_count_as_repeated_rows(digits, seed):
     answer = scores > 0.6
     weights = np.vstack([np.ones(60, int), generator.integers(0, 4, (20, 60))])
     ranked = ranking(positive, scores, ONE)(weights.astype(float))
-    f1, recall = (share.weighted(weights.astype(float)) for share in (F1(answer, positive), Share(answer, positive)))
+    shares = Share(answer & positive, answer | positive, f1=True), Share(answer, positive)
+    f1, recall = (share.weighted(weights.astype(float)) for share in shares)
     for row, times in enumerate(weights):
         rows = np.repeat(np.arange(60), times)
         assert ranked["auroc"][row] == pytest.approx(roc_auc_score(positive[rows], scores[rows]), abs=1e-12)
@@ -43,17 +44,6 @@ def test_of_folds_the_mean_of_those_that_can_be_stated_is_taken():
         for name, number in {"auroc": roc_auc_score, "average_precision": average_precision_score}.items():
             expected = [number(positive[rows], scores[rows]) for rows in within if len(set(positive[rows])) == 2]
             assert ranked[name][row] == pytest.approx(np.mean(expected), abs=1e-12)
-
-
-def test_error_of_a_mean_is_that_between_its_groups():
-    values = np.array([1.0, 2, 4, 5, 5, 7])
-    found = mean_with_error(values, np.arange(6))(np.ones((1, 6)))
-    assert (found["mean"][0], found["error"][0]) == pytest.approx((4, values.std(ddof=1) / np.sqrt(6)))
-    pairs = mean_with_error(values, np.array([2, 2, 0, 0, 1, 1]))(np.ones((1, 6)))
-    assert pairs["error"][0] == pytest.approx(np.std([1.5, 4.5, 6], ddof=1) / np.sqrt(3))
-    assert pairs["mean"][0] == 4
-    weighted = mean_with_error(values, np.array([2, 2, 0, 0, 1, 1]))(np.array([[2.0, 2, 0, 0, 1, 1]]))
-    assert weighted["mean"][0] == pytest.approx((1.5 + 1.5 + 6) / 3)
 
 
 def test_resamples_hold_whole_groups_and_as_many_as_there_are(monkeypatch):
