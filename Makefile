@@ -24,17 +24,24 @@ test-slow: .venv/installed  ## what takes longer, or needs DEFECTCLS_DATA and DE
 	if [ -n "$$DEFECTCLS_DATA" ]; then $(BIN)/pytest -m realdata; fi
 
 # Random weights cost what others cost.
-SPEED := model.pretrained=false 'measure=[training,evaluation,first_pass]'
-BENCHMARK := $(BIN)/python -m defectcls.benchmark
+SPEED := $(BIN)/python -m benchmarks.speed --write experiments/speed/benchmarks.csv
+BARE := --measure training --measure evaluation --measure first_pass
+CONCRETE := dataset=concrete_crack
+SCREWS := dataset=mvtec 'dataset.categories=[screw]'
 
 .PHONY: bench
-bench: .venv/installed  ## 25 minutes of a CPU that does nothing else; needs DEFECTCLS_DATA and DEFECTCLS_WEIGHTS
-	$(BENCHMARK) -m dataset=concrete_crack model=mobilenetv2,resnet18 trainer=cpu $(SPEED)
-	$(BENCHMARK) -m dataset=mvtec 'dataset.categories=[screw]' model=mobilenetv2,resnet18 trainer=cpu $(SPEED)
-	$(BENCHMARK) dataset=concrete_crack model=mobilenetv2 trainer=cpu 'measure=[probe,start]'
-	$(BENCHMARK) dataset=mvtec 'dataset.categories=[screw]' model=mobilenetv2 trainer=cpu 'measure=[probe,start]'
+bench: .venv/installed  ## half an hour of a CPU that does nothing else; needs DEFECTCLS_DATA and DEFECTCLS_WEIGHTS
+	for model in mobilenetv2 resnet18; do \
+		$(SPEED) $(BARE) $(CONCRETE) model=$$model trainer=cpu model.pretrained=false && \
+		$(SPEED) $(BARE) $(SCREWS) model=$$model trainer=cpu model.pretrained=false || exit 1; done
+	$(SPEED) --measure probe $(CONCRETE) model=mobilenetv2 trainer=cpu
+	$(SPEED) --measure probe $(SCREWS) model=mobilenetv2 trainer=cpu
+	$(BIN)/python experiments/speed/collect.py
+	$(BIN)/python -m benchmarks.answer --write experiments/answer/measured.csv
+	$(BIN)/python -m benchmarks.waiting --write experiments/answer/waiting.csv
 
 .PHONY: bench-gpu
 bench-gpu: .venv/installed  ## the same on a GPU, with drawn photos: needs no data and no weights
-	$(BENCHMARK) -m dataset=synthetic dataset.images=8000 dataset.image_side=224 model=resnet18,resnet50 trainer=gpu \
-		batch_size=256 steps=20 $(SPEED)
+	for model in resnet18 resnet50; do \
+		$(SPEED) $(BARE) --steps 20 dataset=synthetic dataset.images=8000 dataset.image_side=224 model=$$model \
+			trainer=gpu batch_size=256 model.pretrained=false || exit 1; done

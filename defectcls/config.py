@@ -48,7 +48,7 @@ CODE = re.compile(r"[\s+~]*(-|hydra|imports)|.*(_target_|list_samples)|[\w/+~]*(
 
 STANDS_ON = ("defectcls", "torch", "torchmetrics", "timm", "lightning")  # packages that a file may name parts of
 
-TRAINING = ("train", "crossval", "audit", "benchmark")  # verbs that need a dataset
+TRAINING = ("train", "crossval", "audit")  # verbs that need a dataset
 RESUMED = ("train", "crossval")  # those that go on where they stopped
 POINTERS = {  # a key, and what other tools call it
     **{"optim.lr": "lr learning_rate", "optim.weight_decay": "weight_decay", "optim": "optimizer optimiser"},

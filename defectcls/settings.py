@@ -377,24 +377,3 @@ class CompareSettings(Settings):
         if not self.metrics:
             raise ValueError("give metrics, such as metrics=[recall,auroc]")
         return self
-
-
-class PlainSettings(Settings):
-    workers: PositiveInt | None
-    epochs: PositiveInt
-
-
-class BenchmarkSettings(TrainSettings):
-    measure: list[Literal["training", "evaluation", "first_pass", "probe", "start"]]
-    against: list[Literal["plain", "ultralytics"]]
-    rounds: PositiveInt
-    steps: PositiveInt
-    plain: PlainSettings
-    probe_images: PositiveInt | None
-    ultralytics: str
-
-    @model_validator(mode="after")
-    def _something_to_measure(self) -> "BenchmarkSettings":
-        if not self.measure:
-            raise ValueError("give measure, such as measure=[training,evaluation]")
-        return self

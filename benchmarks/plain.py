@@ -1,22 +1,20 @@
 """The recipe of the tutorials: files decoded anew by workers, float32, a plain loop. What everyone's default costs."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from sklearn.metrics import roc_auc_score
+from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset
 from torchvision import transforms
 
-from defectcls.benchmarking.contenders import keep_few, steps_of, with_dataset
-from defectcls.benchmarking.turns import Stopwatch, Turns
-from defectcls.evaluation.metrics import compute_metrics, defect_numbers
-from defectcls.evaluation.predictions import predictions_table
+from benchmarks.contenders import Plan, keep_few
+from benchmarks.turns import Stopwatch, Turns
 from defectcls.model.backbone import Backbone
-from defectcls.model.losses import balanced_weights
-from defectcls.settings import AugmentSettings, BenchmarkSettings
+from defectcls.settings import AugmentSettings
 from defectcls.training.build import build_data, device_of
 
 FULL_RATE, HEAD_RATE = 1e-4, 1e-3  # Adam's learning rates, as the tutorials have them
@@ -68,42 +66,38 @@ class PlainRecipe:
         frozen: only a linear head trains, on the backbone in evaluation mode.
     """
 
-    def __init__(self, settings: BenchmarkSettings, frozen: bool) -> None:
-        torch.manual_seed(settings.seed)
-        self.settings, self.frozen = settings, frozen
-        self.data = build_data(with_dataset(settings, cache="off"))
+    def __init__(self, plan: Plan, frozen: bool) -> None:
+        self.plan, self.settings, self.frozen = plan, plan.settings, frozen
+        torch.manual_seed(self.settings.seed)
+        self.data = build_data(plan.of_dataset(cache="off"))
         if frozen:
-            keep_few(self.data, settings.probe_images, settings.seed)
-        self.device = device_of(settings.trainer)
-        backbone = Backbone(settings.model.name, settings.model.pool, settings.image_size)
-        if settings.model.pretrained:
-            backbone.load_pretrained(settings.model.weights)
+            keep_few(self.data, plan.probe_images, self.settings.seed)
+        self.device = device_of(self.settings.trainer)
+        backbone = Backbone(self.settings.model.name, self.settings.model.pool, self.settings.image_size)
+        if self.settings.model.pretrained:
+            backbone.load_pretrained(self.settings.model.weights)
         self.constants = (backbone.pretrained_config.mean, backbone.pretrained_config.std)
         self.body, self.head = backbone.body, nn.Linear(backbone.features, len(self.data.classes))
         self.model = nn.Sequential(self.body, self.head).to(self.device)
         self.body.requires_grad_(not frozen)
         trained = self.head.parameters() if frozen else self.model.parameters()
         self.optimizer = torch.optim.Adam(trained, lr=HEAD_RATE if frozen else FULL_RATE)
-        self.loss = nn.CrossEntropyLoss(self.class_weights().to(self.device))
-
-    def class_weights(self) -> torch.Tensor:
-        """Balanced, float32 (classes,)."""
-        counts = np.bincount(self.data.targets[self.data.part("train")], minlength=len(self.data.classes))
-        return torch.tensor(balanced_weights(counts.tolist()))
+        targets = self.data.targets[self.data.part("train")]
+        weights = compute_class_weight("balanced", classes=np.arange(len(self.data.classes)), y=targets)
+        self.loss = nn.CrossEntropyLoss(torch.tensor(weights, dtype=torch.float32, device=self.device))
 
     def loader(self, part: str, images: int | None = None) -> DataLoader:
         """The training part in random order and augmented, `images` of it an epoch; another part as it is."""
-        training, workers = part == "train", self.settings.plain.workers or os.cpu_count() or 1
-        transform = plain_transforms(
-            self.settings.image_size, *self.constants, self.settings.augment if training else None
-        )
+        training = part == "train"
+        augment = self.settings.augment if training else None
+        transform = plain_transforms(self.settings.image_size, *self.constants, augment)
         files = [self.settings.dataset.root / path for path in self.data.samples["path"]]
         dataset = Subset(PlainImages(files, self.data.targets, transform), self.data.part(part).tolist())
         return DataLoader(
             dataset,
             self.settings.batch_size,
             sampler=RandomSampler(dataset, num_samples=images) if training else None,
-            num_workers=workers,
+            num_workers=self.plan.workers,
             persistent_workers=True,
             pin_memory=self.device.type == "cuda",
         )
@@ -125,31 +119,28 @@ class PlainRecipe:
         return seen, float(total) / seen
 
     @torch.no_grad()
-    def auroc(self) -> float | None:
-        """Of the test part."""
+    def auroc(self) -> float:
+        """Of the test part, defective against sound."""
         self.model.eval()
-        batches = [self.model(image.to(self.device)).softmax(1).cpu() for image, _ in self.loader("test")]
-        rows, classes = self.data.part("test"), self.data.classes
-        names = list(classes), list(classes.values())
-        table = predictions_table(self.data.samples.loc[rows], torch.cat(batches).double().numpy(), *names)
-        return defect_numbers(compute_metrics(table, *names))["auroc"]
+        scores = torch.cat([self.model(image.to(self.device)).softmax(1).cpu() for image, _ in self.loader("test")])
+        defective = np.array(list(self.data.classes.values()))
+        return roc_auc_score(defective[self.data.targets[self.data.part("test")]], scores[:, defective].sum(1))
 
 
-def plain(turns: Turns, settings: BenchmarkSettings, folder: Path) -> None:  # noqa: ARG001  as all contenders
+def plain(plan: Plan, turns: Turns) -> None:
     """All layers trained, as many batches a turn as the others."""
-    recipe = PlainRecipe(settings, frozen=False)
-    loader = recipe.loader("train", steps_of(recipe.data, settings) * settings.batch_size)
+    recipe = PlainRecipe(plan, frozen=False)
+    loader = recipe.loader("train", plan.steps_of(recipe.data) * plan.settings.batch_size)
     turns.play(recipe.device, lambda: recipe.train_epoch(loader)[0])
 
 
-def plain_frozen(turns: Turns, settings: BenchmarkSettings, folder: Path) -> None:  # noqa: ARG001  as all contenders
+def plain_frozen(plan: Plan, turns: Turns) -> None:
     """Epochs with frozen layers, once."""
-    recipe = PlainRecipe(settings, frozen=True)
+    recipe = PlainRecipe(plan, frozen=True)
     loader, stopwatch = recipe.loader("train"), Stopwatch(recipe.device)
     recipe.model(next(iter(recipe.loader("val")))[0].to(recipe.device))  # warms up, as the probe does
     turns.wait()
     stopwatch.start()
-    for _ in range(settings.plain.epochs):
+    for _ in range(plan.epochs):
         recipe.train_epoch(loader)
-    turn = stopwatch.stop(None)
-    turns.wait(turn | {"auroc": recipe.auroc()})
+    turns.wait(stopwatch.stop(None) | {"auroc": recipe.auroc()})

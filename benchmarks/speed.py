@@ -1,0 +1,113 @@
+"""How fast training, evaluation, decoding and the probe are here, next to what the hardware allows (the same step on
+one batch that stays in memory) and to a plain recipe. Leave the machine alone meanwhile.
+
+    python -m benchmarks.speed dataset=concrete_crack model=mobilenetv2
+    python -m benchmarks.speed --measure training --steps 100 dataset=synthetic model.pretrained=false trainer=gpu
+"""
+
+import argparse
+import os
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks import contenders, plain
+from benchmarks.contenders import WARM_UP, Plan
+from benchmarks.results import Line, keep, spread
+from benchmarks.turns import take_turns
+from defectcls.settings import TrainSettings
+
+SECTIONS = {  # contenders that take turns; bare: on one batch that stays in memory, no loader, no Trainer
+    "training": {
+        "bare step": contenders.step,
+        "input pipeline": contenders.input_pipeline,
+        "training": contenders.training,
+        "plain recipe": plain.plain,
+    },
+    "evaluation": {"bare forward": contenders.forward, "evaluation": contenders.evaluation},
+    "first_pass": {"bare decoding": contenders.decode, "first pass": contenders.first_pass},
+    "probe": {
+        "probe": contenders.probe,
+        "probe, views": contenders.probe_views,
+        "plain, frozen": plain.plain_frozen,
+    },
+}
+RATIOS = (  # speed of the first over speed of the second
+    ("training", "bare step"),
+    ("training", "plain recipe"),
+    ("input pipeline", "bare step"),
+    ("evaluation", "bare forward"),
+    ("first pass", "bare decoding"),
+    ("probe", "plain, frozen"),
+    ("probe, views", "plain, frozen"),
+)
+
+
+def summarise(turns: pd.DataFrame) -> list[Line]:
+    """The speed of each contender, then how many times as fast one was as another, and what augmentation takes.
+
+    Ratios are taken within each round: what slows the machine meanwhile slows both.
+    """
+    lines: list[Line] = []
+    speeds: dict[str, pd.Series] = {}
+    for name, own in turns.set_index("round").groupby("contender", sort=False):
+        speeds[str(name)] = own["images"].fillna(1).astype(float) / own["seconds"]
+        counted = own["images"].notna().all()
+        line = spread(str(name), *((speeds[str(name)], "img/s") if counted else (own["seconds"], "s")))
+        lines.append(line | {"peak_mib": own["peak_mib"].max(), "computed": own.get("computed", [None])[0]})
+        if "auroc" in own and own["auroc"].notna().all():
+            lines.append(spread(str(name), own["auroc"], "test AUROC"))
+    for one, other in RATIOS:
+        if one in speeds and other in speeds:
+            lines.append(spread(f"{one} / {other}", speeds[one] / speeds[other], "times"))
+    if "augment_seconds" in turns:
+        step = turns.dropna(subset="augment_seconds")
+        share = 100 * step["augment_seconds"] / step["seconds"]
+        lines.append(spread("augmentation, of the bare step", share, "%"))
+    return lines
+
+
+def compose(overrides: list[str]) -> TrainSettings:
+    """The settings of a training run, with a local logger unless another one is asked for."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf, open_dict
+
+    from defectcls.config import CONF_DIR
+
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = compose("train", ["logger=csv", *overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        del config["hydra"]
+    return TrainSettings(**OmegaConf.to_container(config, resolve=True, throw_on_missing=True))  # type: ignore[arg-type]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", action="append", choices=SECTIONS, help="only these sections")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each that count; one more before warms up")
+    parser.add_argument("--steps", type=int, default=10, help="batches a turn; on a GPU take 100")
+    parser.add_argument("--probe-images", type=int, default=500, help="training images of the probe")
+    parser.add_argument("--epochs", type=int, default=10, help="of the plain recipe with frozen layers")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="that decode for the plain recipe")
+    parser.add_argument("--write", type=Path, help="CSV that the results are added to")
+    parser.add_argument("overrides", nargs="+", help="of conf/train.yaml, as for defectcls.train")
+    given = parser.parse_args()
+    settings = compose(given.overrides)
+    turns = []
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Plan(settings, given.rounds, given.steps, given.probe_images, given.epochs, given.workers, Path(folder))
+        for section in given.measure or SECTIONS:
+            rivals = {name: partial(rival, plan) for name, rival in SECTIONS[section].items()}
+            once = section == "probe"  # ten epochs of the plain recipe take minutes
+            turns.append(take_turns(rivals, *((1, 0) if once else (given.rounds, WARM_UP))))
+    about: Line = {"dataset": settings.dataset.name, "model": settings.model.name}
+    about |= {"image_size": settings.image_size, "batch_size": settings.batch_size}
+    keep(summarise(pd.concat(turns, ignore_index=True)), about, settings.seed, given.write)
+
+
+if __name__ == "__main__":
+    main()
