@@ -18,7 +18,6 @@ from defectcls.data.threads import map_in_threads
 from defectcls.model.stages import plan_stages, switch_training
 from defectcls.settings import StageSettings, TrainSettings
 from defectcls.training.build import build_data, device_of
-from defectcls.training.loggers import build_logger
 from defectcls.training.record import Progress
 from defectcls.training.run import TrainingRun
 
@@ -57,7 +56,7 @@ class Plan(NamedTuple):
             full = {"probe": False, "patience": None, "stages": {"full": stage}}
             settings = self.settings.model_copy(update={"finetune": self.settings.finetune.model_copy(update=full)})
         folder, config = self.new_folder(), settings.model_dump(mode="json")
-        run = TrainingRun(settings, config, folder, build_logger(settings.logger, folder, config))
+        run = TrainingRun(settings, config, folder, None)
         run.classifier.to(run.trainer.strategy.root_device)
         return run
 
@@ -105,7 +104,7 @@ def input_pipeline(plan: Plan, turns: Turns) -> None:
 
 
 def training(plan: Plan, turns: Turns) -> None:
-    """Lightning's Trainer with the callbacks and the logger of a run, all layers trained, validation not counted."""
+    """Lightning's Trainer with the callbacks of a run, all layers trained, validation not counted."""
     run = plan.run()
     turns.about |= how_computed(run)
     watch = _Watch(turns, run.trainer.strategy.root_device)

@@ -26,17 +26,15 @@ def keep(lines: list[Line], about: Line, seed: int, file: Path | None) -> None:
     Args:
         about: what was measured, alike in all lines: with `what` and `unit` it names a number.
     """
-    from defectcls.config import job_command
-    from defectcls.training.results import provenance
+    from defectcls.training.provenance import provenance
 
     made = provenance(seed, {})
-    about = about | {name: made[name] for name in ("date", "seed", "commit", "hardware")}
-    about["command"] = job_command()
+    about = about | {name: made[name] for name in ("date", "seed", "commit", "hardware", "command")}
     versions = {f"version_{name}": version for name, version in made["versions"].items()}
     results = pd.DataFrame([about | line | versions for line in lines])
     print(results[["what", "median", "low", "high", "unit"]].to_string(index=False, float_format=number))
     if file is not None:
-        key = [*(name for name in about if name not in made and name != "command"), "what", "unit"]
+        key = [*(name for name in about if name not in made), "what", "unit"]
         before = [pd.read_csv(file)] if file.is_file() else []
         pd.concat([*before, results]).drop_duplicates(key, keep="last").to_csv(file, index=False)
         print(f"in {file}")

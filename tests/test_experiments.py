@@ -1,5 +1,6 @@
 """The studies' texts say what their results say, and their presets and commands are those that gave them."""
 
+import ast
 import json
 import runpy
 import shlex
@@ -54,6 +55,13 @@ def collect() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(EXPERIMENTS))
         yield import_module("collect")
+
+
+@pytest.mark.parametrize("script", sorted(EXPERIMENTS.rglob("*.py")), ids=lambda file: file.parent.name + file.stem)
+def test_what_a_script_imports_is_there(script: Path) -> None:
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("defectcls", "benchmarks")):
+            exec(compile(ast.Module([node], []), str(script), "exec"), {})
 
 
 # --- one table, and a table for each study of runs --------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from defectcls.compare import test_rows
-from defectcls.pages.comparison import compare_predictions
+from defectcls.evaluation.comparison import compare_predictions
 
 HERE = Path(__file__).parent
 NUMBERS = ("accuracy", "auroc", "recall", "overkill_rate")

@@ -56,7 +56,7 @@ def speed(run: Path, photos: Path, count: int) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from defectcls.data.images import decode_all
+    from defectcls.data.images import decode
     from defectcls.data.samples import images_in
     from defectcls.deployment.predictor import load
     from defectcls.model.hardware import autocast, keep_freed_memory
@@ -64,7 +64,8 @@ def speed(run: Path, photos: Path, count: int) -> dict[str, float]:
     keep_freed_memory(one_heap=True)
     predictor = load(run, "cpu")
     paths = [f"{photos}/{name}" for name in itertools.islice(itertools.cycle(images_in(photos, "")), count)]
-    some = torch.from_numpy(np.stack(list(decode_all(paths[:BATCH_SIZE], predictor.image_size, predictor.resize))))
+    how = predictor.image_size, predictor.resize, predictor.depth
+    some = torch.from_numpy(np.stack([decode(path, *how) for path in paths[:BATCH_SIZE]]))
 
     @torch.inference_mode()
     def forward() -> None:
