@@ -24,7 +24,7 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
     settings = parse(CrossvalSettings, config)
     if settings.trainer.strategy != "auto":
         raise UserError("cross-validation trains on one device: leave trainer.strategy=auto")
-    from defectcls.evaluation.judge import judge_folds
+    from defectcls.evaluation.evaluate import evaluate_folds
     from defectcls.model.hardware import find_device
     from defectcls.training.loggers import dashboard, log_results
     from defectcls.training.provenance import provenance
@@ -48,7 +48,7 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
                     metrics, predictions = run.measure()
                     write_results(run_folder, metrics, predictions)
                 runs.append((repeat, fold, metrics, fold_predictions(run_folder, metrics)))
-        metrics, predictions = judge_folds(runs)
+        metrics, predictions = evaluate_folds(runs)
         metrics |= provenance(settings.seed, config, find_device(settings.trainer.accelerator))
         root = settings.dataset.root
         write_results(folder, metrics, predictions, draw(metrics, predictions, root))

@@ -42,12 +42,12 @@ def measure_table(table: Path, settings: "EvaluateSettings") -> tuple[dict[str, 
         UserError: no such table, or nothing in it that can be judged as the settings say.
     """
     from defectcls.data.splits import PARTS
-    from defectcls.evaluation.judge import judge_table
+    from defectcls.evaluation.evaluate import evaluate_table
     from defectcls.evaluation.predictions import read_predictions
     from defectcls.training.provenance import provenance
 
     wanted = PARTS if settings.part in (None, "all") else (settings.part,)
-    predictions, found = judge_table(read_predictions(table), str(table), settings.decision, wanted)
+    predictions, found = evaluate_table(read_predictions(table), str(table), settings.decision, wanted)
     about = {"dataset": table.stem, "model": "table of predictions"}
     return about | found | provenance(0, {}), predictions
 

@@ -8,6 +8,7 @@ Educational and Behavioral Statistics 37, 2012), or else a few images on which a
 metric misses the truth is then as rare as it is for a single one. Nothing is adjusted for the number of metrics.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from math import comb
@@ -18,10 +19,12 @@ import pandas as pd
 from scipy.stats import t as student
 
 from defectcls.errors import UserError
-from defectcls.evaluation.intervals import metric_intervals
+from defectcls.evaluation.intervals import difference, metric_intervals
 from defectcls.evaluation.metrics import METRICS, RANKINGS, compute_metrics, defect_numbers
 from defectcls.evaluation.predictions import class_names_of, classes_of_table, groups_of
 from defectcls.evaluation.resampling import ALL, DEFECT, Answers, Numbers, bootstrap
+
+CHANGING = ("auroc", "recall", "overkill_rate")  # compared on other images
 
 Classes = tuple[list[str], list[bool]]  # names, and which of them are defective
 
@@ -118,6 +121,32 @@ def compare_predictions(
         values={run: _values(run, table, classes, metrics, level, resamples, seed) for run, table in common.items()},
         differences=differences,
     )
+
+
+class Change(NamedTuple):
+    """A number on a model's own test images and on those `here`, each with its interval, and here less own."""
+
+    name: str
+    own: float | None
+    own_interval: Sequence[float] | None
+    here: float | None
+    here_interval: Sequence[float] | None
+    difference: float | None
+    interval: Sequence[float] | None
+
+
+def compare_parts(own: dict[str, Any], here: dict[str, Any]) -> list[Change]:
+    """What becomes of a model on other, independent images: CHANGING of two parts as metrics.json has them.
+
+    The difference of two numbers has the interval that joins theirs; None where one is undefined or, of `own`, missing.
+    """
+    parts, found = (defect_numbers(own), defect_numbers(here)), []
+    for name in CHANGING:
+        (before, of_before), (now, of_now) = ((part.get(name), part["intervals"].get(name)) for part in parts)
+        known = before is not None and now is not None
+        limits = difference((now, *of_now), (before, *of_before))[1:] if known and of_before and of_now else None
+        found.append(Change(name, before, of_before, now, of_now, now - before if known else None, limits))
+    return found
 
 
 def common_images(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from defectcls.evaluation.elsewhere import Change, changes
+from defectcls.evaluation.comparison import Change, compare_parts
 from defectcls.evaluation.metrics import defect_numbers
 from defectcls.pages.page import render_page
 from defectcls.pages.wording import (
@@ -111,7 +111,7 @@ def _changes(metrics: dict[str, Any], judged: dict[str, Any]) -> list[tuple[str,
     if not (own := metrics.get("elsewhere", {}).get("test")):
         return []
     rows: list[tuple[str, ...]] = [("images", str(own["n"]), "", str(judged["n"]), "", "", "")]
-    for one in changes(own, judged):
+    for one in compare_parts(own, judged):
         plain = one.name in PLAIN
         show = number if plain else percent
         cells = [(show(value), span(limits, plain)) for value, limits in (one[1:3], one[3:5])]

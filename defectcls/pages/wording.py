@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from defectcls.evaluation.collapse import CHANCE, ranks
-from defectcls.evaluation.elsewhere import changes
+from defectcls.evaluation.comparison import compare_parts
+from defectcls.evaluation.evaluate import CHANCE, ranks
 from defectcls.evaluation.metrics import defect_counts, defect_numbers
 from defectcls.tables import DEFECTIVE
 
@@ -213,7 +213,7 @@ def _another_dataset(metrics: dict[str, Any], judged: dict[str, Any]) -> list[st
     """That the images are of another dataset than the model was trained on, and what it loses there."""
     if not (elsewhere := metrics.get("elsewhere")):
         return []
-    found = changes(elsewhere["test"], judged)
+    found = compare_parts(elsewhere["test"], judged)
     shown = [(one, number if one.name == "auroc" else percent) for one in found if one.here is not None]
     here = ", ".join(f"{SHORT[one.name]} {show(one.here)}" for one, show in shown)
     own = "; its numbers on its own test images are not known"

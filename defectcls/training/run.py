@@ -23,7 +23,7 @@ from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.masks import mask_sizes
 from defectcls.data.seen import remember_seen
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision, refuse_missing_kind
-from defectcls.evaluation.judge import judge
+from defectcls.evaluation.evaluate import evaluate
 from defectcls.evaluation.metrics import compute_metrics
 from defectcls.evaluation.predictions import PROBABILITY, predictions_table, probabilities_of
 from defectcls.files import LAST, written_whole
@@ -94,7 +94,7 @@ class Run:
         """One part's predictions by the run's decision, and their numbers."""
         with self.timed(f"evaluate {part}", len(self.data.part(part))):
             uncalibrated = self.predict(part)
-        return judge(uncalibrated, self.decision, *self.classes)
+        return evaluate(uncalibrated, self.decision, *self.classes)
 
     @property
     def _head(self) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 from hydra import compose, initialize_config_dir
 
 from defectcls.config import CONF_DIR
-from defectcls.evaluation.judge import judge_table
+from defectcls.evaluation.evaluate import evaluate_table
 from defectcls.evaluation.predictions import read_predictions
 from defectcls.settings import DecisionSettings
 
@@ -20,7 +20,7 @@ def decided(runs: list[str], settings: DecisionSettings) -> Iterator[pd.DataFram
     """The test images of each fold."""
     for run in runs:
         for file in sorted(Path(run).glob("repeat_*/fold_*/predictions.csv")):
-            test, _ = judge_table(read_predictions(file), str(file), settings, ["test"])
+            test, _ = evaluate_table(read_predictions(file), str(file), settings, ["test"])
             yield test.assign(unit=f"{run}/" + test["unit"].astype(str))  # what belongs together, within a run
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from defectcls.evaluation.decision import Decision
-from defectcls.evaluation.judge import judge
+from defectcls.evaluation.evaluate import evaluate
 from defectcls.evaluation.metrics import compute_metrics
 from defectcls.evaluation.predictions import predictions_table
 from defectcls.pages.report import render_report
@@ -161,7 +161,7 @@ def test_the_page_of_a_full_run():
     metrics = metrics_of(TWO, **matrices, test=[[57, 3], [6, 54]]) | FULL_RUN
     categories = ["nut"] * 60 + ["cap"] * 60
     predictions = predictions_from([[57, 3], [6, 54]], TWO, category=categories, defect_type="same")
-    _, metrics["test"] = judge(predictions, None, *TWO)
+    _, metrics["test"] = evaluate(predictions, None, *TWO)
     text = render_report(metrics, {"curves": b"curve", "predictions": b"tiles"})
     page = Page(text)
 
@@ -205,7 +205,7 @@ def test_many_classes_and_names_that_look_like_html():
     matrix = [[8, 0, 2], [1, 5, 4], [0, 0, 10]]
     predictions = predictions_from(matrix, THREE).assign(defect_type=lambda rows: rows["label"])
     metrics = metrics_of(THREE, test=matrix) | {"dataset": "<img src=x>"}
-    _, metrics["test"] = judge(predictions, None, *THREE)
+    _, metrics["test"] = evaluate(predictions, None, *THREE)
     text = render_report(metrics, {})
     page = Page(text)
     assert "b" not in page.tags and "img" not in page.tags
@@ -230,7 +230,7 @@ def test_evaluate_alone_has_neither_baseline_nor_making():
 
 def test_a_dash_is_explained_only_where_there_is_one():
     for matrix, dashes in ([[60, 0], [60, 0]], True), ([[59, 1], [1, 59]], False):
-        _, judged = judge(predictions_from(matrix, TWO), None, *TWO)
+        _, judged = evaluate(predictions_from(matrix, TWO), None, *TWO)
         page = Page(render_report(metrics_of(TWO) | {"test": judged}, {}))
         assert any("precision needs a rejected image" in text for text in page.texts) == dashes
 
@@ -328,7 +328,7 @@ def test_what_the_model_looks_at_is_told():
 def test_what_goes_to_a_person_is_told_in_a_table():
     predictions = predictions_from([[3, 1], [1, 2]], TWO)
     predictions["decision"] = ["accept", "accept", "accept", "review", "accept", "review", "reject"]
-    _, judged = judge(predictions, None, *TWO)
+    _, judged = evaluate(predictions, None, *TWO)
     assert judged["handling"] == {
         "sound": {"accept": 3, "review": 1, "reject": 0},
         "defective": {"accept": 1, "review": 1, "reject": 1},
@@ -358,7 +358,7 @@ def test_a_joined_head_says_what_it_weighs():
 def test_a_type_that_training_was_not_shown_has_a_sentence_of_its_own():
     predictions = predictions_from([[60, 0], [20, 40]], TWO)
     held_out = np.r_[np.full(60, "good"), np.full(15, "crack"), np.full(45, "dent")]  # 15 and 5 missed
-    _, judged = judge(predictions.assign(defect_type=held_out), None, *TWO)
+    _, judged = evaluate(predictions.assign(defect_type=held_out), None, *TWO)
     config = {"dataset": {"split": {"hold_out_defect_type": "dent"}}}
     sentence = "Training was not shown “dent”: of 45 such images 40 were caught, recall 88.9 % (95 % interval "
     assert any(caveat.startswith(sentence) for caveat in caveats(metrics_of(TWO) | {"test": judged, "config": config}))
@@ -367,8 +367,8 @@ def test_a_type_that_training_was_not_shown_has_a_sentence_of_its_own():
 
 def test_another_dataset_stands_beside_its_own():
     """Own: 36 of 40 caught, 2 of 100 rejected. Here: 10 of 40, 50 of 100."""
-    _, own = judge(predictions_from([[98, 2], [4, 36]], TWO), None, *TWO)
-    _, here = judge(predictions_from([[50, 50], [30, 10]], TWO), None, *TWO)
+    _, own = evaluate(predictions_from([[98, 2], [4, 36]], TWO), None, *TWO)
+    _, here = evaluate(predictions_from([[50, 50], [30, 10]], TWO), None, *TWO)
     metrics = metrics_of(TWO) | {"test": here}
     metrics["elsewhere"] = {"trained_on": "cracks", "judged_on": "<b>nuts</b>", "test": own}
     assert caveats(metrics)[0] == (
@@ -390,10 +390,10 @@ def test_another_dataset_stands_beside_its_own():
 
     unknown = metrics | {"elsewhere": metrics["elsewhere"] | {"test": {}}}
     assert "overkill 50.0 %; its numbers on its own test images are not known. Calling" in caveats(unknown)[0]
-    better = metrics | {"test": judge(predictions_from([[90, 10], [30, 10]], TWO), None, *TWO)[1]}  # 100 of 140 right
+    better = metrics | {"test": evaluate(predictions_from([[90, 10], [30, 10]], TWO), None, *TWO)[1]}
     assert caveats(better)[0].endswith("90.0 %, 2.0 %.")
     assert not [row for row in Page(render_report(unknown, {})).rows if len(row) == 7]
-    only_sound = judge(predictions_from([[50, 50], [0, 0]], TWO), None, *TWO)[1]
+    only_sound = evaluate(predictions_from([[50, 50], [0, 0]], TWO), None, *TWO)[1]
     assert caveats(metrics | {"test": only_sound})[0].endswith("Here overkill 50.0 %; on its own test images 2.0 %.")
     (auroc,) = [row for row in Page(render_report(metrics | {"test": only_sound}, {})).rows if row[0] == "AUROC"][:1]
     assert [auroc[1], *auroc[3:]] == ["0.940", "–", "–", "–", "–"]
