@@ -6,6 +6,8 @@ which the number rests; to a share one group is added that speaks for each side 
 Educational and Behavioral Statistics 37, 2012), or else a few images on which all differ would prove anything. Of
 `pairs` pairs each has an interval at the level 1 - (1 - level) / pairs (Bonferroni): that one of the intervals of a
 metric misses the truth is then as rare as it is for a single one. Nothing is adjusted for the number of metrics.
+
+A model on other images than its own test part is not paired: there the intervals of the two numbers are joined.
 """
 
 from collections.abc import Sequence
@@ -19,14 +21,12 @@ import pandas as pd
 from scipy.stats import t as student
 
 from defectcls.errors import UserError
-from defectcls.evaluation.intervals import difference, metric_intervals
+from defectcls.evaluation.intervals import Interval, difference, metric_intervals
 from defectcls.evaluation.metrics import METRICS, RANKINGS, compute_metrics, defect_numbers
 from defectcls.evaluation.predictions import class_names_of, classes_of_table, groups_of
 from defectcls.evaluation.resampling import ALL, DEFECT, Answers, Numbers, bootstrap
 
 CHANGING = ("auroc", "recall", "overkill_rate")  # compared on other images
-
-Classes = tuple[list[str], list[bool]]  # names, and which of them are defective
 
 
 class Value(NamedTuple):
@@ -95,32 +95,86 @@ def compare_predictions(
     """
     common = common_images(tables)
     first = next(iter(common.values()))
-    classes = classes_of_table(first)
-    judged = {run: Answers(table, *classes, each_class=False) for run, table in common.items()}
+    classes, groups = classes_of_table(first), groups_of(first)
+    values = {}
+    for run, table in common.items():
+        intervals = metric_intervals(table, *classes, level, resamples, seed)
+        found = defect_numbers(compute_metrics(table, *classes) | {"intervals": intervals})
+        limits = ((metric, found["intervals"].get(metric) or (None, None)) for metric in metrics)
+        values[run] = [Value(run, metric, found.get(metric), *ends) for metric, ends in limits]
+    comparison = Comparison(
+        len(first), {run: len(table) - len(first) for run, table in tables.items()}, level, values, []
+    )
+
+    answers = {run: Answers(table, *classes, each_class=False) for run, table in common.items()}
 
     def numbers(weights: np.ndarray) -> Numbers:
-        of_runs = ((run, one.weighted(weights)) for run, one in judged.items())
-        return {(run, name): value for run, found in of_runs for (name, _), value in found.items() if name in metrics}
+        of_runs = ((run, one.weighted(weights)) for run, one in answers.items())
+        return {(name, run): value for run, found in of_runs for (name, _), value in found.items() if name in metrics}
 
-    values = {key: value[0] for key, value in numbers(np.ones((1, len(first)))).items()}
-    drawn = bootstrap(groups_of(first), numbers, resamples, seed)
-    pairs = list(combinations(common, 2))
-    adjusted = 1 - (1 - level) / len(pairs)
-    differences = []
-    for metric, (run, other) in product(metrics, pairs):
-        difference = values.get((run, metric), np.nan) - values.get((other, metric), np.nan)
-        if np.isfinite(difference):
-            spread = np.nanstd(drawn[run, metric] - drawn[other, metric])
-            units = _units(metric, judged[run], judged[other])
-            interval = _difference_interval(difference, spread, units, adjusted, metric not in RANKINGS)
-            differences.append(Difference(metric, run, other, float(difference), *interval))
-    return Comparison(
-        images=len(first),
-        left_out={run: len(table) - len(first) for run, table in tables.items()},
-        level=level,
-        values={run: _values(run, table, classes, metrics, level, resamples, seed) for run, table in common.items()},
-        differences=differences,
-    )
+    stated, drawn = numbers(np.ones((1, len(first)))), bootstrap(groups, numbers, resamples, seed)
+    for metric, (run, other) in product(metrics, combinations(common, 2)):
+        if (metric, run) not in stated or not np.isfinite(ahead := stated[metric, run] - stated[metric, other])[0]:
+            continue
+        spread = float(np.nanstd(drawn[metric, run] - drawn[metric, other]))
+        if share := metric not in RANKINGS:
+            side = ALL if metric == "accuracy" else DEFECT
+            members = answers[run].shares[metric, side].members | answers[other].shares[metric, side].members
+            units = len(np.unique(groups[members]))
+        else:
+            units = answers[run].units(DEFECT)
+        limits = _paired_interval(float(ahead[0]), spread, units, comparison.adjusted_level, share)
+        comparison.differences.append(Difference(metric, run, other, float(ahead[0]), *limits))
+    return comparison
+
+
+def common_images(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The rows of the images that all tables have, joined on `path`, in the order of the first.
+
+    Raises:
+        UserError: there are none, one stands in a table twice, or the classes or the truth differ.
+    """
+    (first_run, first), *_ = tables.items()
+    paths, names = first["path"], class_names_of(first)
+    for run, table in tables.items():
+        if (twice := table["path"][table["path"].duplicated()]).size:
+            raise UserError(f"{run} has '{twice.iloc[0]}' more than once: give one prediction an image")
+        if {*(theirs := class_names_of(table))} != {*names}:
+            apart = f"{run} tells {', '.join(theirs)} apart and {first_run} {', '.join(names)}"
+            raise UserError(f"{apart}: the classes must be the same")
+        if not first["path"].isin(table["path"]).any():
+            such = (f"'{'' if rows.empty else rows['path'].iloc[0]}'" for rows in (table, first))
+            raise UserError(
+                f"{run} has no image in common with {first_run}: its paths are such as {next(such)}, those of "
+                f"{first_run} such as {next(such)}"
+            )
+        paths = paths[paths.isin(table["path"])]
+    if paths.empty:
+        raise UserError(f"no image stands in all of {', '.join(tables)}: compare fewer of them")
+    common = {
+        run: table.set_index("path", drop=False).loc[paths].reset_index(drop=True) for run, table in tables.items()
+    }
+    truth = ["label", "defective"]
+    for run, table in common.items():
+        if (differs := (table[truth] != common[first_run][truth]).any(axis=1)).any():
+            one, other = (rows.loc[differs.idxmax()] for rows in (table, common[first_run]))
+            raise UserError(
+                f"'{one['path']}' is {one['label']} in {run} and {other['label']} in {first_run}: the truth must be "
+                "the same"
+            )
+    return common
+
+
+def _paired_interval(ahead: float, spread: float, units: int, level: float, share: bool) -> Interval:
+    """Of a difference that rests on `units` groups and has the standard deviation `spread` in the bootstrap."""
+    if units < 2:
+        return -1.0, 1.0
+    centre, variance = ahead, spread**2 * units / (units - 1)
+    if share:
+        centre = ahead * units / (units + 2)
+        variance = ((units * (units * spread**2 + ahead**2) + 2) / (units + 2) - centre**2) / (units + 2)
+    reach = student.ppf((1 + level) / 2, units - 1) * np.sqrt(variance)
+    return max(-1.0, centre - reach), min(1.0, centre + reach)
 
 
 class Change(NamedTuple):
@@ -143,80 +197,10 @@ def compare_parts(own: dict[str, Any], here: dict[str, Any]) -> list[Change]:
     parts, found = (defect_numbers(own), defect_numbers(here)), []
     for name in CHANGING:
         (before, of_before), (now, of_now) = ((part.get(name), part["intervals"].get(name)) for part in parts)
-        known = before is not None and now is not None
-        limits = difference((now, *of_now), (before, *of_before))[1:] if known and of_before and of_now else None
-        found.append(Change(name, before, of_before, now, of_now, now - before if known else None, limits))
+        ahead: float | None = None
+        limits: Interval | None = None
+        if before is not None and now is not None:
+            ahead = now - before
+            limits = difference((now, *of_now), (before, *of_before))[1:] if of_before and of_now else None
+        found.append(Change(name, before, of_before, now, of_now, ahead, limits))
     return found
-
-
-def common_images(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """The rows of the images that all tables have, joined on `path`, in the order of the first.
-
-    Raises:
-        UserError: there are none, one stands in a table twice, or the classes or the truth differ.
-    """
-    (first_run, first), *others = tables.items()
-    paths, names = first["path"], class_names_of(first)
-    for run, table in tables.items():
-        if (twice := table["path"][table["path"].duplicated()]).size:
-            raise UserError(f"{run} has '{twice.iloc[0]}' more than once: give one prediction an image")
-    for run, table in others:
-        if set(class_names_of(table)) != set(names):
-            theirs = ", ".join(class_names_of(table))
-            raise UserError(
-                f"{run} tells {theirs} apart and {first_run} {', '.join(names)}: the classes must be the same"
-            )
-        if not first["path"].isin(table["path"]).any():
-            raise UserError(
-                f"{run} has no image in common with {first_run}: its paths are such as '{_first(table['path'])}', "
-                f"those of {first_run} such as '{_first(first['path'])}'"
-            )
-        paths = paths[paths.isin(table["path"])]
-    if paths.empty:
-        raise UserError(f"no image stands in all of {', '.join(tables)}: compare fewer of them")
-    common = {
-        run: table.set_index("path", drop=False).loc[paths].reset_index(drop=True) for run, table in tables.items()
-    }
-    reference = common[first_run]
-    for run, table in common.items():
-        differs = (table["label"] != reference["label"]) | (table["defective"] != reference["defective"])
-        if differs.any():
-            row = int(differs.to_numpy().argmax())
-            raise UserError(
-                f"'{table['path'][row]}' is {table['label'][row]} in {run} and {reference['label'][row]} in "
-                f"{first_run}: the truth must be the same"
-            )
-    return common
-
-
-def _units(metric: str, one: Answers, other: Answers) -> int:
-    """On how many groups a difference rests; of a ranking, those of the rarer kind."""
-    if metric in RANKINGS:
-        return one.units(DEFECT)
-    key = metric, ALL if metric == "accuracy" else DEFECT
-    return len(np.unique(one.groups[one.shares[key].members | other.shares[key].members]))
-
-
-def _difference_interval(
-    difference: float, spread: float, units: int, level: float, share: bool
-) -> tuple[float, float]:
-    """Of a difference that rests on `units` groups and has the standard deviation `spread` in the bootstrap."""
-    if units < 2:
-        return -1.0, 1.0
-    centre, variance = difference, spread**2 * units / (units - 1)
-    if share:
-        centre = difference * units / (units + 2)
-        variance = ((units * (units * spread**2 + difference**2) + 2) / (units + 2) - centre**2) / (units + 2)
-    reach = student.ppf((1 + level) / 2, units - 1) * np.sqrt(variance)
-    return max(-1.0, centre - reach), min(1.0, centre + reach)
-
-
-def _values(run: str, table: pd.DataFrame, classes: Classes, metrics: list[str], *chance: Any) -> list[Value]:
-    intervals = {"intervals": metric_intervals(table, *classes, *chance)}
-    found = defect_numbers(compute_metrics(table, *classes) | intervals)
-    limits = [found["intervals"].get(metric) or (None, None) for metric in metrics]
-    return [Value(run, metric, found.get(metric), *ends) for metric, ends in zip(metrics, limits, strict=True)]
-
-
-def _first(paths: pd.Series) -> str:
-    return paths.iloc[0] if len(paths) else ""
