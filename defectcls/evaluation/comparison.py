@@ -156,8 +156,8 @@ def common_images(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     }
     truth = ["label", "defective"]
     for run, table in common.items():
-        if (differs := (table[truth] != common[first_run][truth]).any(axis=1)).any():
-            one, other = (rows.loc[differs.idxmax()] for rows in (table, common[first_run]))
+        if (differs := (table[truth] != common[first_run][truth]).to_numpy().any(axis=1)).any():
+            one, other = (rows.iloc[int(differs.argmax())] for rows in (table, common[first_run]))
             raise UserError(
                 f"'{one['path']}' is {one['label']} in {run} and {other['label']} in {first_run}: the truth must be "
                 "the same"
