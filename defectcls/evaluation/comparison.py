@@ -100,8 +100,8 @@ def compare_predictions(
     for run, table in common.items():
         intervals = metric_intervals(table, *classes, level, resamples, seed)
         found = defect_numbers(compute_metrics(table, *classes) | {"intervals": intervals})
-        limits = ((metric, found["intervals"].get(metric) or (None, None)) for metric in metrics)
-        values[run] = [Value(run, metric, found.get(metric), *ends) for metric, ends in limits]
+        ends = {metric: found["intervals"].get(metric) or (None, None) for metric in metrics}
+        values[run] = [Value(run, metric, found.get(metric), *ends[metric]) for metric in metrics]
     comparison = Comparison(
         len(first), {run: len(table) - len(first) for run, table in tables.items()}, level, values, []
     )
