@@ -1,5 +1,6 @@
 """The page of the configuration, made from conf/ at every build: what it says is what a command takes."""
 
+import html
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,42 @@ def group(folder: Path) -> str:
 
 
 def section(file: Path, title: str) -> str:
-    """One file: its first comment as the sentence, the keys as they stand, without what is Hydra's."""
+    """One file: its first comment as the sentence, and a row a key, without what is Hydra's."""
     first, _, rest = file.read_text(encoding="utf-8").partition("\n")
     if not first.startswith("# ") or first.startswith("# @package"):
         first, rest = "", f"{first}\n{rest}"
-    keys = rest.partition("\nhydra:")[0].strip("\n")
-    return f"### {title}\n\n{first.removeprefix('# ')}\n\n```yaml\n{keys}\n```\n"
+    sentence, colon, command = first.removeprefix("# ").rpartition(": python -m ")
+    words = f"{sentence}: `python -m {command}`" if colon else html.escape(command)
+    rows = keys(rest.partition("\nhydra:")[0].splitlines())
+    table = ["| key | default | |", "| --- | --- | --- |", *(f"| {' | '.join(map(cell, row))} |" for row in rows)]
+    return "\n".join([f"### {title}", "", words, "", *(table if rows else []), ""])
+
+
+def keys(lines: list[str]) -> list[tuple[str, str, str]]:
+    """Key, default and comment of each line of YAML; a line of comment alone goes on with the comment before it."""
+    rows: list[tuple[str, str, str]] = []
+    parents: list[tuple[int, str]] = []
+    for line in lines:
+        content, _, comment = line.partition("# ") if "# " in line else (line, "", "")
+        indent, (name, _, value) = len(content) - len(content.lstrip()), content.strip().partition(": ")
+        if not name and comment and rows:
+            rows[-1] = (*rows[-1][:2], f"{rows[-1][2]} {comment}")
+        if not name:
+            continue
+        parents = [parent for parent in parents if parent[0] < indent]
+        path = ".".join([*(parent for _, parent in parents), name.rstrip(":")])
+        if name.endswith(":"):
+            parents.append((indent, name.rstrip(":")))
+        if name.startswith("- "):
+            start = content.strip().removeprefix("- ")
+            if start != "_self_" and "hydra/" not in start:
+                rows.append(("starts from", f"`{start}`", comment))
+        elif value or comment:
+            rows.append((f"`{path}`", f"`{value.strip()}`" if value.strip() else "", comment))
+    return rows
+
+
+def cell(text: str) -> str:
+    """Text that a table of Markdown takes as it is."""
+    code = text.startswith("`") and text.endswith("`") and text.count("`") == 2
+    return (text if code else html.escape(text, quote=False)).replace("|", "\\|")
