@@ -9,9 +9,9 @@ from mkdocs.structure.files import File, Files
 CONF = Path(__file__).parents[1] / "conf"
 INTRODUCTION = """# Configuration
 
-Every default lies in `conf/`; this page is made from it. A key is overruled as `key=value`, a preset chosen as `group=name`, and
-`python -m defectcls.<verb> --help` shows all of it for the command at hand. Presets of your own lie in a folder of the same
-shape, named by `--config-dir=<folder>`.
+Every default lies in `conf/`; this page is made from it. A key is overruled as `key=value`, a preset chosen as
+`group=name`, and `python -m defectcls.<verb> --help` shows all of it for the command at hand. Presets of your own lie
+in a folder of the same shape, named by `--config-dir=<folder>`.
 """
 
 
