@@ -18,6 +18,10 @@ test: .venv/installed  ## lint, types, tests
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
+.PHONY: docs
+docs: .venv/installed  ## the site, into build/site
+	$(BIN)/mkdocs build --strict
+
 .PHONY: test-slow
 test-slow: .venv/installed  ## what takes longer, or needs DEFECTCLS_DATA and DEFECTCLS_WEIGHTS
 	$(BIN)/pytest -m 'slow and not realdata'
