@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.turns import Stopwatch, Turn, Turns
@@ -18,7 +19,6 @@ from defectcls.data.threads import map_in_threads
 from defectcls.model.stages import plan_stages, switch_training
 from defectcls.settings import StageSettings, TrainSettings
 from defectcls.training.build import build_data, device_of
-from defectcls.training.record import Progress
 from defectcls.training.run import TrainingRun
 
 WARM_UP = 1  # turns before those that count
@@ -108,7 +108,7 @@ def training(plan: Plan, turns: Turns) -> None:
     run = plan.run()
     turns.about |= how_computed(run)
     watch = _Watch(turns, run.trainer.strategy.root_device)
-    run.trainer.callbacks += [Progress(plan.settings.batch_size), watch]  # type: ignore[attr-defined]
+    run.trainer.callbacks += [TQDMProgressBar(), watch]  # type: ignore[attr-defined]
     run.trainer.limit_train_batches = plan.steps_of(run.data)
     run.trainer.limit_val_batches = 1
     run.trainer.fit(run.classifier, datamodule=run.data)

@@ -154,7 +154,6 @@ class OptimSettings(Settings):
     warmup: Share
     min_lr_ratio: Share
     clip: Positive | None
-    ema: Annotated[float, Field(gt=0, lt=1)] | None
 
 
 class LossSettings(OpenSettings):

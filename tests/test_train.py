@@ -269,7 +269,7 @@ def test_defects_have_half_of_the_loss(tiny: list[str], arguments: tuple[str, ..
 
 
 OPTIONS = (
-    "optim.ema=0.5",
+    "callbacks=ema",
     "augment.mixup=1",
     "augment.cutmix=1",
     "loss.name=focal",
@@ -319,7 +319,7 @@ def test_ema_is_the_average_of_the_steps(tiny: list[str], tmp_path: Path, monkey
     monkeypatch.setattr(
         Classifier, "on_train_batch_end", lambda self, *_: seen.append(self.head.linear.weight.detach().clone())
     )
-    found = fitted(tmp_path, *tiny, "optim.ema=0.75")
+    found = fitted(tmp_path, *tiny, "callbacks=ema", "callbacks.ema.decay=0.75")
     average = seen[0]
     for value in seen[1:6]:
         average = 0.75 * average + 0.25 * value

@@ -4,14 +4,19 @@ import json
 import logging
 import sys
 import warnings
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from timm.optim import list_optimizers
 
+from defectcls.config import named
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.store import Store
 from defectcls.errors import UserError, did_you_mean
@@ -200,24 +205,54 @@ def build_trainer(
     strategy = settings.strategy
     if strategy == "ddp" and any(stage.trainable != "all" for stage in stages):
         strategy = "ddp_find_unused_parameters_true"  # frozen layers send no gradients
-    return L.Trainer(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        strategy=strategy,
-        precision=PRECISIONS[settings.precision][0],
-        max_epochs=sum(epoch or 0 for epoch in epochs) if None not in epochs else -1,
-        min_epochs=0,
-        gradient_clip_val=training.optim.clip if training else None,
-        logger=logger or False,
-        callbacks=callbacks,
-        default_root_dir=folder,
-        enable_checkpointing=False,
-        enable_progress_bar=sys.stdout.isatty(),  # a log file gets one line an epoch instead
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # the data module deals its own
-        log_every_n_steps=LOG_EVERY,
-    )
+    arguments: dict[str, Any] = {
+        "accelerator": settings.accelerator,
+        "devices": settings.devices,
+        "strategy": strategy,
+        "precision": PRECISIONS[settings.precision][0],
+        "max_epochs": sum(epoch or 0 for epoch in epochs) if None not in epochs else -1,
+        "min_epochs": 0,
+        "gradient_clip_val": training.optim.clip if training else None,
+        "logger": logger or False,
+        "callbacks": callbacks,
+        "default_root_dir": folder,
+        "enable_checkpointing": any(isinstance(one, Checkpoint) for one in callbacks),
+        "enable_progress_bar": any(isinstance(one, ProgressBar) for one in callbacks),
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,  # the data module deals its own
+        "log_every_n_steps": LOG_EVERY,
+    }
+    known = signature(L.Trainer).parameters
+    for key in settings.further:
+        if key not in known or key in ("logger", "callbacks"):
+            raise UserError(f"Lightning's Trainer takes no {key} here{did_you_mean(key, set(known) - set(arguments))}")
+    try:
+        return L.Trainer(**arguments | settings.further)
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        if not settings.further:
+            raise
+        raise UserError(f"trainer.{', trainer.'.join(settings.further)}: {error}") from error
+
+
+def build_callbacks(settings: TrainSettings) -> list[L.Callback]:
+    """Those of the group `callbacks`; no progress bar but on a terminal: a log file gets one line an epoch instead.
+
+    Raises:
+        UserError: one cannot be made of its arguments, or is no callback.
+    """
+    callbacks = []
+    for name, given in settings.callbacks.items():
+        if given is not None:
+            try:
+                callback = named(given.target)(**given.further)
+            except (TypeError, ValueError, MisconfigurationException) as error:
+                raise UserError(f"callbacks.{name}: {error}") from error
+            if not isinstance(callback, L.Callback):
+                raise UserError(f"callbacks.{name}: {given.target} is no lightning.Callback")
+            if sys.stdout.isatty() or not isinstance(callback, ProgressBar):
+                callbacks.append(callback)
+    return callbacks
 
 
 def _quiet() -> None:

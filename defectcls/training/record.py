@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 
 from defectcls.errors import UserError
 from defectcls.files import BEST, LAST, written_whole
@@ -43,12 +43,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-class Record(L.Callback):
+class Record(Checkpoint):
     """Writes metrics.csv, best.ckpt and last.ckpt; its state is the history, one row an evaluation, kept in both.
+
+    As Lightning has it of what writes checkpoints, it comes after all other callbacks.
 
     The probe that a run begins with is row 0 and a candidate for the best checkpoint like every epoch after it. A stage
     that ends without having reached the best evaluation before it is rolled back: the next one starts from the best.
-    One that runs out of `finetune.patience` ends before its time.
 
     Args:
         folder: of the run.
@@ -71,8 +72,7 @@ class Record(L.Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         checkpoint["defectcls"] = self.about
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]  # noqa: ARG002
-        pl_module.ended = ended_stages(self.history, pl_module.finetune.patience)
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         self._started, self._images = time.perf_counter(), 0
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Classifier, batch: Any, batch_idx: int) -> None:  # type: ignore[override]  # noqa: ARG002
@@ -96,15 +96,8 @@ class Record(L.Callback):
         if best_row(self.history) is row:
             self._save(trainer, self.best)
         self._write_history(trainer)
-        if fitting and stage in ended_stages(self.history, pl_module.finetune.patience):
-            last = stage == pl_module.plan[-1].name
-            log.info(
-                "stage '%s' ends: %d epochs in a row did not better it; %s",
-                *(stage, pl_module.finetune.patience, "training is over" if last else "the next stage begins"),
-            )
-            trainer.should_stop |= last
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         seconds = time.perf_counter() - self._started
         images = self._images * trainer.world_size
         row = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
@@ -118,10 +111,7 @@ class Record(L.Callback):
             "epoch %d (%s): training loss %.4f, calibrated validation loss %.4f, AUROC %.4f, %.0f img/s",
             *(self.history[-1][key] for key in SHOWN),
         )
-        last = pl_module.plan[-1]
-        self.fitted = trainer.global_step >= last.start + last.steps or last.name in ended_stages(
-            self.history, pl_module.finetune.patience
-        )
+        self.fitted = trainer.should_stop
         self._save(trainer, self.last)
         self._write_history(trainer)
 
@@ -139,23 +129,32 @@ class Record(L.Callback):
             self.table().to_csv(self.folder / "metrics.csv", index=False)
 
 
-class Progress(TQDMProgressBar):
-    """Lightning's bar, with images per second and the stage.
+class StageEarlyStopping(L.Callback):
+    """Ends a stage that evaluations in a row have not bettered: the next one begins, or training is over.
 
     Args:
-        batch_size: images a step and process.
+        patience: so many evaluations; None: never.
     """
 
-    def __init__(self, batch_size: int) -> None:
-        super().__init__()
-        self.batch_size = batch_size
+    def __init__(self, patience: int | None) -> None:
+        self.patience = patience
 
-    def get_metrics(self, trainer: L.Trainer, pl_module: Classifier) -> dict[str, Any]:  # type: ignore[override]
-        shown = {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
-        elapsed = self.train_progress_bar.format_dict["elapsed"]
-        images = self.train_progress_bar.n * self.batch_size * trainer.world_size
-        stage = pl_module.stage.name if pl_module.stage else ""
-        return {"stage": stage, "img/s": round(images / elapsed) if elapsed else 0, **shown}
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
+        pl_module.ended = self._ended(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
+        assert pl_module.stage is not None
+        if (stage := pl_module.stage.name) in self._ended(trainer):
+            last = stage == pl_module.plan[-1].name
+            log.info(
+                "stage '%s' ends: %d epochs in a row did not better it; %s",
+                *(stage, self.patience, "training is over" if last else "the next stage begins"),
+            )
+            trainer.should_stop |= last
+
+    def _ended(self, trainer: L.Trainer) -> dict[str, int]:
+        record = next(one for one in trainer.callbacks if isinstance(one, Record))  # type: ignore[attr-defined]
+        return ended_stages(record.history, self.patience)
 
 
 def best_row(history: list[Row]) -> Row:

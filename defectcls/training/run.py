@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from tqdm import tqdm
@@ -33,6 +31,7 @@ from defectcls.model.joined import out_of_fold
 from defectcls.model.probe import fit_probe
 from defectcls.settings import TrainerSettings, TrainSettings
 from defectcls.training.build import (
+    build_callbacks,
     build_classifier,
     build_data,
     build_features,
@@ -43,7 +42,7 @@ from defectcls.training.build import (
 )
 from defectcls.training.jobs import refuse_another
 from defectcls.training.provenance import provenance
-from defectcls.training.record import Progress, Record, collapse, read_checkpoint, stage_summary
+from defectcls.training.record import Record, collapse, read_checkpoint, stage_summary
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +168,9 @@ class TrainingRun(Run):
         self.folder, self.logger = folder, logger
         about = {"config": json.loads(json.dumps(self.config, default=str)), "device": device.type}
         self.record = Record(folder, about)
-        trainer = build_trainer(self.settings.trainer, folder, logger, self._callbacks(), settings)
+        trainer = build_trainer(
+            self.settings.trainer, folder, logger, [*build_callbacks(settings), self.record], settings
+        )
         L.seed_everything(settings.seed, workers=True, verbose=False)
         classifier = build_classifier(self.settings, data).to(device)
         stages = settings.finetune.active_stages.values()
@@ -178,14 +179,6 @@ class TrainingRun(Run):
             classifier.features = build_features(self.settings, data, classifier.backbone, classifier.augment)
         super().__init__(data, classifier, trainer)
         self.seconds["data"] = time.perf_counter() - start
-
-    def _callbacks(self) -> list[L.Callback]:
-        callbacks: list[L.Callback] = [self.record]
-        if sys.stdout.isatty():
-            callbacks.append(Progress(self.settings.batch_size))
-        if self.settings.optim.ema is not None:
-            callbacks.append(EMAWeightAveraging(decay=self.settings.optim.ema))
-        return callbacks
 
     def train(self) -> None:
         """Probe, stages, baseline; ends with the best weights in place. Goes on from last.ckpt where there is one."""

@@ -13,7 +13,15 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
 from defectcls.model.stages import Stage
-from defectcls.training.record import Record, best_row, collapse, ended_stages, rolled_back, stage_summary
+from defectcls.training.record import (
+    Record,
+    StageEarlyStopping,
+    best_row,
+    collapse,
+    ended_stages,
+    rolled_back,
+    stage_summary,
+)
 
 NAN = math.nan
 
@@ -127,9 +135,8 @@ class Trainer(SimpleNamespace):
         torch.save({"state_dict": weights, "defectcls": {"config": {}}, "callbacks": {"Record": {}}}, path)
 
 
-def module(stage: str | None, plan: list[Stage] | None = None, patience: int | None = None) -> Any:
+def module(stage: str | None, plan: list[Stage] | None = None) -> Any:
     linear = nn.Linear(1, 1, bias=False)
-    linear.finetune = SimpleNamespace(patience=patience)  # type: ignore[assignment]
     linear.stage = None if stage is None else SimpleNamespace(name=stage)  # type: ignore[assignment]
     linear.plan = plan  # type: ignore[assignment]
     linear.device = torch.device("cpu")  # type: ignore[assignment]
@@ -151,7 +158,7 @@ def evaluate(record: Record, trainer: Trainer, stage: str | None, auroc: float, 
         "val/calibrated_loss": torch.tensor(loss),
         "lr": torch.tensor(1.0),
     }
-    record.on_validation_end(trainer, module(stage, [STAGE_A, STAGE_B], 2))  # type: ignore[arg-type]
+    record.on_validation_end(trainer, module(stage, [STAGE_A, STAGE_B]))  # type: ignore[arg-type]
 
 
 def saved_best(record: Record) -> float:
@@ -251,17 +258,19 @@ def test_averages_begin_anew_where_a_stage_starts_from_the_best(record: Record) 
 def test_a_stage_out_of_patience_gives_way_to_the_next_and_the_last_one_ends_the_run(
     record: Record, stage: str, over: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trainer, caplog = Trainer(), caplog
+    stopping = StageEarlyStopping(2)
+    trainer, training = Trainer(callbacks=[stopping, record]), module(stage, [STAGE_A, STAGE_B])
     caplog.set_level("INFO")
     for step, auroc in enumerate((0.9, 0.8, 0.7), start=1):
         trainer.global_step = step
         evaluate(record, trainer, stage, auroc)
+        assert not trainer.should_stop
+        stopping.on_train_epoch_end(trainer, training)  # type: ignore[arg-type]
     says = "training is over" if over else "the next stage begins"
     assert caplog.messages == [f"stage '{stage}' ends: 2 epochs in a row did not better it; {says}"]
     assert trainer.should_stop == over
-    training = module(stage, [STAGE_A, STAGE_B], 2)
     trainer.callback_metrics |= {"train/loss": torch.tensor(0.25)}
-    record.on_train_epoch_start(trainer, training)  # type: ignore[arg-type]
+    stopping.on_train_epoch_start(trainer, training)  # type: ignore[arg-type]
     assert training.ended == {stage: 3}
     record.on_train_epoch_end(trainer, training)  # type: ignore[arg-type]
     assert record.fitted == over

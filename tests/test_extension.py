@@ -1,0 +1,107 @@
+"""What a package of one's own adds to a run, and how its checkpoint is loaded."""
+
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.conftest import command, sentence
+
+OWN = '''
+import lightning as L
+import torch
+from timm.models import register_model
+from timm.models.resnet import BasicBlock, ResNet
+
+from defectcls.model.classifier import Classifier
+
+class Counting(L.Callback):
+    """Writes how many batches an epoch had."""
+
+    def __init__(self, file):
+        self.file, self.batches = file, 0
+
+    def on_train_batch_end(self, *_):
+        self.batches += 1
+
+    def on_fit_end(self, *_):
+        open(self.file, "w").write(str(self.batches))
+
+class Margin(torch.nn.Module):
+    """Of logits and targets; `margin` is its own argument."""
+
+    def __init__(self, margin, weight=None):
+        super().__init__()
+        self.margin, self.weight = margin, weight
+
+    def forward(self, logits, target):
+        return torch.nn.functional.multi_margin_loss(logits, target, margin=self.margin, weight=self.weight)
+
+class Doubled(Classifier):
+    """Logits twice as large."""
+
+    def forward(self, image):
+        return 2 * super().forward(image)
+
+@register_model
+def thin_resnet(pretrained=False, **options):
+    for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+        options.pop(name, None)
+    model = ResNet(BasicBlock, [1, 1, 1, 1], channels=(8, 8, 16, 16), stem_width=8, **options)
+    model.default_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    return model
+'''
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on the path with the package `own_parts` and presets in conf/; forgotten afterwards."""
+    (tmp_path / "own_parts").mkdir()
+    (tmp_path / "own_parts/__init__.py").write_text(OWN)
+    conf = tmp_path / "conf"
+    for group, text in {
+        "callbacks/counting": f"counting: {{_target_: own_parts.Counting, file: {tmp_path}/count}}",
+        "loss/margin": "_target_: own_parts.Margin\nclass_weights: auto\nmargin: 0.5",
+    }.items():
+        (conf / group).parent.mkdir(parents=True, exist_ok=True)
+        (conf / group).with_suffix(".yaml").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    import_module("own_parts")
+    yield tmp_path
+    forget()
+
+def forget() -> None:
+    sys.modules.pop("own_parts", None)
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_callback_of_ones_own(tiny: list[str], own: Path) -> None:
+    given = (f"--config-dir={own / 'conf'}", *tiny, "callbacks=counting", "finetune=full", "batch_size=16")
+    done = command("train", *given, f"hydra.run.dir={own / 'run'}")
+    assert done.code == 0, done.err
+    assert int((own / "count").read_text()) == 3 * 3  # epochs, and whole batches of the training part
+
+@pytest.mark.usefixtures("no_pictures")
+def test_arguments_of_the_trainer_pass_through(tiny: list[str], tmp_path: Path) -> None:
+    given = ("+trainer.limit_train_batches=2", "+trainer.max_epochs=1", "finetune=full", "batch_size=8")
+    done = command("train", *tiny, *given, f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.code == 0, done.err
+    history = pd.read_csv(tmp_path / "run/metrics.csv")
+    assert history["step"].tolist() == [2]
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            "+trainer.limit_train_batch=2",
+            "Lightning's Trainer takes no limit_train_batch here, did you mean",
+        ),
+        ("+trainer.profiler=fast", "trainer.profiler: "),
+        ("+callbacks.mine._target_=torch.nn.ReLU", "callbacks.mine: torch.nn.ReLU is no lightning.Callback"),
+        ("+callbacks.early_stopping.patiense=2", "callbacks.early_stopping: "),
+        ("+callbacks.mine._target_=own_part.Counting", "own_part cannot be imported"),
+    ],
+)
+def test_mistakes(tiny: list[str], tmp_path: Path, given: str, told: str) -> None:
+    assert sentence(command("train", *tiny, given, f"hydra.run.dir={tmp_path / 'run'}")).startswith(told)
