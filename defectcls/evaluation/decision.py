@@ -1,47 +1,27 @@
 """Accept, review or reject: thresholds on the score, chosen on validation images and kept with the model.
 
 The words of the trade beside those of the field: escape rate = 1 - recall, overkill rate = false positive rate.
-
-A promise is a bound that holds for new images of the same kind at the stated confidence, although the threshold was
-chosen on the images that prove it: it is the highest threshold whose upper confidence bound stays below the target, and
-a bound that falls with the threshold may be used so (risk-controlling prediction sets, Bates et al. 2021). The bound is
-that of Clopper and Pearson (1934) where images are independent. Images of one group are not: there the risk is the mean
-over groups of the share of their images that are misjudged, bounded after Hoeffding and Bentkus as in Bates et al.
 """
 
 import math
-from bisect import bisect_right
-from collections.abc import Callable
+import reprlib
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
-from pydantic import TypeAdapter, ValidationError
-from scipy.optimize import brentq
+from pydantic import Field, TypeAdapter, ValidationError
 from scipy.special import logit
-from scipy.stats import beta, binom
 
 from defectcls.errors import UserError
 from defectcls.evaluation.calibration import calibrate, fit_calibration, uncalibrate
 from defectcls.evaluation.predictions import ACCEPT, PROBABILITY, REJECT, REVIEW, groups_of
+from defectcls.evaluation.promises import ABOVE_ALL, Promise, between, promise
 from defectcls.settings import DecisionSettings
 
-ABOVE_ALL = float(np.nextafter(1, 2))  # a threshold that no score reaches
-
-
-@dataclass(frozen=True)
-class Promise:
-    """An upper bound on a rate of misjudged images, and what it rests on."""
-
-    rate: str  # escape_rate | overkill_rate
-    target: float
-    confidence: float
-    bound: float  # what the validation images prove, at that confidence
-    kept: bool  # bound <= target
-    independent: int  # validation images of this kind, or their groups
-    needed: int  # how many it takes to promise the target when not one is misjudged
-    grouped: bool
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Threshold = Annotated[float, Field(ge=0, le=ABOVE_ALL)]
 
 
 @dataclass(frozen=True)
@@ -54,12 +34,12 @@ class Decision:
     """
 
     policy: str
-    scale: float = 1.0
-    shift: tuple[float, ...] = ()
+    scale: Positive = 1.0
+    shift: tuple[Finite, ...] = ()
     prevalence: float | None = None
-    prior: tuple[float, ...] | None = None
-    accept_below: float | None = None
-    reject_from: float | None = None
+    prior: tuple[Positive, ...] | None = None
+    accept_below: Threshold | None = None
+    reject_from: Threshold | None = None
     evidence: dict[str, Any] | None = None  # counts of validation images, and how many of them were misjudged
     promises: tuple[Promise, ...] = ()
 
@@ -75,22 +55,17 @@ class Decision:
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = "".join(f".{step}" for step in first["loc"] if isinstance(step, str) and step.isidentifier())
-            raise UserError(f"its decision{key} is wrong: {first['msg']}") from error
-        if not 0 < decision.scale < math.inf or not np.isfinite(decision.shift).all():
             raise UserError(
-                f"its decision has the scale {decision.scale:g} and the shifts {decision.shift}: all must be finite, "
-                "and a scale above 0"
-            )
-        if any(not 0 < share < math.inf for share in decision.prior or ()):
-            raise UserError(f"its decision has the shares {decision.prior} of the classes, not all above 0")
+                f"its decision{key} is wrong: {first['msg']}, and not {reprlib.repr(first['input'])}"
+            ) from error
         low, high = decision.accept_below, decision.reject_from
-        if (low, high) != (None, None) and (low is None or high is None or not 0 <= low <= high <= ABOVE_ALL):
-            raise UserError(f"its decision accepts below {low} and rejects from {high}, not from 0 to 1 in this order")
+        if (low is None) != (high is None) or (low is not None and high is not None and low > high):
+            raise UserError(f"its decision accepts below {low} and rejects from {high}, not in this order")
         return decision
 
     def plain(self) -> dict[str, Any]:
         """Plain values, for a checkpoint and JSON."""
-        return asdict(self) | {"promises": [asdict(promise) for promise in self.promises]}
+        return asdict(self) | {"promises": [asdict(one) for one in self.promises]}
 
 
 MOST_PROBABLE = Decision("argmax")
@@ -129,34 +104,32 @@ def choose_decision(
         return scoring
 
     scores = calibrate(probabilities, scoring.scale, scoring.shift)[:, sides].sum(1).clip(max=1)
-    groups = groups_of(validation)
-    escape, overkill = _Side(scores, defective, groups, -1), _Side(scores, defective, groups, 1)
-    promises: tuple[Promise, ...] = ()
-    if settings.policy in ("recall", "fpr"):
-        side, target = (
-            (escape, round(1 - settings.target, 12)) if settings.policy == "recall" else (overkill, settings.target)
-        )
-        threshold, promise = side.promise(target, settings.confidence)
-        thresholds, promises = (threshold, threshold), (promise,)
-    elif settings.policy == "review":
-        low, first = escape.promise(settings.escape_rate, settings.confidence)
-        high, second = overkill.promise(settings.overkill_rate, settings.confidence)
-        middle = (low + high) / 2  # where both promises hold for all scores between, nobody has to look
-        thresholds, promises = (low, high) if low < high else (middle, middle), (first, second)
-    else:
-        threshold = _best_threshold(settings, scores, defective, math.exp(step))
-        if scoring.prior is not None:
-            threshold = scoring.prior[defective_classes.index(True)]
-        thresholds = (threshold, threshold)
-    accept_below, reject_from = thresholds
+    images, promises = (scores, defective, groups_of(validation)), []
+    match settings.policy:
+        case "recall":
+            low, escape = promise("escape_rate", *images, round(1 - settings.target, 12), settings.confidence)
+            high, promises = low, [escape]
+        case "fpr":
+            high, overkill = promise("overkill_rate", *images, settings.target, settings.confidence)
+            low, promises = high, [overkill]
+        case "review":
+            low, escape = promise("escape_rate", *images, settings.escape_rate, settings.confidence)
+            high, overkill = promise("overkill_rate", *images, settings.overkill_rate, settings.confidence)
+            promises = [escape, overkill]
+            if low >= high:  # both promises hold for all scores between: nobody has to look
+                low = high = (low + high) / 2
+        case "balanced":
+            assert scoring.prior is not None
+            low = high = scoring.prior[defective_classes.index(True)]
+        case _:
+            low = high = _best_threshold(settings, scores, defective, math.exp(step))
     evidence = {
         "defective": int(defective.sum()),
         "sound": int((~defective).sum()),
-        "escapes": int((scores < accept_below)[defective].sum()),
-        "false_rejects": int((scores >= reject_from)[~defective].sum()),
+        "escapes": int((scores < low)[defective].sum()),
+        "false_rejects": int((scores >= high)[~defective].sum()),
     }
-    chosen = replace(scoring, prior=None, accept_below=accept_below, reject_from=reject_from)
-    return replace(chosen, evidence=evidence, promises=promises)
+    return replace(scoring, prior=None, accept_below=low, reject_from=high, evidence=evidence, promises=tuple(promises))
 
 
 def _scoring(
@@ -236,73 +209,6 @@ def decide(
     return predictions.assign(**answers, **dict(zip(columns, probabilities.T, strict=True)))
 
 
-def upper_bound(misjudged: float, count: int, confidence: float, grouped: bool) -> float:
-    """Upper confidence bound of a risk, from the (mean) number misjudged of `count` independent images or groups."""
-    if not count or misjudged >= count:
-        return 1.0
-    if not grouped:
-        return float(beta.ppf(confidence, misjudged + 1, count - misjudged))
-    mean, limit = misjudged / count, math.log(1 - confidence)
-
-    def excess(risk: float) -> float:  # log of the p-value of this risk, above that of the confidence
-        hoeffding = -count * _divergence(min(mean, risk), risk)
-        bentkus = 1 + binom.logcdf(math.ceil(misjudged - 1e-9), count, risk)
-        return min(hoeffding, bentkus) - limit
-
-    return float(brentq(excess, max(mean, 1e-12), 1 - 1e-12)) if excess(1 - 1e-12) < 0 else 1.0
-
-
-def images_needed(rate: float, confidence: float) -> int:
-    """How many independent images, not one misjudged, prove that a rate is not exceeded."""
-    return math.ceil(round(math.log(1 - confidence) / math.log1p(-rate), 9))
-
-
-class _Side:
-    """The defective images that a threshold lets through (direction -1), or the sound ones that it rejects (1)."""
-
-    def __init__(self, scores: np.ndarray, defective: np.ndarray, groups: np.ndarray, direction: int) -> None:
-        mine = defective if direction < 0 else ~defective
-        self.rate = "escape_rate" if direction < 0 else "overkill_rate"
-        self.all, self.direction = np.unique(scores), direction
-        _, group, sizes = np.unique(groups[mine], return_inverse=True, return_counts=True)
-        order = np.argsort(direction * -scores[mine], kind="stable")  # the first to be misjudged comes first
-        self.scores = scores[mine][order]
-        self.misjudged = np.cumsum(1 / sizes[group][order]).tolist()  # in images, or in groups of them
-        self.independent, self.grouped = len(sizes), bool((sizes > 1).any())
-
-    def promise(self, target: float, confidence: float) -> tuple[float, Promise]:
-        """The boldest threshold whose bound keeps the target.
-
-        Where none does, the most cautious one that costs no more of the other kind than misjudging nothing here costs.
-        """
-
-        def bound(misjudged: float) -> float:
-            return upper_bound(misjudged, self.independent, confidence, self.grouped)
-
-        allowed = bisect_right(self.misjudged, target, key=bound)
-        proven = bound(self.misjudged[allowed - 1] if allowed else 0)
-        needed = images_needed(target, confidence)
-        kept = proven <= target
-        threshold = self._threshold(allowed, halfway=kept)
-        return threshold, Promise(self.rate, target, confidence, proven, kept, self.independent, needed, self.grouped)
-
-    def _threshold(self, allowed: int, halfway: bool) -> float:
-        """Misjudges the first `allowed` images; `halfway` to the next score on the cautious side, or right at it."""
-        if allowed == len(self.scores):
-            return ABOVE_ALL if self.direction < 0 else 0.0
-        first_right = self.scores[allowed]
-        position = int(np.searchsorted(self.all, first_right))
-        if self.direction < 0:
-            if not position:
-                return float(first_right) / 2
-            following = self.all[position - 1]
-            return float(_between(following, first_right) if halfway else np.nextafter(following, 1))
-        if position + 1 == len(self.all):
-            return float(_between(first_right, ABOVE_ALL))
-        following = self.all[position + 1]
-        return float(_between(first_right, following) if halfway else following)
-
-
 def _best_threshold(settings: DecisionSettings, scores: np.ndarray, defective: np.ndarray, odds: float) -> float:
     """The threshold with the most F1 or the least cost, or with the most recall among those of enough precision.
 
@@ -310,7 +216,7 @@ def _best_threshold(settings: DecisionSettings, scores: np.ndarray, defective: n
     right.
     """
     levels = np.unique(scores)
-    thresholds = np.concatenate([[0.0], _between(levels[:-1], levels[1:]), [ABOVE_ALL]])
+    thresholds = np.concatenate([[0.0], between(levels[:-1], levels[1:]), [ABOVE_ALL]])
     caught = odds * (defective.sum() - np.searchsorted(np.sort(scores[defective]), thresholds))
     rejected = (~defective).sum() - np.searchsorted(np.sort(scores[~defective]), thresholds)
     missed = odds * defective.sum() - caught
@@ -327,28 +233,15 @@ def _best_threshold(settings: DecisionSettings, scores: np.ndarray, defective: n
     return float(best[np.abs(best - expected).argmin()])
 
 
-def _between(low: np.ndarray | float, high: np.ndarray | float) -> np.ndarray:
-    """A threshold above `low` and not above `high`, halfway where floats allow."""
-    middle = (np.asarray(low) + high) / 2
-    return np.where(middle > low, middle, high)
-
-
-def _divergence(mean: float, risk: float) -> float:
-    """Kullback-Leibler divergence of two coins."""
-
-    def term(p: float, q: float) -> float:
-        return p * math.log(p / q) if p > 0 else 0.0
-
-    return term(mean, risk) + term(1 - mean, 1 - risk)
-
-
 def _name(settings: DecisionSettings) -> str:
     """The policy as one types it."""
-    words: dict[str, Callable[[], str]] = {
-        "recall": lambda: f"recall>={settings.target:g}",
-        "precision": lambda: f"precision>={settings.target:g}",
-        "fpr": lambda: f"fpr<={settings.target:g}",
-        "cost": lambda: f"cost, an escape {settings.escape_cost:g}, a false reject {settings.overkill_cost:g}",
-        "review": lambda: f"review, escape<={settings.escape_rate:g}, overkill<={settings.overkill_rate:g}",
-    }
-    return words.get(settings.policy, lambda: settings.policy)()
+    match settings.policy:
+        case "recall" | "precision":
+            return f"{settings.policy}>={settings.target:g}"
+        case "fpr":
+            return f"fpr<={settings.target:g}"
+        case "cost":
+            return f"cost, an escape {settings.escape_cost:g}, a false reject {settings.overkill_cost:g}"
+        case "review":
+            return f"review, escape<={settings.escape_rate:g}, overkill<={settings.overkill_rate:g}"
+    return settings.policy

@@ -5,13 +5,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import expit, logit, softmax
-from scipy.stats import binomtest
 
 from defectcls.errors import UserError
 from defectcls.evaluation.calibration import calibrate
-from defectcls.evaluation.decision import Decision, _Side, choose_decision, decide, images_needed, upper_bound
+from defectcls.evaluation.decision import Decision, choose_decision, decide
 from defectcls.evaluation.metrics import compute_metrics
 from defectcls.evaluation.predictions import predictions_table
+from defectcls.evaluation.promises import upper_bound
 from defectcls.settings import DecisionSettings
 
 TWO = (["sound", "defective"], [False, True])
@@ -80,26 +80,6 @@ def test_precision_is_reached_with_the_most_recall() -> None:
     assert beyond.reject_from == pytest.approx((0.2 + 0.3) / 2)
 
 
-@pytest.mark.parametrize(("misses", "count"), [(0, 59), (1, 93), (3, 200), (20, 21)])
-def test_bound_is_the_exact_one(misses: int, count: int) -> None:
-    exact = binomtest(misses, count, alternative="less").proportion_ci(0.95, method="exact").high
-    assert upper_bound(misses, count, 0.95, grouped=False) == pytest.approx(exact, abs=1e-12)
-
-
-def test_bound_of_groups_is_never_below_the_exact_one() -> None:
-    for misses, count in [(0, 30), (2, 30), (10, 40)]:
-        assert upper_bound(misses, count, 0.95, grouped=True) >= upper_bound(misses, count, 0.95, grouped=False) - 1e-9
-    assert upper_bound(30, 30, 0.95, grouped=True) == 1
-    assert upper_bound(0, 0, 0.95, grouped=True) == 1
-
-
-@pytest.mark.parametrize(("rate", "needed"), [(0.05, 59), (0.01, 299), (0.5, 5)])  # 0.95^59 = 0.0485, 0.99^299 = 0.0495
-def test_images_needed_for_a_promise(rate: float, needed: int) -> None:
-    assert images_needed(rate, 0.95) == needed
-    assert upper_bound(0, needed, 0.95, grouped=False) <= rate
-    assert upper_bound(0, needed - 1, 0.95, grouped=False) > rate
-
-
 def test_promise_allows_as_many_misses_as_the_bound() -> None:
     """93 images with one miss prove 5 %, with two they do not: the second lowest defect sets the threshold."""
     defects = np.linspace(0.3, 0.99, 93)
@@ -122,16 +102,6 @@ def test_promise_that_cannot_be_kept_says_what_it_takes() -> None:
     assert overkill.reject_from == 0.25  # the highest that lets no defective image through
     alone = choose_decision(settings("fpr", target=0.01), table([0.1, 0.2], []), *TWO)
     assert alone.reject_from == pytest.approx((0.2 + 1) / 2)  # no score says how far to go
-
-
-def test_images_of_a_group_share_the_weight_of_one() -> None:
-    """Three defects of one photo, the hardest ones, count as a third each; the others, of their own photos, as one."""
-    scores = np.array([0.9, 0.8, 0.1, 0.2, 0.3, 0.99])
-    photo = np.array([0, 1, 2, 2, 2, 3])
-    side = _Side(scores, np.ones(6, bool), photo, -1)
-    assert side.misjudged == pytest.approx([1 / 3, 2 / 3, 1, 2, 3, 4])
-    assert (side.independent, side.grouped) == (4, True)
-    assert _Side(1 - scores, np.zeros(6, bool), photo, 1).misjudged == pytest.approx(side.misjudged)
 
 
 def test_false_positive_rate_is_promised_from_the_other_side() -> None:
@@ -313,7 +283,9 @@ def test_decision_survives_json() -> None:
     assert Decision.from_plain(json.loads(json.dumps(decision.plain()))) == decision
 
 
-@pytest.mark.parametrize("decision", [Decision("argmax"), Decision("f1", 1.3, 0.4, 0.4), Decision("r", 0.5, 0.2, 0.9)])
+@pytest.mark.parametrize(
+    "decision", [Decision("argmax"), Decision("f1", 1.3, (), 0.4), Decision("r", accept_below=0.2, reject_from=0.9)]
+)
 def test_what_has_no_finite_score_is_rejected(decision: Decision) -> None:
     """Comparisons with NaN are false, and the first class is the sound one: either would let it through."""
     names, defective = ["good", "dent", "hole"], [False, True, True]
@@ -327,19 +299,16 @@ def test_what_has_no_finite_score_is_rejected(decision: Decision) -> None:
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"accept_below": 0.7}, "its decision accepts below 0.7 and rejects from 0.5, not from"),
-        ({"reject_from": 1.5}, "its decision accepts below 0.3 and rejects from 1.5, not from"),
-        ({"accept_below": -0.1}, "its decision accepts below -0.1 and rejects from 0.5, not from"),
-        ({"accept_below": None}, "its decision accepts below None and rejects from 0.5, not from"),
-        (
-            {"accept_below": np.nan},
-            "its decision accepts below nan and rejects from 0.5, not from",
-        ),
-        ({"scale": 0}, "its decision has the scale 0 and the shifts (0.0, 0.4): all must be finite, "),
-        ({"scale": np.nan}, "its decision has the scale nan and the shifts (0.0, 0.4): all must be finite, "),
-        ({"scale": -1}, "its decision has the scale -1 and the shifts (0.0, 0.4): all must be finite, "),
-        ({"shift": [0, np.inf]}, "its decision has the scale 1.2 and the shifts (0.0, inf): all must be finite, "),
-        ({"prior": [0.5, 0]}, "its decision has the shares (0.5, 0.0) of the classes, not all above 0"),
+        ({"accept_below": 0.7}, "its decision accepts below 0.7 and rejects from 0.5, not in this order"),
+        ({"accept_below": None}, "its decision accepts below None and rejects from 0.5, not in this order"),
+        ({"reject_from": 1.5}, "its decision.reject_from is wrong: Input should be less than or equal to 1.0"),
+        ({"accept_below": -0.1}, "its decision.accept_below is wrong: Input should be greater than or equal to 0"),
+        ({"accept_below": np.nan}, "its decision.accept_below is wrong: Input should be"),
+        ({"scale": 0}, "its decision.scale is wrong: Input should be greater than 0, and not 0"),
+        ({"scale": np.nan}, "its decision.scale is wrong: Input should be"),
+        ({"scale": -1}, "its decision.scale is wrong: Input should be greater than 0, and not -1"),
+        ({"shift": [0, np.inf]}, "its decision.shift is wrong: Input should be a finite number, and not inf"),
+        ({"prior": [0.5, 0]}, "its decision.prior is wrong: Input should be greater than 0, and not 0"),
         ({"policy": 3}, "its decision.policy is wrong: Input should be a valid string"),
         ({"reject_from": "all"}, "its decision.reject_from is wrong: Input should be a valid number, "),
         ({"promises": [{"rate": "escape_rate"}]}, "its decision.promises.target is wrong: Field required"),
