@@ -13,7 +13,8 @@ of settings were compared, at 95 % together (Bonferroni): of equals, in 1 to 6 s
 """
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from math import comb
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from defectcls.evaluation.metrics import defect_counts, defect_numbers
+from defectcls.evaluation.metrics import METRICS, defect_counts, defect_numbers
 
 RANKING = ("auroc", "loss")  # more is better, and of equal ones less
 SHOWN = ("auroc", "recall", "overkill_rate", "precision", "f1", "accuracy", "f1_macro")  # of the test part
@@ -54,7 +55,8 @@ class Number(NamedTuple):
     n: int
 
 
-class Setting(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Setting:
     """What was typed for it that is not the same in all jobs, by key; its jobs, seeds and numbers."""
 
     name: str
@@ -65,11 +67,15 @@ class Setting(NamedTuple):
     finished: int
     again: int  # of the finished, those of a seed that had finished before
     seeds: pd.DataFrame  # one row a seed that finished, one column a number
-    numbers: dict[str, Number]
     counts: tuple[int, ...] | None  # COUNTS on the judged parts of all seeds together
     collapsed: int  # seeds whose judged part says that the model calls nearly every image alike
     behind: Number | None = None  # the best of the same images less this one; None where nothing can be compared
     verdict: str = ""  # whether chance explains that it is behind
+
+    @cached_property
+    def numbers(self) -> dict[str, Number]:
+        """Over the seeds."""
+        return {str(column): over_seeds(self.seeds[column], *number_range(str(column))) for column in self.seeds}
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class Sweep:
     @property
     def blocks(self) -> list[list[Setting]]:
         """The settings of the same images, best first."""
-        return [list(block) for _, block in groupby(self.settings, lambda one: one.images)]
+        return _blocks(self.settings)
 
     @property
     def best(self) -> Setting | None:
@@ -104,54 +110,48 @@ def summarise_sweep(name: str, jobs: list[Job]) -> Sweep:
     typed = [{override.partition("=")[0].lstrip("+"): override for override in job.overrides} for job in jobs]
     keys = [key for key in dict.fromkeys(key for one in typed for key in one) if key != "seed"]
     varying = [key for key in keys if len({one.get(key) for one in typed}) > 1]
-    measured = [_numbers(job.metrics or {}) for job in jobs]
-    columns = sorted(dict.fromkeys(column for one in measured for column in one), key="seconds".__eq__)
-    rows: list[dict[str, Any]] = []
-    for job, one, numbers in zip(jobs, typed, measured, strict=True):
-        seed = (job.metrics or {}).get("seed", one.get("seed", "").partition("=")[2])
-        about = {"job": job.number, "status": job.status, "setting": _name(one, varying), "seed": str(seed)}
-        rows.append(about | numbers | {"overrides": shlex.join(job.overrides), "error": job.error or ""})
-    table = pd.DataFrame(rows, columns=["job", "status", "setting", "seed", *columns, "overrides", "error"])
-    table[columns] = table[columns].astype(float)
-
-    ranked_by = next((one for one in columns if one.endswith(RANKING) and table[one].notna().any()), "")
     choosing = [key for key in other_images(varying) if not key.startswith(SAME_DATASET)]
+    rows, columns = [], dict[str, None]()
+    for job, one in zip(jobs, typed, strict=True):
+        metrics, numbers = job.metrics or {}, _numbers(job.metrics or {})
+        columns |= dict.fromkeys(numbers)
+        about = {"job": job.number, "status": job.status, "setting": _name(one, varying)}
+        about |= {"seed": str(metrics.get("seed", one.get("seed", "").partition("=")[2]))}
+        rows.append(about | numbers | {"overrides": shlex.join(job.overrides), "error": job.error or ""})
+    shown = sorted(columns, key="seconds".__eq__)
+    table = pd.DataFrame(rows, columns=["job", "status", "setting", "seed", *shown, "overrides", "error"])
+    table[shown] = table[shown].astype(float)
+
+    ranked_by = next((one for one in shown if one.endswith(RANKING) and table[one].notna().any()), "")
     settings = []
     for setting, of_setting in table.groupby("setting", sort=False):
-        one = typed[of_setting.index[0]]
-        values = {key: _value(one.get(key, "")) for key in varying}
-        finished = of_setting[of_setting["status"] == "finished"]
-        again, finished = int(finished["seed"].duplicated().sum()), finished.drop_duplicates("seed")
-        seeds = finished.set_index("seed")[columns]
-        found = [_judged(jobs[index].metrics or {}) for index in finished.index]
+        one, every = typed[of_setting.index[0]], of_setting[of_setting["status"] == "finished"]
+        values, finished = {key: _value(one.get(key, "")) for key in varying}, every.drop_duplicates("seed")
+        images = ", ".join(values[key].strip("[]") for key in choosing if values[key])
+        parts = [_judged(jobs[index].metrics or {}) for index in finished.index]
         settings.append(
             Setting(
                 name=str(setting),
-                images=", ".join(values[key].strip("[]") for key in choosing if values[key])
-                or "defaults" * bool(choosing),
-                within=_name(one, [key for key in varying if key not in choosing])
-                if len(varying) > len(choosing)
-                else "",
+                images=images or "defaults" * bool(choosing),
+                within=_name(one, [key for key in varying if key not in choosing], ""),
                 values=values,
                 jobs=len(of_setting),
-                finished=len(finished) + again,
-                again=again,
-                seeds=seeds,
-                numbers=_over_seeds(seeds),
-                counts=_sum([counts for counts, _ in found if counts]),
-                collapsed=sum(collapsed for _, collapsed in found),
+                finished=len(every),
+                again=len(every) - len(finished),
+                seeds=finished.set_index("seed")[shown],
+                counts=_sum([counts for counts, _ in parts]),
+                collapsed=sum(collapsed for _, collapsed in parts),
             )
         )
-    blocks = list(dict.fromkeys(one.images for one in settings))
-    if ranked_by:
-        settings.sort(key=lambda setting: (blocks.index(setting.images), _rank(setting, ranked_by)))
-    else:
-        settings.sort(key=lambda setting: blocks.index(setting.images))
+    order = list(dict.fromkeys(one.images for one in settings))
+    settings.sort(key=lambda setting: (order.index(setting.images), *_rank(setting, ranked_by)))
     if ranked_by and other_images(varying) == choosing:
-        settings = _compared(settings, blocks, ranked_by)
+        blocks = _blocks(settings)
+        pairs = sum(comb(sum(one.numbers[ranked_by].n > 0 for one in block), 2) for block in blocks)
+        settings = [_compared(block[0], one, ranked_by, pairs) for block in blocks for one in block]
     shared = [typed[0][key] for key in keys if key not in varying]
     means = _means(settings, "categories" if choosing == ["dataset.categories"] else "datasets")
-    return Sweep(name, shared, varying, columns, ranked_by, table, settings, means)
+    return Sweep(name, shared, varying, shown, ranked_by, table, settings, means)
 
 
 def over_seeds(values: pd.Series, least: float = -np.inf, most: float = np.inf) -> Number:
@@ -175,24 +175,31 @@ def settings_table(sweep: Sweep) -> pd.DataFrame:
         ranked = sweep.ranked_by and setting.numbers[sweep.ranked_by].n
         row: dict[str, Any] = {"rank": rank if ranked else None, "setting": setting.name} | setting.values
         row |= {"jobs": setting.jobs, "finished": setting.finished}
-        behind = {} if setting.behind is None else {"behind": setting.behind}
-        for column, value in (setting.numbers | behind).items():
+        for column, value in (setting.numbers | ({"behind": setting.behind} if setting.behind else {})).items():
             row |= {f"{column}_{part}": item for part, item in value._asdict().items()}
-        counts = dict(zip(COUNTS, setting.counts or [None] * len(COUNTS), strict=True))
-        rows.append(row | counts | {"verdict": setting.verdict})
-    table = pd.DataFrame(rows)
-    last = [*COUNTS, "verdict"]
+        rows.append(row | dict(zip(COUNTS, setting.counts or [None] * 4, strict=True)) | {"verdict": setting.verdict})
+    table, last = pd.DataFrame(rows), [*COUNTS, "verdict"]
     return table[[*table.columns.drop(last), *last]] if rows else table
+
+
+def number_range(column: str) -> tuple[float, float]:
+    """Where a number can lie."""
+    return 0.0, np.inf if column.endswith(("loss", "seconds")) else 1.0
+
+
+def other_images(varying: list[str]) -> list[str]:
+    """The keys by which the settings are measured on other images, or other classes."""
+    kept = ("dataset.cache", "dataset.download")
+    return [key for key in varying if key.partition(".")[0] in OTHER_IMAGES and not key.startswith(kept)]
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float | None]:
     """Of metrics.json, by <part>_<number>: what ranks, and what is shown of the part that the verdict is on."""
-    parts = [part for part in ("val", "test", "train") if part in metrics]
     found: dict[str, float | None] = {}
-    for part, names in ((next(iter(parts), ""), RANKING), (_judged_part(metrics), SHOWN)):
+    ranking = next((part for part in ("val", "test", "train") if part in metrics), "")
+    for part, names in ((ranking, RANKING), (_judged_part(metrics), SHOWN)):
         values = defect_numbers(metrics.get(part, {}))
-        two_classes = "per_class" not in values
-        wanted = [name for name in names if name in values and not (two_classes and name == "f1_macro")]
+        wanted = [name for name in names if name in values and (name != "f1_macro" or "per_class" in values)]
         found |= {f"{part}_{name}": values[name] for name in wanted}
     if "seconds" in metrics:
         found["seconds"] = sum(metrics["seconds"].values())
@@ -211,80 +218,45 @@ def _judged(metrics: dict[str, Any]) -> tuple[tuple[int, ...] | None, bool]:
     return counts, "collapse" in values
 
 
-def _sum(counts: list[tuple[int, ...]]) -> tuple[int, ...] | None:
-    return tuple(map(sum, zip(*counts, strict=True))) or None
+def _sum(counts: list[tuple[int, ...] | None]) -> tuple[int, ...] | None:
+    return tuple(map(sum, zip(*filter(None, counts), strict=True))) or None
 
 
-def _over_seeds(seeds: pd.DataFrame) -> dict[str, Number]:
-    return {str(column): over_seeds(seeds[column], *number_range(str(column))) for column in seeds}
+def _blocks(settings: list[Setting]) -> list[list[Setting]]:
+    return [list(block) for _, block in groupby(settings, lambda one: one.images)]
 
 
 def _means(settings: list[Setting], kind: str) -> list[Setting]:
     """The mean over all images of each setting that stands in every block; a seed counts where all blocks have it."""
-    blocks = len({one.images for one in settings})
-    means = []
+    blocks, means = len(_blocks(settings)), []
+    title = f"mean over {blocks} {kind}"
     for within in dict.fromkeys(one.within for one in settings if blocks > 1 and one.numbers):
         members = [one for one in settings if one.within == within]
         if len(members) < blocks:
             continue
         of_seed = pd.concat([one.seeds for one in members]).groupby(level=0)
-        seeds = of_seed.mean().where(of_seed.count() == blocks)
-        title = f"mean over {blocks} {kind}"
         means.append(
-            members[0]._replace(
+            Setting(
                 name=f"{title}: {within}" if within else title,
                 images=title,
+                within=within,
                 values=dict.fromkeys(members[0].values, ""),
                 jobs=sum(one.jobs for one in members),
                 finished=sum(one.finished for one in members),
                 again=sum(one.again for one in members),
-                seeds=seeds,
-                numbers=_over_seeds(seeds),
-                counts=_sum([one.counts for one in members if one.counts]),
+                seeds=of_seed.mean().where(of_seed.count() == blocks),
+                counts=_sum([one.counts for one in members]),
                 collapsed=0,
-                behind=None,
-                verdict="",
             )
         )
     return means
 
 
-def _compared(settings: list[Setting], blocks: list[str], ranked_by: str) -> list[Setting]:
-    """Each with its distance to the best of the same images."""
-    of_images = [[one for one in settings if one.images == images] for images in blocks]
-    pairs = sum(comb(sum(one.numbers[ranked_by].n > 0 for one in block), 2) for block in of_images)
-    return [
-        one if one is block[0] else _compare(block[0], one, ranked_by, pairs) for block in of_images for one in block
-    ]
-
-
-def _name(typed: dict[str, str], varying: list[str]) -> str:
-    return ", ".join(typed[key] for key in varying if key in typed) or ("defaults" if varying else "all jobs")
-
-
-def _value(override: str) -> str:
-    _, is_set, value = override.partition("=")
-    return value if is_set else override
-
-
-def number_range(column: str) -> tuple[float, float]:
-    """Where a number can lie."""
-    return 0.0, np.inf if column.endswith(("loss", "seconds")) else 1.0
-
-
-def _rank(setting: Setting, ranked_by: str) -> tuple[float, float]:
-    part = ranked_by.partition("_")[0]
-    auroc, loss = (
-        setting.numbers[column].mean if (column := f"{part}_{name}") in setting.numbers else np.nan for name in RANKING
-    )
-    return np.inf if np.isnan(auroc) else -round(auroc, DECIMALS), np.inf if np.isnan(loss) else loss
-
-
-def _compare(best: Setting, other: Setting, ranked_by: str, pairs: int) -> Setting:
+def _compared(best: Setting, other: Setting, ranked_by: str, pairs: int) -> Setting:
     """`other` with its distance to the best; `pairs` of settings could have been the one that is looked at."""
-    sign = -1 if ranked_by.endswith("loss") else 1
+    sign = -1 if METRICS[ranked_by.partition("_")[2]].less_is_better else 1
     differences = (sign * (best.seeds[ranked_by] - other.seeds[ranked_by])).dropna()  # joined by seed
-    if differences.empty:
+    if other is best or differences.empty:
         return other
     behind = over_seeds(differences)
     if np.isnan(behind.low):
@@ -294,13 +266,20 @@ def _compare(best: Setting, other: Setting, ranked_by: str, pairs: int) -> Setti
     else:
         chance = 2 * student.sf(behind.mean / behind.std * np.sqrt(behind.n), behind.n - 1)
         verdict = "worse" if chance < (1 - LEVEL) / pairs else "perhaps worse"
-    return other._replace(behind=behind, verdict=verdict)
+    return replace(other, behind=behind, verdict=verdict)
 
 
-def other_images(varying: list[str]) -> list[str]:
-    """The keys by which the settings are measured on other images, or other classes."""
-    return [
-        key
-        for key in varying
-        if key.partition(".")[0] in OTHER_IMAGES and not key.startswith(("dataset.cache", "dataset.download"))
-    ]
+def _rank(setting: Setting, ranked_by: str) -> tuple[float, float]:
+    """What settings of the same images are sorted by."""
+    columns = (f"{ranked_by.partition('_')[0]}_{name}" for name in RANKING)
+    auroc, loss = (setting.numbers[column].mean if column in setting.numbers else np.nan for column in columns)
+    return np.inf if np.isnan(auroc) else -round(auroc, DECIMALS), np.inf if np.isnan(loss) else loss
+
+
+def _name(typed: dict[str, str], varying: list[str], nothing: str = "all jobs") -> str:
+    return ", ".join(typed[key] for key in varying if key in typed) or ("defaults" if varying else nothing)
+
+
+def _value(override: str) -> str:
+    _, is_set, value = override.partition("=")
+    return value if is_set else override

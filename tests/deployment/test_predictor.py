@@ -134,12 +134,12 @@ def test_what_has_no_finite_score_is_an_error_and_never_accepted(
 @pytest.mark.parametrize(
     ("part", "value", "reason"),
     [
-        ("decision", {"scale": 0.0}, "its decision has the scale 0 and the shifts "),
+        ("decision", {"scale": 0.0}, "its decision.scale is wrong: Input should be greater than 0"),
         ("decision", {"shift": (0.0,)}, "its decision is of other classes"),
         (
             "decision",
-            {"accept_below": None, "reject_from": 2.0},
-            "its decision accepts below None and rejects from 2.0, not from 0 to 1",
+            {"reject_from": 2.0},
+            "its decision.reject_from is wrong: Input should be less than or equal to 1",
         ),
         ("config", {"image_size": 64}, "its image_size or its precision is not that of its network"),
         ("config", {"trainer": None}, "TypeError: "),
