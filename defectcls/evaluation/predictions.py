@@ -14,7 +14,6 @@
 import csv
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -61,14 +60,11 @@ def predictions_table(
 def groups_of(predictions: pd.DataFrame) -> np.ndarray:
     """Number of the images that each image belongs with, int (images,): its `unit`, or else its `group`.
 
-    An image without a group is one by itself.
+    An image without one is one by itself.
     """
-    if "unit" in predictions:
-        return pd.factorize(predictions["unit"])[0]
-    if "group" not in predictions:
-        return np.arange(len(predictions))
-    named = predictions["group"].to_numpy() != ""
-    return pd.factorize(predictions["group"].where(named, pd.Series(range(len(predictions)), predictions.index)))[0]
+    rows = pd.Series(range(len(predictions)), predictions.index)
+    column = next((column for column in ("unit", "group") if column in predictions), None)
+    return pd.factorize(rows if column is None else predictions[column].where(predictions[column] != "", rows))[0]
 
 
 def folds_of(predictions: pd.DataFrame) -> np.ndarray:
@@ -109,7 +105,7 @@ def classes_of_table(predictions: pd.DataFrame) -> tuple[list[str], list[bool]]:
 
 
 def write_predictions(predictions: pd.DataFrame, path: Path) -> None:
-    """Write CSV from which `read_predictions` restores every bit; a reader never meets half a file."""
+    """Write CSV from which `read_predictions` restores every number to the bit; a reader never meets half a file."""
     with written_whole(path) as unfinished:
         # text in quotes: else a carriage return within a name would end the line
         predictions.to_csv(unfinished, index=False, quoting=csv.QUOTE_NONNUMERIC)
@@ -120,7 +116,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
     Of another tool, `path`, `defective` (true or false) and `score` (the probability of being defective) are enough: it
     then tells sound from defective. With one `p_<class>` column a class it needs `label` too; `prediction` is the most
-    probable class where there is no such column. A row that stands there twice counts once.
+    probable class where there is no such column. Other columns are text. A row that stands there twice counts once.
 
     Raises:
         UserError: no such file, a column is missing, a value is none of what it must be, or rows of one image (in one
@@ -147,36 +143,17 @@ def read_predictions(path: Path) -> pd.DataFrame:
     if truth.isna().any():
         wrong = rows["defective"][truth.isna()].iloc[0]
         raise UserError(f"{path}: defective is '{wrong}' in a row; it must be true or false")
-    cells: dict[str, Any] = {str(column): rows[column] for column in rows}
-    for column in cells:
-        if column in (*answers, "score"):
-            cells[column] = numbers(rows[column], path)
-        elif column not in (*TEXT_COLUMNS, "defective"):
-            cells[column] = _numbers_or_text(rows[column])
-    if "split" in cells:
-        parts = rows["split"].str.casefold().map(SPLIT_NAMES)
-        refuse(rows["split"][parts.isna()].unique(), f"{path} has splits that are not train, val or test")
-        cells["split"] = parts
-    return _completed(pd.DataFrame(cells | {"defective": truth.astype(bool)}))
-
-
-def _numbers_or_text(cells: pd.Series) -> np.ndarray | pd.Series:
-    """Whole numbers, or else numbers and NaN where empty, or else the text."""
-    for kind, empty in ((np.int64, ""), (np.float64, "nan")):
-        try:
-            return cells.where(cells != "", empty).to_numpy(object).astype(kind)
-        except ValueError:
-            continue
-    return cells
-
-
-def _completed(predictions: pd.DataFrame) -> pd.DataFrame:
-    """With the columns that follow from the others."""
-    if not class_names_of(predictions):
-        predictions = predictions.assign(
-            label=np.where(predictions["defective"], DEFECTIVE, SOUND),
-            **{PROBABILITY + SOUND: 1 - predictions["score"], PROBABILITY + DEFECTIVE: predictions["score"]},
-        )
+    predictions = rows.assign(defective=truth.astype(bool))
+    for column in rows.columns.intersection([*answers, "score"]):
+        predictions[column] = numbers(rows[column], path)
+    if "split" in rows:
+        predictions["split"] = rows["split"].str.casefold().map(SPLIT_NAMES)
+        unknown = rows["split"][predictions["split"].isna()].unique()
+        refuse(unknown, f"{path} has splits that are not train, val or test")
+    if not answers:
+        predictions["label"] = np.where(predictions["defective"], DEFECTIVE, SOUND)
+        predictions[PROBABILITY + SOUND] = 1 - predictions["score"]
+        predictions[PROBABILITY + DEFECTIVE] = predictions["score"]
     names = class_names_of(predictions)
     probabilities = predictions[[PROBABILITY + name for name in names]].to_numpy()
     if "score" not in predictions:

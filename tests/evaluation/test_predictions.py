@@ -7,6 +7,8 @@ from defectcls.evaluation.metrics import compute_metrics
 from defectcls.evaluation.predictions import (
     class_names_of,
     classes_of_table,
+    folds_of,
+    groups_of,
     predictions_table,
     read_predictions,
     write_predictions,
@@ -27,8 +29,7 @@ def awkward_table() -> pd.DataFrame:
             "split": "test",
         }
     )
-    samples["mask_size"] = [0.1, np.nan, *generator.random(8)]
-    samples["unit"] = np.arange(10)
+    samples["unit"] = np.arange(10) // 2
     probabilities = generator.dirichlet(np.ones(10), size=10) ** 9
     return predictions_table(samples, probabilities, AWKWARD, [False] * 4 + [True] * 6)
 
@@ -49,7 +50,8 @@ def test_reading_restores_every_bit_and_so_every_metric(tmp_path):
     table = awkward_table()
     write_predictions(table, tmp_path / "predictions.csv")
     restored = read_predictions(tmp_path / "predictions.csv")
-    pd.testing.assert_frame_equal(restored, table, check_exact=True)
+    pd.testing.assert_frame_equal(restored, table.astype({"unit": str}), check_exact=True)
+    assert groups_of(restored).tolist() == groups_of(table).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     write_predictions(table.iloc[:0], tmp_path / "predictions.csv")
     with pytest.raises(UserError, match=r"predictions\.csv has no rows"):
         read_predictions(tmp_path / "predictions.csv")
@@ -137,7 +139,7 @@ def test_repeats_of_a_cross_validation_judge_an_image_anew(tmp_path):
     (tmp_path / "other.csv").write_text(text)
     table = read_predictions(tmp_path / "other.csv")
     assert table["score"].tolist() == [0.1, 0.2, 0.9, 0.9]
-    assert table["repeat"].tolist() == [0, 1, 0, 1]
+    assert folds_of(table.assign(fold="0")).tolist() == [0, 1, 0, 1]
     (tmp_path / "other.csv").write_text(text + "b.png,1,0.8,1\n")
     with pytest.raises(UserError, match="differently: b.png$"):
         read_predictions(tmp_path / "other.csv")
@@ -176,3 +178,10 @@ def test_the_table_of_a_german_spreadsheet(tmp_path, caplog):
     (tmp_path / "excel.csv").write_text("path,score,defective,score\na,0.5,0,0.6\n")
     with pytest.raises(UserError, match="has a column twice, of which one must go: score$"):
         read_predictions(tmp_path / "excel.csv")
+
+
+def test_images_without_a_group_are_by_themselves():
+    table = pd.DataFrame({"group": ["b", "", "a", "", "b"]}, index=[9, 8, 7, 6, 5])
+    assert groups_of(table).tolist() == [0, 1, 2, 3, 0]
+    assert groups_of(table.assign(unit=["1", "1", "2", "", "1"])).tolist() == [0, 0, 1, 2, 0]
+    assert groups_of(table[[]]).tolist() == [0, 1, 2, 3, 4]
