@@ -47,5 +47,5 @@ bench: .venv/installed  ## half an hour of a CPU that does nothing else; needs D
 .PHONY: bench-gpu
 bench-gpu: .venv/installed  ## the same on a GPU, with drawn photos: needs no data and no weights
 	for model in resnet18 resnet50; do \
-		$(SPEED) $(BARE) --steps 20 dataset=synthetic dataset.images=8000 dataset.image_side=224 model=$$model \
+		$(SPEED) $(BARE) --steps 20 dataset=synthetic dataset.image_count=8000 dataset.image_side=224 model=$$model \
 			trainer=gpu batch_size=256 model.pretrained=false || exit 1; done

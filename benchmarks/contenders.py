@@ -13,7 +13,8 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.turns import Stopwatch, Turn, Turns
-from defectcls.data.datamodule import Batch, DefectDataModule
+from defectcls.data.batches import Batch
+from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.images import attempt
 from defectcls.data.threads import map_in_threads
 from defectcls.model.stages import plan_stages, switch_training

@@ -15,7 +15,7 @@ TEXTS = (  # keys whose values are text whatever Hydra's grammar makes of it; a 
     *("model.weights", "logger.project", "logger.group", "resume", "checkpoint", "predictions", "input", "output"),
     *("root", RUN_DIR, SWEEP_DIR),
 )
-NAMES = ("dataset.sound", "dataset.categories", "dataset.classes", "runs", "logger.tags", "hydra.searchpath")  # lists
+NAMES = ("dataset.sound", "dataset.categories", "dataset.labels", "runs", "logger.tags", "hydra.searchpath")  # lists
 
 QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 ELEMENT = re.compile(rf"(?:^|,)\s*((?:{QUOTED}|\[.*?\])(?=\s*(?:,|$))|[^,]*)")

@@ -16,12 +16,13 @@ def audit(config: dict[str, Any], folder: Path) -> int:
     from defectcls.settings import AuditSettings
 
     settings = parse(AuditSettings, config)
+    from defectcls.data.datamodule import DefectDataModule
     from defectcls.data.findings import balance, take_inventory
     from defectcls.data.samples import counted
     from defectcls.errors import UserError
     from defectcls.pages.audit import print_audit, render_audit, summarise
 
-    inventory = take_inventory(settings.dataset, settings.target, settings.seed)
+    inventory = take_inventory(DefectDataModule.from_settings(settings))
     doubted: list[Finding] = []
     notes = [f"train would refuse this set: {inventory.refusal}"] if inventory.refusal else []
     left_out = inventory.samples.attrs.get("left_out", {})

@@ -44,7 +44,7 @@ MULTIRUN = {"-m", "--multirun"}
 UNRECORDED = "hydra.output_subdir=null"  # .hydra/ stays what began the run, whatever is typed to go on with it
 TRUST = "trust=true"  # of the folder that `resume` names
 # Flags, keys of Hydra's own, keys of functions and classes, and presets that lie outside of conf/.
-CODE = re.compile(r"[\s+~]*(-|hydra|imports)|.*(_target_|list_samples)|[\w/+~]*(@[^=]*)?=.*(\.\./|\$)", re.DOTALL)
+CODE = re.compile(r"[\s+~]*(-|hydra|imports)|.*_target_|[\w/+~]*(@[^=]*)?=.*(\.\./|\$)", re.DOTALL)
 
 STANDS_ON = ("defectcls", "torch", "torchmetrics", "timm", "lightning")  # packages that a file may name parts of
 
@@ -202,14 +202,18 @@ def _new_sweep_folder(verb: str) -> Path:
     return Path(next(folder for preset in presets if (folder := OmegaConf.select(preset, SWEEP_DIR))))
 
 
-def shipped_dataset(lister: str) -> dict[str, Any] | None:
-    """The preset of conf/dataset/ whose images this function lists, with ??? for what one has to give; None without."""
-    for file in sorted((CONF_DIR / "dataset").glob("*.yaml")):
-        preset = OmegaConf.merge(OmegaConf.load(CONF_DIR / "dataset_base.yaml"), OmegaConf.load(file))
-        values: dict[str, Any] = OmegaConf.to_container(preset, resolve=True)  # type: ignore[assignment]
-        if values["list_samples"] == lister:
-            return values
-    return None
+def presets(*names: str) -> dict[str, Any]:
+    """The values of conf/<name>.yaml, of a later one over those before it, with ??? for what one has to give."""
+    merged = OmegaConf.merge(*(OmegaConf.load(CONF_DIR / f"{name}.yaml") for name in names))
+    assert isinstance(merged, DictConfig)
+    rest = [str(key) for key in merged if key not in ("defaults", "hydra")]
+    return OmegaConf.to_container(OmegaConf.masked_copy(merged, rest), resolve=True)  # type: ignore[return-value]
+
+
+def shipped_datasets() -> dict[str, dict[str, Any]]:
+    """Every preset of conf/dataset/, by the dotted path of its class."""
+    names = sorted(file.stem for file in (CONF_DIR / "dataset").glob("*.yaml"))
+    return {values["_target_"]: values for name in names for values in [presets("dataset_base", f"dataset/{name}")]}
 
 
 def job_command() -> str:

@@ -59,10 +59,10 @@ class Archive(Settings):
 
 
 class DatasetSettings(OpenSettings):
-    """What every dataset has; further keys are the options of its `list_samples`."""
+    """What every dataset has; further keys are the options of its class."""
 
     name: str
-    list_samples: str
+    target: str = Field(alias="_target_")  # dotted path of the DefectDataModule
     root: Path
     source: str | None
     archive: Archive | None
@@ -236,7 +236,17 @@ class ClassifierSettings(Settings):
     seed: int
 
 
-class TrainSettings(Settings):
+class BatchSettings(Settings):
+    """What a data module has to know beside the dataset."""
+
+    target: Literal["defect", "defect_type"]
+    image_size: Annotated[int, Field(ge=32)]
+    batch_size: PositiveInt
+    sampler: Literal["shuffle", "balanced"]
+    seed: Annotated[int, Field(ge=0)]
+
+
+class TrainSettings(BatchSettings):
     dataset: DatasetSettings
     model: ModelSettings
     finetune: FinetuneSettings
@@ -247,11 +257,6 @@ class TrainSettings(Settings):
     trainer: TrainerSettings
     callbacks: dict[str, CallbackSettings | None]  # null takes one away that a preset has
     logger: LoggerSettings
-    target: Literal["defect", "defect_type"]
-    image_size: Annotated[int, Field(ge=32)]
-    batch_size: PositiveInt
-    sampler: Literal["shuffle", "balanced"]
-    seed: Annotated[int, Field(ge=0)]
     inspect: InspectSettings
     imports: list[str]
     objective: str | None

@@ -142,7 +142,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [
         "dataset=synthetic",
         f"dataset.root={tmp_path_factory.mktemp('photos')}",
-        "dataset.images=90",
+        "dataset.image_count=90",
         "dataset.image_side=64",
         "dataset.crops_per_photo=2",
         "model=timm",

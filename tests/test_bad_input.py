@@ -158,7 +158,7 @@ def test_labels_of_a_table_outside_its_classes(photos: Path) -> None:
     rows = [f"{path.relative_to(photos)},{path.parent.name}" for path in sorted(photos.glob("*/*"))]
     table = photos / "parts.csv"
     table.write_text("\n".join(["path,label", *rows, ""]).replace("scratch/3.png,scratch", "scratch/3.png,scrach"))
-    given = (f"dataset.root={photos}", f"dataset.table={table}", "dataset.classes=[good,scratch]", *SMALL)
+    given = (f"dataset.root={photos}", f"dataset.table={table}", "dataset.labels=[good,scratch]", *SMALL)
     outcome = command("train", "dataset=table", *given, f"hydra.run.dir={photos.parent / 'run'}")
     assert sentence(outcome) == f"{table} has labels that the classes do not have: scrach"
 

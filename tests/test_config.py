@@ -176,7 +176,7 @@ def test_a_name_is_text_whatever_the_grammar_makes_of_it(name: str) -> None:
     ],
 )
 def test_names_in_a_list_are_text(typed: str, read: Any) -> None:
-    for key in ("dataset.sound", "+dataset.classes", "dataset.categories"):
+    for key in ("dataset.sound", "+dataset.labels", "dataset.categories"):
         assert read_by_hydra(with_text_quoted(f"{key}={typed}", sweeps=False)) == read
 
 
@@ -286,9 +286,9 @@ WRONG = {
     "finetune.stages.full.steps=5": "finetune.stages.full: give epochs or steps, and null for the other",
     "dataset.prevalence=1": "dataset.prevalence=1: Input should be less than 1",
     "dataset.split.val=null": ("dataset.split: at most one of train, val and test may be null (all that is left)"),
-    "dataset.images=0": "dataset.images=0 is not from 1 to 1000000",
-    "dataset.images=many": (
-        "dataset.images=many: Input should be a valid integer, unable to parse string as an integer"
+    "dataset.image_count=0": "dataset.image_count=0 is not from 1 to 1000000",
+    "dataset.image_count=many": (
+        "dataset.image_count=many: Input should be a valid integer, unable to parse string as an integer"
     ),
 }
 

@@ -15,7 +15,7 @@ from defectcls.training import results
 from defectcls.training.build import build_data
 from tests.conftest import command, equal, sentence, weights
 
-JOINED = ("model.head=joined", "finetune=probe", "dataset.images=60", "dataset.crops_per_photo=1")
+JOINED = ("model.head=joined", "finetune=probe", "dataset.image_count=60", "dataset.crops_per_photo=1")
 CHECKPOINT = Path("checkpoints/best.ckpt")
 FROZEN = "model.head=joined remembers what a frozen backbone makes of sound parts: finetune=probe"
 
@@ -140,7 +140,7 @@ def test_cross_validation_and_augmented_copies(tiny: list[str], tmp_path: Path) 
         ),
         (["model.head=hybrid"], "model.head=hybrid: Input should be 'linear', 'joined' or 'memory'"),
         (
-            ["target=defect_type", "dataset.images=90"],
+            ["target=defect_type", "dataset.image_count=90"],
             "model.head=joined tells sound from defective, and the classes are sound, ",
         ),
     ],

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from defectcls.config import CONF_DIR, parse
-from defectcls.data import railway_components, synthetic
+from defectcls.data import railway_components
+from defectcls.data.synthetic import Synthetic
 from defectcls.settings import EvaluateSettings, PredictSettings, TrainSettings
 from tests.conftest import command, composed
 
@@ -88,8 +89,8 @@ SOUND = ("ok_front", "Negative", "good", "Non defective", "Perfect")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of datasets as DEFECTCLS_DATA holds them, of photos of plain defects."""
     root = tmp_path_factory.mktemp("data")
-    knobs = {"images": 180, "image_side": 64, "crops_per_photo": 1, "defect_share": 0.5, "difficulty": 0}
-    photos = synthetic.list_samples(root / "drawn", **knobs, near_duplicates=0, wrong_labels=0, data_seed=0, draw=True)
+    knobs = {"image_count": 180, "image_side": 64, "crops_per_photo": 1, "defect_share": 0.5, "difficulty": 0}
+    photos = Synthetic(root=root / "drawn", **knobs).sample_table()
     for dataset, counts in COUNTS.items():
         left = {side: iter(rows["path"]) for side, rows in photos.groupby("defective")}
         for folder, count in counts.items():
@@ -119,7 +120,12 @@ def test_recipe_runs_end_to_end(recipe: str, drawn: Path, tmp_path: Path, monkey
     given = [f"experiment={recipe}", *small, *quick, *plain]
     dataset = composed(*given)["dataset"]
     if dataset["name"] == "synthetic":
-        given += [f"dataset.root={drawn}", "dataset.images=100", "dataset.image_side=64", "dataset.crops_per_photo=1"]
+        given += [
+            f"dataset.root={drawn}",
+            "dataset.image_count=100",
+            "dataset.image_side=64",
+            "dataset.crops_per_photo=1",
+        ]
     outcome = command("train", *given, f"hydra.run.dir={tmp_path}")
     assert outcome.code == 0, outcome.err
     metrics = json.loads((tmp_path / "metrics.json").read_text())

@@ -13,7 +13,8 @@ import pytest
 import torch
 import yaml
 
-from defectcls.config import CONF_DIR, _with_recorded_overrides, shipped_dataset
+from defectcls.config import CONF_DIR, _with_recorded_overrides, shipped_datasets
+from defectcls.data.datamodule import DefectDataModule
 from defectcls.errors import UserError
 from defectcls.model.checkpoint import load_classifier
 from defectcls.training.jobs import SWEEP, _write
@@ -22,10 +23,12 @@ from tests.conftest import command, sentence
 SPRUNG: list[Path] = []
 
 
-def spring(root: Path, **_: Any) -> pd.DataFrame:
-    """What a stranger would like to have called."""
-    SPRUNG.append(root)
-    raise AssertionError
+class Spring(DefectDataModule):
+    """What a stranger would like to have made."""
+
+    def __init__(self, **_: Any) -> None:
+        SPRUNG.append(Path())
+        raise AssertionError
 
 
 class Victim:
@@ -82,23 +85,25 @@ def evaluated(checkpoint: Path, folder: Path, *arguments: str) -> Any:
     return command("evaluate", f"checkpoint={checkpoint}", f"hydra.run.dir={folder}", *arguments)
 
 
-@pytest.mark.parametrize("lister", ["tests.test_trust.spring", "os.system", "defectcls.data.synthetic.draw_images"])
-def test_no_function_that_a_checkpoint_names_is_called(
-    finished: Path, victim: Victim, tmp_path: Path, lister: str
+@pytest.mark.parametrize(
+    "target", ["tests.test_trust.Spring", "os.system", "defectcls.data.datamodule.DefectDataModule"]
+)
+def test_no_class_that_a_checkpoint_names_is_imported(
+    finished: Path, victim: Victim, tmp_path: Path, target: str
 ) -> None:
-    file = stranger(finished, victim, tmp_path / "best.ckpt", name="parts", list_samples=lister)
+    file = stranger(finished, victim, tmp_path / "best.ckpt", name="parts", _target_=target)
     assert sentence(evaluated(file, tmp_path / "new")) == (
-        f"{file} was trained on 'parts', which is no dataset of this installation, and the function that it names, "
-        f"{lister}, is not called: name the dataset again, dataset=<name>"
+        f"{file} was trained on 'parts', which is no dataset of this installation, and the class that it names, "
+        f"{target}, is not imported: name the dataset again, dataset=<name>"
     )
     victim.assert_untouched()
 
 
 def test_a_checkpoint_fetches_nothing_and_makes_no_folder(finished: Path, victim: Victim, tmp_path: Path) -> None:
     root = tmp_path / "gone/photos"
-    for lister, name in (("mvtec", "mvtec"), ("synthetic", "synthetic")):
-        lister = f"defectcls.data.{lister}.list_samples"
-        file = stranger(finished, victim, tmp_path / "best.ckpt", list_samples=lister, root=str(root))
+    for name, target in (("mvtec", "mvtec.MVTec"), ("synthetic", "synthetic.Synthetic")):
+        target = f"defectcls.data.{target}"
+        file = stranger(finished, victim, tmp_path / "best.ckpt", _target_=target, root=str(root))
         assert sentence(evaluated(file, tmp_path / "new")) == (
             f"{file} was trained on images in {root}, which does not exist: say where, "
             f"dataset={name} dataset.root=<folder>"
@@ -148,13 +153,10 @@ def test_a_model_is_one_of_timm_s_own(
         load_classifier(tmp_path / "best.ckpt")
 
 
-def test_every_shipped_dataset_is_known_by_its_function() -> None:
+def test_every_shipped_dataset_is_known_by_its_class() -> None:
     for file in CONF_DIR.glob("dataset/*.yaml"):
-        lister = yaml.safe_load(file.read_text())["list_samples"]
-        preset = shipped_dataset(lister)
-        assert preset is not None
+        preset = shipped_datasets()[yaml.safe_load(file.read_text())["_target_"]]
         assert (preset["name"], preset["on_unreadable"]) == (file.stem, "error")  # its own, and dataset_base's
-    assert shipped_dataset("os.system") is None
 
 
 # --- resume -----------------------------------------------------------------------------------------------------------
@@ -164,8 +166,8 @@ CODE = [
     "+hydra.callbacks={x: {_target_: os.system}}",
     "hydra.searchpath=[file:///tmp/theirs]",
     "hydra/launcher=theirs",
-    "dataset.list_samples=os.system",
-    "'dataset={list_samples: os.system}'",
+    "dataset._target_=os.system",
+    "'dataset={_target_: os.system}'",
     "+optim.x={_target_: os.system}",
     "--config-dir=/tmp/theirs",
     "-cd",

@@ -1,23 +1,22 @@
-"""Concrete Crack Images for Classification, Ç. F. Özgenel 2019, doi 10.17632/5y9wdsg2zt.2, CC BY 4.0.
-
-    root/
-        Negative/00001.jpg …      20,000 patches of sound concrete, 227 x 227 px
-        Positive/00001.jpg …      20,000 patches with a crack
-
-The patches were cut from 458 photos whose names are lost, and 1,598 of them are byte-identical copies.
-"""
-
-from pathlib import Path
+"""Concrete Crack Images for Classification, Ç. F. Özgenel 2019, doi 10.17632/5y9wdsg2zt.2, CC BY 4.0."""
 
 import pandas as pd
 
-from defectcls.data.samples import images_expected_in, sample_table
+from defectcls.data.datamodule import DefectDataModule
+from defectcls.data.samples import samples_in
 
-FOLDERS = {"Negative": False, "Positive": True}
 
+class ConcreteCrack(DefectDataModule):
+    """Patches of concrete walls, sound or cracked, 227 x 227 px.
 
-def list_samples(root: Path) -> pd.DataFrame:
-    """The sample table (see `defectcls.data.samples`)."""
-    images, left_out = images_expected_in(root, FOLDERS, "{Negative,Positive}/<image>")
-    rows = ({"path": path, "defective": defective} for folder, defective in FOLDERS.items() for path in images[folder])
-    return sample_table(rows, left_out)
+        root/
+            Negative/00001.jpg …      20,000 sound patches
+            Positive/00001.jpg …      20,000 with a crack
+
+    The patches were cut from 458 photos whose names are lost, and 1,598 of them are byte-identical copies.
+    """
+
+    def list_samples(self) -> pd.DataFrame:
+        """See `DefectDataModule.list_samples`."""
+        folders = {"Negative": {"defective": False}, "Positive": {"defective": True}}
+        return samples_in(self.root, folders, "{Negative,Positive}/<image>")

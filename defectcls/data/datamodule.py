@@ -1,76 +1,174 @@
-"""From a dataset's settings to batches: `image` uint8 (batch, 3, side, side), `target` and `index` int64 (batch,)."""
+"""A dataset, from its files to batches: `image` uint8 (batch, 3, size, size), `target` and `index` int64 (batch,)."""
 
+import inspect
 import logging
-from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from omegaconf import OmegaConf
+from pydantic import ValidationError, create_model
+from torch.utils.data import DataLoader
 
-from defectcls.data.cache import Images, open_images
+from defectcls.config import named, presets, shipped_datasets
+from defectcls.data.batches import EpochSampler, Part, PartLoader
+from defectcls.data.cache import open_images
 from defectcls.data.depth import examine_files
 from defectcls.data.digests import digest_files
+from defectcls.data.download import fetch_archive
 from defectcls.data.duplicates import NO_PAIRS, contradiction, first_of, identical_files, related_images, split_units
 from defectcls.data.fingerprints import Fingerprints, fingerprint_files
-from defectcls.data.listing import fetch, list_samples
 from defectcls.data.near_duplicates import near_identical_pairs
 from defectcls.data.pixel_file import Files
-from defectcls.data.samples import Target, classes_of, counted, label_samples
+from defectcls.data.samples import classes_of, counted, group_consecutive, in_order, label_samples, one_spelling
 from defectcls.data.splits import PARTS, leaked_units, split_samples
 from defectcls.data.store import image_store
-from defectcls.errors import UserError
-from defectcls.settings import DatasetSettings, SplitSettings
+from defectcls.errors import UserError, did_you_mean, explain
+from defectcls.settings import BatchSettings, DatasetSettings, SplitSettings, TrainSettings
 
 log = logging.getLogger(__name__)
 
-Batch = dict[str, torch.Tensor]
+BATCH = tuple(BatchSettings.model_fields)
+MISSING = "???"  # in conf/: has to be given
 
 
 class DefectDataModule(L.LightningDataModule):
-    """The images of one dataset. After `setup`, `samples` is the table that the `index` of every batch points into.
+    """The photos of one dataset. Each dataset is a subclass, which annotates options of its own and lists its files:
 
-    `images[rows]` are their pixels, `digests` 16 bytes of each one's content, and `settings.depth` is no longer auto.
+        class Bolts(DefectDataModule):
+            days: list[str]
+
+            def list_samples(self) -> pd.DataFrame:
+                kinds = {"good": False, "bad": True}
+                folders = {f"{day}/{kind}": {"defective": kinds[kind]} for day in self.days for kind in kinds}
+                return samples_in(self.root, folders, "<day>/{good,bad}/<image>")
+
+        data = Bolts(root="photos", days=["monday"], image_size=448)
+        L.Trainer(max_epochs=3).fit(classifier, data)
+
+    After `setup`, `samples` is the table that the `index` of every batch points into, `images[rows]` are the pixels of
+    its rows and `digests` 16 bytes of each one's content; `classes` says of each class, by name and in the order of the
+    logits, whether it is defective. `settings` are the options of every dataset; its depth is then no longer auto.
 
     Args:
-        image_size: side in pixels that every image is brought to.
-        batch_size: images per process and step.
-        sampler: `shuffle`, or `balanced`: every class equally often, images of small ones repeated.
-        workers: processes that decode, where no decoded images are kept; 0: the threads of this one.
-        device: where the images may be kept, as `dataset.cache` says; batches are then on it.
-        classes: class name -> defective, in the order of a trained model's logits. None: taken from the data.
-        split: False puts all images into the test part.
+        device: where the images may be kept, as the option `cache` says; batches are then on it.
+        classes: those of a trained model; None: taken from the data.
+        test_all: puts all images into the test part, instead of splitting them.
+        options: of the dataset, as in conf/dataset_base.yaml and conf/dataset/<name>.yaml; `target`, `image_size`,
+            `batch_size`, `sampler` and `seed`, as in conf/train.yaml; and `workers`, as in conf/trainer/auto.yaml.
+            What is not given is as it stands there.
+
+    Raises:
+        UserError: an option is unknown, has a wrong value, or has to be given and is not.
     """
 
     def __init__(
         self,
-        settings: DatasetSettings,
         *,
-        target: Target,
-        image_size: int,
-        batch_size: int,
-        sampler: Literal["shuffle", "balanced"],
-        seed: int,
-        workers: int,
-        device: torch.device,
+        device: torch.device = torch.device("cpu"),  # noqa: B008  immutable
         classes: dict[str, bool] | None = None,
-        split: bool = True,
+        test_all: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__()
-        self.settings, self.target, self.image_size, self.batch_size = settings, target, image_size, batch_size
-        self.sampler, self.seed, self.workers, self.device = sampler, seed, workers, device
-        self.classes, self.split = classes or {}, split
+        kind, train, shipped = type(self), presets("train"), shipped_datasets()
+        kinds = kind.__mro__[: kind.__mro__.index(DefectDataModule)]
+        own = {name: hint for each in kinds for name, hint in inspect.get_annotations(each, eval_str=True).items()}
+        defaults = {name: getattr(kind, name, MISSING) for name in own} | {name: train[name] for name in BATCH}
+        defaults["workers"] = presets("trainer/auto")["workers"]
+        plain = presets("dataset_base") | {"name": kind.__name__, "_target_": _path(kind)}
+        defaults |= next((shipped[_path(each)] for each in kinds if _path(each) in shipped), plain)
+        if unknown := [name for name in options if name not in defaults]:
+            near = did_you_mean(unknown[0], defaults) or f"; it has {', '.join(defaults)}"
+            raise UserError(f"{kind.__name__} has no option '{unknown[0]}'{near}")
+        values = defaults | {
+            name: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            for name, value in options.items()
+        }
+        values["split"] = defaults["split"] | values["split"]
+        if missing := [name for name, value in values.items() if value == MISSING]:
+            raise UserError(f"{kind.__name__} needs {missing[0]}: give {missing[0]}=<value>")
+        try:
+            fields: Any = {name: (hint, ...) for name, hint in own.items()}
+            checked = create_model(kind.__name__, **fields)(**{name: values[name] for name in own})
+            batches = BatchSettings(**{name: values.pop(name) for name in BATCH})
+            self.workers = values.pop("workers")
+            self.settings = DatasetSettings(**values)
+        except ValidationError as error:
+            raise UserError(explain(error)) from None
+        self.target, self.image_size, self.batch_size = batches.target, batches.image_size, batches.batch_size
+        self.sampler, self.seed, self.device = batches.sampler, batches.seed, device
+        self.classes, self.test_all = classes or {}, test_all
+        self.root = self.settings.root
         self.samples = pd.DataFrame()
         self.digests: list[bytes] = []
         self.unreadable: list[dict[str, str]] = []
         self.prints: Fingerprints | None = None  # where the split asks for them
         self.near = NO_PAIRS
+        if clash := [name for name in own if hasattr(self, name) and name not in vars(kind)]:
+            raise TypeError(f"{kind.__name__}.{clash[0]} is a name that DefectDataModule has taken: call it another")
+        vars(self).update({name: getattr(checked, name) for name in own})
+
+    @staticmethod
+    def from_settings(settings: TrainSettings, **more: Any) -> "DefectDataModule":
+        """The data module that `dataset._target_` names.
+
+        Args:
+            more: arguments that are no part of a configuration: device, classes, test_all.
+
+        Raises:
+            UserError: it names no such class.
+        """
+        kind = named(settings.dataset.target)
+        if not (isinstance(kind, type) and issubclass(kind, DefectDataModule)):
+            raise UserError(f"dataset._target_={settings.dataset.target} is no subclass of defectcls.DefectDataModule")
+        batches = {name: getattr(settings, name) for name in BATCH}
+        return kind(**settings.dataset.model_dump(), **batches, workers=settings.trainer.workers, **more)
+
+    def list_samples(self) -> pd.DataFrame:
+        """One row an image, in any order, by names alone: nothing is decoded. See `defectcls.data.samples`."""
+        raise NotImplementedError
+
+    @property
+    def class_names(self) -> list[str]:
+        """In the order of the logits."""
+        return list(self.classes)
 
     def prepare_data(self) -> None:
-        """Fetch what is missing; see `defectcls.data.listing.fetch`."""
-        fetch(self.settings)
+        """Fetch the archive where the root folder is missing and `download` is true.
+
+        Raises:
+            UserError: the root folder is missing; where to get the data and where to put it.
+        """
+        root, source, archive = self.root, self.settings.source, self.settings.archive
+        if source is None:
+            root.mkdir(parents=True, exist_ok=True)  # made on first use
+        elif not root.is_dir() and self.settings.download and archive:
+            fetch_archive(archive.url, archive.sha256, root, archive.unpacked_gb)
+        elif not root.is_dir():
+            public = f"get '{self.settings.name}' from {source} and put it there, or " if source[:4] == "http" else ""
+            download = ", or add dataset.download=true" if archive else ""
+            raise UserError(
+                f"the folder {root} does not exist: {public}say where it is with dataset.root=<folder>{download}"
+            )
+
+    def sample_table(self) -> pd.DataFrame:
+        """What `list_samples` lists, in the order of paths, with names in one spelling, and groups of `consecutive`.
+
+        Raises:
+            UserError: no images, or names of classes that differ in spelling alone.
+        """
+        listed, settings = self.list_samples(), self.settings
+        if listed.empty:
+            raise UserError(f"the folder {self.root} holds no images of '{settings.name}'")
+        samples = in_order(listed)
+        for column, kinds in (("defect_type", "classes"), ("category", "categories")):
+            if column in samples:
+                first, join = getattr(self, "sound", []), settings.join_spellings
+                samples[column] = one_spelling(samples[column], kinds, first, join)
+        return samples if settings.consecutive is None else group_consecutive(samples, settings.consecutive)
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002  Lightning's signature
         """List, read, label and split the images; a second call does nothing.
@@ -81,7 +179,7 @@ class DefectDataModule(L.LightningDataModule):
         """
         if not self.samples.empty:
             return
-        samples = list_samples(self.settings)
+        samples = self.sample_table()
         if left_out := samples.attrs.get("left_out"):
             log.info("beside the photos: %s", counted(left_out))
         samples = label_samples(self._read(samples), self.target)
@@ -106,10 +204,10 @@ class DefectDataModule(L.LightningDataModule):
         self._tied = self._units(samples)
         samples["unit"] = split_units(first_of(self._tied), samples.get("group"))  # a split may ignore what is related
         self.samples = samples
-        if self.split:
-            self.deal(self.settings.split, self.seed)
-        else:
+        if self.test_all:
             samples["split"] = "test"
+        else:
+            self.deal(self.settings.split, self.seed)
         self.targets = samples["label"].map({name: i for i, name in enumerate(self.classes)}).to_numpy(np.int64)
 
     def part(self, name: str) -> np.ndarray:
@@ -136,16 +234,12 @@ class DefectDataModule(L.LightningDataModule):
 
     def _loader(self, rows: np.ndarray, shuffle: bool, weights: torch.Tensor | None) -> DataLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        workers = self.workers if self.images.pixels is None else 0
-        return _Loader(
-            _Part(self.images, self.targets, rows),
+        return PartLoader(
+            Part(self.images, self.targets, rows),
+            self.workers if self.images.pixels is None else 0,
             batch_size=self.batch_size,
             sampler=EpochSampler(len(rows), self.seed, shuffle, weights, rank, world),
-            collate_fn=_as_batch,
             drop_last=shuffle and len(rows) >= self.batch_size * world,  # BatchNorm cannot train on one left-over image
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available() and not isinstance(self.images.pixels, torch.Tensor),
         )
 
     def _read(self, samples: pd.DataFrame) -> pd.DataFrame:
@@ -214,78 +308,5 @@ class DefectDataModule(L.LightningDataModule):
         self.near = near_identical_pairs(paths, self.prints, store)
 
 
-class EpochSampler(Sampler[int]):
-    """The order of one epoch as a pure function of seed and epoch, dealt in turn to the processes.
-
-    Every process gets equally many, so the first images are repeated at the end where the count does not divide; their
-    `index` tells, and evaluation counts them once.
-
-    Args:
-        weights: chance of each image to be drawn, with replacement; None draws each once.
-        rank, world: number of this process and of all.
-    """
-
-    def __init__(
-        self, count: int, seed: int, shuffle: bool, weights: torch.Tensor | None = None, rank: int = 0, world: int = 1
-    ) -> None:
-        self.count, self.seed, self.shuffle, self.weights, self.rank, self.world = (
-            count,
-            seed,
-            shuffle,
-            weights,
-            rank,
-            world,
-        )
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning at the start of every epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return -(-self.count // self.world)
-
-    def __iter__(self) -> Iterator[int]:
-        # One generator for all processes: they deal the same order among themselves.
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        if self.weights is not None:
-            order = torch.multinomial(self.weights, self.count, replacement=True, generator=generator)
-        elif self.shuffle:
-            order = torch.randperm(self.count, generator=generator)
-        else:
-            order = torch.arange(self.count)
-        own = torch.arange(self.rank, len(self) * self.world, self.world) % max(self.count, 1)
-        return iter(order[own].tolist())
-
-
-class _Part(Dataset):
-    """Rows of the sample table, fetched a whole batch at a time."""
-
-    def __init__(self, images: Images, targets: np.ndarray, rows: np.ndarray) -> None:
-        self.images, self.targets, self.rows = images, targets, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitems__(self, positions: list[int]) -> Batch | UserError:
-        rows = self.rows[positions]
-        try:
-            images = self.images[rows]
-        except UserError as error:
-            return error  # a worker process would pass on a traceback in its place
-        batch = {"image": images, "target": torch.from_numpy(self.targets[rows]), "index": torch.from_numpy(rows)}
-        return {name: values.to(images.device, non_blocking=True) for name, values in batch.items()}
-
-
-class _Loader(DataLoader):
-    """Raises what a worker process has met."""
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
-
-
-def _as_batch(batch: Any) -> Batch:
-    return batch  # `__getitems__` has already put it together
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

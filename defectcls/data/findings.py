@@ -10,14 +10,14 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 
+from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.depth import examine_files
 from defectcls.data.digests import digest_files
 from defectcls.data.duplicates import contradiction, identical_files, related_images, split_units
 from defectcls.data.fingerprints import fingerprint_files
 from defectcls.data.images import MAX_PIXELS, Depth, UnreadableImageError, upright_pixels
-from defectcls.data.listing import fetch, list_samples
 from defectcls.data.near_duplicates import PLAIN, near_identical_pairs
-from defectcls.data.samples import Target, label_samples
+from defectcls.data.samples import label_samples
 from defectcls.data.splits import PARTS, leaked_units, split_samples
 from defectcls.data.store import image_store
 from defectcls.errors import UserError
@@ -74,14 +74,14 @@ class Inventory:
         return found.iloc[order][columns].reset_index(drop=True)
 
 
-def take_inventory(settings: DatasetSettings, target: Target, seed: int) -> Inventory:
+def take_inventory(data: DefectDataModule) -> Inventory:
     """List, read, compare and split the images; whatever cannot be read is a finding.
 
     Raises:
         UserError: the folder is missing, holds no images, or is not laid out as the dataset expects.
     """
-    fetch(settings)
-    samples = label_samples(list_samples(settings), target)
+    data.prepare_data()
+    samples, settings = label_samples(data.sample_table(), data.target), data.settings
     paths = [f"{settings.root}/{path}" for path in samples["path"]]
     store = image_store(settings)
     known = digest_files(paths)
@@ -96,7 +96,7 @@ def take_inventory(settings: DatasetSettings, target: Target, seed: int) -> Inve
         if kept.empty:
             raise UserError("no image can be read")
         units = related_images(kept, settings, kept_digests, (np.cumsum(readable) - 1)[near])
-        split[readable] = split_samples(kept, units, settings.split, seed).to_numpy()
+        split[readable] = split_samples(kept, units, settings.split, data.seed).to_numpy()
         if kept["label"].nunique() < 2:
             raise UserError(f"a classifier needs two classes, but all images are of one: {kept['label'].iloc[0]}")
     except UserError as error:

@@ -1,35 +1,31 @@
-"""Railway Track Fault Detection, https://www.kaggle.com/datasets/salmaneunus/railway-track-fault-detection.
-
-    root/
-        Train/Defective/…         photos of tracks with a faulty rail or fastener, of any size
-        Train/Non defective/…
-        Validation/…  Test/…      the same two folders each
-
-The folder that Kaggle packs around these three is not part of the root. Terms: see there.
-"""
-
-from pathlib import Path
+"""Railway Track Fault Detection, https://www.kaggle.com/datasets/salmaneunus/railway-track-fault-detection."""
 
 import pandas as pd
 
-from defectcls.data.samples import images_expected_in, sample_table
-
-SPLITS = {"Train": "train", "Validation": "val", "Test": "test"}
-FOLDERS = {"Defective": True, "Non defective": False}
-LAYOUT = "{Train,Validation,Test}/{Defective,Non defective}/<image>"
+from defectcls.data.datamodule import DefectDataModule
+from defectcls.data.samples import samples_in
 
 
-def list_samples(root: Path) -> pd.DataFrame:
-    """The sample table (see `defectcls.data.samples`).
+class Railway(DefectDataModule):
+    """Photos of tracks with a faulty rail or fastener, or with none, of any size, and their published split.
 
-    Raises:
-        UserError: one of the six folders is missing or empty.
+        root/
+            Train/Defective/…
+            Train/Non defective/…
+            Validation/…  Test/…      the same two folders each
+
+    The folder that Kaggle packs around these three is not part of the root. Terms: see there.
     """
-    images, left_out = images_expected_in(root, [f"{part}/{name}" for part in SPLITS for name in FOLDERS], LAYOUT)
-    rows = (
-        {"path": path, "defective": defective, "split": split}
-        for split_folder, split in SPLITS.items()
-        for folder, defective in FOLDERS.items()
-        for path in images[f"{split_folder}/{folder}"]
-    )
-    return sample_table(rows, left_out)
+
+    def list_samples(self) -> pd.DataFrame:
+        """See `DefectDataModule.list_samples`.
+
+        Raises:
+            UserError: one of the six folders is missing or empty.
+        """
+        folders = {
+            f"{folder}/{name}": {"defective": defective, "split": part}
+            for folder, part in {"Train": "train", "Validation": "val", "Test": "test"}.items()
+            for name, defective in {"Defective": True, "Non defective": False}.items()
+        }
+        return samples_in(self.root, folders, "{Train,Validation,Test}/{Defective,Non defective}/<image>")

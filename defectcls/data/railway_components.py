@@ -1,45 +1,39 @@
-"""Railway track components, https://github.com/kashtennyson/RailwayTrackCrackDetection, no licence stated.
-
-    root/
-        Perfect Crossties/IMG_20230318_145423.jpg …       256 x 256 px
-        Perfect Fasteners/  Perfect Fishplates/  Perfect Tracks/
-        Damaged Crossties/  Damaged Fishplates/  Missing Fasteners/
-
-For evaluation only, and expect flattering scores. The file names are times of capture: one mock-up of aluminium rails
-and wooden ties on one tiled floor, in one day's session, a photo every few seconds, so neighbours in time are often
-the same view. The classes were shot one after the other, every sound one (12:58 to 15:22) before every defective one
-(15:28 to 16:13), so light and the state of the mock-up give the class away, and no split can mend that. Photos show
-more than their part: a close-up from a `Perfect` folder may hold a neighbour's gap.
-"""
-
-from pathlib import Path
+"""Railway track components, https://github.com/kashtennyson/RailwayTrackCrackDetection, no licence stated."""
 
 import pandas as pd
 
-from defectcls.data.samples import images_expected_in, sample_table
+from defectcls.data.datamodule import DefectDataModule
+from defectcls.data.samples import samples_in
 
 FOLDERS = (
     *("Perfect Crossties", "Perfect Fasteners", "Perfect Fishplates", "Perfect Tracks"),
     *("Damaged Crossties", "Damaged Fishplates", "Missing Fasteners"),
 )
-LAYOUT = f"the folders {', '.join(FOLDERS)}"
 
 
-def list_samples(root: Path) -> pd.DataFrame:
-    """The sample table (see `defectcls.data.samples`).
+class RailwayComponents(DefectDataModule):
+    """Parts of a mock-up of a railway track, perfect, damaged or missing, 256 x 256 px. For evaluation only.
 
-    Raises:
-        UserError: one of the seven folders is missing or empty.
+        root/
+            Perfect Crossties/IMG_20230318_145423.jpg …
+            Perfect Fasteners/  Perfect Fishplates/  Perfect Tracks/
+            Damaged Crossties/  Damaged Fishplates/  Missing Fasteners/
+
+    Expect flattering scores. The file names are times of capture: one mock-up of aluminium rails and wooden ties on one
+    tiled floor, in one day's session, a photo every few seconds, so neighbours in time are often the same view. The
+    classes were shot one after the other, every sound one (12:58 to 15:22) before every defective one (15:28 to 16:13),
+    so light and the state of the mock-up give the class away, and no split can mend that. Photos show more than their
+    part: a close-up from a `Perfect` folder may hold a neighbour's gap.
     """
-    images, left_out = images_expected_in(root, FOLDERS, LAYOUT)
-    rows = (
-        {
-            "path": path,
-            "defective": not folder.startswith("Perfect"),
-            "defect_type": folder,
-            "category": folder.split()[-1],
+
+    def list_samples(self) -> pd.DataFrame:
+        """See `DefectDataModule.list_samples`.
+
+        Raises:
+            UserError: one of the seven folders is missing or empty.
+        """
+        folders = {
+            name: {"defective": not name.startswith("Perfect"), "defect_type": name, "category": name.split()[-1]}
+            for name in FOLDERS
         }
-        for folder in FOLDERS
-        for path in images[folder]
-    )
-    return sample_table(rows, left_out)
+        return samples_in(self.root, folders, f"the folders {', '.join(FOLDERS)}")

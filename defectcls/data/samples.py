@@ -1,4 +1,4 @@
-"""The sample table: one row an image, made by each dataset's `list_samples` without decoding a pixel.
+"""The sample table: one row an image, listed by each dataset without decoding a pixel.
 
 | column        | meaning                                                             |          |
 | ------------- | ------------------------------------------------------------------- | -------- |
@@ -18,7 +18,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,15 +31,13 @@ from defectcls.tables import DEFECTIVE, OPTIONAL_COLUMNS, SOUND
 Target = Literal["defect", "defect_type"]
 
 
-def as_names(given: Any) -> Any:
-    """The text of a name, or of each in a list, that YAML takes for something else: null, true, nan, 0."""
-    if isinstance(given, list):
-        return [as_names(name) for name in given]
-    return json.dumps(given) if given is None or isinstance(given, bool) else str(given)
+def as_names(given: Any) -> list[str]:
+    """One name, or each in a list, as text: YAML takes some for something else, null, true, nan, 0."""
+    names = given if isinstance(given, list) else [given]
+    return [json.dumps(name) if name is None or isinstance(name, bool) else str(name) for name in names]
 
 
 Names = Annotated[list[str], BeforeValidator(as_names)]  # of classes
-NameOrNames = Annotated[str | list[str], BeforeValidator(as_names)]
 
 # Of the kinds that Pillow opens those of photos; .heic and .heif it opens with a plug-in, and names it without.
 IMAGE_SUFFIXES = frozenset(
@@ -105,25 +103,30 @@ def _refuse_unreadable(error: OSError) -> None:
         raise UserError(f"the folder {error.filename} cannot be read: {error.strerror}") from None
 
 
-def images_expected_in(root: Path, folders: Iterable[str], layout: str) -> tuple[dict[str, list[str]], Counter[str]]:
-    """`images_in` each folder that the dataset's layout must have, and the files of other kinds in them by suffix.
+def samples_in(root: Path, folders: Mapping[str, Mapping[str, Any]], layout: str) -> pd.DataFrame:
+    """A row for each image in the folders that a dataset's layout must have, with the columns of its folder.
+
+    How many files of other kinds lie there, by suffix, is in `attrs["left_out"]`.
 
     Raises:
         UserError: a folder is missing or holds no image, or the name of a file is no UTF-8.
     """
-    images, left_out = {}, Counter[str]()
-    for folder in folders:
+    tables, left_out = [], Counter[str]()
+    for folder, columns in folders.items():
         if not (root / folder).is_dir():
             raise UserError(f"'{folder}' is missing in {root}: expected {layout}")
         others = Counter[str]()
-        images[folder] = images_in(root, folder, others)
-        if not images[folder]:
+        images = images_in(root, folder, others)
+        if not images:
             only = f", only {counted(others)}" if others else ""
             raise UserError(f"'{folder}' in {root} holds no image{only}: expected {layout}")
-        if odd := [name for name in images[folder] if not name.isascii() and writable(name) != name]:
+        if odd := [name for name in images if not name.isascii() and writable(name) != name]:
             raise UserError(f"the file name '{writable(odd[0])}' in {root} is no UTF-8 ({len(odd)} such): rename it")
         left_out.update(others)
-    return images, left_out
+        tables.append(pd.DataFrame({"path": images, **columns}))
+    samples = pd.concat(tables, ignore_index=True)
+    samples.attrs["left_out"] = dict(left_out)
+    return samples
 
 
 def counted(left_out: Mapping[str, int]) -> str:
@@ -138,20 +141,41 @@ def writable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def sample_table(rows: Iterable[dict] | pd.DataFrame, left_out: Mapping[str, int] | None = None) -> pd.DataFrame:
-    """Rows as a sample table in the order of their paths, so that no result depends on how a disk lists its files.
+def in_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """A sample table in the order of paths, so that no result depends on how a disk lists its files.
 
-    Args:
-        left_out: how many files of each suffix lie beside the images; kept in `attrs["left_out"]` of the table.
+    Raises:
+        UserError: a required column is missing.
     """
-    samples = rows.copy() if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
-    if samples.empty:
-        return pd.DataFrame({"path": pd.Series(dtype=str), "defective": pd.Series(dtype=bool)})
+    if missing := {"path", "defective"} - {*rows.columns}:
+        raise UserError(f"the sample table lacks the column {' and '.join(sorted(missing))}")
+    first = [column for column in ("path", "defective", *OPTIONAL_COLUMNS) if column in rows]
+    samples = rows[[*first, *rows.columns.difference(first, sort=False)]].sort_values("path", ignore_index=True)
     for column in samples.columns.intersection(list(OPTIONAL_COLUMNS)):
         samples[column] = samples[column].fillna("").astype(str)
-    samples = samples.sort_values("path", ignore_index=True)
-    samples.attrs["left_out"] = dict(left_out or {})
     return samples
+
+
+def one_spelling(names: pd.Series, named: str, first: list[str], join: bool) -> pd.Series:
+    """The names, those of one kind in the spelling that `first` has, or else most images.
+
+    Raises:
+        UserError: some differ in spelling alone, and `join` is false.
+    """
+    counts, alike = names.value_counts(), dict[str, list[str]]()
+    for name in sorted(counts.index, key=lambda name: (name not in first, -counts[name], name)):
+        alike.setdefault(folded(name), []).append(name)
+    several = [spellings for spellings in alike.values() if len(spellings) > 1]
+    if several and not join:
+        seen = {unicodedata.normalize("NFC", name) for name in several[0]}
+        show = repr if len(seen) == len(several[0]) else ascii  # what looks the same is told by the numbers of letters
+        told = " and ".join(f"{show(name)} ({counts[name]} images)" for name in several[0])
+        more = f", and {len(several) - 1} more such" if len(several) > 1 else ""
+        raise UserError(
+            f"the {named} {told} differ in spelling alone{more}: rename them, or join them with "
+            "dataset.join_spellings=true"
+        )
+    return names.replace({name: spellings[0] for spellings in several for name in spellings[1:]})
 
 
 def group_consecutive(samples: pd.DataFrame, count: int) -> pd.DataFrame:

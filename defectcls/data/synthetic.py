@@ -29,7 +29,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from defectcls.data.samples import sample_table
+from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.surfaces import SURFACES, Scene, Spot, photograph
 from defectcls.errors import UserError
 from defectcls.tables import SOUND
@@ -39,7 +39,7 @@ MARGIN = 6  # pixels around a crop that are no other crop's: a twin's shift and 
 FURTHEST_SHIFT = 3  # pixels
 JPEG_QUALITY, TWIN_QUALITY = 95, 60  # of an industrial camera, and of a picture that was sent through a messenger
 LIMITS = {
-    "images": (1, 1_000_000),
+    "image_count": (1, 1_000_000),
     "image_side": (64, 2048),  # below 64 px a slight crack is a third of a pixel wide
     "crops_per_photo": (1, 64),
     "defect_share": (0, 1),
@@ -54,7 +54,7 @@ LIMITS = {
 class Knobs:
     """What decides the files; conf/dataset/synthetic.yaml gives units and defaults."""
 
-    images: int
+    image_count: int
     image_side: int
     crops_per_photo: int
     defect_share: float
@@ -86,36 +86,41 @@ class Photo:
     severities: list[float]
 
 
-def list_samples(
-    root: Path,
-    *,
-    images: int,
-    image_side: int,
-    crops_per_photo: int,
-    defect_share: float,
-    difficulty: float,
-    near_duplicates: float,
-    wrong_labels: float,
-    data_seed: int,
-    draw: bool,
-) -> pd.DataFrame:
-    """The sample table (see `defectcls.data.samples`). Draws the images on first use, 200 of 128 px a second.
+class Synthetic(DefectDataModule):
+    """Drawn photos.
 
-    Raises:
-        UserError: a knob is out of its range, or the images are not there and are not to be drawn.
+    Args:
+        draw: the images where they are not there yet; False: an error.
     """
-    knobs = Knobs(
-        images, image_side, crops_per_photo, defect_share, difficulty, near_duplicates, wrong_labels, data_seed
-    )
-    index = root / knobs.folder / "samples.csv"
-    if not index.exists() and not draw:
-        raise UserError(f"{index.parent} does not exist: dataset=synthetic dataset.root={root} draws the images")
-    if not index.exists():
-        draw_images(index.parent, knobs)
-    samples = pd.read_csv(index, keep_default_na=False)
-    for column in ("path", "mask", "twin_of"):
-        samples[column] = [f"{knobs.folder}/{file}" if file else "" for file in samples[column]]
-    return sample_table(samples.to_dict("records"))
+
+    image_count: int
+    image_side: int
+    crops_per_photo: int
+    defect_share: float
+    difficulty: float
+    near_duplicates: float
+    wrong_labels: float
+    data_seed: int
+    draw: bool
+
+    def list_samples(self) -> pd.DataFrame:
+        """See `DefectDataModule.list_samples`. Draws the images on first use, 200 of 128 px a second.
+
+        Raises:
+            UserError: a knob is out of its range, or the images are not there and are not to be drawn.
+        """
+        knobs = Knobs(**{name: getattr(self, name) for name in LIMITS})
+        index = self.root / knobs.folder / "samples.csv"
+        if not index.exists() and not self.draw:
+            raise UserError(
+                f"{index.parent} does not exist: dataset=synthetic dataset.root={self.root} draws the images"
+            )
+        if not index.exists():
+            draw_images(index.parent, knobs)
+        samples = pd.read_csv(index, keep_default_na=False)
+        for column in ("path", "mask", "twin_of"):
+            samples[column] = [f"{knobs.folder}/{file}" if file else "" for file in samples[column]]
+        return samples
 
 
 def draw_images(folder: Path, knobs: Knobs) -> None:
@@ -143,15 +148,15 @@ def draw_images(folder: Path, knobs: Knobs) -> None:
 def plan_images(knobs: Knobs) -> pd.DataFrame:
     """One row an image: its `photo` and `crop`, if that is `defective`, if this is a `twin` of it, labelled `wrong`."""
     rng = np.random.default_rng([knobs.data_seed])
-    twins = round(knobs.near_duplicates * knobs.images)
-    originals = knobs.images - twins
+    twins = round(knobs.near_duplicates * knobs.image_count)
+    originals = knobs.image_count - twins
     photo, crop = np.divmod(np.arange(originals), knobs.crops_per_photo)
     proneness = rng.random(originals)[photo] + rng.random(originals)  # some photos have many defects and some have none
     defective = proneness.argsort().argsort() >= originals - round(knobs.defect_share * originals)
     plan = pd.DataFrame({"photo": photo, "crop": crop, "defective": defective, "twin": False})
     repeated = plan.iloc[rng.choice(originals, twins, replace=False)]
     plan = pd.concat([plan, repeated.assign(twin=True)], ignore_index=True)
-    wrong = rng.choice(knobs.images, round(knobs.wrong_labels * knobs.images), replace=False)
+    wrong = rng.choice(knobs.image_count, round(knobs.wrong_labels * knobs.image_count), replace=False)
     return plan.assign(wrong=plan.index.isin(wrong))
 
 

@@ -1,13 +1,4 @@
-"""Your own table of images: a CSV file with a header or a Parquet file; see `defectcls.tables` for the kinds.
-
-    path,label                      required; paths relative to `root`
-    a/1.png,good
-    b/2.png,scratch
-
-A column `defective` (0, 1, true, false, yes, no) says which parts an inspector would reject; without it, the labels in
-`sound` are sound. The sample table's columns `defect_type` (the label where empty), `category`, `group`, `split` and
-`mask` are taken over where they are there; others are not read.
-"""
+"""Your own table of images: a CSV file with a header or a Parquet file; see `defectcls.tables` for the kinds."""
 
 import ntpath
 import os
@@ -16,70 +7,87 @@ from pathlib import Path
 
 import pandas as pd
 
-from defectcls.data.samples import NameOrNames, Names, folded, sample_table
+from defectcls.data.datamodule import DefectDataModule
+from defectcls.data.samples import Names, folded
 from defectcls.errors import UserError
 from defectcls.tables import OPTIONAL_COLUMNS, SPLIT_NAMES, TRUTH, missing_column, read_table, refuse
 
 
-def list_samples(
-    root: Path, table: Path, sound: NameOrNames, classes: Names | None, allow_outside: bool
-) -> pd.DataFrame:
-    """The sample table (see `defectcls.data.samples`) of the images in `table`.
+class Table(DefectDataModule):
+    """Your own table of images.
+
+        path,label                      required; paths relative to `root`
+        a/1.png,good
+        b/2.png,scratch
+
+    A column `defective` (0, 1, true, false, yes, no) says which parts an inspector would reject; without it, the labels
+    in `sound` are sound. The sample table's columns `defect_type` (the label where empty), `category`, `group`, `split`
+    and `mask` are taken over where they are there; others are not read.
 
     Args:
+        table: the file.
+        sound: the label or labels of sound parts.
+        labels: those that may occur; None: any.
         allow_outside: paths may lead out of `root`, as ../b.png does.
-
-    Raises:
-        UserError: the file cannot be read, a column is missing, or a cell cannot be used; no row is left out.
     """
-    rows = read_table(table, ("path", "label", "defective", *OPTIONAL_COLUMNS))
-    for column in ("path", "label"):
-        if column not in rows:
-            raise missing_column(table, column, rows)
-        empty = rows.index[rows[column] == ""] + 1
-        refuse(empty, f"{table} has no {column} in some rows (counted from 1, after the header)")
-    known = set(map(folded, classes or []))
-    unknown = [] if classes is None else [name for name in sorted(set(rows["label"])) if folded(name) not in known]
-    refuse(unknown, f"{table} has labels that the classes do not have")
 
-    for column in rows.columns.intersection(["path", "mask"]):
-        cells = rows[column].tolist()
-        refuse(filter(is_absolute, cells), f"{table} has absolute {column}s, not relative to root={root}")
-        cells = [posixpath.normpath(cell.replace("\\", "/")) if cell else "" for cell in cells]
-        outside = [] if allow_outside else [cell for cell in cells if cell == ".." or cell.startswith("../")]
-        refuse(outside, f"{table} has {column}s outside root={root}, which dataset.allow_outside=true would take")
-        missing = (cell for cell in cells if cell and not os.path.isfile(f"{root}/{cell}"))  # noqa: PTH113  a million
-        refuse(missing, f"{table} has {column}s that are not in root={root}")
-        rows[column] = cells
-    refuse(rows["path"][rows["path"].duplicated()].unique(), f"{table} has images more than once")
+    table: Path
+    sound: Names
+    labels: Names | None
+    allow_outside: bool
 
-    if "split" in rows:
-        parts = rows["split"].str.casefold().map(SPLIT_NAMES)
-        refuse(sorted(set(rows["split"][parts.isna()])), f"{table} has splits that are not train, val or test")
-        rows["split"] = parts
-    rows["defective"] = which_defective(rows, table, [sound] if isinstance(sound, str) else sound)
-    named = rows.get("defect_type", rows["label"])
-    rows["defect_type"] = named.where(named != "", rows["label"])
-    kept = rows.columns.intersection(["path", "defective", *OPTIONAL_COLUMNS])
-    return sample_table(rows[kept])
+    def list_samples(self) -> pd.DataFrame:
+        """See `DefectDataModule.list_samples`.
+
+        Raises:
+            UserError: the file cannot be read, a column is missing, or a cell cannot be used; no row is left out.
+        """
+        table, root = self.table, self.root
+        rows = read_table(table, ("path", "label", "defective", *OPTIONAL_COLUMNS))
+        for column in ("path", "label"):
+            if column not in rows:
+                raise missing_column(table, column, rows)
+            empty = rows.index[rows[column] == ""] + 1
+            refuse(empty, f"{table} has no {column} in some rows (counted from 1, after the header)")
+        if self.labels is not None:
+            known = set(map(folded, self.labels))
+            unknown = [name for name in sorted(set(rows["label"])) if folded(name) not in known]
+            refuse(unknown, f"{table} has labels beside dataset.labels")
+        for column in rows.columns.intersection(["path", "mask"]):
+            cells = rows[column].tolist()
+            refuse(filter(_is_absolute, cells), f"{table} has absolute {column}s, not relative to root={root}")
+            cells = [posixpath.normpath(cell.replace("\\", "/")) if cell else "" for cell in cells]
+            outside = [] if self.allow_outside else [cell for cell in cells if cell == ".." or cell.startswith("../")]
+            refuse(outside, f"{table} has {column}s outside root={root}, which dataset.allow_outside=true would take")
+            missing = (cell for cell in cells if cell and not os.path.isfile(f"{root}/{cell}"))  # noqa: PTH113  million
+            refuse(missing, f"{table} has {column}s that are not in root={root}")
+            rows[column] = cells
+        refuse(rows["path"][rows["path"].duplicated()].unique(), f"{table} has images more than once")
+        if "split" in rows:
+            parts = rows["split"].str.casefold().map(SPLIT_NAMES)
+            refuse(sorted(set(rows["split"][parts.isna()])), f"{table} has splits that are not train, val or test")
+            rows["split"] = parts
+        rows["defective"] = self._defective(rows)
+        named = rows.get("defect_type", rows["label"])
+        rows["defect_type"] = named.where(named != "", rows["label"])
+        return rows[rows.columns.intersection(["path", "defective", *OPTIONAL_COLUMNS])]
+
+    def _defective(self, rows: pd.DataFrame) -> pd.Series:
+        """The column `defective`, as bool, or what the labels say."""
+        if "defective" in rows:
+            values = rows["defective"].str.lower()
+            unknown = sorted(set(values) - TRUTH.keys())
+            refuse(unknown, f"{self.table} has values of 'defective' that are not 0, 1, true, false, yes or no")
+            return values.map(TRUTH).astype(bool)
+        sound = rows["label"].map(folded).isin(set(map(folded, self.sound)))
+        if not sound.any():
+            raise UserError(
+                f"{self.table} has the labels {', '.join(sorted(set(rows['label']))[:10])}, none of them sound: name "
+                "the sound ones, sound=[...], or give a column 'defective'"
+            )
+        return ~sound
 
 
-def which_defective(rows: pd.DataFrame, table: Path, sound: list[str]) -> pd.Series:
-    """The column `defective`, as bool, or what the labels say."""
-    if "defective" in rows:
-        values = rows["defective"].str.lower()
-        unknown = sorted(set(values) - TRUTH.keys())
-        refuse(unknown, f"{table} has values of 'defective' that are not 0, 1, true, false, yes or no")
-        return values.map(TRUTH).astype(bool)
-    labels, is_sound = sorted(set(rows["label"])), set(map(folded, sound))
-    if is_sound.isdisjoint(map(folded, labels)):
-        raise UserError(
-            f"{table} has the labels {', '.join(labels[:10])}, none of them sound: name the sound ones, sound=[...], "
-            "or give a column 'defective'"
-        )
-    return ~rows["label"].map(folded).isin(is_sound)
-
-
-def is_absolute(path: str) -> bool:
+def _is_absolute(path: str) -> bool:
     """Whether the path starts at a root, of this system or of Windows, where tables often come from."""
     return path.startswith(("/", "\\")) or ntpath.isabs(path)

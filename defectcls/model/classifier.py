@@ -12,7 +12,7 @@ from torch import nn
 from torchmetrics import MetricCollection, classification
 from torchmetrics.functional.classification import binary_auroc
 
-from defectcls.data.datamodule import Batch
+from defectcls.data.batches import Batch
 from defectcls.errors import UserError
 from defectcls.evaluation.calibration import calibrated_loss
 from defectcls.model.augment import Augment, mirrored, mixer

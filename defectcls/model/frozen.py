@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from defectcls.data.batches import Batch
 from defectcls.data.cache import free_memory
-from defectcls.data.datamodule import Batch
 from defectcls.data.store import Store
 from defectcls.model.augment import Augment, mirrored
 from defectcls.model.backbone import Backbone

@@ -54,18 +54,7 @@ def build_data(
     alone, trains = settings.model.head == "memory", classes is None
     if alone and trains and settings.target == "defect":
         classes = {SOUND: False, DEFECTIVE: True}  # of a dataset without defects too
-    data = DefectDataModule(
-        settings.dataset,
-        target=settings.target,
-        image_size=settings.image_size,
-        batch_size=settings.batch_size,
-        sampler=settings.sampler,
-        seed=settings.seed,
-        workers=settings.trainer.workers,
-        device=device,
-        classes=classes,
-        split=split,
-    )
+    data = DefectDataModule.from_settings(settings, device=device, classes=classes, test_all=not split)
     data.prepare_data()
     data.setup()
     if trains and split and not alone:

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from defectcls.config import parse, shipped_dataset
-from defectcls.data.listing import fetch, list_samples
+from defectcls.config import parse, shipped_datasets
+from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.samples import classes_of, label_samples
 from defectcls.data.seen import find_seen
 from defectcls.errors import UserError
@@ -25,7 +25,7 @@ from defectcls.training.run import Run, keep_decision
 
 log = logging.getLogger(__name__)
 
-OF_HERE = ("list_samples", "source", "archive", "download", "cache", "cache_dir", "cache_max_gb")  # not a checkpoint's
+OF_HERE = ("_target_", "source", "archive", "download", "cache", "cache_dir", "cache_max_gb")  # not a checkpoint's
 
 
 class EvaluationRun(Run):
@@ -152,11 +152,11 @@ def _as_shipped(own: DatasetSettings, checkpoint: Path) -> DatasetSettings:
     Raises:
         UserError: it is no dataset of conf/.
     """
-    shipped = shipped_dataset(own.list_samples)
+    shipped = shipped_datasets().get(own.target)
     if shipped is None:
         raise UserError(
-            f"{checkpoint} was trained on '{own.name}', which is no dataset of this installation, and the function "
-            f"that it names, {own.list_samples}, is not called: name the dataset again, dataset=<name>"
+            f"{checkpoint} was trained on '{own.name}', which is no dataset of this installation, and the class "
+            f"that it names, {own.target}, is not imported: name the dataset again, dataset=<name>"
         )
     if not own.root.is_dir():
         again = f"dataset={shipped['name']} dataset.root=<folder>"
@@ -189,8 +189,9 @@ def _refuse_other_classes(dataset: DatasetSettings, trained: TrainSettings, know
     Raises:
         UserError: a class that the model does not know.
     """
-    fetch(dataset)
-    samples = list_samples(dataset)
+    data = DefectDataModule.from_settings(trained.model_copy(update={"dataset": dataset}))
+    data.prepare_data()
+    samples = data.sample_table()
     if "defect_type" not in samples:
         found = "no defect types"
     else:

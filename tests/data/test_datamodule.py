@@ -14,15 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
-from defectcls.data import listing
-from defectcls.data.datamodule import DefectDataModule, EpochSampler
+from defectcls.data import datamodule
+from defectcls.data.batches import EpochSampler
+from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.findings import take_inventory
+from defectcls.data.folder import Folder
 from defectcls.data.images import decode
-from defectcls.data.samples import sample_table
 from defectcls.errors import UserError
-from defectcls.settings import DatasetSettings, SplitSettings
 
-SIDE = 16
+SIDE = 32
 
 
 def photos(root: Path, **folders: int) -> Path:
@@ -35,49 +35,12 @@ def photos(root: Path, **folders: int) -> Path:
     return root
 
 
-def dataset(root: Path, **changed: Any) -> DatasetSettings:
-    split = {"published": True, "train": None, "val": 0.15, "test": 0.2, "folds": None, "fold": 0}
-    split |= {"anomalies": None, "hold_out_defect_type": None}
-    together = ["group", "identical", "near_identical"]
-    values = {
-        "name": "folder",
-        "list_samples": "defectcls.data.folder.list_samples",
-        "root": root,
-        "source": "https://a.shop",
-        "archive": None,
-        "download": False,
-        "resize": "squash",
-        "depth": "auto",
-        "on_unreadable": "error",
-        "join_spellings": False,
-        "contradictions": "error",
-        "consecutive": None,
-        "prevalence": None,
-        "cache": "ram",
-        "cache_dir": root / ".cache",
-        "cache_max_gb": 1,
-        "sound": ["good"],
-        **changed,
-        "split": SplitSettings(**{"together": together} | split | changed.get("split", {})),
-    }
-    return DatasetSettings(**values)
+def module(root: Path, dataset_options: dict[str, Any] | None = None, **changed: Any) -> Folder:
+    options = {"cache": "ram", "cache_dir": root / ".cache", "sound": "good", "batch_size": 8, "image_size": SIDE}
+    return Folder(root=root, **options | {"source": "https://a.shop"} | (dataset_options or {}) | changed)
 
 
-def module(root: Path, dataset_options: dict[str, Any] | None = None, **changed: Any) -> DefectDataModule:
-    options: dict[str, Any] = {
-        "target": "defect",
-        "image_size": SIDE,
-        "batch_size": 8,
-        "sampler": "shuffle",
-        "seed": 0,
-        "workers": 0,
-        "device": torch.device("cpu"),
-        **changed,
-    }
-    return DefectDataModule(dataset(root, **(dataset_options or {})), **options)
-
-
-def ready(root: Path, dataset_options: dict[str, Any] | None = None, **changed: Any) -> DefectDataModule:
+def ready(root: Path, dataset_options: dict[str, Any] | None = None, **changed: Any) -> Folder:
     data = module(root, dataset_options, **changed)
     data.prepare_data()
     data.setup()
@@ -105,7 +68,7 @@ def test_a_set_of_12_bits_is_seen_on_one_scale_and_told(tmp_path: Path, caplog: 
         Image.fromarray(grey.astype(np.uint8) if number < 9 else deep).save(path)
     data = ready(tmp_path, {"cache": "disk"})
     assert data.settings.depth == "12"
-    assert "depth: 12 bits (values up to 4,079 in 31 of 40 files)" in caplog.text
+    assert "depth: 12 bits (values up to 4,095 in 31 of 40 files)" in caplog.text
     numbers = [int(Path(path).stem) for path in data.samples["path"]]
     shares = np.where(np.array(numbers) < 9, 1, (np.array(numbers) + 1) / 40)
     expected = scene[numbers] * shares[:, None, None]
@@ -168,7 +131,7 @@ def test_workers_decode_only_what_is_not_kept(root: Path) -> None:
 def test_an_image_that_turns_out_unreadable_ends_the_epoch_with_its_name(tmp_path: Path, workers: int) -> None:
     photos(tmp_path, good=20, dent=20)
     (tmp_path / "good" / "005.png").write_bytes(b"what")
-    data = ready(tmp_path, {"cache": "off", "split": {"together": []}}, split=False, workers=workers)
+    data = ready(tmp_path, {"cache": "off", "split": {"together": []}}, test_all=True, workers=workers)
     sentence = f"^{tmp_path}/good/005.png cannot be read: not an image; mend or delete it, or leave [^\\n]*=skip$"
     with pytest.raises(UserError, match=sentence):
         list(data.test_dataloader())
@@ -240,14 +203,14 @@ def test_copies_count_as_one_where_nothing_is_split_too(tmp_path: Path, caplog: 
     for number in (3, 11):
         shutil.copy(tmp_path / "good" / "000.png", tmp_path / "good" / f"{number:03d}.png")
     with caplog.at_level(logging.INFO):
-        units = ready(tmp_path, split=False).samples.set_index("path")["unit"]
+        units = ready(tmp_path, test_all=True).samples.set_index("path")["unit"]
     assert units[["good/000.png", "good/003.png", "good/011.png"]].nunique() == 1
     assert units.nunique() == 38
     told = "identical to another: 3 images; those that are tied count as one"
     assert told in caplog.messages
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        assert ready(tmp_path, {"split": {"together": []}}, split=False).samples["unit"].nunique() == 40
+        assert ready(tmp_path, {"split": {"together": []}}, test_all=True).samples["unit"].nunique() == 40
     assert told not in caplog.messages  # where the user wants them apart
 
 
@@ -288,26 +251,26 @@ def test_copies_of_one_label_or_of_two_types_of_defect_are_no_contradiction(tmp_
 
 
 def test_without_a_split_all_images_are_tested(root: Path) -> None:
-    data = ready(root, split=False)
+    data = ready(root, test_all=True)
     assert data.part("test").tolist() == list(range(60))
     assert len(data.part("train")) == len(data.part("val")) == 0
 
 
 def test_given_classes_keep_their_order_and_may_be_absent_from_the_data(root: Path) -> None:
     known = {"good": False, "dent": True, "rust": True, "crack": True}
-    data = ready(root, target="defect_type", classes=known, split=False)
+    data = ready(root, target="defect_type", classes=known, test_all=True)
     assert data.classes == known
     assert Counter(data.targets.tolist()) == {0: 40, 1: 10, 3: 10}
 
 
 def test_one_class_alone_is_enough_for_a_trained_model(tmp_path: Path) -> None:
-    data = ready(photos(tmp_path, good=5), classes={"sound": False, "defective": True}, split=False)
+    data = ready(photos(tmp_path, good=5), classes={"sound": False, "defective": True}, test_all=True)
     assert data.targets.tolist() == [0] * 5
 
 
 def test_classes_that_a_model_does_not_know_are_named(root: Path) -> None:
     with pytest.raises(UserError, match=r"classes that the model does not know: crack; it knows good, dent$"):
-        ready(root, target="defect_type", classes={"good": False, "dent": True}, split=False)
+        ready(root, target="defect_type", classes={"good": False, "dent": True}, test_all=True)
 
 
 # --- sentences --------------------------------------------------------------------------------------------------------
@@ -321,14 +284,14 @@ def test_one_class_alone_cannot_be_learned(tmp_path: Path) -> None:
         ready(photos(tmp_path, good=5))
 
 
-def no_samples(root: Path, sound: list[str]) -> pd.DataFrame:
-    """A `list_samples` that finds nothing."""
-    return sample_table([])
+class Nothing(DefectDataModule):
+    def list_samples(self) -> pd.DataFrame:
+        return pd.DataFrame({"path": [], "defective": []})
 
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"^the folder {tmp_path} holds no images of 'mine'$"):
-        ready(tmp_path, {"list_samples": f"{__name__}.no_samples", "name": "mine"})
+    with pytest.raises(UserError, match=rf"^the folder {tmp_path} holds no images of 'Nothing'$"):
+        Nothing(root=tmp_path).setup()
 
 
 def test_a_missing_root_says_where_to_get_the_data(tmp_path: Path) -> None:
@@ -351,7 +314,7 @@ def test_download_fetches_a_missing_root_and_leaves_a_present_one_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched: list[tuple] = []
-    monkeypatch.setattr(listing, "fetch_archive", lambda *arguments: fetched.append(arguments))
+    monkeypatch.setattr(datamodule, "fetch_archive", lambda *arguments: fetched.append(arguments))
     options = {"archive": {"url": "https://127.0.0.1/a.zip", "sha256": "0" * 64, "unpacked_gb": 1}, "download": True}
     module(tmp_path, options).prepare_data()
     assert fetched == []
@@ -466,7 +429,7 @@ def test_where_nothing_is_kept_no_file_is_made(tmp_path: Path, cache: str, files
     photos(tmp_path / "photos", good=12, bad=12)
     data = ready(tmp_path / "photos", options)
     assert len(data.samples) == 24
-    assert take_inventory(dataset(tmp_path / "photos", **options), "defect", 0).readable.all()
+    assert take_inventory(module(tmp_path / "photos", options)).readable.all()
     assert sorted(file.name for file in (tmp_path / "cache").glob("*.sqlite")) == files
     assert (tmp_path / "cache").exists() == bool(files)
 

@@ -13,9 +13,17 @@ from typing import Any
 import pandas as pd
 import pytest
 from omegaconf import OmegaConf
-from pydantic import TypeAdapter
 
-from defectcls.data import casting, concrete_crack, folder, mvtec, railway, railway_components, table
+from defectcls.config import presets
+from defectcls.data import railway_components
+from defectcls.data.casting import Casting
+from defectcls.data.concrete_crack import ConcreteCrack
+from defectcls.data.datamodule import DefectDataModule
+from defectcls.data.folder import Folder
+from defectcls.data.mvtec import MVTec
+from defectcls.data.railway import Railway
+from defectcls.data.railway_components import RailwayComponents
+from defectcls.data.table import Table
 from defectcls.errors import UserError
 
 DATASETS = sorted(Path(__file__).parents[2].glob("conf/dataset/*.yaml"))
@@ -27,6 +35,10 @@ def write(root: Path, *paths: str) -> None:
     for path in random.sample(paths, len(paths)):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).touch()
+
+
+def samples_of(kind: type[DefectDataModule], root: Path, **options: Any) -> pd.DataFrame:
+    return kind(root=root, **options).sample_table()
 
 
 def rows(samples: pd.DataFrame) -> list[tuple]:
@@ -46,26 +58,18 @@ def sentence(function: Any, *args: Any, **options: Any) -> str:
 
 
 @pytest.mark.parametrize("file", DATASETS, ids=lambda file: file.stem)
-def test_yaml_and_function_have_the_same_options(file: Path) -> None:
-    base = OmegaConf.load(file.parents[1] / "dataset_base.yaml")
-    preset = OmegaConf.load(file)
-    module, name = preset.list_samples.rsplit(".", 1)
-    parameters = dict(inspect.signature(getattr(import_module(module), name)).parameters)
-    assert next(iter(parameters)) == "root"
-    del parameters["root"]
-
-    assert preset.name == file.stem
-    assert "source" in preset  # null: made on first use
-    assert "/dataset_base@_here_" in preset.defaults
-    assert any(
-        str(key).startswith("override /augment@") for entry in preset.defaults if entry != "_self_" for key in entry
-    )
-    assert set(preset) - set(base) - {"defaults"} == set(parameters)
-    for option, parameter in parameters.items():
-        assert parameter.default is inspect.Parameter.empty, f"the default of {option} belongs into {file.name}"
-        if not OmegaConf.is_missing(preset, option):
-            value = OmegaConf.to_container(preset)[option]
-            TypeAdapter(parameter.annotation).validate_python(value)
+def test_a_preset_has_the_options_of_its_class(file: Path) -> None:
+    base, preset = presets("dataset_base"), presets(f"dataset/{file.stem}")
+    module, name = preset["_target_"].rsplit(".", 1)
+    kind = getattr(import_module(module), name)
+    assert module == f"defectcls.data.{file.stem}"
+    assert preset["name"] == file.stem
+    assert set(preset) - set(base) == set(inspect.get_annotations(kind))
+    missing = {option: "x" for option, value in preset.items() if value == "???"}
+    assert kind(**missing).settings.name == file.stem
+    defaults = OmegaConf.load(file).defaults
+    assert "/dataset_base@_here_" in defaults
+    assert any(str(key).startswith("override /augment@") for entry in defaults if entry != "_self_" for key in entry)
 
 
 def test_datasets_were_found() -> None:
@@ -102,16 +106,16 @@ SCREW_ROWS = [
 
 def test_mvtec(tmp_path: Path) -> None:
     write(tmp_path, *SCREW, *BOTTLE, "notes/000.png")
-    samples = mvtec.list_samples(tmp_path, categories="all")
+    samples = samples_of(MVTec, tmp_path, categories="all")
     assert samples.columns.tolist() == ["path", "defective", "defect_type", "category", "split", "mask"]
     assert rows(samples) == BOTTLE_ROWS + SCREW_ROWS
-    assert rows(mvtec.list_samples(tmp_path, categories=["screw"])) == SCREW_ROWS
-    assert rows(mvtec.list_samples(tmp_path, categories=["screw", "bottle", "screw"])) == BOTTLE_ROWS + SCREW_ROWS
+    assert rows(samples_of(MVTec, tmp_path, categories=["screw"])) == SCREW_ROWS
+    assert rows(samples_of(MVTec, tmp_path, categories=["screw", "bottle", "screw"])) == BOTTLE_ROWS + SCREW_ROWS
 
 
 def test_mvtec_mask_of_one_image_among_several(tmp_path: Path) -> None:
     write(tmp_path, *SCREW, "screw/ground_truth/defect/001_mask.png")
-    assert [row[-1] for row in rows(mvtec.list_samples(tmp_path, categories="all"))] == [
+    assert [row[-1] for row in rows(samples_of(MVTec, tmp_path, categories="all"))] == [
         "",
         "screw/ground_truth/defect/001_mask.png",
         "",
@@ -120,7 +124,7 @@ def test_mvtec_mask_of_one_image_among_several(tmp_path: Path) -> None:
 
 def test_mvtec_unknown_category(tmp_path: Path) -> None:
     write(tmp_path, *SCREW)
-    message = sentence(mvtec.list_samples, tmp_path, categories=["screw", "botle"])
+    message = sentence(samples_of, MVTec, tmp_path, categories=["screw", "botle"])
     assert message.startswith("MVTec AD has the categories bottle, cable, ")
     assert message.endswith("not 'botle', did you mean 'bottle'?")
 
@@ -128,28 +132,28 @@ def test_mvtec_unknown_category(tmp_path: Path) -> None:
 def test_mvtec_category_not_on_disk(tmp_path: Path) -> None:
     write(tmp_path, *SCREW, *BOTTLE)
     expected = f"category 'pill' is not in {tmp_path}, which holds: bottle, screw"
-    assert sentence(mvtec.list_samples, tmp_path, categories=["pill"]) == expected
+    assert sentence(samples_of, MVTec, tmp_path, categories=["pill"]) == expected
 
 
 @pytest.mark.parametrize(("categories", "held"), [("all", "none"), ([], "screw")])
 def test_mvtec_no_category(tmp_path: Path, categories: Any, held: str) -> None:
     write(tmp_path, *(SCREW if held == "screw" else ("photos/a.png",)))
     expected = f"no category of MVTec AD to read from {tmp_path}, which holds: {held}"
-    assert sentence(mvtec.list_samples, tmp_path, categories=categories) == expected
+    assert sentence(samples_of, MVTec, tmp_path, categories=categories) == expected
 
 
 def test_mvtec_mask_without_image(tmp_path: Path) -> None:
     orphans = ("bottle/ground_truth/broken_large/002_mask.png", "bottle/ground_truth/broken_large/001_mask.png")
     write(tmp_path, *BOTTLE, *orphans)
-    assert sentence(mvtec.list_samples, tmp_path, categories="all") == (
-        f"mask 'bottle/ground_truth/broken_large/001_mask.png' belongs to no image (2 such in {tmp_path}/bottle): "
+    assert sentence(samples_of, MVTec, tmp_path, categories="all") == (
+        f"mask 'bottle/ground_truth/broken_large/001_mask.png' belongs to no image (2 such in {tmp_path}): "
         "are images missing?"
     )
 
 
 def test_mvtec_missing_folder(tmp_path: Path) -> None:
     write(tmp_path, "screw/train/good/000.png")
-    assert sentence(mvtec.list_samples, tmp_path, categories="all") == (
+    assert sentence(samples_of, MVTec, tmp_path, categories="all") == (
         f"'screw/test' is missing in {tmp_path}: expected <category>/{{train,test}}/<good or defect type>/<image>"
     )
 
@@ -157,7 +161,7 @@ def test_mvtec_missing_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["screw/test/000.png", "screw/test/defect/more/000.png"])
 def test_mvtec_image_out_of_place(tmp_path: Path, path: str) -> None:
     write(tmp_path, *SCREW, path)
-    message = sentence(mvtec.list_samples, tmp_path, categories="all")
+    message = sentence(samples_of, MVTec, tmp_path, categories="all")
     assert message.startswith(f"'{path}' in {tmp_path} is not where MVTec AD keeps an image: expected <category>/")
 
 
@@ -170,7 +174,7 @@ RAILWAY = tuple(
 
 def test_railway(tmp_path: Path) -> None:
     write(tmp_path, *RAILWAY)
-    samples = railway.list_samples(tmp_path)
+    samples = samples_of(Railway, tmp_path)
     assert samples.columns.tolist() == ["path", "defective", "split"]
     assert rows(samples) == [
         ("Test/Defective/1.jpg", True, "test"),
@@ -187,10 +191,10 @@ def test_railway_names_the_missing_folder(tmp_path: Path, gone: str) -> None:
     write(tmp_path, *(path for path in RAILWAY if path != gone))
     expected = "expected {Train,Validation,Test}/{Defective,Non defective}/<image>"
     missing = Path(gone).parent.as_posix()
-    assert sentence(railway.list_samples, tmp_path) == f"'{missing}' is missing in {tmp_path}: {expected}"
+    assert sentence(samples_of, Railway, tmp_path) == f"'{missing}' is missing in {tmp_path}: {expected}"
     write(tmp_path, f"{missing}/notes.txt")
     assert (
-        sentence(railway.list_samples, tmp_path) == f"'{missing}' in {tmp_path} holds no image, only 1 .txt: {expected}"
+        sentence(samples_of, Railway, tmp_path) == f"'{missing}' in {tmp_path} holds no image, only 1 .txt: {expected}"
     )
 
 
@@ -199,7 +203,7 @@ def test_railway_names_the_missing_folder(tmp_path: Path, gone: str) -> None:
 
 def test_railway_components(tmp_path: Path) -> None:
     write(tmp_path, *(f"{name}/IMG_1.jpg" for name in railway_components.FOLDERS))
-    samples = railway_components.list_samples(tmp_path)
+    samples = samples_of(RailwayComponents, tmp_path)
     assert samples.columns.tolist() == ["path", "defective", "defect_type", "category"]
     assert rows(samples) == [
         ("Damaged Crossties/IMG_1.jpg", True, "Damaged Crossties", "Crossties"),
@@ -214,7 +218,7 @@ def test_railway_components(tmp_path: Path) -> None:
 
 def test_railway_components_missing_folder(tmp_path: Path) -> None:
     write(tmp_path, *(f"{name}/IMG_1.jpg" for name in railway_components.FOLDERS if name != "Missing Fasteners"))
-    message = sentence(railway_components.list_samples, tmp_path)
+    message = sentence(samples_of, RailwayComponents, tmp_path)
     assert message.startswith(f"'Missing Fasteners' is missing in {tmp_path}: expected the folders Perfect Crossties, ")
 
 
@@ -223,7 +227,7 @@ def test_railway_components_missing_folder(tmp_path: Path) -> None:
 
 def test_casting_photos(tmp_path: Path) -> None:
     write(tmp_path, "ok_front/cast_ok_0_1.jpeg", "def_front/cast_def_0_1.jpeg")
-    samples = casting.list_samples(tmp_path)
+    samples = samples_of(Casting, tmp_path)
     assert samples.columns.tolist() == ["path", "defective"]
     assert rows(samples) == [("def_front/cast_def_0_1.jpeg", True), ("ok_front/cast_ok_0_1.jpeg", False)]
 
@@ -234,7 +238,7 @@ def test_casting_augmented_version_has_a_split(tmp_path: Path, above: str) -> No
         tmp_path,
         *(f"{above}{split}/{name}/1.jpeg" for split in ("train", "test") for name in ("ok_front", "def_front")),
     )
-    samples = casting.list_samples(tmp_path)
+    samples = samples_of(Casting, tmp_path)
     assert samples.columns.tolist() == ["path", "defective", "split"]
     assert rows(samples) == [
         (f"{above}test/def_front/1.jpeg", True, "test"),
@@ -253,12 +257,12 @@ LAYOUT = "{def_front,ok_front}/<image> or casting_data/{train,test}/{def_front,o
 )
 def test_casting_missing_folder(tmp_path: Path, there: str, missing: str) -> None:
     write(tmp_path, there)
-    assert sentence(casting.list_samples, tmp_path) == f"'{missing}' is missing in {tmp_path}: expected {LAYOUT}"
+    assert sentence(samples_of, Casting, tmp_path) == f"'{missing}' is missing in {tmp_path}: expected {LAYOUT}"
 
 
 def test_casting_both_versions(tmp_path: Path) -> None:
     write(tmp_path, "ok_front/1.jpeg", "casting_data/train/ok_front/1.jpeg")
-    assert sentence(casting.list_samples, tmp_path) == (
+    assert sentence(samples_of, Casting, tmp_path) == (
         f"{tmp_path} holds both versions of the castings: expected either {LAYOUT}"
     )
 
@@ -269,7 +273,7 @@ def test_casting_both_versions(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sound", ["good", ["good"]])
 def test_folder(tmp_path: Path, sound: Any) -> None:
     write(tmp_path, "scratch/b.PNG", "good/cam 1/a.jpg", "good/a.jpg", "good/notes.txt", ".cache/x/a.jpg")
-    samples = folder.list_samples(tmp_path, sound=sound)
+    samples = samples_of(Folder, tmp_path, sound=sound)
     assert samples.columns.tolist() == ["path", "defective", "defect_type"]
     assert rows(samples) == [
         ("good/a.jpg", False, "good"),
@@ -280,7 +284,7 @@ def test_folder(tmp_path: Path, sound: Any) -> None:
 
 def test_folder_with_several_sound_classes(tmp_path: Path) -> None:
     write(tmp_path, "new/1.png", "worn/1.png", "broken/1.png", "train/1.png")  # `train` among others is a class
-    samples = folder.list_samples(tmp_path, sound=["new", "worn"])
+    samples = samples_of(Folder, tmp_path, sound=["new", "worn"])
     assert rows(samples) == [
         ("broken/1.png", True, "broken"),
         ("new/1.png", False, "new"),
@@ -292,7 +296,7 @@ def test_folder_with_several_sound_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("val", ["val", "valid", "validation"])
 def test_folder_with_published_split(tmp_path: Path, val: str) -> None:
     write(tmp_path, "train/ok/1.png", "train/dent/1.png", f"{val}/ok/2.png", "test/dent/3.png")
-    samples = folder.list_samples(tmp_path, sound="ok")
+    samples = samples_of(Folder, tmp_path, sound="ok")
     assert samples.columns.tolist() == ["path", "defective", "defect_type", "split"]
     assert rows(samples) == [
         ("test/dent/3.png", True, "dent", "test"),
@@ -305,27 +309,27 @@ def test_folder_with_published_split(tmp_path: Path, val: str) -> None:
 def test_folder_mistakes(tmp_path: Path) -> None:
     layout = "<class>/<image> or {train,val,test}/<class>/<image>"
     assert (
-        sentence(folder.list_samples, tmp_path, sound="good") == f"{tmp_path} holds no class folders: expected {layout}"
+        sentence(samples_of, Folder, tmp_path, sound="good") == f"{tmp_path} holds no class folders: expected {layout}"
     )
     write(tmp_path, "good/1.png", "bad/1.png")
-    assert sentence(folder.list_samples, tmp_path, sound=["bad", "goood"]) == (
+    assert sentence(samples_of, Folder, tmp_path, sound=["bad", "goood"]) == (
         f"{tmp_path} has the class folders bad, good; not sound=goood, did you mean 'good'?"
     )
     write(tmp_path, "lost.png", "also lost.png")
-    assert sentence(folder.list_samples, tmp_path, sound="good") == (
+    assert sentence(samples_of, Folder, tmp_path, sound="good") == (
         f"'also lost.png' in {tmp_path} is in no class folder (2 such): expected {layout}"
     )
     write(tmp_path, "empty/notes.txt")
-    assert sentence(folder.list_samples, tmp_path, sound="good") == (
+    assert sentence(samples_of, Folder, tmp_path, sound="good") == (
         f"'empty' in {tmp_path} holds no image, only 1 .txt: expected {layout}"
     )
 
 
 def test_folder_counts_what_lies_beside_the_photos(tmp_path: Path) -> None:
     write(tmp_path, "good/1.png", "good/1.txt", "bad/deep/1.png", "bad/deep/1.cr2", "notes.txt", "good/Thumbs.db")
-    assert folder.list_samples(tmp_path, sound="good").attrs == {"left_out": {".txt": 2, ".cr2": 1}}
+    assert samples_of(Folder, tmp_path, sound="good").attrs == {"left_out": {".txt": 2, ".cr2": 1}}
     write(tmp_path / "split", "Train/good/1.png", "TEST/good/1.png", "TEST/bad/1.txt", "TEST/bad/1.png", "TEST/a.csv")
-    samples = folder.list_samples(tmp_path / "split", sound="good")
+    samples = samples_of(Folder, tmp_path / "split", sound="good")
     assert samples.attrs == {"left_out": {".txt": 1, ".csv": 1}}
     assert dict(zip(samples["path"], samples["split"], strict=True)) == {
         "TEST/bad/1.png": "test",
@@ -333,13 +337,13 @@ def test_folder_counts_what_lies_beside_the_photos(tmp_path: Path) -> None:
         "Train/good/1.png": "train",
     }
     write(tmp_path / "split", "TEST/lost.png")
-    assert sentence(folder.list_samples, tmp_path / "split", sound="good").startswith("'TEST/lost.png' in ")
+    assert sentence(samples_of, Folder, tmp_path / "split", sound="good").startswith("'TEST/lost.png' in ")
 
 
 @pytest.mark.parametrize(("sound", "name"), [("good", "Good "), ("Null", "null"), ("TRUE", "true")])
 def test_folder_of_a_sound_class_in_another_spelling(tmp_path: Path, sound: str, name: str) -> None:
     write(tmp_path, f"{name}/1.png", "bad/1.png")
-    assert rows(folder.list_samples(tmp_path, sound=sound)) == sorted(
+    assert rows(samples_of(Folder, tmp_path, sound=sound)) == sorted(
         [(f"{name}/1.png", False, name), ("bad/1.png", True, "bad")]
     )
 
@@ -347,11 +351,11 @@ def test_folder_of_a_sound_class_in_another_spelling(tmp_path: Path, sound: str,
 # --- table ------------------------------------------------------------------------------------------------------------
 
 
-def listed(root: Path, content: str, sound: Any = ("good", "ok"), classes: list[str] | None = None) -> pd.DataFrame:
+def listed(root: Path, content: str, sound: Any = ("good", "ok"), labels: list[str] | None = None) -> pd.DataFrame:
     """The samples of a CSV file beside its images a.png, b.png and c/d.png."""
     write(root, "a.png", "b.png", "c/d.png", "masks/b.png")
     (root / "parts.csv").write_text(content, encoding="utf-8")
-    return table.list_samples(root, table=root / "parts.csv", sound=list(sound), classes=classes, allow_outside=False)
+    return samples_of(Table, root, table=root / "parts.csv", sound=list(sound), labels=labels)
 
 
 def complaint(root: Path, content: str, **options: Any) -> str:
@@ -372,11 +376,11 @@ FULL = """defective,label,path,split,group,category,mask,defect_type
 False,fine,a.png,test,,bottle,,
 TRUE,bad,c/d.png,train,8,,,hole
 """
-FULL_COLUMNS = ["defective", "path", "split", "group", "category", "mask", "defect_type"]
+FULL_COLUMNS = ["path", "defective", "defect_type", "category", "group", "split", "mask"]
 FULL_ROWS = [
-    (False, "a.png", "test", "", "bottle", "", "fine"),
-    (True, "b.png", "val", "7", "bottle", "masks/b.png", "dent"),
-    (True, "c/d.png", "train", "8", "", "", "hole"),
+    ("a.png", False, "fine", "bottle", "", "test", ""),
+    ("b.png", True, "dent", "bottle", "7", "val", "masks/b.png"),
+    ("c/d.png", True, "hole", "", "8", "train", ""),
 ]
 
 
@@ -395,16 +399,16 @@ def test_parquet_table(tmp_path: Path) -> None:
     pd.DataFrame(
         {"path": paths, "label": [1, 0, 2], "group": ["x", None, "y"], "defective": [True, False, True]}
     ).to_parquet(file)
-    samples = table.list_samples(tmp_path, table=file, sound="0", classes=None, allow_outside=False)
-    assert samples.columns.tolist() == ["path", "group", "defective", "defect_type"]
-    assert rows(samples) == [("a.png", "", False, "0"), ("b.png", "x", True, "1"), ("c/d.png", "y", True, "2")]
+    samples = samples_of(Table, tmp_path, table=file, sound="0")
+    assert samples.columns.tolist() == ["path", "defective", "defect_type", "group"]
+    assert rows(samples) == [("a.png", False, "0", ""), ("b.png", True, "1", "x"), ("c/d.png", True, "2", "y")]
 
 
 def test_parquet_without_a_label(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     file = tmp_path / "parts.parquet"
     pd.DataFrame({"path": ["a.png", "b.png"], "label": ["good", None]}, index=["x", "y"]).to_parquet(file)
-    assert sentence(table.list_samples, tmp_path, table=file, sound="good", classes=None, allow_outside=False) == (
+    assert sentence(samples_of, Table, tmp_path, table=file, sound="good") == (
         f"{file} has no label in some rows (counted from 1, after the header): 2"
     )
 
@@ -414,15 +418,15 @@ def test_parquet_needs_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "fastparquet", None)
     file = tmp_path / "parts.parquet"
     file.touch()
-    assert sentence(table.list_samples, tmp_path, table=file, sound="ok", classes=None, allow_outside=False) == (
+    assert sentence(samples_of, Table, tmp_path, table=file, sound="ok") == (
         f"reading {file} needs pyarrow: pip install 'defectcls[table]'"
     )
 
 
 def test_table_classes(tmp_path: Path) -> None:
-    assert len(listed(tmp_path, CSV, classes=["good", "dent", "hole"])) == 2
-    assert complaint(tmp_path, CSV + "c/d.png,dnet\n", classes=["good", "hole"]) == (
-        "has labels that the classes do not have: dent, dnet"
+    assert len(listed(tmp_path, CSV, labels=["good", "dent", "hole"])) == 2
+    assert complaint(tmp_path, CSV + "c/d.png,dnet\n", labels=["good", "hole"]) == (
+        "has labels beside dataset.labels: dent, dnet"
     )
 
 
@@ -502,9 +506,7 @@ def test_table_of_another_tool(
     if encoding == "cp1252":  # as Excel writes a German word
         content = content.removeprefix("\ufeff").replace("dent", "Größe")
     (tmp_path / "parts.tsv").write_bytes(content.encode(encoding))
-    samples = table.list_samples(
-        tmp_path, table=tmp_path / "parts.tsv", sound=["good"], classes=None, allow_outside=False
-    )
+    samples = samples_of(Table, tmp_path, table=tmp_path / "parts.tsv", sound=["good"])
     assert samples["path"].tolist() == ["a.png", "b.png"]
     assert samples["defective"].tolist() == [False, True]
     assert samples["defect_type"][1] == ("Größe" if encoding == "cp1252" else "dent")
@@ -518,7 +520,7 @@ def test_table_says_on_one_line_what_it_assumed(tmp_path: Path, caplog: pytest.L
     caplog.set_level("INFO")
     write(tmp_path, "prüf/ä.png")
     (tmp_path / "excel.csv").write_bytes("filename;label\nprüf/ä.png;gut\n".encode("cp1252"))
-    samples = table.list_samples(tmp_path, table=tmp_path / "excel.csv", sound="gut", classes=None, allow_outside=False)
+    samples = samples_of(Table, tmp_path, table=tmp_path / "excel.csv", sound="gut")
     assert rows(samples) == [("prüf/ä.png", False, "gut")]
     assert caplog.messages == ["excel.csv: read as cp1252, ';' between cells, 'filename' taken for path"]
 
@@ -530,31 +532,29 @@ def test_table_values_in_other_words(tmp_path: Path) -> None:
     assert samples["defective"].tolist() == [False, True, True]
     assert samples["split"].tolist() == ["train", "test", "val"]
     assert listed(tmp_path, "path,label\na.png,GOOD \nb.png,dent\n")["defective"].tolist() == [False, True]
-    assert listed(tmp_path, CSV, sound=("GOOD",), classes=["Good", "dent"])["defective"].tolist() == [False, True]
+    assert listed(tmp_path, CSV, sound=("GOOD",), labels=["Good", "dent"])["defective"].tolist() == [False, True]
 
 
 def test_table_of_photos_outside_the_root(tmp_path: Path) -> None:
     write(tmp_path, "root/a.png", "other/b.png")
     (tmp_path / "parts.csv").write_text("path,label\na.png,good\n../other/b.png,dent\n")
-    samples = table.list_samples(
-        tmp_path / "root", table=tmp_path / "parts.csv", sound="good", classes=None, allow_outside=True
-    )
+    samples = samples_of(Table, tmp_path / "root", table=tmp_path / "parts.csv", sound="good", allow_outside=True)
     assert rows(samples) == [("../other/b.png", True, "dent"), ("a.png", False, "good")]
 
 
 def test_table_file_mistakes(tmp_path: Path) -> None:
     options: dict[str, Any] = {"sound": "ok", "classes": None, "allow_outside": False}
     file = tmp_path / "parts.xlsx"
-    assert sentence(table.list_samples, tmp_path, table=file, **options) == f"table={file} is not a file"
+    assert sentence(samples_of, Table, tmp_path, table=file, **options) == f"table={file} is not a file"
     file.write_bytes(b"PK\x03\x04\0\0")
-    message = sentence(table.list_samples, tmp_path, table=file, **options)
+    message = sentence(samples_of, Table, tmp_path, table=file, **options)
     assert message == f"cannot read {file}: it is no text: save it as CSV UTF-8"
     (tmp_path / "ragged.csv").write_text("path,label\na.png,ok\nb.png,ok,1\n")
     assert re.search(
-        "ragged.csv: .*line 3", sentence(table.list_samples, tmp_path, table=tmp_path / "ragged.csv", **options)
+        "ragged.csv: .*line 3", sentence(samples_of, Table, tmp_path, table=tmp_path / "ragged.csv", **options)
     )
     (tmp_path / "no.parquet").write_text("PAR")
-    assert "cannot read" in sentence(table.list_samples, tmp_path, table=tmp_path / "no.parquet", **options)
+    assert "cannot read" in sentence(samples_of, Table, tmp_path, table=tmp_path / "no.parquet", **options)
 
 
 # --- the images at hand -----------------------------------------------------------------------------------------------
@@ -566,13 +566,13 @@ def data(name: str) -> Path:
 
 @pytest.mark.realdata
 def test_real_concrete_crack() -> None:
-    samples = concrete_crack.list_samples(data("concrete_crack"))
+    samples = samples_of(ConcreteCrack, data("concrete_crack"))
     assert Counter(samples["defective"]) == {True: 4000, False: 4000}
 
 
 @pytest.mark.realdata
 def test_real_mvtec() -> None:
-    samples = mvtec.list_samples(data("mvtec"), categories=["bottle", "screw"])
+    samples = samples_of(MVTec, data("mvtec"), categories=["bottle", "screw"])
     assert Counter(zip(samples["category"], samples["split"], samples["defect_type"], strict=True)) == {
         ("bottle", "train", "good"): 209,
         ("bottle", "test", "good"): 20,
@@ -590,12 +590,12 @@ def test_real_mvtec() -> None:
 
 @pytest.mark.realdata
 def test_real_casting() -> None:
-    assert Counter(casting.list_samples(data("casting"))["defective"]) == {True: 781, False: 519}
+    assert Counter(samples_of(Casting, data("casting"))["defective"]) == {True: 781, False: 519}
 
 
 @pytest.mark.realdata
 def test_real_railway_components() -> None:
-    samples = railway_components.list_samples(data("railway_components"))
+    samples = samples_of(RailwayComponents, data("railway_components"))
     assert Counter(samples["defective"]) == {False: 545, True: 313}
     assert Counter(samples["defect_type"]) == {
         "Damaged Crossties": 112,

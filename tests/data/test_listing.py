@@ -7,14 +7,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from defectcls.data.listing import list_samples
+from defectcls.data.folder import Folder
+from defectcls.data.table import Table
 from defectcls.errors import UserError
-from tests.data.test_datamodule import dataset
-from tests.data.test_listers import write
+from tests.data.test_listers import samples_of, write
 
 
 def listed(root: Path, **changed: Any) -> pd.DataFrame:
-    return list_samples(dataset(root, **changed))
+    return samples_of(Folder, root, **{"sound": "good"} | changed)
 
 
 def sentence(root: Path, **changed: Any) -> str:
@@ -67,12 +67,11 @@ def test_spellings_in_a_table(tmp_path: Path) -> None:
     write(tmp_path, "1.png", "2.png", "3.png", "4.png")
     (tmp_path / "a.csv").write_text("path;label\n1.png;good\n2.png;scratch\n3.png;Good \n4.png;GOOD\n")
     (tmp_path / "b.csv").write_text("path,label,category\n1.png,good,Left\n2.png,scratch,left\n")
-    options = {"list_samples": "defectcls.data.table.list_samples", "classes": None, "allow_outside": False}
-    assert "'good' (1 images) and 'GOOD' (1 images) and 'Good ' (1 images) differ" in sentence(
-        tmp_path, **options, table=tmp_path / "a.csv"
-    )
-    assert sentence(tmp_path, **options, table=tmp_path / "b.csv").startswith("the categories 'Left' (1 images) and")
-    joined = listed(tmp_path, **options, table=tmp_path / "a.csv", join_spellings=True)
+    with pytest.raises(UserError, match=r"'good' \(1 images\) and 'GOOD' \(1 images\) and 'Good ' \(1 images\) differ"):
+        samples_of(Table, tmp_path, table=tmp_path / "a.csv")
+    with pytest.raises(UserError, match=r"^the categories 'Left' \(1 images\) and"):
+        samples_of(Table, tmp_path, table=tmp_path / "b.csv")
+    joined = samples_of(Table, tmp_path, table=tmp_path / "a.csv", join_spellings=True)
     assert joined["defect_type"].tolist() == ["good", "scratch", "good", "good"]
     assert joined["defective"].tolist() == [False, True, False, False]
 

@@ -21,7 +21,7 @@ from defectcls.data.near_duplicates import (
     near_identical_pairs,
 )
 from defectcls.data.store import Store
-from defectcls.data.synthetic import list_samples
+from defectcls.data.synthetic import Synthetic
 
 Pair = tuple[int, int]
 
@@ -55,8 +55,7 @@ def found(paths: list[Path], cache: Path) -> set[Pair]:
 
 def drawn(root: Path, **knobs: float) -> tuple[list[Path], set[Pair]]:
     """Files of the built-in dataset, and the twins planted among them."""
-    plain = {"crops_per_photo": 6, "defect_share": 0.4, "wrong_labels": 0, "data_seed": 0, "draw": True}
-    samples = list_samples(root, **(plain | knobs))  # type: ignore[arg-type]
+    samples = Synthetic(root=root, **knobs).sample_table()
     row_of = {path: row for row, path in enumerate(samples["path"])}
     twins = samples[samples["twin_of"] != ""]
     pairs = zip(twins["path"].map(row_of), twins["twin_of"].map(row_of), strict=True)
@@ -68,7 +67,7 @@ def drawn(root: Path, **knobs: float) -> tuple[list[Path], set[Pair]]:
 
 @pytest.mark.parametrize("difficulty", [0, 1])
 def test_planted_twins_are_found_and_no_others(tmp_path: Path, difficulty: int) -> None:
-    paths, twins = drawn(tmp_path, images=150, image_side=64, difficulty=difficulty, near_duplicates=0.3)
+    paths, twins = drawn(tmp_path, image_count=150, image_side=64, difficulty=difficulty, near_duplicates=0.3)
     assert len(twins) == 45
     assert found(paths, tmp_path / "cache") == twins
 
@@ -76,7 +75,7 @@ def test_planted_twins_are_found_and_no_others(tmp_path: Path, difficulty: int) 
 @pytest.mark.parametrize("entry", [b"", b"\xff" * 8, b"\xff" * 3])
 def test_damaged_entries_are_computed_anew(tmp_path: Path, entry: bytes) -> None:
     """NaN in a fingerprint or an agreement would find no twin; another length ended in a traceback."""
-    paths, twins = drawn(tmp_path / "photos", images=20, image_side=64, difficulty=0, near_duplicates=0.3)
+    paths, twins = drawn(tmp_path / "photos", image_count=20, image_side=64, difficulty=0, near_duplicates=0.3)
     cache = tmp_path / "cache"
     assert found(paths, cache) == twins != set()
     records = prints_of(paths, cache).records
@@ -91,7 +90,7 @@ def test_damaged_entries_are_computed_anew(tmp_path: Path, entry: bytes) -> None
 @pytest.mark.parametrize("side", [64, 128, 256])
 @pytest.mark.parametrize("difficulty", [0, 1])
 def test_twins_among_a_thousand(tmp_path: Path, side: int, difficulty: int) -> None:
-    paths, twins = drawn(tmp_path, images=1200, image_side=side, difficulty=difficulty, near_duplicates=1 / 6)
+    paths, twins = drawn(tmp_path, image_count=1200, image_side=side, difficulty=difficulty, near_duplicates=1 / 6)
     pairs = found(paths, tmp_path / "cache")
     assert not pairs - twins
     assert len(pairs) >= 0.99 * len(twins) == 0.99 * 200
@@ -189,7 +188,7 @@ def test_work_is_bounded_where_all_files_are_alike() -> None:
 
 def test_candidates_are_those_of_an_exhaustive_search(tmp_path: Path) -> None:
     """Hashing may add what is no twin; it must not lose one, whatever their number."""
-    paths, twins = drawn(tmp_path, images=400, image_side=64, difficulty=0.5, near_duplicates=0.25)
+    paths, twins = drawn(tmp_path, image_count=400, image_side=64, difficulty=0.5, near_duplicates=0.25)
     prints = prints_of(paths, tmp_path / "cache")
     pairs = {tuple(pair) for pair in candidate_pairs(prints.spectra)[:, :2].tolist()}
     assert twins <= pairs

@@ -18,10 +18,10 @@ from defectcls.data.samples import (
     folded,
     folders_in,
     group_consecutive,
-    images_expected_in,
     images_in,
+    in_order,
     label_samples,
-    sample_table,
+    samples_in,
 )
 from defectcls.errors import UserError
 
@@ -117,13 +117,16 @@ def test_the_order_of_the_disk_does_not_matter(tmp_path: Path, monkeypatch: pyte
         assert folders_in(tmp_path) == ["a", "b", "c"]
 
 
-def test_paths_are_relative_to_the_root_not_to_the_folder(tmp_path: Path) -> None:
+def test_images_of_folders_have_the_columns_of_their_folder(tmp_path: Path) -> None:
     touch(tmp_path, "train/good/1.png", "test/good/2.png")
     touch(tmp_path, "train/good/notes.txt")
-    assert images_expected_in(tmp_path, ["train/good", "test/good"], "<layout>") == (
-        {"train/good": ["train/good/1.png"], "test/good": ["test/good/2.png"]},
-        {".txt": 1},
-    )
+    folders = {"train/good": {"split": "train", "defective": False}, "test/good": {"split": "test", "defective": True}}
+    samples = samples_in(tmp_path, folders, "<layout>")
+    assert samples.to_dict("list") == {
+        **{"path": ["train/good/1.png", "test/good/2.png"], "split": ["train", "test"]},
+        "defective": [False, True],
+    }
+    assert samples.attrs == {"left_out": {".txt": 1}}
 
 
 @pytest.mark.parametrize(
@@ -132,37 +135,37 @@ def test_paths_are_relative_to_the_root_not_to_the_folder(tmp_path: Path) -> Non
 def test_an_expected_folder_is_there_and_holds_images(tmp_path: Path, folder: str, said: str) -> None:
     touch(tmp_path, "empty/notes.txt")
     with pytest.raises(UserError, match=f"^'{folder}' {said}.*: expected <class>/<image>$"):
-        images_expected_in(tmp_path, [folder], "<class>/<image>")
+        samples_in(tmp_path, {folder: {}}, "<class>/<image>")
 
 
 def test_table_is_in_the_order_of_paths_whatever_the_order_of_rows() -> None:
-    expected = sample_table(ROWS)
+    expected = in_order(pd.DataFrame(ROWS))
     assert expected["path"].tolist() == ["a/1.png", "a/2.png", "b/1.png", "b/2.png"]
     assert expected.index.tolist() == [0, 1, 2, 3]
     for seed in range(5):
-        pd.testing.assert_frame_equal(sample_table(random.Random(seed).sample(ROWS, 4)), expected)
+        pd.testing.assert_frame_equal(in_order(pd.DataFrame(random.Random(seed).sample(ROWS, 4))), expected)
 
 
 def test_optional_columns_are_text_and_empty_where_a_row_lacks_them() -> None:
-    samples = sample_table([{"path": "2", "defective": True, "group": 7}, {"path": "1", "defective": False}])
+    samples = in_order(pd.DataFrame([{"path": "2", "defective": True, "group": 7}, {"path": "1", "defective": False}]))
     assert samples["group"].tolist()[0] == ""
     assert isinstance(samples["group"].iloc[1], str)
     assert samples["defective"].dtype == bool
 
 
-def test_no_rows_make_an_empty_table_with_the_required_columns() -> None:
-    assert sample_table([]).empty
-    assert set(sample_table([]).columns) == {"path", "defective"}
+def test_a_table_without_a_required_column_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^the sample table lacks the column defective$"):
+        in_order(pd.DataFrame({"path": ["1"], "label": ["good"]}))
 
 
 def test_target_defect_has_two_classes_and_class_1_is_defective() -> None:
-    samples = label_samples(sample_table(ROWS), "defect")
+    samples = label_samples(in_order(pd.DataFrame(ROWS)), "defect")
     assert samples["label"].tolist() == ["sound", "defective", "defective", "sound"]
     assert list(classes_of(samples).items()) == [("sound", False), ("defective", True)]
 
 
 def test_target_defect_type_puts_sound_classes_first_each_kind_by_name() -> None:
-    samples = label_samples(sample_table(ROWS), "defect_type")
+    samples = label_samples(in_order(pd.DataFrame(ROWS)), "defect_type")
     assert samples["label"].tolist() == ["good", "dent", "crack", "polished"]
     assert list(classes_of(samples).items()) == [
         ("good", False),
@@ -173,13 +176,13 @@ def test_target_defect_type_puts_sound_classes_first_each_kind_by_name() -> None
 
 
 def test_a_class_is_either_sound_or_defective() -> None:
-    samples = label_samples(sample_table([*ROWS, {**ROWS[0], "path": "c", "defective": True}]), "defect_type")
+    samples = label_samples(in_order(pd.DataFrame([*ROWS, {**ROWS[0], "path": "c", "defective": True}])), "defect_type")
     with pytest.raises(UserError, match=r"^class 'good' is called sound for some images and defective for others$"):
         classes_of(samples)
 
 
 def test_defect_types_have_to_be_named_to_be_a_target() -> None:
-    nameless = sample_table([{"path": "1", "defective": True}])
+    nameless = in_order(pd.DataFrame([{"path": "1", "defective": True}]))
     with pytest.raises(UserError, match=r"names no defect types: use target=defect$"):
         label_samples(nameless, "defect_type")
 
@@ -195,7 +198,7 @@ def test_consecutive_files_of_a_folder_are_a_group_where_they_have_none() -> Non
 def test_consecutive_files_are_counted_in_natural_order() -> None:
     """Unpadded numbers in the order of text would be 1, 10, 11, 2, 3 …: photo 2 is 1's neighbour, and 10 is not."""
     names = [f"cam/{number}.png" for number in range(1, 12)] + ["cam/B_9.png", "cam/B_10.png", "cam/B_10b.png"]
-    samples = sample_table({"path": name, "defective": False} for name in names)
+    samples = in_order(pd.DataFrame({"path": names, "defective": False}))
     groups = group_consecutive(samples, 4).set_index("path")["group"]
     expected = {f"cam/{number}.png": f"cam/{(number - 1) // 4}" for number in range(1, 12)}
     expected |= {"cam/B_9.png": "cam/2", "cam/B_10.png": "cam/3", "cam/B_10b.png": "cam/3"}
@@ -218,4 +221,4 @@ def test_spelling_knows_accents_and_inner_space_and_keeps_the_rest_apart() -> No
 def test_names_that_yaml_takes_for_something_else_are_text() -> None:
     given = [0, 1.0, None, True, False, float("nan"), "a", 7]
     assert as_names(given) == ["0", "1.0", "null", "true", "false", "nan", "a", "7"]
-    assert as_names(None) == "null"
+    assert as_names(None) == ["null"]

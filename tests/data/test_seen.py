@@ -11,22 +11,18 @@ from PIL import Image, ImageEnhance
 
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.fingerprints import FREQUENCIES
+from defectcls.data.folder import Folder
 from defectcls.data.near_duplicates import near_copies
 from defectcls.data.seen import find_seen, remember_seen
-from defectcls.data.synthetic import list_samples
+from defectcls.data.synthetic import Synthetic
 from defectcls.errors import UserError
-from defectcls.settings import DatasetSettings
-from tests.conftest import composed
 
 CPU = torch.device("cpu")
 
 
 def opened(root: Path, split: bool = True, **dataset: Any) -> DefectDataModule:
     """Photos of a folder, sound and defective."""
-    config = composed("dataset=folder", f"dataset.root={root}", "dataset.sound=[sound]")["dataset"]
-    settings = DatasetSettings(**config | dataset)
-    about = {"target": "defect", "image_size": 32, "batch_size": 8, "sampler": "shuffle", "seed": 0, "workers": 0}
-    data = DefectDataModule(settings, **about, device=CPU, split=split)  # type: ignore[arg-type]
+    data = Folder(root=root, sound="sound", image_size=32, batch_size=8, test_all=not split, **dataset)
     data.setup()
     return data
 
@@ -35,8 +31,8 @@ def opened(root: Path, split: bool = True, **dataset: Any) -> DefectDataModule:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Image.Image]]:
     """120 drawn photos of 128 px, each of a canvas of its own, with the folder of its class."""
     root = tmp_path_factory.mktemp("drawn")
-    knobs = {"images": 120, "image_side": 128, "crops_per_photo": 1, "defect_share": 0.5, "difficulty": 0.3}
-    samples = list_samples(root, **knobs, near_duplicates=0, wrong_labels=0, data_seed=3, draw=True)
+    knobs = {"image_count": 120, "image_side": 128, "crops_per_photo": 1, "defect_share": 0.5, "difficulty": 0.3}
+    samples = Synthetic(root=root, **knobs, data_seed=3).sample_table()
     kinds = samples["defective"].map({False: "sound", True: "dent"})
     return [(kind, Image.open(root / path)) for kind, path in zip(kinds, samples["path"], strict=True)]
 

@@ -14,12 +14,12 @@ from scipy.ndimage import distance_transform_edt
 
 from defectcls.data import synthetic
 from defectcls.data.digests import digest_files
-from defectcls.data.synthetic import Knobs, draw_images, draw_photo, list_samples, plan_images
+from defectcls.data.synthetic import Knobs, Synthetic, draw_images, draw_photo, plan_images
 from defectcls.errors import UserError
 
 PRESET = OmegaConf.load(Path(__file__).parents[2] / "conf/dataset/synthetic.yaml")
 DEFAULTS = {knob.name: PRESET[knob.name] for knob in fields(Knobs)}
-SMALL = DEFAULTS | {"images": 90, "image_side": 64}
+SMALL = DEFAULTS | {"image_count": 90, "image_side": 64}
 DEFECTS = {
     "concrete": {"crack", "spalling"},
     "brushed_metal": {"scratch", "dent"},
@@ -28,7 +28,7 @@ DEFECTS = {
 
 
 def listed(root: Path, **knobs: Any) -> pd.DataFrame:
-    return list_samples(root, **knobs, draw=True)
+    return Synthetic(root=root, **knobs).sample_table()
 
 
 def pixels(file: Path) -> np.ndarray:
@@ -74,7 +74,7 @@ def test_twins_and_wrong_labels_are_no_images_of_the_same_bytes(flawed: tuple[Pa
 def test_the_share_of_defects_is_exact_even_where_they_are_hardest_to_draw(
     tmp_path: Path, share: float, count: int
 ) -> None:
-    knobs = SMALL | {"images": 40, "crops_per_photo": 7, "difficulty": 1, "defect_share": share}
+    knobs = SMALL | {"image_count": 40, "crops_per_photo": 7, "difficulty": 1, "defect_share": share}
     samples = listed(tmp_path, **knobs)
     assert samples["defective"].sum() == count
     assert samples.groupby("group").size().tolist() == [7, 7, 7, 7, 7, 5]
@@ -82,7 +82,7 @@ def test_the_share_of_defects_is_exact_even_where_they_are_hardest_to_draw(
 
 
 def test_defects_come_in_photos() -> None:
-    plan = plan_images(Knobs(**DEFAULTS | {"images": 6000}))
+    plan = plan_images(Knobs(**DEFAULTS | {"image_count": 6000}))
     counts = plan.groupby("photo")["defective"].sum()
     assert plan["defective"].mean() == 0.4
     assert counts.var() > 1.5 * 6 * 0.4 * 0.6  # of crops chosen one by one it would be the binomial's, 6 p (1 - p)
@@ -137,7 +137,7 @@ def test_wrong_labels_are_as_many_as_asked_and_change_no_image(tmp_path: Path) -
 
 
 def test_one_seed_gives_the_same_files_and_another_gives_none_of_them(tmp_path: Path) -> None:
-    knobs = SMALL | {"images": 18, "near_duplicates": 0.2, "wrong_labels": 0.2}
+    knobs = SMALL | {"image_count": 18, "near_duplicates": 0.2, "wrong_labels": 0.2}
     first, again = (listed(tmp_path / name, **knobs) for name in ("first", "again"))
     pd.testing.assert_frame_equal(first, again)
     assert digests(tmp_path / "first") == digests(tmp_path / "again")
@@ -177,7 +177,7 @@ def test_no_crop_shows_its_neighbours_defect() -> None:
 
 
 def test_the_second_use_only_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    knobs = SMALL | {"images": 6, "defect_share": 0}
+    knobs = SMALL | {"image_count": 6, "defect_share": 0}
     first = listed(tmp_path, **knobs)
     monkeypatch.setattr(synthetic, "draw_images", None)
     pd.testing.assert_frame_equal(listed(tmp_path, **knobs | {"defect_share": 0.0}), first)
@@ -188,7 +188,7 @@ def test_the_second_use_only_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_broken_run_leaves_nothing_and_of_two_at_once_the_first_wins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    knobs = Knobs(**SMALL | {"images": 8})
+    knobs = Knobs(**SMALL | {"image_count": 8})
     folder = tmp_path / knobs.folder
     with monkeypatch.context() as broken:
         broken.setattr(synthetic, "photograph", None)
@@ -208,7 +208,7 @@ def test_a_broken_run_leaves_nothing_and_of_two_at_once_the_first_wins(
 @pytest.mark.parametrize(
     ("name", "value", "sentence"),
     [
-        ("images", 0, "dataset.images=0 is not from 1 to 1000000"),
+        ("image_count", 0, "dataset.image_count=0 is not from 1 to 1000000"),
         ("image_side", 63, "dataset.image_side=63 is not from 64 to 2048"),
         ("crops_per_photo", 65, "dataset.crops_per_photo=65 is not from 1 to 64"),
         ("defect_share", 1.01, "dataset.defect_share=1.01 is not from 0 to 1"),

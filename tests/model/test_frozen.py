@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from defectcls.data.datamodule import Batch
+from defectcls.data.batches import Batch
 from defectcls.data.store import Store
 from defectcls.model.augment import Augment
 from defectcls.model.classifier import Classifier

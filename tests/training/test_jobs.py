@@ -26,18 +26,17 @@ from tests.conftest import Outcome, command, process, sentence
 COMMAND = ["model=a,b", "seed=0,1"]
 BREAKING = """
 import os, signal, sys
-from functools import wraps
-from defectcls.data import synthetic
+from defectcls.data.synthetic import Synthetic
 
-@wraps(synthetic.list_samples)
-def list_samples(*args, **options):
-    if "seed=1" in sys.argv:
-        raise ValueError("the disk of the camera is broken")
-    if "seed=2" in sys.argv:
-        bytearray(1 << 50)
-    if "seed=3" in sys.argv:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return synthetic.list_samples(*args, **options)
+class Breaking(Synthetic):
+    def list_samples(self):
+        if "seed=1" in sys.argv:
+            raise ValueError("the disk of the camera is broken")
+        if "seed=2" in sys.argv:
+            bytearray(1 << 50)
+        if "seed=3" in sys.argv:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().list_samples()
 """
 
 
@@ -242,7 +241,7 @@ def sweep(tiny: list[str], folder: Path, *arguments: str) -> Outcome:
 def test_two_of_twelve_jobs_fail_and_ten_finish(tiny: list[str], tmp_path: Path) -> None:
     (tmp_path / "breaking.py").write_text(BREAKING)
     seeds = "seed=" + ",".join(map(str, range(12)))
-    outcome = sweep(tiny, tmp_path, "dataset.list_samples=breaking.list_samples", seeds)
+    outcome = sweep(tiny, tmp_path, "dataset._target_=breaking.Breaking", seeds)
     assert outcome.code == 1
     (folder,) = tmp_path.glob("runs/sweeps/*")
     errors = {one.number: one.error for one in read_jobs(folder) if one.status == "failed"}

@@ -1,0 +1,93 @@
+"""Batches of the sample table's rows, and the order in which an epoch takes them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from defectcls.data.cache import Images
+from defectcls.errors import UserError
+
+Batch = dict[str, torch.Tensor]
+
+
+class EpochSampler(Sampler[int]):
+    """The order of one epoch as a pure function of seed and epoch, dealt in turn to the processes.
+
+    Every process gets equally many, so the first images are repeated at the end where the count does not divide; their
+    `index` tells, and evaluation counts them once.
+
+    Args:
+        weights: chance of each image to be drawn, with replacement; None draws each once.
+        rank, world: number of this process and of all.
+    """
+
+    def __init__(
+        self, count: int, seed: int, shuffle: bool, weights: torch.Tensor | None = None, rank: int = 0, world: int = 1
+    ) -> None:
+        self.count, self.seed, self.shuffle, self.weights = count, seed, shuffle, weights
+        self.rank, self.world, self.epoch = rank, world, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning at the start of every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.count // self.world)
+
+    def __iter__(self) -> Iterator[int]:
+        # One generator for all processes: they deal the same order among themselves.
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        if self.weights is not None:
+            order = torch.multinomial(self.weights, self.count, replacement=True, generator=generator)
+        elif self.shuffle:
+            order = torch.randperm(self.count, generator=generator)
+        else:
+            order = torch.arange(self.count)
+        own = torch.arange(self.rank, len(self) * self.world, self.world) % max(self.count, 1)
+        return iter(order[own].tolist())
+
+
+class Part(Dataset):
+    """Rows of the sample table, fetched a whole batch at a time."""
+
+    def __init__(self, images: Images, targets: np.ndarray, rows: np.ndarray) -> None:
+        self.images, self.targets, self.rows = images, targets, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, positions: list[int]) -> Batch | UserError:
+        rows = self.rows[positions]
+        try:
+            images = self.images[rows]
+        except UserError as error:
+            return error  # a worker process would pass on a traceback in its place
+        batch = {"image": images, "target": torch.from_numpy(self.targets[rows]), "index": torch.from_numpy(rows)}
+        return {name: values.to(images.device, non_blocking=True) for name, values in batch.items()}
+
+
+class PartLoader(DataLoader):
+    """Batches of a `Part`, which has already put them together; raises what a worker process has met."""
+
+    def __init__(self, part: Part, workers: int, **options: Any) -> None:
+        super().__init__(
+            part,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available() and not isinstance(part.images.pixels, torch.Tensor),
+            **options,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+def _as_it_is(batch: Any) -> Batch:
+    return batch
