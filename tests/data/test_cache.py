@@ -11,7 +11,7 @@ from defectcls.data import cache, pixel_file
 from defectcls.data.cache import Images, choose_place, open_images
 from defectcls.data.images import UnreadableImageError
 from defectcls.errors import UserError
-from tests.data.test_datamodule import dataset
+from tests.data.test_datamodule import module
 from tests.data.test_pixel_file import expected, files_in, never, photos
 
 CPU = torch.device("cpu")
@@ -25,7 +25,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def images_of(root: Path, place: str, **options: Any) -> tuple[Images, dict[int, str]]:
-    return open_images(files_in(root), dataset(root, cache=place, cache_dir=root, **options), CPU)
+    return open_images(files_in(root), module(root, cache=place, cache_dir=root, **options).settings, CPU)
 
 
 @pytest.mark.parametrize("place", ["off", "ram", "disk", "auto"])
@@ -62,7 +62,7 @@ def test_auto_is_the_fastest_place_that_is_large_enough(
 ) -> None:
     monkeypatch.setattr(cache, "free_disk", lambda _: disk)
     monkeypatch.setattr(cache, "free_memory", lambda device=CPU: gpu if device.type == "cuda" else memory)
-    settings = dataset(root, cache="auto", cache_dir=root, cache_max_gb=limit / 1e9)
+    settings = module(root, cache="auto", cache_dir=root, cache_max_gb=limit / 1e9).settings
     assert choose_place(files_in(root), settings, device) == place
 
 

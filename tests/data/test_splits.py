@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from defectcls.data.duplicates import split_units
-from defectcls.data.samples import sample_table
+from defectcls.data.samples import in_order
 from defectcls.data.splits import leaked_units, split_samples
 from defectcls.errors import UserError
 from defectcls.settings import SplitSettings
@@ -230,7 +230,7 @@ def test_the_order_of_the_files_does_not_matter() -> None:
     ]
     expected = None
     for seed in range(5):
-        samples = sample_table(np.random.default_rng(seed).permutation(np.array(rows, dtype=object)).tolist())
+        samples = in_order(pd.DataFrame(np.random.default_rng(seed).permutation(np.array(rows, dtype=object)).tolist()))
         parts = dict(zip(samples["path"], split(samples), strict=True))
         expected = expected or parts
         assert parts == expected
