@@ -360,8 +360,8 @@ class PredictSettings(Settings):
     def _go_together(self) -> "PredictSettings":
         if self.heat_maps and not self.gallery:
             raise ValueError("heat_maps=true shows them in the gallery: gallery=200, not 0")
-        if self.watch and (self.output is None or self.output.suffix.lower() not in (".csv", ".jsonl")):
-            raise ValueError("watch=true needs output=<file>.csv or .jsonl, which remembers what has been predicted")
+        if self.watch and self.output is None:
+            raise ValueError("watch=true needs output=<file>.csv, which remembers what has been predicted")
         if self.watch and not Path(self.input).is_dir():
             raise ValueError(f"watch=true needs a folder, and input={self.input} is none")
         return self

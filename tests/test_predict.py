@@ -12,7 +12,6 @@ from PIL import Image
 from defectcls.deployment.output import written_by_and_by
 from defectcls.evaluation.predictions import read_predictions
 from tests.conftest import Outcome, command, paint, process, sentence
-from tests.deployment.test_tally import batch
 
 NUMBERS = ["decision", "prediction", "score", "p_sound", "p_defective"]
 
@@ -94,19 +93,6 @@ def test_predictions_are_those_of_the_run_to_the_last_bit(finished: Path, tmp_pa
     assert read_predictions(tmp_path / "judged.csv")["score"].tolist() == trained["score"].tolist()
 
 
-def test_each_format_holds_the_same_bits(finished: Path, photos: Path, tmp_path: Path) -> None:
-    found = {}
-    for suffix in ("csv", "jsonl", "parquet"):
-        output = tmp_path / f"made/here/rows.{suffix}"
-        assert predict(finished, photos, tmp_path / suffix, f"output={output}", "gallery=0", "batch_size=5").code == 1
-        found[suffix] = output
-    csv, parquet = table(found["csv"]), pd.read_parquet(found["parquet"])
-    jsonl = pd.DataFrame([json.loads(line) for line in found["jsonl"].read_text().splitlines()])
-    assert csv.columns.tolist() == jsonl.columns.tolist() == parquet.columns.tolist()
-    for other in (jsonl, parquet):
-        pd.testing.assert_frame_equal(csv, other, check_exact=True, check_dtype=False)
-
-
 def test_a_pattern_and_one_photo(finished: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(photos.parent)
     assert predict(finished, "photos/**/[0-3].png", tmp_path / "some").code == 0
@@ -141,16 +127,15 @@ def test_mistakes_are_told_before_anything_is_made(finished: Path, photos: Path,
     (tmp_path / "empty").mkdir()
     watching = ("watch=true", f"output={tmp_path}/out")
     expected = {
-        (photos, "output=rows.txt"): "output=rows.txt should end in one of .csv, .jsonl, .parquet",
+        (photos, "output=rows.txt"): "output=rows.txt should end in .csv",
         (tmp_path / "empty",): f"the folder {tmp_path}/empty is empty",
         (
             f"{photos}/*.tif",
         ): f"input={photos}/*.tif matches no file: ** stands for any folders, * for any part of a name",
         (photos, "root=there"): f"root=there is of the paths in a table, and input={photos} is none: leave root out",
         (photos, "gallery=0", "heat_maps=true"): "heat_maps=true shows them in the gallery: gallery=200, not 0",
-        (photos, "watch=true"): "watch=true needs output=<file>.csv or .jsonl, which remembers what has been predicted",
-        (photos, *watching[:1], f"{watching[1]}.parquet"): "watch=true needs output=<file>.csv or .jsonl, which "
-        "remembers what has been predicted",
+        (photos, "watch=true"): "watch=true needs output=<file>.csv, which remembers what has been predicted",
+        (photos, *watching[:1], f"{watching[1]}.parquet"): f"output={tmp_path}/out.parquet should end in .csv",
         ("gone", *watching[:1], f"{watching[1]}.csv"): "watch=true needs a folder, and input=gone is none",
         (photos, "device=tpu"): "device=tpu: Input should be 'auto', 'cpu' or 'gpu', did you mean 'gpu'?",
     }
@@ -170,38 +155,25 @@ def test_mistakes_are_told_before_anything_is_made(finished: Path, photos: Path,
 
 
 def test_only_unreadable_photos(finished: Path, photos: Path, tmp_path: Path) -> None:
-    outcome = predict(finished, photos / "0/text.png", tmp_path, "output=" + str(tmp_path / "rows.parquet"))
+    outcome = predict(finished, photos / "0/text.png", tmp_path, "output=" + str(tmp_path / "rows.csv"))
     assert outcome.code == 1
     assert "could not be read" in outcome.out
     assert "- text.png: not an image" in outcome.out.splitlines()
-    assert pd.read_parquet(tmp_path / "rows.parquet")["error"].tolist() == ["not an image"]
+    assert table(tmp_path / "rows.csv")["error"].tolist() == ["not an image"]
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_what_was_written_before_a_failure_is_kept_as_a_part(tmp_path: Path, suffix: str) -> None:
-    output = tmp_path / f"out{suffix}"
+def test_what_was_written_before_a_failure_is_kept_as_a_part(tmp_path: Path) -> None:
+    output = tmp_path / "out.csv"
+    part = output.with_name("out.csv.part")
     with pytest.raises(ZeroDivisionError), written_by_and_by(output) as append:
-        append(batch(np.array([0.1, np.nan]), 0))
-        assert output.with_name(f"{output.name}.part").read_text().count("\n") == 2 + (suffix == ".csv")
+        append(pd.DataFrame({"path": ["a.png", "b.png"], "score": [0.1, np.nan], "error": ["", "broken"]}))
+        assert part.read_text() == '"path","score","error"\n"a.png",0.1,""\n"b.png","","broken"\n'
         raise ZeroDivisionError
     assert not output.exists()
-    assert "broken" in output.with_name(f"{output.name}.part").read_text()
-
-
-def test_parquet_is_written_in_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyarrow.parquet import ParquetFile
-
-    monkeypatch.setattr("defectcls.deployment.output.ROW_GROUP", 10)
-    with written_by_and_by(tmp_path / "out.parquet") as append:
-        append(batch(np.array([np.nan] * 12), 0))  # all missing: the types are those of the others
-        for first in range(12, 40, 4):
-            append(batch(np.full(4, 0.25), first))
-    file = ParquetFile(tmp_path / "out.parquet")
-    assert [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)] == [12, 12, 12, 4]
-    assert file.read().to_pandas()["score"].tolist()[12:] == [0.25] * 28
+    assert part.exists()
 
 
 def test_a_name_that_is_no_text_is_written_all_the_same(finished: Path, photos: Path, tmp_path: Path) -> None:
@@ -222,7 +194,7 @@ def test_mistakes_are_told_without_torch(tmp_path: Path) -> None:
 def test_a_model_without_scores_accepts_nothing(
     finished: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without = lambda self, decoded: torch.full((len(decoded), 2), torch.nan)  # noqa: E731
+    without = lambda self, pixels: np.full((len(pixels), 2), np.nan)  # noqa: E731
     monkeypatch.setattr("defectcls.deployment.predictor.Predictor._logits", without)
     outcome = predict(finished, photos, tmp_path)
     assert outcome.code == 1

@@ -13,17 +13,17 @@ import torch
 from PIL import Image
 
 from defectcls.data.images import Decoded, Photo, attempt
-from defectcls.data.threads import AHEAD, map_in_threads
+from defectcls.data.threads import map_in_threads
 from defectcls.evaluation.decision import MOST_PROBABLE, decide
 from defectcls.evaluation.predictions import PROBABILITY, predictions_table, probabilities_of
 from defectcls.model.checkpoint import Device, Trained, load_trained
 from defectcls.model.hardware import Precision, allow_tf32, autocast
-from defectcls.model.heatmaps import heat_maps
 
 log = logging.getLogger(__name__)
 
 NO_SCORE = "the model gives no finite score"
-AHEAD_BYTES = 2**27  # of decoded photos that wait for the network: 42 photos of 1024 px
+AHEAD = 128  # photos at most that are read before they are asked for
+AHEAD_BYTES = 2**27  # of them decoded: 42 photos of 1024 px
 
 
 def load(checkpoint: str | Path, device: Device = "auto", precision: Precision | None = None) -> "Predictor":
@@ -37,8 +37,7 @@ def load(checkpoint: str | Path, device: Device = "auto", precision: Precision |
     Raises:
         UserError: no such checkpoint, one of another tool, a damaged one, or no GPU.
     """
-    trained = load_trained(Path(checkpoint), device, precision)
-    return Predictor(trained, trained.device)
+    return Predictor(load_trained(Path(checkpoint), device, precision))
 
 
 class Predictor:
@@ -48,10 +47,10 @@ class Predictor:
     every photo is brought to, by `resize` (squash or pad).
     """
 
-    def __init__(self, trained: Trained, device: torch.device) -> None:
-        self.trained, self.device = trained, device
+    def __init__(self, trained: Trained) -> None:
+        self.trained, self.device, dataset = trained, trained.device, trained.settings.dataset
         self.classes, self.image_size = trained.classifier.classes, trained.settings.image_size
-        self.resize, self.depth = trained.settings.dataset.resize, trained.settings.dataset.depth
+        self.resize, self.depth = dataset.resize, dataset.depth
         self.decision = trained.decision or MOST_PROBABLE
         if trained.decision is None:
             log.warning(
@@ -61,8 +60,8 @@ class Predictor:
             )
         self.precision: Precision = trained.settings.trainer.precision  # type: ignore[assignment]  # no longer auto
         if self.precision != "32":
-            allow_tf32(device)
-        self.classifier = trained.classifier.to(device)
+            allow_tf32(self.device)
+        self.classifier = trained.classifier.to(self.device)
         self._evaluation = self.classifier.evaluating()  # for good: its weights will not change
         self._evaluation.__enter__()
 
@@ -74,8 +73,7 @@ class Predictor:
     @property
     def columns(self) -> list[str]:
         """Of the tables that `predict` makes."""
-        probabilities = [PROBABILITY + name for name in self.classes]
-        return ["path", "decision", "prediction", "score", *probabilities, "error"]
+        return ["path", "decision", "prediction", "score", *(PROBABILITY + name for name in self.classes), "error"]
 
     def predict(self, images: Photo | Iterable[Photo], batch_size: int = 64) -> pd.DataFrame:
         """A row for each photo, in order. The photos are not all in memory at once, the rows are: see `stream`.
@@ -101,19 +99,15 @@ class Predictor:
         """
         one = isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4)
         tables = list(self.stream([images] if one else images, batch_size))  # type: ignore[list-item, arg-type]
-        return pd.concat(tables, ignore_index=True) if tables else self._table([], [], self._logits([]))
+        return pd.concat(tables or [self._table([], [], np.empty((0, len(self.classes))))], ignore_index=True)
 
     def stream(self, photos: Iterable[Photo], batch_size: int) -> Iterator[pd.DataFrame]:
         """The rows of `predict`, a table of `batch_size` at a time, of any number of photos in bounded memory."""
-        waiting = None
-        for paths, decoded in self._batches(photos, batch_size):
-            errors = ["" if isinstance(one, np.ndarray) else str(one) for one in decoded]
-            computed = paths, errors, self._logits([one for one in decoded if isinstance(one, np.ndarray)])
-            if waiting:  # read one batch later, so that a GPU never waits for this process
-                yield self._table(*waiting)
-            waiting = computed
-        if waiting:
-            yield self._table(*waiting)
+        for paths, errors, pixels in self._batches(photos, batch_size):
+            logits = np.full((len(paths), len(self.classes)), np.nan, np.float32)
+            if len(pixels):
+                logits[[not error for error in errors]] = self._logits(pixels)
+            yield self._table(paths, errors, logits)
 
     def heat_maps(self, photos: Iterable[Photo], batch_size: int) -> Iterator[np.ndarray | None]:
         """Evidence for "defective" of each photo, see `defectcls.model.heatmaps`: float32 (image_size, image_size).
@@ -123,61 +117,43 @@ class Predictor:
         Raises:
             UserError: the backbone has no map to look at.
         """
-        for _, decoded in self._batches(photos, batch_size):
-            readable = [one for one in decoded if isinstance(one, np.ndarray)]
-            maps = iter(heat_maps(self.classifier, torch.from_numpy(np.stack(readable))) if readable else ())
-            yield from (next(maps) if isinstance(one, np.ndarray) else None for one in decoded)
+        from defectcls.model.heatmaps import heat_maps
 
-    def refuse_without_map(self) -> None:
-        """To be asked before anything is computed.
+        for _, errors, pixels in self._batches(photos, batch_size):
+            maps = iter(heat_maps(self.classifier, torch.from_numpy(pixels)))
+            yield from (None if error else next(maps) for error in errors)
 
-        Raises:
-            UserError: the backbone has no map for `heat_maps` to look at.
-        """
-        heat_maps(self.classifier, torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.uint8))
-
-    def _batches(self, photos: Iterable[Photo], batch_size: int) -> Iterator[tuple[list[str], list[Decoded]]]:
-        """Paths and pixels of `batch_size` photos at a time, decoded while the network computes.
-
-        On a CPU too, where both want all cores: to decode some hundred first, and then compute them, was no faster.
+    def _batches(self, photos: Iterable[Photo], batch_size: int) -> Iterator[tuple[list[str], list[str], np.ndarray]]:
+        """Paths and errors of `batch_size` photos at a time, and the pixels of those without an error, uint8
+        (readable, 3, side, side); decoded while the network computes.
         """
         ahead = max(1, min(AHEAD, AHEAD_BYTES // (3 * self.image_size**2)))
         together = max(1, min(8, ahead // 32))  # few large photos are to reach all cores
-        pairs = map_in_threads(self._finish, map(self._prepare, photos), together, ahead)
-        while some := list(itertools.islice(pairs, batch_size)):
-            yield [path for path, _ in some], [decoded for _, decoded in some]
+        decoded = map_in_threads(self._read, photos, together, ahead)
+        while some := list(itertools.islice(decoded, batch_size)):
+            errors = ["" if isinstance(found, np.ndarray) else str(found) for _, found in some]
+            readable = [found for _, found in some if isinstance(found, np.ndarray)]
+            side = self.image_size
+            pixels = np.stack(readable) if readable else np.empty((0, 3, side, side), np.uint8)
+            yield [path for path, _ in some], errors, pixels
 
-    def _prepare(self, photo: Photo) -> tuple[str, Photo | Decoded]:
-        """Path and photo; of one in memory already the pixels, since many large ones together may not fit there."""
-        if isinstance(photo, str | Path):
-            return str(photo), photo
-        return "", attempt(photo, self.image_size, self.resize, self.depth)
-
-    def _finish(self, prepared: tuple[str, Photo | Decoded]) -> tuple[str, Decoded]:
-        path, photo = prepared
-        if isinstance(photo, str | Path):
-            return path, attempt(photo, self.image_size, self.resize, self.depth)
-        return path, photo  # type: ignore[return-value]
+    def _read(self, photo: Photo) -> tuple[str, Decoded]:
+        path = str(photo) if isinstance(photo, str | Path) else ""
+        return path, attempt(photo, self.image_size, self.resize, self.depth)
 
     @torch.inference_mode()
-    def _logits(self, decoded: list[np.ndarray]) -> torch.Tensor:
-        """float32 (images, classes), on the device."""
-        if not decoded:
-            return torch.empty(0, len(self.classes))
-        pixels = torch.from_numpy(np.stack(decoded)).to(self.device)
+    def _logits(self, pixels: np.ndarray) -> np.ndarray:
         with autocast(self.precision, self.device):
-            return self.classifier(pixels)
+            return self.classifier(torch.from_numpy(pixels).to(self.device)).cpu().numpy()
 
-    def _table(self, paths: list[str], errors: list[str], logits: torch.Tensor) -> pd.DataFrame:
-        """Rows of the photos; `logits` are of those without an error."""
+    def _table(self, paths: list[str], errors: list[str], logits: np.ndarray) -> pd.DataFrame:
+        """Rows of the photos; `logits` (photos, classes) are NaN where there is an error."""
         names, defective = list(self.classes), list(self.classes.values())
-        rows = pd.DataFrame({"path": paths, "error": errors}, dtype=object)
-        read = rows.index[rows["error"] == ""]
         # numpy adds up the classes of one row alone in another order than those of many: a spare row, lest one be alone
-        spare = np.concatenate([logits.cpu().numpy(), np.zeros((1, len(names)))])
-        answers = predictions_table(pd.DataFrame(index=range(len(spare))), probabilities_of(spare), names, defective)
-        answers = decide(answers, self.decision, names, defective)[:-1].set_index(read)
-        unknown = read[~np.isfinite(answers["score"].to_numpy())]
-        rows.loc[unknown, "error"] = NO_SCORE
-        answers = answers.drop(index=unknown)
-        return rows.join(answers).fillna({"decision": "", "prediction": ""}).reindex(columns=self.columns)
+        probabilities = probabilities_of(np.concatenate([logits, np.zeros((1, len(names)))]))
+        rows = pd.DataFrame({"path": [*paths, ""], "error": [*errors, ""]}, dtype=object)
+        rows = decide(predictions_table(rows, probabilities, names, defective), self.decision, names, defective)[:-1]
+        unknown = ~np.isfinite(rows["score"])
+        rows.loc[unknown, ["decision", "prediction"]] = ""
+        rows.loc[unknown & (rows["error"] == ""), "error"] = NO_SCORE
+        return rows[self.columns]

@@ -6,20 +6,19 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from defectcls.data.samples import images_in, writable
-from defectcls.deployment.output import columns_of, cut_torn_row, open_text, read_rows, write_text
+from defectcls.deployment.output import appending, cut_torn_row
 from defectcls.errors import UserError
 from defectcls.files import lock_at_once
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from defectcls.deployment.predictor import Predictor
 
 log = logging.getLogger(__name__)
@@ -38,10 +37,6 @@ class State(NamedTuple):
         return f"{np.datetime64(self.modified, 'ns')}Z"
 
 
-Look = dict[str, State]  # of each photo, by its name relative to the folder
-Done = set[tuple[str, str]]  # name as it is written, and MODIFIED
-
-
 def watch(
     predictor: "Predictor",
     folder: Path,
@@ -50,7 +45,7 @@ def watch(
     batch_size: int,
     seconds: float,
     patience: float,
-) -> Iterator["pd.DataFrame"]:
+) -> Iterator[pd.DataFrame]:
     """Append the predictions of the photos in a folder, and of those that come, to `output`; yield them too.
 
     Ends with Ctrl-C or SIGTERM.
@@ -66,40 +61,44 @@ def watch(
     """
     columns = ["path", MODIFIED, MODEL, *predictor.columns[1:]]
     unreadable: dict[tuple[str, str], float] = {}  # since when
-    with _alone(output), _until_stopped() as stop:
+    with ExitStack() as held:
+        lock = lock_at_once(Path(f"{output}.lock"))
+        if lock is None:
+            raise UserError(f"another process watches with output={output}: stop it, or give another output")
+        held.callback(lock.release)
+        stop = held.enter_context(_until_stopped())
         if overwrite:
             output.unlink(missing_ok=True)
         done = remembered(output, columns, predictor.digest)
-        before: Look | None = {}
-        with open_text(output, "a") as file:
-            while not stop.is_set():
-                now = look(folder)
-                if now is None and before is not None:
-                    log.warning("%s is not there, or cannot be read: waiting for it", folder)
-                names, before = due(before or {}, now or {}, done), now
-                for rows in predictor.stream((f"{folder}/{name}" for name in names), batch_size):
-                    seen = {name: before[name] for name in names[: len(rows)]}  # type: ignore[index]
-                    del names[: len(rows)]
-                    rows = rows.assign(path=list(map(writable, seen)), modified=list(map(str, seen.values())))
-                    versions = list(zip(rows["path"], rows[MODIFIED], strict=True))
-                    since = [unreadable.setdefault(version, time.monotonic()) for version in versions]
-                    # What changed or went before it could be read is due again when it comes back.
-                    still = [state_of(f"{folder}/{name}") == state for name, state in seen.items()]
-                    given_up = np.array(still) & (time.monotonic() - np.array(since) >= patience)
-                    rows = rows.assign(model=predictor.digest)[columns][(rows["error"] == "") | given_up]
-                    write_text(rows, file, output.suffix.lower())
-                    written = set(zip(rows["path"], rows[MODIFIED], strict=True))
-                    done |= written
-                    for version in written:
-                        del unreadable[version]
-                    yield rows
-                    if stop.is_set():
-                        break
-                stop.wait(seconds)
+        append = held.enter_context(appending(output))
+        before: dict[str, State] | None = {}
+        while not stop.is_set():
+            now = look(folder)
+            if now is None and before is not None:
+                log.warning("%s is not there, or cannot be read: waiting for it", folder)
+            names, before = due(before or {}, now or {}, done), now
+            for rows in predictor.stream((f"{folder}/{name}" for name in names), batch_size):
+                seen = {name: before[name] for name in names[: len(rows)]}  # type: ignore[index]
+                del names[: len(rows)]
+                rows = rows.assign(path=list(map(writable, seen)), modified=list(map(str, seen.values())))
+                versions = list(zip(rows["path"], rows[MODIFIED], strict=True))
+                since = [unreadable.setdefault(version, time.monotonic()) for version in versions]
+                # What changed or went before it could be read is due again when it comes back.
+                still = [state_of(f"{folder}/{name}") == state for name, state in seen.items()]
+                given_up = np.array(still) & (time.monotonic() - np.array(since) >= patience)
+                rows = rows.assign(model=predictor.digest)[columns][(rows["error"] == "") | given_up]
+                append(rows)
+                for version in zip(rows["path"], rows[MODIFIED], strict=True):
+                    done.add(version)
+                    del unreadable[version]
+                yield rows
+                if stop.is_set():
+                    break
+            stop.wait(seconds)
 
 
-def look(folder: Path) -> Look | None:
-    """The photos in a folder, at any depth; None where there is no folder now."""
+def look(folder: Path) -> dict[str, State] | None:
+    """The photos in a folder, at any depth, by their names relative to it; None where there is no folder now."""
     if not os.path.isdir(folder):  # noqa: PTH112  pathlib's raises what a lost network drive raises
         return None
     try:
@@ -119,48 +118,42 @@ def state_of(path: str) -> State | None:
     return State(found.st_mtime_ns, found.st_size)
 
 
-def due(before: Look, now: Look, done: Done) -> list[str]:
-    """Names of the photos that are the same as before and not done, those first that were changed first."""
+def due(before: dict[str, State], now: dict[str, State], done: set[tuple[str, str]]) -> list[str]:
+    """Names of the photos that are the same as before and not done, those first that were changed first.
+
+    Args:
+        done: names as they are written, and MODIFIED.
+    """
     names = [name for name, state in now.items() if before.get(name) == state]
-    return sorted(
-        (name for name in names if (writable(name), str(now[name])) not in done), key=lambda name: (now[name], name)
-    )
+    names = [name for name in names if (writable(name), str(now[name])) not in done]
+    return sorted(names, key=lambda name: (now[name], name))
 
 
-def remembered(output: Path, columns: list[str], model: str) -> Done:
-    """The versions that an output tells of; its last row is cut off where a kill has left it torn.
+def remembered(output: Path, columns: list[str], model: str) -> set[tuple[str, str]]:
+    """The versions that an output tells of, as of `due`; its last row is cut off where a kill has left it torn.
 
     Raises:
         UserError: the output is no such table, or another model's.
     """
     if not output.is_file() or not output.stat().st_size:
         return set()
-    if columns_of(output) != columns:  # before a foreign file loses its last row
+    try:
+        found = list(pd.read_csv(output, nrows=0))
+    except ValueError:  # no UTF-8, or no columns
+        found = []
+    if found != columns:  # before a foreign file loses its last row
         raise UserError(
             f"output={output} is no table that watches with this model: its columns are not {', '.join(columns)}; "
             "give another output, or overwrite=true"
         )
     cut_torn_row(output)
-    done = set()
-    for row in read_rows(output):
-        if row[MODEL] != model:
-            raise UserError(
-                f"output={output} was written by another checkpoint, of digest {row[MODEL]}, and this one's is "
-                f"{model}: give another output, or overwrite=true"
-            )
-        done.add((row["path"], row[MODIFIED]))
-    return done
-
-
-@contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    lock = lock_at_once(Path(f"{output}.lock"))
-    if lock is None:
-        raise UserError(f"another process watches with output={output}: stop it, or give another output")
-    try:
-        yield
-    finally:
-        lock.release()
+    rows = pd.read_csv(output, usecols=["path", MODIFIED, MODEL], dtype=str, keep_default_na=False)
+    for other in rows[MODEL][rows[MODEL] != model][:1]:
+        raise UserError(
+            f"output={output} was written by another checkpoint, of digest {other}, and this one's is {model}: give "
+            "another output, or overwrite=true"
+        )
+    return set(zip(rows["path"], rows[MODIFIED], strict=True))
 
 
 @contextmanager
@@ -168,16 +161,13 @@ def _until_stopped() -> Iterator[threading.Event]:
     """Set by the first Ctrl-C or SIGTERM, so that what is at work comes to its end; the second one kills."""
     stop = threading.Event()
 
-    def end(number: int, frame: Any) -> None:  # noqa: ARG001  as signal calls it
+    def end(*_: object) -> None:
         stop.set()
-        restore()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
-    def restore() -> None:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    before = {each: signal.signal(each, end) for each in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
-        restore()
+        end()

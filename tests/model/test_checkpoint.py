@@ -1,0 +1,43 @@
+"""What a checkpoint says of its run is checked before it is used."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from defectcls.errors import UserError
+from defectcls.model.checkpoint import load_trained
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "reason"),
+    [
+        ("decision", {"scale": 0.0}, "its decision.scale is wrong: "),
+        ("decision", {"shift": (0.0,)}, "its decision is of other classes"),
+        (
+            "decision",
+            {"accept_below": None, "reject_from": 2.0},
+            "its decision.reject_from is wrong: ",
+        ),
+        ("config", {"image_size": 64}, "its image_size or its precision is not that of its network"),
+        ("config", {"trainer": None}, "TypeError: "),
+        ("config", {"dataset": {}}, "dataset.name: Field required"),
+    ],
+)
+def test_a_checkpoint_that_makes_no_sense(
+    finished: Path, tmp_path: Path, part: str, value: dict[str, Any], reason: str
+) -> None:
+    content = torch.load(finished / "checkpoints/best.ckpt", weights_only=True)
+    content["defectcls"][part] |= value
+    torch.save(content, tmp_path / "best.ckpt")
+    with pytest.raises(UserError) as error:
+        load_trained(tmp_path / "best.ckpt", "cpu")
+    begin = f"{tmp_path / 'best.ckpt'} is damaged, or of another version of defectcls: "
+    assert str(error.value).startswith(begin + reason)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_is_a_sentence(finished: Path) -> None:
+    with pytest.raises(UserError, match=r"^device=gpu, but torch finds no GPU here: use device=auto or device=cpu$"):
+        load_trained(finished, "gpu")
