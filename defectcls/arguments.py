@@ -8,6 +8,8 @@ from pathlib import Path
 from defectcls.errors import UserError, did_you_mean
 
 RUN_DIR, SWEEP_DIR = "hydra.run.dir", "hydra.sweep.dir"
+SEARCHPATH = "hydra.searchpath"  # folders of presets beside conf/
+UNRECORDED = "hydra.output_subdir=null"  # .hydra/ stays what began the run, whatever is typed to go on with it
 WORDS = {"compare": "runs"}  # verbs that take words that are no key=value, and the key these are the values of
 SHORT = {"recall": ">=", "precision": ">=", "fpr": "<="}  # decisions with a target, and the sign before it
 TEXTS = (  # keys whose values are text whatever Hydra's grammar makes of it; a leading ~ is somebody's home
@@ -15,7 +17,7 @@ TEXTS = (  # keys whose values are text whatever Hydra's grammar makes of it; a 
     *("model.weights", "logger.project", "logger.group", "resume", "checkpoint", "predictions", "input", "output"),
     *("root", RUN_DIR, SWEEP_DIR),
 )
-NAMES = ("dataset.sound", "dataset.categories", "dataset.labels", "runs", "logger.tags", "hydra.searchpath")  # lists
+NAMES = ("dataset.sound", "dataset.categories", "dataset.labels", "runs", "logger.tags", SEARCHPATH)  # lists
 
 QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 ELEMENT = re.compile(rf"(?:^|,)\s*((?:{QUOTED}|\[.*?\])(?=\s*(?:,|$))|[^,]*)")
@@ -23,15 +25,31 @@ PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)(?:[a-z_]|\.{0,2}/)[\w./-]*
 SWEPT = re.compile(r"(?:choice|range|interval|glob|shuffle|sort|tag)\(.*\)")
 
 
-def with_options_joined(arguments: list[str]) -> list[str]:
-    """`--config-dir <folder>` as one word and for any working directory, since a run that is resumed repeats it."""
-    joined, words = [], iter(arguments)
-    for word in words:
-        option, _, folder = word.partition("=")
-        if option in ("--config-dir", "-cd"):
-            word = f"--config-dir={Path(folder or next(words, '')).expanduser().absolute()}"
-        joined.append(word)
-    return joined
+def as_overrides(verb: str, typed: list[str], sweeps: bool) -> list[str]:
+    """What was typed beside options, as Hydra takes it; in a sweep each of several values."""
+    words = [word for argument in with_words_as_values(verb, typed) for word in spelled_out(argument)]
+    return [with_text_quoted(word, sweeps) for word in words]
+
+
+def with_presets(typed: list[str], folder: str | Path | None) -> list[str]:
+    """`--config-dir <folder>` and every `hydra.searchpath` as one, for any working directory: a resumed run repeats it.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    paths, rest = [], []
+    if folder is not None:
+        if not Path(folder).expanduser().is_dir():
+            raise UserError(f"--config-dir={folder} is no folder: give one with presets such as model/<name>.yaml")
+        paths.append(quoted(f"file://{Path(folder).expanduser().absolute()}"))
+    for word in typed:
+        key, _, value = word.partition("=")
+        if key == SEARCHPATH:
+            several = map(str.strip, ELEMENT.findall(value.removeprefix("[").removesuffix("]")))
+            paths += [path if re.fullmatch(QUOTED, path) else quoted(path) for path in several]
+        else:
+            rest.append(word)
+    return [f"{SEARCHPATH}=[{','.join(dict.fromkeys(paths))}]", *rest] if paths else rest
 
 
 def with_words_as_values(verb: str, arguments: list[str]) -> list[str]:

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from defectcls.config import parse, run_verb
+from defectcls.config import parse
+from defectcls.training.command import run_verb
 
 if TYPE_CHECKING:
     from defectcls.data.findings import Finding, Inventory

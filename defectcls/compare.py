@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from defectcls.config import parse, run_verb
+from defectcls.config import parse
 from defectcls.errors import UserError
+from defectcls.training.command import run_verb
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from defectcls.config import parse, run_verb
+from defectcls.config import parse
+from defectcls.training.command import run_verb
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from defectcls.config import parse, run_verb
+from defectcls.config import parse
+from defectcls.training.command import run_verb
 
 
 def train(config: dict[str, Any], folder: Path) -> None:

@@ -25,8 +25,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 from PIL import Image
 
-from defectcls.config import CONF_DIR, run_verb
+from defectcls.config import CONF_DIR
 from defectcls.errors import FULL_ERROR
+from defectcls.training.command import run_verb
 
 FINISHED = (  # what the run `finished` does beyond the tiny one
     *("logger=wandb", "logger.table_rows=10", "finetune.probe=true", "finetune.stages.full.epochs=2"),

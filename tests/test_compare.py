@@ -110,7 +110,7 @@ def test_runs_on_other_images_or_classes(finished: Path, finished_types: Path, o
 def test_torch_is_not_imported(finished: Path, other: Path, tmp_path: Path) -> None:
     """Two seconds instead of eight."""
     code = (
-        "import sys; from defectcls.compare import compare; from defectcls.config import run_verb\n"
+        "import sys; from defectcls.compare import compare; from defectcls.training.command import run_verb\n"
         f"sys.argv += [{str(finished)!r}, {str(other)!r}, 'resamples=100', 'hydra.run.dir=new']\n"
         "run_verb('compare', compare)\n"
         "assert 'torch' not in sys.modules"

@@ -11,8 +11,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from defectcls.arguments import spelled_out, unquoted, with_text_quoted
-from defectcls.config import CONF_DIR, recorded_command, run_verb
+from defectcls.config import CONF_DIR
 from defectcls.errors import FULL_ERROR
+from defectcls.training.command import recorded_command, run_verb
 from tests.conftest import command, composed, process, sentence
 
 SYNTHETIC = "dataset=synthetic"
@@ -250,10 +251,8 @@ def test_resume_repeats_the_presets_and_later_words_win(tmp_path: Path, monkeypa
     assert (begun["model"], begun["augment"]) == (again["model"], again["augment"])
     assert (begun["trainer"]["accelerator"], again["trainer"]["accelerator"]) == ("gpu", "cpu")
     assert again["resume"] == f"{tmp_path}/run 1"
-    assert recorded_command(tmp_path / "run 1")[:2] == [
-        f"--config-dir={tmp_path}/my conf",
-        f"hydra.searchpath=['file://{tmp_path}/more']",
-    ]
+    presets = f"hydra.searchpath=['file://{tmp_path}/my conf','file://{tmp_path}/more']"
+    assert recorded_command(tmp_path / "run 1")[:2] == [presets, SYNTHETIC]
 
 
 @pytest.mark.parametrize("content", [b"\0" * 9, b"[a", b"a: b", b"\xff\xfe", b"- 1", b""])
@@ -353,7 +352,7 @@ def test_package_lists_its_verbs(tmp_path: Path) -> None:
 def test_torch_is_not_imported_for_a_typo() -> None:
     """A third of a second instead of six."""
     code = (
-        "import sys; from defectcls.train import train; from defectcls.config import run_verb\n"
+        "import sys; from defectcls.train import train; from defectcls.training.command import run_verb\n"
         "sys.argv += ['dataset=synthetic', 'sed=1']\n"
         "try: run_verb('train', train)\n"
         "finally: assert 'torch' not in sys.modules and 'pandas' not in sys.modules"

@@ -14,7 +14,7 @@ from defectcls.errors import Stopped, explain, stoppable
 
 TASK = """
 import sys, time
-from defectcls.config import run_verb
+from defectcls.training.command import run_verb
 def task(config, folder):
     {body}
 sys.argv[1:] = ["dataset=synthetic", "hydra.run.dir=run 1"]

@@ -2,6 +2,7 @@
 
 A run folder repeats a command, but what may run code is typed again or trusted."""
 
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -13,10 +14,11 @@ import pytest
 import torch
 import yaml
 
-from defectcls.config import CONF_DIR, _with_recorded_overrides, shipped_datasets
+from defectcls.config import CONF_DIR, named, shipped_datasets
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.errors import UserError
 from defectcls.model.checkpoint import load_classifier
+from defectcls.training.command import resumed
 from defectcls.training.jobs import SWEEP, _write
 from tests.conftest import command, sentence
 
@@ -164,7 +166,7 @@ def test_every_shipped_dataset_is_known_by_its_class() -> None:
 CODE = [
     "hydra.callbacks.x._target_=os.system",
     "+hydra.callbacks={x: {_target_: os.system}}",
-    "hydra.searchpath=[file:///tmp/theirs]",
+    "hydra.searchpath=['file:///tmp/theirs']",
     "hydra/launcher=theirs",
     "dataset._target_=os.system",
     "'dataset={_target_: os.system}'",
@@ -189,12 +191,33 @@ def test_what_may_run_code_is_typed_again_or_trusted(tmp_path: Path, override: s
         text = sentence(command("train", resume))
         assert text.startswith(f"{resume} would repeat {override}, which may run code: add trust=true if you trust ")
         for typed in ("trust=true", override):
-            repeated = _with_recorded_overrides([resume, typed])
-            assert [argument for argument in repeated if argument in recorded][:4] == recorded
+            repeated, sweeps = resumed([resume, typed])
+            assert sweeps == (kind == "sweep")
+            assert sorted(set(repeated) & set(recorded)) == sorted(recorded)
 
 
 def test_a_run_that_names_no_code_needs_no_trust(tmp_path: Path) -> None:
     (tmp_path / ".hydra").mkdir()
     recorded = ["dataset=folder", "dataset.root=../photos", "dataset.sound=[good]", "model=timm", "+model.x=-1"]
     (tmp_path / ".hydra/overrides.yaml").write_text(yaml.safe_dump(recorded))
-    assert _with_recorded_overrides([f"resume={tmp_path}", "seed=2"])[:5] == recorded
+    assert resumed([f"resume={tmp_path}", "seed=2"])[0][:5] == recorded
+
+
+# --- classes that a checkpoint names ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("os.system", "os has no Module system"),
+        ("torch.hub.load", "torch.hub has no Module load"),
+        ("torch.nn.CrossEntropyLos", "torch.nn has no Module CrossEntropyLos, did you mean 'CrossEntropyLoss'?"),
+        ("antigravity.fly", "antigravity.fly is of a module that is not imported: imports=[antigravity], or "),
+        ("system", "system is of a module that is not imported: "),
+    ],
+)
+def test_nothing_but_a_class_of_the_right_kind_is_taken_and_nothing_imported(path: str, text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        named(path, torch.nn.Module)
+    assert str(caught.value).startswith(text)
+    assert "antigravity" not in sys.modules

@@ -1,7 +1,5 @@
 """Losses over logits (batch, classes) and hard or soft targets."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -36,12 +34,10 @@ class FocalLoss(nn.Module):
         return -(share * weight * away**self.gamma * log_p).sum() / norm
 
 
-def build_loss(
-    settings: LossSettings, weight: list[float] | None
-) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def build_loss(settings: LossSettings, weight: list[float] | None) -> nn.Module:
     """The loss that the settings name, with their further keys and `weight`, one factor a class, where there is one."""
     factors = {} if weight is None else {"weight": torch.tensor(weight)}
-    return named(settings.target)(**settings.further, **factors)
+    return named(settings.target, nn.Module)(**settings.further, **factors)
 
 
 def balanced_weights(counts: list[int]) -> list[float]:

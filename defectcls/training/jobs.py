@@ -29,6 +29,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from defectcls.config import as_job, import_named
 from defectcls.errors import FULL_ERROR, Stopped, UserError, explain, stoppable
 from defectcls.files import lock_at_once, locked, read_json, replace_unprintable, written_whole
 from defectcls.training.provenance import commit
@@ -40,7 +41,10 @@ log = logging.getLogger(__name__)
 
 FINISHED, FAILED, UNFINISHED = "finished", "failed", "unfinished"
 RECORD, SWEEP = "job.json", "sweep.json"
-DONE, COMMAND = ("number", "overrides", "config", "status", "error", "exit_status"), ("verb", "arguments", "finished")
+DONE, COMMAND = (
+    ("number", "overrides", "config", "status", "error", "exit_status", "objective"),
+    ("verb", "arguments", "finished"),
+)
 IMPORTED_ONCE = [
     "defectcls.training.run",
     "defectcls.training.inspection",
@@ -60,10 +64,11 @@ class Task(NamedTuple):
     arguments: list[str]  # that do it again in the same folder
     logs: dict[str, Any]  # as `logging.config.dictConfig` takes it
 
-    def record(self, status: str, error: str | None = None, exit_status: int = 0) -> dict[str, Any]:
-        """What job.json says."""
+    def record(self, status: str, error: str | None = None, returned: int | float | None = None) -> dict[str, Any]:
+        """What job.json says; what the verb returned is its exit status, if a whole number, or else its objective."""
+        exit_status, objective = (returned, None) if isinstance(returned, int) else (0, returned)
         about = {"number": self.number, "overrides": self.overrides, "config": _plain(self.config)}
-        return about | {"status": status, "error": error, "exit_status": exit_status}
+        return about | {"status": status, "error": error, "exit_status": exit_status, "objective": objective}
 
 
 def run_job(task: Task) -> dict[str, Any]:
@@ -113,20 +118,19 @@ def _work(task: Task, variables: dict[str, str]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(variables)
     logging.config.dictConfig(task.logs)
-    # What asks for the command, as Lightning does to start the processes of a distributed job, is told that of the job.
-    module = sys.modules["__main__"] = import_module(f"defectcls.{task.verb}")
-    sys.argv = [str(module.__file__), *task.arguments]
     record = task.folder / RECORD
     replace_unprintable()
     with (
         locked(task.folder / "job.lock", f"job {task.number} is being done by another process"),
         stoppable() as stopped,
+        as_job(task.verb, task.arguments),
     ):
         if (_read(record) or {}).get("status") == FINISHED:
             return
         _write(record, task.record(UNFINISHED))
         try:
-            status = getattr(module, task.verb)(task.config, task.folder) or 0
+            import_named(task.config)
+            returned = getattr(import_module(f"defectcls.{task.verb}"), task.verb)(task.config, task.folder)
         except (Exception, Stopped) as error:
             if stopped:
                 sys.exit(128 + stopped[0])
@@ -135,7 +139,7 @@ def _work(task: Task, variables: dict[str, str]) -> None:
                 traceback.print_exc()
             _write(record, task.record(FAILED, sentence or repr(error)))
         else:
-            _write(record, task.record(FINISHED, exit_status=status))
+            _write(record, task.record(FINISHED, returned=returned))
 
 
 def _end_with_parent() -> None:

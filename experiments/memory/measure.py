@@ -33,8 +33,9 @@ def timed(call: Callable[[], Any]) -> pd.Series:
 
 def defectcls(category: str, seed: int) -> tuple[pd.Series, int, float]:
     """`model.head=memory`, nothing cached before: `SECONDS`, images learned from, and AUROC."""
-    from defectcls.config import parse, run_verb
+    from defectcls.config import parse
     from defectcls.settings import TrainSettings
+    from defectcls.training.command import run_verb
     from defectcls.training.run import TrainingRun
 
     tests, fits, runs = [], [], []

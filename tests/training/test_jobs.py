@@ -17,8 +17,8 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 
-from defectcls import config
 from defectcls.errors import UserError
+from defectcls.training import command as commands
 from defectcls.training import jobs
 from defectcls.training.jobs import Task, close_sweep, open_sweep, read_jobs, run_job
 from tests.conftest import Outcome, command, process, sentence
@@ -43,7 +43,7 @@ class Breaking(Synthetic):
 def job(folder: Path, number: int, status: str, **more: Any) -> None:
     """A record, and of a finished job the numbers of a run."""
     record = {"number": number, "overrides": [f"seed={number}"], "status": status, "error": None, "exit_status": 0}
-    record |= {"config": {}} | more
+    record |= {"config": {}, "objective": None} | more
     (folder / str(number)).mkdir(parents=True)
     (folder / str(number) / "job.json").write_text(json.dumps(record))
     if status == "finished":
@@ -170,12 +170,12 @@ def test_presets_beside_conf_are_part_of_a_sweep(tmp_path: Path, monkeypatch: py
         raise UserError("enough")
         yield
 
-    monkeypatch.setattr(config, "open_sweep", sweep_of)
+    monkeypatch.setattr(commands, "open_sweep", sweep_of)
     more = f"hydra.searchpath=[file://{tmp_path}/more]"
     given = ("dataset=synthetic", "--config-dir", "mine", "-m", more, "hydra/launcher=joblib", "seed=0,1")
     assert sentence(command("train", *given)) == "enough"
-    arguments = [f"--config-dir={tmp_path}/mine", "dataset=synthetic", more, "seed=0,1"]
-    assert begun[0][2:] == ("train", [*arguments[:2], f"hydra.searchpath=['file://{tmp_path}/more']", "seed=0,1"])
+    presets = f"hydra.searchpath=['file://{tmp_path}/mine','file://{tmp_path}/more']"
+    assert begun[0][2:] == ("train", [presets, "dataset=synthetic", "seed=0,1"])
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"verb": "train"}', b"\xff"])

@@ -1,0 +1,298 @@
+"""A verb as a command and as a function: its options, what it resumes, how it ends."""
+
+import functools
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from defectcls.arguments import RUN_DIR, SWEEP_DIR, UNRECORDED, as_overrides, as_typed, quoted, unquoted, with_presets
+from defectcls.config import (
+    TRAINING,
+    as_job,
+    composition_sentence,
+    hydra_of,
+    import_named,
+    plain,
+    repetition,
+    searchpath,
+    verbs,
+)
+from defectcls.errors import AGAIN, FULL_ERROR, Stopped, UserError, did_you_mean, explain, stoppable
+from defectcls.files import BEST, read_json, reader_has_gone, replace_unprintable
+from defectcls.training.jobs import Task, close_sweep, open_sweep, recorded_sweep, run_job
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from hydra._internal.hydra import Hydra
+
+TRUST = "trust=true"  # of the folder that `resume` names
+# Keys of Hydra's own, of functions, classes and modules, and presets that lie outside of conf/.
+CODE = re.compile(r"[\s+~]*(-|hydra|imports)|.*_target_|[\w/+~]*(@[^=]*)?=.*(\.\./|\$)", re.DOTALL)
+RESUMED = ("train", "crossval")  # verbs that go on where they stopped
+NUMBERS = ("metrics", "audit", "compare", "summary")  # what the verbs call their JSON
+
+Verb = Callable[[dict[str, Any], Path], int | float | None]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What a verb left in its folder, of now or of another day: `RunFolder(Path("runs/mvtec/resnet18/..."))`."""
+
+    folder: Path
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The numbers: metrics.json, or audit.json, compare.json or summary.json of the verbs of these."""
+        files = (self.folder / f"{name}.json" for name in NUMBERS)
+        found = next((file for file in files if file.is_file()), None)
+        if found is None:
+            raise UserError(f"{self.folder} holds no numbers: give the folder of a finished run")
+        return read_json(found, "repeat the run")
+
+    @property
+    def predictions(self) -> "pd.DataFrame":
+        """The predictions table, one row an image; of `predict`, which knows no truth, the path and the decision."""
+        import pandas as pd
+
+        from defectcls.evaluation.predictions import TEXT_COLUMNS
+
+        text = dict.fromkeys((*TEXT_COLUMNS, "decision", "error"), str)  # a class may be called NA, None or 007
+        rows = pd.read_csv(self.folder / "predictions.csv", dtype=text, keep_default_na=False, na_values=[""])
+        return rows.fillna(dict.fromkeys(rows.columns.intersection([*text]), ""))
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The best checkpoint; None of a verb that does not train."""
+        return self.folder / BEST if (self.folder / BEST).is_file() else None
+
+
+def run(verb: str, *overrides: str, config_dir: str | Path | None = None) -> RunFolder:
+    """Any verb as a function: `run("train", "dataset=mvtec", "model=mobilenetv2").metrics["test"]["auroc"]`.
+
+    Args:
+        verb: train, evaluate, predict, crossval, audit or compare.
+        overrides: key=value, as on the command line; for a sweep, call it in a loop.
+        config_dir: folder of presets of one's own, which stand beside those of conf/.
+
+    Raises:
+        UserError: a mistake that the user can mend.
+        KeyboardInterrupt: Ctrl-C; `run("train", "resume=<folder>")` goes on.
+    """
+    if verb not in verbs():
+        raise UserError(f"there is no verb '{verb}'{did_you_mean(verb, verbs()) or ','} there are {', '.join(verbs())}")
+    if options := [word for word in overrides if word.startswith("-")]:
+        raise UserError(f"{options[0]} is for the command line: give key=value, and config_dir=<folder>")
+    begun: list[Path] = []
+    try:
+        with stoppable():
+            task = getattr(import_module(f"defectcls.{verb}"), verb)
+            given = [] if config_dir is None else [f"--config-dir={config_dir}"]
+            _perform(verb, task, [*given, *overrides], begun, logs=False)
+    except Stopped:
+        raise KeyboardInterrupt(_way_on(verb, begun)) from None
+    except Exception as error:
+        if (sentence := _sentence(error, verb, list(overrides), begun)) is None:
+            raise
+        raise UserError(sentence) from error
+    return RunFolder(begun[-1])
+
+
+def run_verb(verb: str, task: Verb, typed: list[str] | None = None) -> None:
+    """Do what the command line asks for: compose conf/<verb>.yaml and call `task(config, run folder)` for every job.
+
+    A user's mistake ends in one sentence on stderr and exit status 2; HYDRA_FULL_ERROR=1 shows its traceback. So does
+    a signal, in 128 and its number. A whole number that the task returns is the exit status, in a sweep the highest, or
+    1 where some of its jobs failed; any other is what a sweeper is told.
+
+    Args:
+        typed: None takes what was typed after the name of the program.
+    """
+    # Threads that spin starve others. Before torch is imported, here and in all that is started from here.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    typed, begun = sys.argv[1:] if typed is None else typed, []
+    status = 128 + 13  # as a shell has it where the reader of a pipe has gone before all was printed
+    replace_unprintable()
+    with stoppable() as received:
+        try:
+            status = _perform(verb, task, typed, begun)
+            sys.stdout.flush()
+        except (Exception, Stopped) as error:
+            if received:
+                status = 128 + received[0]
+                print(f"stopped by {signal.Signals(received[0]).name}: {_way_on(verb, begun)}", file=sys.stderr)
+            elif not (isinstance(error, BrokenPipeError) and reader_has_gone()):
+                sentence = _sentence(error, verb, typed, begun)
+                if sentence is None or os.environ.get(FULL_ERROR) == "1":
+                    raise
+                status = 2
+                print(f"error: {sentence}", file=sys.stderr)
+    if status:
+        sys.exit(status)
+
+
+def _sentence(error: BaseException, verb: str, typed: list[str], begun: list[Path]) -> str | None:
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return composition_sentence(error, verb, typed)
+    return explain(error, _way_on(verb, begun))
+
+
+def _way_on(verb: str, begun: list[Path]) -> str:
+    """What goes on after a run, or a sweep, was cut short.
+
+    Args:
+        begun: its folder, where there was one yet.
+    """
+    if not begun or not begun[-1].is_dir() or not (verb in RESUMED or recorded_sweep(begun[-1]) is not None):
+        return AGAIN
+    return f"{as_typed(f'resume={begun[-1]}')} goes on"
+
+
+def _perform(verb: str, task: Verb, typed: list[str], begun: list[Path], logs: bool = True) -> int:
+    """Show, run or sweep; the exit status."""
+    parser = get_args_parser()
+    options = parser.parse_intermixed_args(typed)
+    if options.config_path or options.config_name or options.experimental_rerun:
+        raise UserError("conf/ and its presets stay: --config-dir=<folder> adds presets of your own")
+    overrides, sweeps = resumed(with_presets(options.overrides, options.config_dir))
+    if verb in TRAINING and options.help:
+        overrides.append("dataset=synthetic")  # a dataset is required; the help shows the keys of this one
+    sweeps = (sweeps or options.multirun) and not options.help
+    options.overrides = overrides = as_overrides(verb, overrides, sweeps)
+    with hydra_of(verb) as hydra:
+        if options.help:
+            hydra.app_help(verb, parser, options)
+        elif options.hydra_help:
+            hydra.hydra_help(verb, parser, options)
+        elif options.cfg:
+            hydra.show_cfg(verb, overrides, options.cfg, options.package, options.resolve)
+        elif options.info:
+            hydra.show_info(options.info, verb, overrides)
+        elif options.shell_completion:
+            hydra.shell_completion(verb, overrides)
+        elif sweeps:
+            return _sweep(hydra, verb, overrides, begun)
+        else:
+            return _run(hydra, verb, task, overrides, begun, logs)
+    return 0
+
+
+def _run(hydra: "Hydra", verb: str, task: Verb, overrides: list[str], begun: list[Path], logs: bool) -> int:
+    failed: list[Exception] = []
+
+    def job(config: DictConfig) -> int | float | None:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        begun.append(folder)
+        try:
+            values = plain(config)
+            import_named(values)
+            with as_job(verb, repetition(folder)):
+                return task(values, folder)
+        except Exception as error:
+            failed.append(error)  # Hydra would announce it in words of its own
+            if [entry.name for entry in folder.iterdir()] == [".hydra"]:
+                shutil.rmtree(folder)  # nothing came of it
+            return None
+
+    status = hydra.run(verb, job, overrides, with_log_configuration=logs).return_value
+    if failed:
+        raise failed[0]
+    return status if isinstance(status, int) else 0
+
+
+def _sweep(hydra: "Hydra", verb: str, overrides: list[str], begun: list[Path]) -> int:
+    """Every job, by whichever launcher, and then their table."""
+    HydraConfig.instance().set_config(hydra.compose_config(verb, overrides, RunMode.MULTIRUN))
+    new, HydraConfig.instance().cfg = Path(HydraConfig.get().sweep.dir), None
+    given = any(override.startswith(f"{SWEEP_DIR}=") for override in overrides)
+    arguments = [*searchpath(overrides), *(override for override in overrides if not override.startswith("hydra"))]
+    with open_sweep(new, given, verb, arguments) as folder:
+        begun.append(folder)
+        try:
+            here = f"{SWEEP_DIR}={quoted(str(folder))}"
+            hydra.multirun(verb, functools.partial(_sweep_job, verb), [*overrides, here])
+        except (Exception, Stopped):
+            close_sweep(folder, stopped=True)
+            raise
+        return close_sweep(folder)
+
+
+def _sweep_job(verb: str, config: DictConfig) -> float:
+    """One job, wherever a launcher has put it; what the sweeper is told, of a failed job nan."""
+    state, values = HydraConfig.get(), plain(config)
+    folder = Path(state.runtime.output_dir)
+    if "logger" in values:
+        values["logger"]["group"] = values["logger"]["group"] or state.sweep.dir
+    logs = plain(state.job_logging)
+    done = run_job(Task(verb, state.job.num, folder, list(state.overrides.task), values, repetition(folder), logs))
+    return float("nan") if done["objective"] is None else done["objective"]
+
+
+# --- a run or a sweep that goes on ------------------------------------------------------------------------------------
+
+
+def resumed(typed: list[str]) -> tuple[list[str], bool]:
+    """`resume=<folder>` stands for the command that began it, with the same folder; what is typed wins.
+
+    Returns:
+        The overrides, and whether they are of a sweep.
+
+    Raises:
+        UserError: the folder is of none, or names code that is not typed again, and `trust=true` is not typed.
+    """
+    rest = [word for word in typed if word != TRUST]
+    runs = [word.partition("=")[2] for word in rest if word.startswith("resume=")]
+    if not runs or runs[-1] in ("", "null"):
+        return rest, False
+    folder = Path(unquoted(runs[-1])).expanduser()
+    began = recorded_sweep(folder)
+    sweeps = began is not None
+    words = recorded_command(folder) if began is None else began
+    recorded = with_presets([word for word in words if not word.startswith("resume=")], None)
+    for word in [] if TRUST in typed else recorded:
+        if CODE.match(word) and word not in typed:
+            raise UserError(
+                f"resume={folder} would repeat {word}, which may run code: add {TRUST} if you trust this "
+                f"folder like a script, or type {shlex.quote(word)} again"
+            )
+    place = [f"{SWEEP_DIR}={quoted(str(folder))}"] if sweeps else [f"{RUN_DIR}={quoted(str(folder))}", UNRECORDED]
+    rest = [word for word in rest if not (sweeps and word.startswith("resume="))]
+    return with_presets([*recorded, *place, *rest], None), sweeps
+
+
+def recorded_command(folder: Path) -> list[str]:
+    """What began a run: the folders of presets beside conf/, and the overrides.
+
+    Raises:
+        UserError: no folder of a run, or its record is damaged.
+    """
+    recorded, state = folder / ".hydra" / "overrides.yaml", folder / ".hydra" / "hydra.yaml"
+    if not recorded.is_file():
+        what = "is no folder of a run or a sweep" if folder.exists() else "does not exist"
+        raise UserError(f"resume={folder} {what}: give one such as runs/<dataset>/<model>/<time>")
+    try:
+        overrides = OmegaConf.to_container(OmegaConf.load(recorded))
+        if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
+            raise ValueError("no list of overrides")
+        presets = searchpath(OmegaConf.load(state).hydra.overrides.hydra) if state.is_file() else []
+        return [*presets, *overrides]
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"the record {recorded.parent} is damaged ({type(error).__name__}): repeat the command that began this "
+            f"run, with {as_typed(f'{RUN_DIR}={folder}')}"
+        ) from error
