@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _PACKAGE = Path(__file__).resolve().parent
 CONF_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "train.yaml").is_file())
 
-OURS = ("defectcls.", "torch.nn.")  # whose classes a file may name
+OURS = ("defectcls.", "torch.nn.", "lightning.pytorch.")  # whose classes a file may name
 TRAINING = ("train", "crossval", "audit")  # verbs that need a dataset
 OPEN = {"trainer": "lightning's Trainer", "logger": "lightning's logger"}  # groups with arguments of a class beside
 POINTERS = {  # a key, and what other tools call it
@@ -58,8 +58,9 @@ def hydra_of(verb: str) -> Iterator["Hydra"]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3", job_name=verb):
-            assert GlobalHydra.instance().hydra is not None
-            yield GlobalHydra.instance().hydra
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            yield hydra
     finally:
         GlobalHydra.instance().clear()
         if before is not None:
@@ -141,7 +142,7 @@ def _targets(config: Any) -> Iterator[str]:
 
 
 def named(path: str, kind: type) -> Any:
-    """The class at a dotted path: one of `kind`, of this package, of torch.nn, or of a module that is imported.
+    """The class at a dotted path: one of `kind`, of this package, torch.nn or lightning, or of a module that is imported.
 
     A checkpoint names them too: nothing that only a file names is imported, and nothing else is called.
 
@@ -215,8 +216,8 @@ def composition_sentence(error: BaseException, verb: str, typed: list[str]) -> s
         near = did_you_mean(missing, options) or ","
         return f"{group} has no preset '{missing}'{near} there are {', '.join(options)}"
     if match := re.search(r"You must specify '(\w+)', e.g, \w+=<OPTION>\nAvailable options:\n((?:\t.*\n?)+)", text):
-        if near := difflib.get_close_matches(match[1], [word.partition("=")[0] for word in typed], n=1):
-            return _unknown_key(near[0], [match[1]], verb)
+        if misspelt := difflib.get_close_matches(match[1], [word.partition("=")[0] for word in typed], n=1):
+            return _unknown_key(misspelt[0], [match[1]], verb)
         return f"{match[1]} is not set: add {match[1]}=<name>, one of {', '.join(match[2].split())}"
     if match := re.search(r"Ambiguous value for argument '(.+)'", text):
         return f"{match[1]} has several values: add -m for a sweep over them, or write one list as 'key=[a,b]'"

@@ -234,11 +234,9 @@ def build_callbacks(settings: TrainSettings) -> list[L.Callback]:
     for name, given in settings.callbacks.items():
         if given is not None:
             try:
-                callback = named(given.target)(**given.further)
+                callback = named(given.target, L.Callback)(**given.further)
             except (TypeError, ValueError, MisconfigurationException) as error:
                 raise UserError(f"callbacks.{name}: {error}") from error
-            if not isinstance(callback, L.Callback):
-                raise UserError(f"callbacks.{name}: {given.target} is no lightning.Callback")
             if sys.stdout.isatty() or not isinstance(callback, ProgressBar):
                 callbacks.append(callback)
     return callbacks

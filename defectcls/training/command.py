@@ -125,7 +125,8 @@ def run_verb(verb: str, task: Verb, typed: list[str] | None = None) -> None:
     """
     # Threads that spin starve others. Before torch is imported, here and in all that is started from here.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    typed, begun = sys.argv[1:] if typed is None else typed, []
+    typed = sys.argv[1:] if typed is None else typed
+    begun: list[Path] = []
     status = 128 + 13  # as a shell has it where the reader of a pipe has gone before all was printed
     replace_unprintable()
     with stoppable() as received:
