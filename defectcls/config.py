@@ -142,7 +142,7 @@ def _targets(config: Any) -> Iterator[str]:
 
 
 def named(path: str, kind: type) -> Any:
-    """The class at a dotted path: one of `kind`, of this package, torch.nn or lightning, or of a module that is imported.
+    """The class at a dotted path: a `kind` of this package, torch.nn, lightning, or a module that is imported.
 
     A checkpoint names them too: nothing that only a file names is imported, and nothing else is called.
 
