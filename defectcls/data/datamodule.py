@@ -121,9 +121,7 @@ class DefectDataModule(L.LightningDataModule):
         Raises:
             UserError: it names no such class.
         """
-        kind = named(settings.dataset.target)
-        if not (isinstance(kind, type) and issubclass(kind, DefectDataModule)):
-            raise UserError(f"dataset._target_={settings.dataset.target} is no subclass of defectcls.DefectDataModule")
+        kind = named(settings.dataset.target, DefectDataModule)
         batches = {name: getattr(settings, name) for name in BATCH}
         return kind(**settings.dataset.model_dump(), **batches, workers=settings.trainer.workers, **more)
 
