@@ -99,11 +99,6 @@ class Sweep:
         """The settings of the same images, best first."""
         return _blocks(self.settings)
 
-    @property
-    def best(self) -> Setting | None:
-        """None where nothing is ranked, or each by its own images."""
-        return self.settings[0] if self.ranked_by and len(self.blocks) == 1 else None
-
 
 def summarise_sweep(name: str, jobs: list[Job]) -> Sweep:
     """Settings by validation AUROC, by test AUROC where nothing was validated. A seed that ran twice counts once."""
@@ -111,47 +106,62 @@ def summarise_sweep(name: str, jobs: list[Job]) -> Sweep:
     keys = [key for key in dict.fromkeys(key for one in typed for key in one) if key != "seed"]
     varying = [key for key in keys if len({one.get(key) for one in typed}) > 1]
     choosing = [key for key in other_images(varying) if not key.startswith(SAME_DATASET)]
-    rows, columns = [], dict[str, None]()
+    within = [key for key in varying if key not in choosing]
+    rows: list[dict[str, Any]] = []
     for job, one in zip(jobs, typed, strict=True):
-        metrics, numbers = job.metrics or {}, _numbers(job.metrics or {})
-        columns |= dict.fromkeys(numbers)
-        about = {"job": job.number, "status": job.status, "setting": _name(one, varying)}
-        about |= {"seed": str(metrics.get("seed", one.get("seed", "").partition("=")[2]))}
-        rows.append(about | numbers | {"overrides": shlex.join(job.overrides), "error": job.error or ""})
-    shown = sorted(columns, key="seconds".__eq__)
-    table = pd.DataFrame(rows, columns=["job", "status", "setting", "seed", *shown, "overrides", "error"])
-    table[shown] = table[shown].astype(float)
+        metrics, images = job.metrics or {}, ", ".join(_value(one[key]).strip("[]") for key in choosing if key in one)
+        row = {"job": job.number, "status": job.status, "setting": _name(one, varying)}
+        row |= {"seed": str(metrics.get("seed", one.get("seed", "").partition("=")[2]))}
+        row |= {"images": images or "defaults" * bool(choosing), "within": _name(one, within, "")}
+        rows.append(row | {"overrides": shlex.join(job.overrides), "error": job.error or ""} | _numbers(metrics))
+    about = ["job", "status", "setting", "seed", "images", "within", "overrides", "error"]
+    table = pd.DataFrame(rows, columns=None if rows else about)
+    columns = [str(column) for column in table if column not in (*about, "collapsed", *COUNTS)]
+    columns.sort(key="seconds".__eq__)
+    table = table.astype(dict.fromkeys(columns, float))
+    ranked_by = next((one for one in columns if one.endswith(RANKING) and table[one].notna().any()), "")
 
-    ranked_by = next((one for one in shown if one.endswith(RANKING) and table[one].notna().any()), "")
-    settings = []
+    settings, means = [], []
     for setting, of_setting in table.groupby("setting", sort=False):
-        one, every = typed[of_setting.index[0]], of_setting[of_setting["status"] == "finished"]
-        values, finished = {key: _value(one.get(key, "")) for key in varying}, every.drop_duplicates("seed")
-        images = ", ".join(values[key].strip("[]") for key in choosing if values[key])
-        parts = [_judged(jobs[index].metrics or {}) for index in finished.index]
-        settings.append(
-            Setting(
-                name=str(setting),
-                images=images or "defaults" * bool(choosing),
-                within=_name(one, [key for key in varying if key not in choosing], ""),
-                values=values,
-                jobs=len(of_setting),
-                finished=len(every),
-                again=len(every) - len(finished),
-                seeds=finished.set_index("seed")[shown],
-                counts=_sum([counts for counts, _ in parts]),
-                collapsed=sum(collapsed for _, collapsed in parts),
-            )
-        )
+        one = typed[of_setting.index[0]]
+        values = {key: _value(one.get(key, "")) for key in varying}
+        settings.append(_setting(str(setting), values, of_setting, columns))
     order = list(dict.fromkeys(one.images for one in settings))
     settings.sort(key=lambda setting: (order.index(setting.images), *_rank(setting, ranked_by)))
     if ranked_by and other_images(varying) == choosing:
         blocks = _blocks(settings)
         pairs = sum(comb(sum(one.numbers[ranked_by].n > 0 for one in block), 2) for block in blocks)
         settings = [_compared(block[0], one, ranked_by, pairs) for block in blocks for one in block]
+    kind = "categories" if choosing == ["dataset.categories"] else "datasets"
+    for part, of_part in table.groupby("within", sort=False):
+        if columns and of_part["images"].nunique() == len(order) > 1:
+            mean = f"mean over {len(order)} {kind}"
+            title = f"{mean}: {part!s}" if part else mean
+            every = _setting(title, dict.fromkeys(varying, ""), of_part, columns, len(order))
+            means.append(replace(every, images=mean))
     shared = [typed[0][key] for key in keys if key not in varying]
-    means = _means(settings, "categories" if choosing == ["dataset.categories"] else "datasets")
-    return Sweep(name, shared, varying, shown, ranked_by, table, settings, means)
+    jobs_table = table[["job", "status", "setting", "seed", *columns, "overrides", "error"]]
+    return Sweep(name, shared, varying, columns, ranked_by, jobs_table, settings, means)
+
+
+def _setting(name: str, values: dict[str, str], rows: pd.DataFrame, columns: list[str], images: int = 1) -> Setting:
+    """Of its jobs, where they are on several `images` a seed's mean over those, if it finished on all."""
+    every = rows[rows["status"] == "finished"]
+    finished = every.drop_duplicates(["images", "seed"])
+    of_seed = finished.groupby("seed", sort=False)[columns]
+    counts = finished.reindex(columns=COUNTS).dropna()
+    return Setting(
+        name=name,
+        images=rows["images"].iloc[0],
+        within=rows["within"].iloc[0],
+        values=values,
+        jobs=len(rows),
+        finished=len(every),
+        again=len(every) - len(finished),
+        seeds=of_seed.mean().where(of_seed.count() == images),
+        counts=tuple(counts.sum().astype(int).tolist()) if len(counts) else None,
+        collapsed=int(finished["collapsed"].sum()),
+    )
 
 
 def over_seeds(values: pd.Series, least: float = -np.inf, most: float = np.inf) -> Number:
@@ -193,63 +203,30 @@ def other_images(varying: list[str]) -> list[str]:
     return [key for key in varying if key.partition(".")[0] in OTHER_IMAGES and not key.startswith(kept)]
 
 
-def _numbers(metrics: dict[str, Any]) -> dict[str, float | None]:
-    """Of metrics.json, by <part>_<number>: what ranks, and what is shown of the part that the verdict is on."""
-    found: dict[str, float | None] = {}
-    ranking = next((part for part in ("val", "test", "train") if part in metrics), "")
-    for part, names in ((ranking, RANKING), (_judged_part(metrics), SHOWN)):
+def _numbers(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Of metrics.json, by <part>_<number>: what ranks, and what is shown of the part that the verdict is on.
+
+    Of that part also COUNTS, and whether the model `collapsed`.
+    """
+    found: dict[str, Any] = {}
+    ranking, judged = (
+        next((part for part in parts if part in metrics), "")
+        for parts in (("val", "test", "train"), ("test", "val", "train"))
+    )
+    for part, names in ((ranking, RANKING), (judged, SHOWN)):
         values = defect_numbers(metrics.get(part, {}))
         wanted = [name for name in names if name in values and (name != "f1_macro" or "per_class" in values)]
         found |= {f"{part}_{name}": values[name] for name in wanted}
     if "seconds" in metrics:
         found["seconds"] = sum(metrics["seconds"].values())
-    return found
-
-
-def _judged_part(metrics: dict[str, Any]) -> str:
-    return next((part for part in ("test", "val", "train") if part in metrics), "")
-
-
-def _judged(metrics: dict[str, Any]) -> tuple[tuple[int, ...] | None, bool]:
-    """COUNTS of one job, and whether it collapsed."""
-    values = metrics.get(_judged_part(metrics), {})
-    sides, matrix = metrics.get("defective_classes", []), values.get("confusion_matrix")
-    counts = defect_counts(matrix, sides) if matrix and any(sides) and not all(sides) else None
-    return counts, "collapse" in values
-
-
-def _sum(counts: list[tuple[int, ...] | None]) -> tuple[int, ...] | None:
-    return tuple(map(sum, zip(*filter(None, counts), strict=True))) or None
+    values, sides = metrics.get(judged, {}), metrics.get("defective_classes", [])
+    if "confusion_matrix" in values and any(sides) and not all(sides):
+        found |= zip(COUNTS, defect_counts(values["confusion_matrix"], sides), strict=True)
+    return found | {"collapsed": "collapse" in values}
 
 
 def _blocks(settings: list[Setting]) -> list[list[Setting]]:
     return [list(block) for _, block in groupby(settings, lambda one: one.images)]
-
-
-def _means(settings: list[Setting], kind: str) -> list[Setting]:
-    """The mean over all images of each setting that stands in every block; a seed counts where all blocks have it."""
-    blocks, means = len(_blocks(settings)), []
-    title = f"mean over {blocks} {kind}"
-    for within in dict.fromkeys(one.within for one in settings if blocks > 1 and one.numbers):
-        members = [one for one in settings if one.within == within]
-        if len(members) < blocks:
-            continue
-        of_seed = pd.concat([one.seeds for one in members]).groupby(level=0)
-        means.append(
-            Setting(
-                name=f"{title}: {within}" if within else title,
-                images=title,
-                within=within,
-                values=dict.fromkeys(members[0].values, ""),
-                jobs=sum(one.jobs for one in members),
-                finished=sum(one.finished for one in members),
-                again=sum(one.again for one in members),
-                seeds=of_seed.mean().where(of_seed.count() == blocks),
-                counts=_sum([one.counts for one in members]),
-                collapsed=0,
-            )
-        )
-    return means
 
 
 def _compared(best: Setting, other: Setting, ranked_by: str, pairs: int) -> Setting:
