@@ -71,6 +71,11 @@ def of_speed(found: pd.DataFrame) -> str:
     return f"training {ratio.min():.2f} to {ratio.max():.2f} times as fast as the plain recipe"
 
 
+def of_answer(found: pd.DataFrame) -> str:
+    ratio = found[found["unit"] == "times the import"].set_index("what")["median"]
+    return ", ".join(f"{name} {times:.2f}" for name, times in ratio.items()) + " times the import of torch"
+
+
 def of_precision(runs: pd.DataFrame) -> str:
     mean = runs.groupby(["dataset", "precision"])["auroc"].mean().unstack()
     differ = mean["bf16"] - mean["32"]
@@ -221,6 +226,7 @@ STUDIES: dict[str, Study | Measurement] = {
         of_other_cameras,
     ),
     "leaks": Measurement("what a random split promises", "defectcls.crossval", "splits.csv", of_leaks),
+    "answer": Measurement("from the command to the answer", "benchmarks.answer", "measured.csv", of_answer),
     "speed": Measurement("what training costs", "make bench", "benchmarks.csv", of_speed),
     "precision": Measurement("whether bf16 costs quality", "trainer.precision=32,bf16", "runs.csv", of_precision),
     "predict": Measurement("how fast small photos are judged", "defectcls.predict", "measured.csv", of_predict),
