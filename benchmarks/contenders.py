@@ -53,7 +53,7 @@ class Plan(NamedTuple):
     def run(self, settings: TrainSettings | None = None) -> TrainingRun:
         """A run on the Trainer's device; without settings of all layers, an epoch for every turn."""
         if settings is None:
-            stage = StageSettings(epochs=WARM_UP + self.rounds, steps=None, trainable="all", lr_scale=1, views=None)
+            stage = StageSettings(epochs=WARM_UP + self.rounds, steps=None, trainable="all", lr_scale=1)
             full = {"probe": False, "patience": None, "stages": {"full": stage}}
             settings = self.settings.model_copy(update={"finetune": self.settings.finetune.model_copy(update=full)})
         folder, config = self.new_folder(), settings.model_dump(mode="json")
@@ -141,15 +141,14 @@ def forward(plan: Plan, turns: Turns) -> None:
     turns.about |= how_computed(run)
     batch, steps = resident_batch(run)["image"], plan.steps_of(run.data, EVALUATION_STEPS)
 
-    @torch.inference_mode()
+    infer = run.classifier.inference()  # by the same layers as an evaluation
+
     def work() -> int:
         for _ in range(steps):
-            with run.trainer.precision_plugin.forward_context():
-                run.classifier(batch)
+            infer(batch)
         return steps * len(batch)
 
-    with run.classifier.evaluating():  # on the same layers as an evaluation
-        turns.play(run.trainer.strategy.root_device, work)
+    turns.play(run.trainer.strategy.root_device, work)
 
 
 def evaluation(plan: Plan, turns: Turns) -> None:
@@ -196,8 +195,7 @@ def _probe(plan: Plan, turns: Turns, views: int) -> None:
     run = plan.run(settings.model_copy(update={"finetune": settings.finetune.model_copy(update=only)}))
     turns.about |= how_computed(run)
     keep_few(run.data, plan.probe_images, settings.seed)
-    with torch.inference_mode():
-        run.classifier(resident_batch(run)["image"])  # warms up
+    run.classifier.inference()(resident_batch(run)["image"])  # warms up
     turns.wait()
     run.train()
     table = run.predict("test")

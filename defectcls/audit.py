@@ -30,7 +30,7 @@ def audit(config: dict[str, Any], folder: Path) -> int:
     notes += [f"Beside the photos: {counted(left_out)}."] if left_out else []
     if settings.audit.wrong_labels:
         try:
-            doubted = doubted_labels(settings, inventory, folder)
+            doubted = doubted_labels(settings, inventory)
             notes += [] if doubted else ["No label is likely wrong."]
         except UserError as error:
             notes.append(f"wrong labels were not looked for: {error}; audit.wrong_labels=false leaves this out")
@@ -51,7 +51,7 @@ def audit(config: dict[str, Any], folder: Path) -> int:
     return int(inventory.leaks > 0)
 
 
-def doubted_labels(settings: "AuditSettings", inventory: "Inventory", folder: Path) -> list["Finding"]:
+def doubted_labels(settings: "AuditSettings", inventory: "Inventory") -> list["Finding"]:
     """Images whose label is likely wrong, the least credible first.
 
     Raises:
@@ -59,23 +59,21 @@ def doubted_labels(settings: "AuditSettings", inventory: "Inventory", folder: Pa
     """
     from defectcls.data.findings import Finding
     from defectcls.model.backbone import Backbone
-    from defectcls.model.frozen import extract_features
+    from defectcls.model.features import extract_features
     from defectcls.model.wrong_labels import doubt_labels
-    from defectcls.training.build import build_data, build_features, build_trainer, device_of, with_compute
+    from defectcls.training.build import build_data, build_features, device_of, with_compute
 
     accepting = {"on_unreadable": "skip", "contradictions": "allow"}
     lenient = settings.model_copy(update={"dataset": settings.dataset.model_copy(update=accepting)})
     device = device_of(settings.trainer)
     data = build_data(lenient, split=False, device=device)
-    resolved = with_compute(settings, data, device)
-    trainer = build_trainer(resolved.trainer, folder, None, [])
-    layout = resolved.trainer.channels_last is True
-    backbone = Backbone(settings.model.name, settings.model.pool, settings.image_size, layout)
+    resolved = with_compute(settings, device)
+    computed = (resolved.trainer.channels_last is True, resolved.trainer.precision)
+    backbone = Backbone(settings.model.name, settings.model.pool, settings.image_size, *computed)  # type: ignore[arg-type]
     if settings.model.pretrained:
         backbone.load_pretrained(settings.model.weights)
-    autocast = trainer.precision_plugin.forward_context()
     frozen = build_features(resolved, data, backbone.to(device))
-    features, targets = extract_features(frozen, data.part_dataloader("test"), device, autocast)
+    features, targets = extract_features(frozen, data.part_dataloader("test"))
     doubt = doubt_labels(features, targets, inventory.units, settings.audit.folds, settings.audit.c, settings.seed)
     names, paths = list(data.classes), data.samples["path"]
     found = []

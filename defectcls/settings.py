@@ -100,14 +100,11 @@ class StageSettings(Settings):
     steps: PositiveInt | None
     trainable: Literal["head", "all"] | Annotated[float, Field(gt=0, le=1)]
     lr_scale: Positive
-    views: Annotated[int, Field(ge=0)] | None
 
     @model_validator(mode="after")
     def _epochs_or_steps(self) -> "StageSettings":
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give epochs or steps, and null for the other")
-        if self.views is not None and self.trainable in ("all", 1):
-            raise ValueError("views are what frozen layers see, and trainable=all freezes none: give views=null")
         return self
 
 
@@ -204,7 +201,7 @@ class TrainerSettings(OpenSettings):
         Literal["auto", "32", "bf16", "16"], BeforeValidator(str)
     ]  # the command line gives 32 as a number
     channels_last: bool | Literal["auto"]
-    compile: bool | Literal["auto"]
+    compile: bool
     workers: Annotated[int, Field(ge=0)]
 
 
@@ -261,13 +258,6 @@ class TrainSettings(BatchSettings):
     imports: list[str]
     objective: str | None
     resume: Path | None
-
-    @model_validator(mode="after")
-    def _mixed_images_are_never_the_same(self) -> "TrainSettings":
-        viewed = [name for name, stage in self.finetune.active_stages.items() if stage.views is not None]
-        if viewed and (self.augment.mixup or self.augment.cutmix):
-            raise ValueError(f"mixup and cutmix make new images in every step: finetune.stages.{viewed[0]}.views=null")
-        return self
 
     @model_validator(mode="after")
     def _one_thing_is_asked_for_once(self) -> "TrainSettings":

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from defectcls.model.backbone import Backbone
-from defectcls.model.classifier import Classifier
+from defectcls.model.classifier import Classifier, Head
 from defectcls.training.run import TrainingRun
 from tests.conftest import Outcome, command, equal, paint, process, sentence, weights
 
@@ -296,7 +296,7 @@ def test_batch_that_does_not_fit_into_memory(photos: Path, monkeypatch: pytest.M
     def forward(*_: Any) -> None:
         raise MEMORY[kind]
 
-    monkeypatch.setattr(Classifier, "forward", forward)
+    monkeypatch.setattr(Head, "forward", forward)
     first_line = str(MEMORY[kind]).splitlines()[0]
     assert sentence(train(photos)) == (
         f"a batch does not fit into memory: lower batch_size or image_size ({first_line})"
@@ -305,7 +305,7 @@ def test_batch_that_does_not_fit_into_memory(photos: Path, monkeypatch: pytest.M
 
 def test_features_that_are_not_finite(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEFECTCLS_CACHE", str(tmp_path))  # where no earlier run has left its own
-    monkeypatch.setattr(Backbone, "for_evaluation", lambda self: lambda image: self(image) * float("inf"))
+    monkeypatch.setattr(Backbone, "inference", lambda self: lambda image: (self(image).detach() * float("inf"),))
     text = "the backbone's features are not finite: try trainer.precision=32, or other weights"
     assert sentence(train(photos)) == text
 
@@ -314,7 +314,7 @@ def test_bug_keeps_its_traceback(photos: Path, monkeypatch: pytest.MonkeyPatch) 
     def forward(*_: Any) -> float:
         return 1 / 0
 
-    monkeypatch.setattr(Classifier, "forward", forward)
+    monkeypatch.setattr(Head, "forward", forward)
     with pytest.raises(ZeroDivisionError) as caught:
         train(photos)
     assert caught.traceback[-1].name == "forward"

@@ -61,7 +61,7 @@ def test_the_bank_is_of_sound_training_images_alone(joined: Path) -> None:
     data, memory = build_data(trained.settings), trained.classifier.joined.memory  # type: ignore[union-attr]
     bank = memory.bank[: int(memory.size)]
     with torch.no_grad():
-        maps = trained.classifier.backbone.with_map_for_evaluation()(data.images[np.arange(len(data.samples))])[1]
+        maps = trained.classifier.backbone.inference(with_map=True)(data.images[np.arange(len(data.samples))])[1]
     nearest = torch.cdist(maps.permute(0, 2, 3, 1).flatten(0, 2), bank).amin(1).view(len(maps), -1).amax(1).numpy()
     known = ((data.samples["split"] == "train") & ~data.samples["defective"]).to_numpy()
     assert nearest[known].max() < 1e-2 * np.median(nearest[~known])

@@ -80,7 +80,7 @@ def test_a_score_is_the_distance_in_deviations_of_sound_images_alone(run: Path) 
     rows = read_predictions(run / "predictions.csv")
     assert model.joined is not None
     with torch.no_grad():
-        maps = model.backbone.with_map_for_evaluation()(data.images[rows.index.to_numpy()])[1]
+        maps = model.backbone.inference(with_map=True)(data.images[rows.index.to_numpy()])[1]
         cells = maps.permute(0, 2, 3, 1).flatten(1, 2)
     known = data.part("train")
     bank = cells[known].flatten(0, 1)

@@ -334,18 +334,18 @@ def test_a_second_probe_of_the_same_images_computes_no_feature(
 ) -> None:
     """Not for another penalty, nor for another split; and a run's numbers are those of its checkpoint, computed."""
     monkeypatch.setenv("DEFECTCLS_CACHE", str(tmp_path / "cache"))
-    quick, seen = Backbone.for_evaluation, []
+    quick, seen = Backbone.inference, []
 
-    def counted(self: Backbone) -> Callable[[torch.Tensor], torch.Tensor]:
-        features = quick(self)
+    def counted(self: Backbone, with_map: bool = False) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
+        look = quick(self, with_map)
 
-        def count(image: torch.Tensor) -> torch.Tensor:
+        def count(image: torch.Tensor) -> tuple[torch.Tensor, ...]:
             seen.append(len(image))
-            return features(image)
+            return look(image)
 
         return count
 
-    monkeypatch.setattr(Backbone, "for_evaluation", counted)
+    monkeypatch.setattr(Backbone, "inference", counted)
     probe = (*tiny, "finetune=probe", "finetune.probe=true", "finetune.probe_views=0")
     of_run = run(tmp_path / "one", *probe)
     assert sum(seen) == 90

@@ -17,7 +17,7 @@ from defectcls.data.threads import map_in_threads
 from defectcls.evaluation.decision import MOST_PROBABLE, decide
 from defectcls.evaluation.predictions import PROBABILITY, predictions_table, probabilities_of
 from defectcls.model.checkpoint import Device, Trained, load_trained
-from defectcls.model.hardware import Precision, allow_tf32, autocast
+from defectcls.model.hardware import Precision, allow_tf32
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +62,7 @@ class Predictor:
         if self.precision != "32":
             allow_tf32(self.device)
         self.classifier = trained.classifier.to(self.device)
-        self._evaluation = self.classifier.evaluating()  # for good: its weights will not change
-        self._evaluation.__enter__()
+        self._infer = self.classifier.inference()  # for good: its weights will not change
 
     @cached_property
     def digest(self) -> str:
@@ -141,10 +140,8 @@ class Predictor:
         path = str(photo) if isinstance(photo, str | Path) else ""
         return path, attempt(photo, self.image_size, self.resize, self.depth)
 
-    @torch.inference_mode()
     def _logits(self, pixels: np.ndarray) -> np.ndarray:
-        with autocast(self.precision, self.device):
-            return self.classifier(torch.from_numpy(pixels).to(self.device)).cpu().numpy()
+        return self._infer(torch.from_numpy(pixels)).cpu().numpy()
 
     def _table(self, paths: list[str], errors: list[str], logits: np.ndarray) -> pd.DataFrame:
         """Rows of the photos; `logits` (photos, classes) are NaN where there is an error."""

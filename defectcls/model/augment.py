@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.transforms import v2
 
+from defectcls.settings import AugmentSettings
+
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
 
 
@@ -18,7 +20,7 @@ class Augment(nn.Module):
     once, after it; hue is a rotation about the grey axis, which keeps the mean and the chroma of a colour, not HSV's
     value and saturation; shifts are not rounded to pixels; what comes in at the border is a reflection, not black.
 
-    Args:
+    Settings, all off at 0 or false:
         horizontal_flip, vertical_flip: each in half of the images.
         quarter_turns: turn by 0, 90, 180 or 270 degrees. Flips and quarter turns alone change no pixel value.
         rotation: up to so many degrees either way.
@@ -37,36 +39,21 @@ class Augment(nn.Module):
     )
     DRAWS = len(DRAWN)  # uniform numbers that an image takes
 
-    def __init__(
-        self,
-        *,
-        horizontal_flip: bool,
-        vertical_flip: bool,
-        quarter_turns: bool,
-        rotation: float,
-        scale: float,
-        shift: float,
-        crop: float,
-        brightness: float,
-        contrast: float,
-        saturation: float,
-        hue: float,
-        blur: float,
-        noise: float,
-    ) -> None:
+    def __init__(self, settings: AugmentSettings) -> None:
         super().__init__()
         self.limits: torch.Tensor
         self.grey: torch.Tensor
         self.hues: torch.Tensor
-        self.horizontal_flip, self.vertical_flip, self.quarter_turns = horizontal_flip, vertical_flip, quarter_turns
-        self.crop, self.blur, self.noise = crop, blur, noise
-        self.resamples = bool(rotation or scale or shift or crop)
-        self.moves = self.resamples or horizontal_flip or vertical_flip or quarter_turns
-        self.tints = bool(saturation or hue)
-        self.recolours = bool(self.tints or brightness or contrast)
+        self.settings = one = settings
+        self.crop, self.blur, self.noise = one.crop, one.blur, one.noise
+        self.resamples = bool(one.rotation or one.scale or one.shift or one.crop)
+        self.moves = self.resamples or one.horizontal_flip or one.vertical_flip or one.quarter_turns
+        self.tints = bool(one.saturation or one.hue)
+        self.recolours = bool(self.tints or one.brightness or one.contrast)
         # Buffers: a constant that is made in forward would make the host wait for the GPU.
-        geometry = (math.radians(rotation), scale, 2 * shift, 2 * shift)  # in grid units: the whole side is 2
-        limits = torch.tensor((*geometry, brightness, contrast, saturation, 2 * math.pi * hue))
+        shift = 2 * one.shift  # in grid units: the whole side is 2
+        colours = (one.brightness, one.contrast, one.saturation, 2 * math.pi * one.hue)
+        limits = torch.tensor((math.radians(one.rotation), one.scale, shift, shift, *colours))
         third = torch.full((3, 3), 1 / 3)
         cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
         self.register_buffer("limits", limits, persistent=False)
@@ -118,14 +105,15 @@ class Augment(nn.Module):
         """Where the pixels of an image come from: (batch, 2, 3), as torch's `affine_grid` takes it."""
         flip_across, flip_along, turn, area, left, top = draws[:, :6].unbind(1)
         angle, scale, across, along = ((2 * draws[:, 7:11] - 1) * self.limits[:4]).unbind(1)
-        if self.quarter_turns:
+        if self.settings.quarter_turns:
             angle = angle + (4 * turn).floor() * (math.pi / 2)
         cos, sin = angle.cos() / (1 + scale), angle.sin() / (1 + scale)
         matrix = torch.stack([cos, sin, -sin, cos], 1).view(-1, 2, 2)
         window = (1 - self.crop * area).sqrt()
         centre = torch.stack([(2 * left - 1) * (1 - window) - across, (2 * top - 1) * (1 - window) - along], 1)
         place = torch.cat([matrix * window[:, None, None], (matrix * centre[:, None]).sum(2, keepdim=True)], 2)
-        flip = torch.stack([(flip_across < 0.5) & self.horizontal_flip, (flip_along < 0.5) & self.vertical_flip], 1)
+        one = self.settings
+        flip = torch.stack([flip_across < one.horizontal_flip / 2, flip_along < one.vertical_flip / 2], 1)
         return torch.where(flip[:, :, None], -place, place)
 
     def _move(self, image: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

@@ -56,6 +56,7 @@ def load_trained(checkpoint: Path, device: Device = "auto", precision: Precision
         raise UserError(f"{file} is damaged, or of another version of defectcls: {reason}") from error
     asked = "precision=16" if precision else f"{file} computed in float16, which"
     refuse_float16(settings.trainer.precision, place, asked, "precision")
+    classifier.backbone.precision = settings.trainer.precision
     return Trained(file, classifier, settings, about, decision, place)
 
 

@@ -1,8 +1,8 @@
 """The LightningModule: uint8 pixels -> augmentation, backbone, head -> logits."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import lightning as L
@@ -16,39 +16,46 @@ from defectcls.data.batches import Batch
 from defectcls.errors import UserError
 from defectcls.evaluation.calibration import calibrated_loss
 from defectcls.model.augment import Augment, mirrored, mixer
-from defectcls.model.backbone import Backbone, in_pieces
-from defectcls.model.frozen import FrozenLayers
+from defectcls.model.backbone import Backbone, Look, in_pieces
+from defectcls.model.features import AS_IT_IS, FrozenFeatures, View, copy_of, laid
+from defectcls.model.hardware import precision_of
 from defectcls.model.joined import Joined
 from defectcls.model.losses import build_loss
 from defectcls.model.probe import LinearHead
 from defectcls.model.stages import Stage, build_optimizer, plan_stages, set_learning_rate, stage_at, switch_training
-from defectcls.settings import FinetuneSettings, LossSettings, ModelSettings, OptimSettings
-
-log = logging.getLogger(__name__)
+from defectcls.settings import (
+    AugmentSettings,
+    FinetuneSettings,
+    LossSettings,
+    ModelSettings,
+    OptimSettings,
+)
 
 LOG_EVERY = 10  # steps
 CHECK_FINITE_EVERY = 50  # steps; reading the loss makes a GPU wait
+
+log = logging.getLogger(__name__)
 
 
 class Head(nn.Module):
     """Standardised features -> logits, in float32 whatever the autocast: bf16 logits would tie."""
 
-    def __init__(self, features: int, classes: int, dropout: float) -> None:
+    def __init__(self, feature_count: int, classes: int, dropout: float) -> None:
         super().__init__()
         self.mean: torch.Tensor
         self.std: torch.Tensor
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(features, classes)
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("std", torch.ones(features))
+        self.linear = nn.Linear(feature_count, classes)
+        self.register_buffer("mean", torch.zeros(feature_count))
+        self.register_buffer("std", torch.ones(feature_count))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(batch, features) -> (batch, classes); in evaluation on a CPU the same bits in any batch."""
+        """(batch, feature_count) -> (batch, classes); in evaluation on a CPU the same bits in any batch."""
         with torch.autocast(features.device.type, enabled=False):
             standardised = (features.float() - self.mean) / self.std
             if self.training:
                 return self.linear(self.dropout(standardised))
-            return in_pieces(self.linear, standardised)
+            return in_pieces(lambda piece: (self.linear(piece),), standardised)[0]
 
     def load(self, solved: LinearHead) -> None:
         """Take over a probe."""
@@ -91,38 +98,86 @@ class Classifier(L.LightningModule):
         settings = ModelSettings(**model)
         self.classes, self.seed, self.test_views = classes, seed, settings.test_views
         self.backbone = Backbone(settings.name, settings.pool, image_size, channels_last)
-        self.head = Head(self.backbone.features, len(classes), settings.dropout)
+        self.head = Head(self.backbone.feature_count, len(classes), settings.dropout)
         self.joined: Joined | None = None
         if settings.head != "linear":
             self.joined = Joined(self._channels_of_map(settings.head))
-        self.augment = Augment(**{k: v for k, v in augment.items() if k not in ("mixup", "cutmix")})
+        self.augment = Augment(AugmentSettings(**augment))
         self.mix = mixer(augment["mixup"], augment["cutmix"], len(classes))
-        self.loss = build_loss(LossSettings(**loss), class_weights)
         self.metrics = _metrics(len(classes))
+        self._loss = LossSettings(**loss), class_weights
         self.plan: list[Stage] = []
         self.ended: dict[str, int] = {}  # stages that ended before their time, and at which step
         self.stage: Stage | None = None
-        self.features: FrozenLayers | None = None  # of the backbone as it was before training
-        self.frozen: FrozenLayers | None = None  # stands in for layers that are frozen now
-        self._frozen_for = ""
-        self._evaluated_by: Callable[[torch.Tensor], Any] | None = None  # the backbone, made ready to evaluate
+        self.stored_features: FrozenFeatures | None = None  # of the backbone as it was before training
+        self._head_alone = False  # whether a stage trains on them
+        self._look: Look | None = None  # stands in for the backbone while it infers
+        self._evaluate: Callable[[Batch], torch.Tensor] | None = None  # of the evaluation that runs
         self._outputs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self.evaluated: tuple[np.ndarray, np.ndarray] = (np.empty(0, np.int64), np.empty((0, len(classes)), np.float32))
 
+    @cached_property
+    def loss(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """Of logits and targets. No part of the network: a file that names one is evaluated without it being called."""
+        loss = build_loss(*self._loss)
+        return loss.to(self.device) if isinstance(loss, nn.Module) else loss
+
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Pixels 0..255, uint8 or float (batch, 3, side, side) -> logits float32 (batch, classes)."""
-        ways = [image] if self.training else mirrored(image, self.test_views)
-        if self.joined is None:
-            return self._mean_logits(map(self._evaluated_by or self.backbone, ways))
-        features, maps = zip(*map(self._evaluated_by or self.backbone.with_map, ways), strict=True)
-        return self.joined(self._mean_logits(features), maps[0])  # the light does not turn with the part
+        """Pixels 0..255, uint8 or float (batch, 3, side, side) -> logits float32 (batch, classes).
 
-    def _mean_logits(self, features: Iterable[torch.Tensor]) -> torch.Tensor:
-        """Of the ways that an image can lie, each (batch, features)."""
-        return torch.stack([self.head(of_way) for of_way in features]).mean(0)
+        In evaluation the mean over the ways that an image can lie; but a memory sees it as it is: no light turns with
+        the part.
+        """
+        if self.training:
+            return self.head(self.backbone(image))
+        look: Look = self._look or (lambda way: (self.backbone(way),))
+        if self._look is None and self.joined is not None:
+            look = self.backbone.with_map
+        seen = [look(way) for way in mirrored(image, self.test_views)]
+        logits = torch.stack([self.head(features) for features, *_ in seen]).mean(0)
+        return logits if self.joined is None else self.joined(logits, *seen[0][1:])
 
-    def _for_evaluation(self) -> Callable[[torch.Tensor], Any]:
-        return self.backbone.for_evaluation() if self.joined is None else self.backbone.with_map_for_evaluation()
+    def inference(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What gives logits to all who ask, by the weights of now: `forward` in the way of `Backbone.inference`.
+
+        Pixels on any device -> logits float32 on the classifier's. To be asked for anew when the weights have changed.
+        """
+        self.eval()
+        look = self.backbone.inference(with_map=self.joined is not None)
+
+        @torch.inference_mode()
+        def infer(image: torch.Tensor) -> torch.Tensor:
+            self._look = look
+            try:
+                return self(image)
+            finally:
+                self._look = None
+
+        return infer
+
+    def evaluation(self) -> Callable[..., torch.Tensor]:
+        """As `inference`, of batches of the data module, and of a `View` of them if one is given besides.
+
+        Where features are stored of the weights of now, they stand in for the backbone.
+        """
+        stored = self._features_now()
+        if stored is None or self.joined is not None:
+            infer = self.inference()
+            return lambda batch, view=AS_IT_IS: infer(view.change(batch["image"], []))
+        self.eval()
+
+        @torch.inference_mode()
+        def from_features(batch: Batch, view: View = AS_IT_IS) -> torch.Tensor:
+            ways = [view.then(laid(way)) for way in range(self.test_views)]
+            return torch.stack([self.head(stored.extract(batch, way).to(self.device)) for way in ways]).mean(0)
+
+        return from_features
+
+    def _features_now(self) -> FrozenFeatures | None:
+        """The stored features, if they are of the present weights, and if nothing but the head makes logits of them."""
+        stored = self.stored_features
+        plain = type(self).forward is Classifier.forward
+        return stored if plain and stored is not None and stored.hold(self.backbone) else None
 
     def _channels_of_map(self, head: str) -> int:
         """What a memory is made for.
@@ -139,20 +194,8 @@ class Classifier(L.LightningModule):
         with torch.no_grad():
             return self.backbone.with_map(torch.zeros(1, 3, side, side))[1].shape[1]
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """While the weights do not change, images are evaluated faster."""
-        self.eval()
-        self._evaluated_by = self._for_evaluation()
-        try:
-            yield
-        finally:
-            self._evaluated_by = None
-
-    def use_features(self) -> None:
-        """Let the stored features stand in for the backbone, if they are of its present weights."""
-        held = self.features is not None and self.features.hold(self.backbone)
-        self.frozen = self.features if held else None
+    def setup(self, stage: str) -> None:  # noqa: ARG002  Lightning's signature
+        self.backbone.precision = precision_of(str(self.trainer.precision))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.backbone, self.head, self.optim)
@@ -167,39 +210,28 @@ class Classifier(L.LightningModule):
         if stage != self.stage:
             switch_training(self.backbone, self.head, stage, self.finetune.batchnorm)
             self.stage = stage
-            if self._frozen_for != stage.name:
-                self._freeze(stage)
+            alone = stage.settings.trainable == "head" and self.mix is None  # mixed images are never the same
+            self._head_alone = alone and self._features_now() is not None
         set_learning_rate(self.trainer.optimizers[0], self.optim, stage, step)
         if self.logger and step % LOG_EVERY == 0:  # not by `log`, which would make it a tensor
             lr = self.trainer.optimizers[0].param_groups[-1]["lr"]  # the head's, which layer_decay leaves alone
             self.logger.log_metrics({"lr": lr}, step)
         torch.manual_seed((self.seed * 1_000_003 + step) * self.trainer.world_size + self.trainer.global_rank)
 
-    def _freeze(self, stage: Stage) -> None:
-        """Find what can stand in for the layers that a stage does not train."""
-        self.frozen, self._frozen_for = None, stage.name
-        if stage.settings.trainable == "head":
-            self.use_features()
-        if self.frozen is None and self.features is not None and stage.settings.views is not None:
-            frozen = self.features.below(self.backbone)
-            if frozen is not None and frozen.fit_memory(stage.settings.views, self.backbone.image_size):
-                self.frozen = frozen
-            else:
-                log.info(
-                    "stage '%s': its frozen layers run in every epoch, since their outputs cannot be kept", stage.name
-                )
-
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         stage, target = self.stage, batch["target"]
         assert stage is not None
-        if self.frozen is None or stage.settings.views is None:
+        if self._head_alone:
+            assert self.stored_features is not None
+            epoch = (self.trainer.global_step - stage.start) // int(self.trainer.num_training_batches)
+            copies = 1 + self.finetune.probe_views  # the epochs take turns with them
+            view = copy_of(epoch % copies, self.augment, self.seed)
+            logits = self.head(self.stored_features.extract(batch, view))
+        else:
             image = self.augment(batch["image"])
             if self.mix is not None:
                 image, target = self.mix(image, target)
             logits = self(image)
-        else:
-            epoch = (self.trainer.global_step - stage.start) // int(self.trainer.num_training_batches)
-            logits = self.head(self.frozen.features(batch, epoch % (1 + stage.settings.views)))
         loss = self.loss(logits, target)
         if batch_idx % CHECK_FINITE_EVERY == 0 and not torch.isfinite(loss):
             raise UserError(
@@ -217,20 +249,13 @@ class Classifier(L.LightningModule):
             self.trainer.should_stop = True
 
     def on_validation_epoch_start(self) -> None:
-        self._evaluated_by = self._for_evaluation()
+        self._evaluate = self.evaluation()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
-        if self.frozen is None or (self.test_views > 1 and self.frozen is not self.features):
-            logits = self(batch["image"])
-        else:
-            logits = self._mean_logits(self.frozen.features(batch, -way) for way in range(self.test_views))
-            if self.joined is not None:  # stored, the maps would take up to 30 times the room of the features
-                assert self._evaluated_by is not None
-                logits = self.joined(logits, self._evaluated_by(batch["image"])[1])
-        self._outputs.append((batch["index"], batch["target"], logits))
+        assert self._evaluate is not None
+        self._outputs.append((batch["index"], batch["target"], self._evaluate(batch)))
 
     def on_validation_epoch_end(self) -> None:
-        self._evaluated_by = None
         logits, target = self._gather()
         probabilities = logits.cpu().double().softmax(1)  # float32 would call what is surely right as sure as can be
         scores = logits.softmax(1)
@@ -248,13 +273,13 @@ class Classifier(L.LightningModule):
     on_test_epoch_start, test_step = on_validation_epoch_start, validation_step
 
     def on_test_epoch_end(self) -> None:
-        self._evaluated_by = None
         self._gather()
 
     def _gather(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits and targets of all processes in the order of `index`, every image once; keeps them in `evaluated`."""
         index, target, logits = (torch.cat(column) for column in zip(*self._outputs, strict=True))
         self._outputs.clear()
+        self._evaluate = None
         if self.trainer.world_size > 1:
             gathered = [torch.as_tensor(self.all_gather(column)) for column in (index, target, logits)]
             index, target, logits = (column.flatten(0, 1) for column in gathered)

@@ -10,23 +10,18 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from defectcls.evaluation.metrics import compute_metrics, defect_numbers
-
-Corrupt = Callable[[torch.Tensor], torch.Tensor]  # uint8 (batch, 3, side, side) -> the same
+from defectcls.model.features import AS_IT_IS, View
 
 STRENGTHS = (1, 2, 3)
 RATES = ("recall", "overkill_rate", "auroc")
 
 
 class Corruption(NamedTuple):
-    """`apply` changes images by one of three values: whenever it is called in the same way, so that models compare."""
+    """Changes images, uint8 (batch, 3, side, side), by one of three values, each image in the same way in any batch."""
 
     apply: Callable[[torch.Tensor, float], torch.Tensor]
     values: tuple[float, float, float]
     unit: str  # the value in words, as a format
-
-    def at(self, strength: int) -> Corrupt:
-        """The corruption at strength 1, 2 or 3."""
-        return lambda images: self.apply(images, self.values[strength - 1])
 
 
 def blur(images: torch.Tensor, deviation: float) -> torch.Tensor:
@@ -37,8 +32,8 @@ def blur(images: torch.Tensor, deviation: float) -> torch.Tensor:
 
 
 def noise(images: torch.Tensor, deviation: float) -> torch.Tensor:
-    """Gaussian, for every image of a batch, pixel and colour anew; drawn on the CPU, to be the same on every device."""
-    drawn = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images.device)
+    """Gaussian, for every pixel and colour; drawn on the CPU, to be the same on every device and in every image."""
+    drawn = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(0)).to(images.device)
     return (images + deviation * drawn).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -48,23 +43,17 @@ def jpeg(images: torch.Tensor, quality: float) -> torch.Tensor:
 
 
 def rotation(images: torch.Tensor, degrees: float) -> torch.Tensor:
-    """About the centre, every other image the other way; reflected borders, since a black corner would be a cue."""
+    """Anticlockwise about the centre; reflected borders, since a black corner would be a cue."""
     side = images.shape[-1]
     border = math.ceil(side * math.sin(math.radians(degrees)))
-    turned = F.pad(images, [border], padding_mode="reflect")
-    for first, angle in enumerate((degrees, -degrees)):
-        turned[first::2] = F.rotate(turned[first::2], angle, InterpolationMode.BILINEAR)
+    turned = F.rotate(F.pad(images, [border], padding_mode="reflect"), degrees, InterpolationMode.BILINEAR)
     return F.center_crop(turned, [side, side])
 
 
 def shift(images: torch.Tensor, share: float) -> torch.Tensor:
-    """Right, left, down and up in turn, image by image; reflected borders."""
-    side = images.shape[-1]
-    step = round(share * side)
-    padded, moved = F.pad(images, [step], padding_mode="reflect"), images.clone()
-    for first, (right, down) in enumerate(((step, 0), (-step, 0), (0, step), (0, -step))):
-        moved[first::4] = F.crop(padded[first::4], step - down, step - right, side, side)
-    return moved
+    """Right and down; reflected borders."""
+    step = round(share * images.shape[-1])
+    return F.pad(images, [step, step, 0, 0], padding_mode="reflect")[..., : images.shape[-2], : images.shape[-1]]
 
 
 CORRUPTIONS = {  # deviations are standard deviations; grey values end at 255
@@ -78,24 +67,30 @@ CORRUPTIONS = {  # deviations are standard deviations; grey values end at 255
 }
 
 
+def corrupted(name: str, strength: int) -> View:
+    """Images under a corruption of `CORRUPTIONS` at strength 1, 2 or 3."""
+    apply, value = CORRUPTIONS[name].apply, CORRUPTIONS[name].values[strength - 1]
+    return View(f"{name} {value}", lambda images, _: apply(images, value))
+
+
 def measure_robustness(
-    predict: Callable[[Corrupt], pd.DataFrame], class_names: list[str], defective_classes: list[bool]
+    predict: Callable[[View], pd.DataFrame], class_names: list[str], defective_classes: list[bool]
 ) -> pd.DataFrame:
     """Rows {corruption, strength, setting in words, recall, overkill_rate, auroc}; first `none`, of strength 0.
 
     NaN where a rate is undefined.
 
     Args:
-        predict: the predictions table of images that went through the given function, batch by batch.
+        predict: the predictions table of images in a view.
     """
 
-    def measured(corrupt: Corrupt) -> dict[str, Any]:
-        numbers = compute_metrics(predict(corrupt), class_names, defective_classes)
+    def measured(view: View) -> dict[str, Any]:
+        numbers = compute_metrics(predict(view), class_names, defective_classes)
         return {rate: defect_numbers(numbers).get(rate) for rate in RATES}
 
-    rows = [{"corruption": "none", "strength": 0, "setting": ""} | measured(lambda images: images)]
+    rows = [{"corruption": "none", "strength": 0, "setting": ""} | measured(AS_IT_IS)]
     for name, one in CORRUPTIONS.items():
-        for strength, value in zip(STRENGTHS, one.values, strict=True):
-            condition = {"corruption": name, "strength": strength, "setting": one.unit.format(value)}
-            rows.append(condition | measured(one.at(strength)))
+        for strength in STRENGTHS:
+            condition = {"corruption": name, "strength": strength, "setting": one.unit.format(one.values[strength - 1])}
+            rows.append(condition | measured(corrupted(name, strength)))
     return pd.DataFrame(rows).astype(dict.fromkeys(RATES, float))

@@ -1,6 +1,5 @@
 """From a configuration to the objects of a run: the one place that instantiates."""
 
-import json
 import logging
 import sys
 import warnings
@@ -20,10 +19,9 @@ from defectcls.config import named
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.store import Store
 from defectcls.errors import UserError, did_you_mean
-from defectcls.model.augment import Augment
 from defectcls.model.backbone import Backbone
 from defectcls.model.classifier import LOG_EVERY, Classifier
-from defectcls.model.frozen import FrozenLayers, identity
+from defectcls.model.features import FrozenFeatures
 from defectcls.model.hardware import (
     PRECISIONS,
     allow_tf32,
@@ -86,6 +84,7 @@ def build_classifier(settings: TrainSettings, data: DefectDataModule) -> Classif
         channels_last=settings.trainer.channels_last is True,
         seed=settings.seed,
     )
+    classifier.backbone.precision = settings.trainer.precision  # type: ignore[assignment]  # no longer auto
     try:
         classifier.configure_optimizers()  # a wrong name or option is told now, not after the probe
     except (TypeError, ValueError) as error:
@@ -98,32 +97,13 @@ def build_classifier(settings: TrainSettings, data: DefectDataModule) -> Classif
     return classifier
 
 
-def build_features(
-    settings: TrainSettings, data: DefectDataModule, backbone: Backbone, augment: Augment | None = None
-) -> FrozenLayers:
-    """The features of a frozen backbone, kept in `dataset.cache_dir` unless `dataset.cache` is off.
-
-    Args:
-        augment: makes the copies, where any are asked for.
-    """
-    dataset, trainer = settings.dataset, settings.trainer
+def build_features(settings: TrainSettings, data: DefectDataModule, backbone: Backbone) -> FrozenFeatures:
+    """The features of a frozen backbone, kept in `dataset.cache_dir` unless `dataset.cache` is off."""
+    dataset = settings.dataset
     store = None
     if dataset.cache != "off":
         store = Store(dataset.cache_dir, "features.sqlite", dataset.cache_max_gb)
-    compute = (device_of(trainer).type, trainer.precision, trainer.channels_last)
-    computed = json.dumps([settings.image_size, dataset.resize, data.settings.depth, *compute])
-    copied = settings.augment.model_dump_json()
-    return FrozenLayers(
-        backbone,
-        backbone.for_evaluation(),
-        identity,
-        augment,
-        data.digests,
-        settings.seed,
-        store,
-        computed=computed,
-        copied=copied,
-    )
+    return FrozenFeatures(backbone, data.digests, store, f"{dataset.resize} {data.settings.depth}")
 
 
 def device_of(settings: TrainerSettings) -> torch.device:
@@ -139,23 +119,10 @@ def device_of(settings: TrainerSettings) -> torch.device:
     return device
 
 
-def with_compute(settings: TrainSettings, data: DefectDataModule, device: torch.device) -> TrainSettings:
-    """The settings with `auto` in precision, channels_last and compile replaced by what pays on this device."""
-    if device.type == "cpu":
-        keep_freed_memory()  # first, since it changes what is fast
-    model, batches = settings.model, -(-len(data.part("train")) // settings.batch_size)
-    steps = sum(stage.steps or (stage.epochs or 0) * batches for stage in settings.finetune.active_stages.values())
-    compute = choose_compute(
-        settings.trainer,
-        lambda: Backbone(model.name, model.pool, settings.image_size),
-        model.name,
-        settings.image_size,
-        settings.batch_size,
-        steps,
-        device,
-        settings.dataset.cache_dir,
-    )
-    return settings.model_copy(update={"trainer": settings.trainer.model_copy(update=compute._asdict())})
+def with_compute(settings: TrainSettings, device: torch.device) -> TrainSettings:
+    """The settings with `auto` in precision and channels_last replaced by what gains on this device."""
+    compute = choose_compute(settings.trainer, device)._asdict()
+    return settings.model_copy(update={"trainer": settings.trainer.model_copy(update=compute)})
 
 
 def class_weights(settings: TrainSettings, data: DefectDataModule, sampled: bool) -> list[float] | None:

@@ -15,8 +15,9 @@ from defectcls.evaluation.decision import decide
 from defectcls.evaluation.localisation import chance, mask_scores
 from defectcls.evaluation.metrics import records
 from defectcls.evaluation.predictions import predictions_table, probabilities_of
+from defectcls.model.features import View
 from defectcls.model.heatmaps import METHODS, heat_maps
-from defectcls.model.robustness import Corrupt, measure_robustness
+from defectcls.model.robustness import measure_robustness
 from defectcls.pages.pictures import thumbnail, worst_errors
 from defectcls.settings import InspectSettings
 from defectcls.training.run import Run
@@ -79,12 +80,14 @@ def without_borders(heat: np.ndarray, path: Path) -> np.ndarray:
     return heat[top : top + height, left : left + width]
 
 
-def _predictor(run: Run, rows: pd.DataFrame) -> Callable[[Corrupt], pd.DataFrame]:
-    """A function from a corruption to the decided predictions of `rows` under it."""
-    images, samples = _pixels(run, rows), run.samples.loc[rows.index]
+def _predictor(run: Run, rows: pd.DataFrame) -> Callable[[View], pd.DataFrame]:
+    """A function from a view to the decided predictions of `rows` in it."""
+    evaluate, samples = run.classifier.evaluation(), run.samples.loc[rows.index]
+    places = torch.tensor(rows.index.to_numpy()).split(run.data.batch_size)
+    batches = [{"image": run.data.images[place.numpy()], "index": place} for place in places]
 
-    def predict(corrupt: Corrupt) -> pd.DataFrame:
-        logits = run.logits(corrupt(batch) for batch in images.split(run.data.batch_size))
+    def predict(view: View) -> pd.DataFrame:
+        logits = torch.cat([evaluate(batch, view) for batch in batches]).cpu().numpy()
         uncalibrated = predictions_table(samples, probabilities_of(logits), *run.classes)
         return decide(uncalibrated, run.decision, *run.classes)
 

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from defectcls.evaluation.metrics import compute_metrics
 from defectcls.evaluation.predictions import PROBABILITY, predictions_table, probabilities_of
 from defectcls.files import LAST, written_whole
 from defectcls.model.classifier import Classifier
-from defectcls.model.frozen import extract_features
+from defectcls.model.features import copy_of, extract_features, laid
 from defectcls.model.joined import out_of_fold
 from defectcls.model.probe import fit_probe
 from defectcls.settings import TrainerSettings, TrainSettings
@@ -81,13 +81,6 @@ class Run:
         self.trainer.test(self.classifier, dataloaders=self.data.part_dataloader(part), verbose=False)
         index, logits = self.classifier.evaluated
         return predictions_table(self.samples.loc[index], probabilities_of(logits), *self.classes)
-
-    @torch.inference_mode()
-    def logits(self, images: Iterable[torch.Tensor]) -> np.ndarray:
-        """Logits float32 (images, classes) of batches that are no part of the data."""
-        device = self.trainer.strategy.root_device
-        with self.classifier.to(device).evaluating(), self.trainer.precision_plugin.forward_context():
-            return torch.cat([self.classifier(batch.to(device)).cpu() for batch in images]).numpy()
 
     def judge(self, part: str) -> tuple[pd.DataFrame, dict[str, Any]]:
         """One part's predictions by the run's decision, and their numbers."""
@@ -161,7 +154,7 @@ class TrainingRun(Run):
         settings = settings.model_copy(update={"dataset": data.settings})  # with its depth
         validated = data.samples["defective"].to_numpy(bool)[data.part("val")]
         refuse_missing_kind(settings.decision, validated, settings.dataset.prevalence)
-        self.settings = with_compute(settings, data, device)
+        self.settings = with_compute(settings, device)
         chosen = self.settings.trainer.model_dump(mode="json")
         told = {key: chosen[key] if value == "auto" else value for key, value in config["trainer"].items()}
         self.config = config | {"trainer": told, "dataset": config["dataset"] | {"depth": data.settings.depth}}
@@ -175,8 +168,8 @@ class TrainingRun(Run):
         classifier = build_classifier(self.settings, data).to(device)
         stages = settings.finetune.active_stages.values()
         solves = settings.finetune.probe and settings.model.head != "memory"
-        if solves or any(stage.trainable == "head" or stage.views is not None for stage in stages):
-            classifier.features = build_features(self.settings, data, classifier.backbone, classifier.augment)
+        if solves or any(stage.trainable == "head" for stage in stages):
+            classifier.stored_features = build_features(self.settings, data, classifier.backbone)
         super().__init__(data, classifier, trainer)
         self.seconds["data"] = time.perf_counter() - start
 
@@ -184,7 +177,6 @@ class TrainingRun(Run):
         """Probe, stages, baseline; ends with the best weights in place. Goes on from last.ckpt where there is one."""
         last = str(self.record.last) if self.record.last.is_file() else None
         untrained = {name: value.clone() for name, value in self.classifier.state_dict().items()}
-        self.classifier.use_features()
         if last is None:
             if self.settings.finetune.probe:
                 self._probe()
@@ -199,16 +191,12 @@ class TrainingRun(Run):
                     log.warning("%s", collapse(self.record.history, row["name"]))
             speeds = [row["images_per_second"] for row in self.record.history if "images_per_second" in row]
             self.images_per_second["fit"] = float(np.median(speeds))
-        self._load(untrained)  # measured late, so that nothing waits for it
+        self.classifier.load_state_dict(untrained)  # measured late, so that nothing waits for it
         with self.timed("baseline", len(self.data.part("test"))):
             self.baseline = compute_metrics(self.predict("test"), *self.classes)
         best = read_checkpoint(self.record.best)
-        self._load(best["state_dict"])
+        self.classifier.load_state_dict(best["state_dict"])
         self._choose_decision(best)
-
-    def _load(self, weights: dict[str, torch.Tensor]) -> None:
-        self.classifier.load_state_dict(weights)
-        self.classifier.use_features()
 
     def _choose_decision(self, best: dict[str, Any]) -> None:
         """On the validation images; kept in the best checkpoint, with what the choice rests on."""
@@ -235,11 +223,11 @@ class TrainingRun(Run):
         views = self.settings.finetune.probe_views
         seen = len(self.data.part("train")) * (1 + views) + len(self.data.part("val"))
         with self.timed("probe", seen):
-            features, device = self.classifier.features, self.trainer.strategy.root_device
+            features, copies = self.classifier.stored_features, range(1 + views)
             assert features is not None
-            autocast = self.trainer.precision_plugin.forward_context
-            train = extract_features(features, self.data.part_dataloader("train"), device, autocast(), range(1 + views))
-            val = extract_features(features, self.data.part_dataloader("val"), device, autocast())
+            seen_as = [copy_of(number, self.classifier.augment, self.settings.seed) for number in copies]
+            train = extract_features(features, self.data.part_dataloader("train"), seen_as)
+            val = extract_features(features, self.data.part_dataloader("val"))
             weights = class_weights(self.settings, data=self.data, sampled=False)
             head = fit_probe(train, val, self.settings.finetune.probe_c, weights, views)
         log.info("probe: C = %g", head.c)
@@ -248,25 +236,22 @@ class TrainingRun(Run):
 
     def _remember(self, solved: tuple[tuple[np.ndarray, np.ndarray], float] | None) -> None:
         """Let a memory learn the sound training images, and weigh it against the probe that was solved, if one was."""
-        classifier, device = self.classifier, self.trainer.strategy.root_device
+        classifier = self.classifier
         assert classifier.joined is not None
         rows, seed = self.data.part("train"), self.settings.seed
         units, targets = self.data.samples["unit"].to_numpy()[rows], self.data.targets[rows]
-        evaluate, loader = classifier.backbone.with_map_for_evaluation(), self.data.part_dataloader("train")
+        look, loader = classifier.backbone.inference(with_map=True), self.data.part_dataloader("train")
 
         def passes() -> Iterator[torch.Tensor]:
             for batch in tqdm(loader, "memory", disable=None, leave=False, unit="batch"):
-                with self.trainer.precision_plugin.forward_context():
-                    _, maps = evaluate(batch["image"].to(device))
-                yield maps
+                yield look(batch["image"])[1]
 
         with self.timed("memory", len(rows)):
             odds = None
             if solved is not None:
-                frozen, autocast = classifier.features, self.trainer.precision_plugin.forward_context
-                assert frozen is not None
-                ways = [-way for way in range(1, classifier.test_views)]
-                turned = [extract_features(frozen, loader, device, autocast(), [way])[0] for way in ways]
+                assert classifier.stored_features is not None
+                ways = [laid(way) for way in range(1, classifier.test_views)]
+                turned = [extract_features(classifier.stored_features, loader, [way])[0] for way in ways]
                 weights = class_weights(self.settings, self.data, sampled=False)
                 views = self.settings.finetune.probe_views
                 odds = out_of_fold(solved[0], units, solved[1], weights, views, seed, turned)

@@ -19,10 +19,11 @@ from torchvision.transforms import v2
 from defectcls.model.augment import Augment
 from defectcls.model.backbone import Backbone
 from defectcls.model.hardware import autocast
+from defectcls.settings import AugmentSettings
 from defectcls.training.provenance import provenance
 
 BATCH, SIDE, BATCHES = 32, 224, 8
-OFF = {"vertical_flip": False, "quarter_turns": False, "crop": 0, "blur": 0, "noise": 0}
+OFF = {"vertical_flip": False, "quarter_turns": False, "crop": 0, "blur": 0, "noise": 0, "mixup": 0, "cutmix": 0}
 MOVES = {"horizontal_flip": True, "rotation": 10, "scale": 0.1, "shift": 0.1}
 COLOURS = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05}
 PRESET = {**MOVES, "brightness": 0.2, "contrast": 0.2, "saturation": 0, "hue": 0}  # what conf/augment/ uses of it
@@ -60,7 +61,7 @@ def in_workers(pixels: torch.Tensor, transform: Callable[[torch.Tensor], torch.T
 
 def contenders(pixels: torch.Tensor, device: torch.device) -> dict[str, tuple[Callable[[], object], int]]:
     """Name -> what to call, and how many batches it makes."""
-    ours, preset = (Augment(**OFF | MOVES | colours).to(device) for colours in (COLOURS, PRESET))
+    ours, preset = (Augment(AugmentSettings(**OFF | MOVES | colours)).to(device) for colours in (COLOURS, PRESET))
     jitter = v2.ColorJitter(0.2, 0.2, 0.2, 0.05)
     affine = v2.RandomAffine(10, (0.1, 0.1), (0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR)
     torchvision = v2.Compose([v2.RandomHorizontalFlip(), affine, jitter])

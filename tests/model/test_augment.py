@@ -13,10 +13,11 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from defectcls.model.augment import Augment, mirrored, mixer
+from defectcls.settings import AugmentSettings
 
 SWITCHES = ("horizontal_flip", "vertical_flip", "quarter_turns")
 RANGES = ("rotation", "scale", "shift", "crop", "brightness", "contrast", "saturation", "hue", "blur", "noise")
-OFF = {**dict.fromkeys(SWITCHES, False), **dict.fromkeys(RANGES, 0.0)}
+OFF = {**dict.fromkeys(SWITCHES, False), **dict.fromkeys((*RANGES, "mixup", "cutmix"), 0.0)}
 ALL = {
     **dict.fromkeys(SWITCHES, True),
     **{"rotation": 10, "scale": 0.1, "shift": 0.1, "crop": 0.3},
@@ -27,7 +28,7 @@ BILINEAR = v2.InterpolationMode.BILINEAR
 
 
 def augment(**on: Any) -> Augment:
-    return Augment(**{**OFF, **on})
+    return Augment(AugmentSettings(**{**OFF, **on}))
 
 
 def drawn(count: int, **values: float) -> torch.Tensor:
@@ -360,14 +361,14 @@ def test_one_seed_gives_one_result_and_another_another() -> None:
     results = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        results.append(Augment(**{**OFF, **ALL})(image))
+        results.append(augment(**ALL)(image))
     assert torch.equal(results[0], results[1])
     assert not torch.allclose(results[0], results[2])
 
 
 def test_draws_say_all_whatever_the_batch() -> None:
     """An image alone is changed as within a batch, and as when the generator gives the same draws."""
-    image, every = pixels(20, 24), Augment(**{**OFF, **ALL})
+    image, every = pixels(20, 24), augment(**ALL)
     torch.manual_seed(3)
     expected = every(image)
     torch.manual_seed(3)
@@ -380,7 +381,7 @@ def test_draws_say_all_whatever_the_batch() -> None:
 
 
 def test_half_precision_of_the_training_does_not_round_grey_values() -> None:
-    image, every, draws = pixels(), Augment(**{**OFF, **ALL}), torch.rand(8, Augment.DRAWS)
+    image, every, draws = pixels(), augment(**ALL), torch.rand(8, Augment.DRAWS)
     expected = every(image, draws)
     with torch.autocast("cpu", torch.bfloat16):
         result = every(image, draws)
@@ -390,7 +391,7 @@ def test_half_precision_of_the_training_does_not_round_grey_values() -> None:
 
 def test_nothing_is_made_elsewhere_than_on_the_device_of_the_image_and_kept_in_a_checkpoint() -> None:
     """As with images on a GPU, where what is made without a device lies on the host."""
-    image, every, draws = pixels(), Augment(**{**OFF, **ALL, "noise": 1.0}), torch.rand(8, Augment.DRAWS)
+    image, every, draws = pixels(), augment(**ALL, noise=1.0), torch.rand(8, Augment.DRAWS)
     with torch.device("meta"):
         assert every(image).device.type == "cpu"
         assert every(image, draws).device.type == "cpu"
@@ -401,7 +402,7 @@ def test_values_stay_in_0_to_255_and_the_batch_in_its_shape() -> None:
     torch.manual_seed(0)
     image = pixels(64)
     before = image.clone()
-    result = Augment(**{**OFF, **ALL})(image)
+    result = augment(**ALL)(image)
     assert result.shape == image.shape
     assert result.min() == pytest.approx(0, abs=1e-3)
     assert result.max() == pytest.approx(255, abs=1e-3)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from timm.data import resolve_model_data_config
 
 from defectcls.errors import UserError
-from defectcls.model import backbone as module
+from defectcls.model import weights as module
 from defectcls.model.backbone import Backbone
 
 RESNET = "test_resnet.r160_in1k"
@@ -50,13 +50,13 @@ def test_uint8_pixels_are_normalised_with_the_models_own_mean_and_deviation(name
         expected = backbone.body((pixels() / 255 - mean) / std)
         assert torch.allclose(backbone(pixels()), expected, atol=1e-4)
         assert torch.allclose(backbone(pixels().float()), expected, atol=1e-4)
-    assert expected.shape == (3, backbone.features)
+    assert expected.shape == (3, backbone.feature_count)
 
 
 def test_catavgmax_is_the_average_and_the_maximum_side_by_side() -> None:
     both, average = Backbone(RESNET, "catavgmax", 64).eval(), Backbone(RESNET, None, 64).eval()
     both.load_state_dict(average.state_dict())
-    assert both.features == 2 * average.features
+    assert both.feature_count == 2 * average.feature_count
     with torch.no_grad():
         maps = both.body.forward_features((pixels() - both.mean) / both.std)
         expected = torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
@@ -81,7 +81,7 @@ def test_the_map_is_that_of_the_last_stage_with_cells_of_16_pixels(
         options = {"intermediates_only": True, "output_fmt": "NCHW"}
         (expected,) = backbone.body.forward_intermediates(normalised, indices=[stage], **options)
         features = backbone(pixels())
-        for with_map in (backbone.with_map, backbone.with_map_for_evaluation()):
+        for with_map in (backbone.with_map, backbone.inference(with_map=True)):
             found, maps = with_map(pixels())
             assert torch.allclose(found, features, rtol=1e-3, atol=1e-3)
             assert maps.shape == (3, *shape)
@@ -94,7 +94,7 @@ def test_a_backbone_without_a_map_says_so(name: str) -> None:
     if name == "test_nfnet":  # as if it did not describe itself
         del backbone.body.feature_info
     with pytest.raises(UserError, match="^this backbone has no map of the image to look at"):
-        backbone.with_map_for_evaluation()(pixels())
+        backbone.inference(with_map=True)(pixels())
     with pytest.raises(UserError, match="^this backbone has no map of the image to look at"):
         backbone.with_map(pixels())
 

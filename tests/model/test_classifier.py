@@ -81,7 +81,7 @@ def trainer(tmp_path: Path, **options: Any) -> L.Trainer:
 
 
 def stages(**stages: Any) -> dict[str, Any]:
-    defaults = {"epochs": 1, "steps": None, "trainable": "all", "lr_scale": 1, "views": None}
+    defaults = {"epochs": 1, "steps": None, "trainable": "all", "lr_scale": 1}
     return {"stages": {name: defaults | changed for name, changed in stages.items()}, "patience": None}
 
 

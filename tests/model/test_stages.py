@@ -28,7 +28,7 @@ def finetune(**stages: dict[str, Any] | None) -> FinetuneSettings:
 def stage(
     epochs: int | None = 1, steps: int | None = None, trainable: Any = "all", lr_scale: float = 1
 ) -> dict[str, Any]:
-    return {"epochs": epochs, "steps": steps, "trainable": trainable, "lr_scale": lr_scale, "views": None}
+    return {"epochs": epochs, "steps": steps, "trainable": trainable, "lr_scale": lr_scale}
 
 
 def optim(**changed: Any) -> OptimSettings:
@@ -39,7 +39,7 @@ def optim(**changed: Any) -> OptimSettings:
 
 def network(name: str = RESNET) -> tuple[Backbone, nn.Module]:
     backbone = Backbone(name, None, 32)
-    return backbone, nn.Linear(backbone.features, 2)
+    return backbone, nn.Linear(backbone.feature_count, 2)
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------

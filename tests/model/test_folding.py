@@ -1,49 +1,13 @@
-"""Networks cut above their frozen layers, and without BatchNorm: the same function, the same gradients."""
+"""Networks without BatchNorm, and with a part watched: the same function."""
 
 import pytest
 import timm
 import torch
 from torch import nn
 
+from defectcls.model import backbone as backbones
 from defectcls.model.backbone import Backbone
-from defectcls.model.graph import Watched, folded
-from defectcls.model.stages import Stage, switch_training
-from defectcls.settings import StageSettings
-
-STAGE = {"epochs": 1, "steps": None, "lr_scale": 1, "views": 0}
-NETWORKS = ["resnet18", "mobilenetv2_100", "test_vit.r160_in1k", "test_convnext.r160_in1k", "test_efficientnet"]
-
-
-@pytest.mark.parametrize("batchnorm", ["frozen", "train"])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_backbone_is_cut_above_its_frozen_layers(name: str, batchnorm: str) -> None:
-    side = 160 if "vit" in name else 64
-    backbone, head = Backbone(name, None, side), nn.Linear(1, 1)
-    stage = Stage("deepest", 0, 1, StageSettings(trainable=0.4, **STAGE))  # type: ignore[arg-type]
-    switch_training(backbone, head, stage, batchnorm)
-    cut = backbone.split()
-    assert cut is not None
-    below, above = cut
-    image = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
-    activation = below(image)
-    assert not activation.requires_grad
-    assert activation.shape != image.shape
-    trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
-    state = {name: value.clone() for name, value in backbone.state_dict().items()}
-    whole = backbone(image)
-    expected = torch.autograd.grad(whole.square().sum(), trained)
-    backbone.load_state_dict(state)  # BatchNorm that trains has moved its statistics
-    found = above(activation)
-    assert torch.equal(found, whole)
-    for one, other in zip(torch.autograd.grad(found.square().sum(), trained), expected, strict=True):
-        assert torch.allclose(one, other, rtol=1e-5, atol=1e-7)
-
-
-def test_a_backbone_that_trains_from_the_pixels_on_is_not_cut() -> None:
-    assert Backbone("test_resnet.r160_in1k", None, 32).split() is None
-
-
-# --- without BatchNorm ------------------------------------------------------------------------------------------------
+from defectcls.model.folding import Watched, folded
 
 
 def lived(name: str) -> nn.Module:
@@ -147,14 +111,34 @@ def test_an_image_has_the_same_features_in_whatever_batch(name: str, side: int) 
     backbone = Backbone(name, None, side, channels_last=True).eval()
     image = torch.randint(0, 256, (34, 3, side, side), dtype=torch.uint8)
     with torch.inference_mode():
-        features = backbone.for_evaluation()
-        whole = features(image)
+        look = backbone.inference()
+        (whole,) = look(image)
         assert torch.allclose(whole, backbone(image), rtol=1e-3, atol=1e-4)
         for size in (1, 2, 5, 14, 18):
-            assert torch.equal(torch.cat([features(some) for some in image.split(size)]), whole)
-        with_map = backbone.with_map_for_evaluation()
+            assert torch.equal(torch.cat([look(some)[0] for some in image.split(size)]), whole)
+        with_map = backbone.inference(with_map=True)
         found, maps = with_map(image)
         assert torch.equal(found, whole)
         assert torch.equal(torch.cat([with_map(some)[1] for some in image.split(18)]), maps)
         order = torch.randperm(34)
-        assert torch.equal(features(image[order]), whole[order])
+        assert torch.equal(look(image[order])[0], whole[order])
+
+
+def test_a_network_is_folded_once_for_a_set_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks: another object of the same weights, and these weights again after others."""
+    calls = []
+    monkeypatch.setattr(backbones, "_folded", {})
+    monkeypatch.setattr(backbones, "folded", lambda *given: calls.append(given) or folded(*given))
+    torch.manual_seed(0)
+    image, one, other = torch.randint(0, 256, (2, 3, 32, 32)), *(Backbone("test_resnet", None, 32) for _ in range(2))
+    before = one.inference()(image)[0]
+    assert not torch.equal(other.inference()(image)[0], before)
+    other.load_state_dict(one.state_dict())
+    for backbone in (one, other, one):
+        assert torch.equal(backbone.inference()(image)[0], before)
+    assert len(calls) == 2
+    for _ in range(3):
+        with torch.no_grad():
+            next(other.parameters()).mul_(1.01)
+        other.inference()
+    assert len(backbones._folded) == 2

@@ -1,4 +1,4 @@
-"""A backbone taken apart: followed down to its layers, cut above the frozen ones, BatchNorm folded away."""
+"""A network for evaluation alone: followed down to its layers, its BatchNorm folded away, a part's output given out."""
 
 import copy
 from collections.abc import Callable
@@ -9,8 +9,6 @@ from timm.models import get_notrace_functions, is_notrace_module
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-Layers = Callable[[torch.Tensor], torch.Tensor]
 
 
 class _Tracer(fx.Tracer):
@@ -35,7 +33,7 @@ class _Tracer(fx.Tracer):
         return layer or super().is_leaf_module(m, module_qualified_name)
 
 
-def trace(body: nn.Module, watched: nn.Module | None = None) -> fx.Graph | None:
+def _trace(body: nn.Module, watched: nn.Module | None = None) -> fx.Graph | None:
     """What a network does, layer by layer; None where that depends on the image.
 
     Args:
@@ -78,7 +76,7 @@ def folded(body: nn.Module, part: str | None = None) -> nn.Module:
     """
     body = copy.deepcopy(body).eval()
     watched = None if part is None else body.get_submodule(part)
-    graph = trace(body, watched)
+    graph = _trace(body, watched)
     if graph is None:
         return body if watched is None else Watched(body, watched)
     layers = dict(body.named_modules())
@@ -93,42 +91,3 @@ def folded(body: nn.Module, part: str | None = None) -> nn.Module:
             for place in (str(source.target), str(node.target)):
                 body.set_submodule(place, layers[place])
     return fx.GraphModule(body, graph)
-
-
-def split_frozen(body: nn.Module) -> tuple[nn.Module, nn.Module] | None:
-    """Cut a network above its frozen layers: input -> activations, and activations -> output.
-
-    Both share the network's layers. None where its first layers train, or where it cannot be traced, or where more
-    than one activation would have to be carried across.
-    """
-    graph = trace(body)
-    if graph is None:
-        return None
-    modules, nodes = dict(body.named_modules()), list(graph.nodes)
-    position = {node: number for number, node in enumerate(nodes)}
-    parameters = dict(body.named_parameters())
-
-    def trains(node: fx.Node) -> bool:
-        if node.op == "call_module":
-            return any(parameter.requires_grad for parameter in modules[str(node.target)].parameters())
-        return node.op == "get_attr" and str(node.target) in parameters and parameters[str(node.target)].requires_grad
-
-    first = next((number for number, node in enumerate(nodes) if trains(node)), len(nodes) - 1)
-    options = [node for node in nodes if node.op == "placeholder" and node.args]  # arguments that keep their default
-    cut, needed_until = 0, 0
-    for number, node in enumerate(nodes[:first]):
-        if node not in options:
-            if needed_until <= number:  # nothing below this node is used above it
-                cut = number
-            needed_until = max(needed_until, *(position[user] for user in node.users), number)
-    if cut == 0:
-        return None
-    below, above = fx.Graph(), fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in nodes[: cut + 1]:
-        copies[node] = below.node_copy(node, copies.__getitem__)
-    below.output(copies[nodes[cut]])
-    copies = {nodes[cut]: above.placeholder("activation")}
-    for node in (*options, *nodes[cut + 1 :]):
-        copies[node] = above.node_copy(node, copies.__getitem__)
-    return fx.GraphModule(body, below), fx.GraphModule(body, above)

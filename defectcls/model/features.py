@@ -1,0 +1,119 @@
+"""Features of a frozen backbone, computed once: kept in memory, and for the next run in a store."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from defectcls.data.batches import Batch
+from defectcls.data.store import Store
+from defectcls.model.augment import Augment, mirrored
+from defectcls.model.backbone import Backbone, Look, hash_of
+
+VERSION = b"3"  # of what is kept and how it is computed: an entry of another version is not found
+
+
+class View(NamedTuple):
+    """A way to look at images: by name and pixels alone the same in every run, whatever the batch.
+
+    `change` takes pixels (batch, 3, side, side) and the digests of the images' content.
+    """
+
+    name: str
+    change: Callable[[torch.Tensor, list[bytes]], torch.Tensor]
+    lasting: bool = True  # False: drawn anew in each run
+
+    def then(self, other: "View") -> "View":
+        """This view, seen in another."""
+        if not other.name:
+            return self
+        name, lasting = f"{self.name}, {other.name}", self.lasting and other.lasting
+        return View(name, lambda image, digests: other.change(self.change(image, digests), digests), lasting)
+
+
+AS_IT_IS = View("", lambda image, _: image)
+
+
+def laid(way: int) -> View:
+    """The image mirrored or turned in the way of that number, see `mirrored`; 0 is as it is."""
+    return View(f"laid {way}", lambda image, _: mirrored(image, way + 1)[-1]) if way else AS_IT_IS
+
+
+def copy_of(number: int, augment: Augment, seed: int) -> View:
+    """An augmented copy: 0 is the image as it is, 1, 2, … draw otherwise each, from seed, image and number alone.
+
+    The runs of a sweep and the folds of a cross-validation meet the same ones. Noise is drawn in every run anew.
+    """
+    if number == 0:
+        return AS_IT_IS
+
+    def change(image: torch.Tensor, digests: list[bytes]) -> torch.Tensor:
+        sources = [[seed, number, *np.frombuffer(hash_of(digest), np.uint32)] for digest in digests]
+        draws = np.stack([np.random.default_rng(source).random(Augment.DRAWS, np.float32) for source in sources])
+        return augment(image, torch.from_numpy(draws).to(image.device))
+
+    return View(f"copy {number} of seed {seed} by {augment.settings}", change, not augment.noise)
+
+
+class FrozenFeatures:
+    """Features of images and of views of them, by the weights that a backbone has now; computed when first asked for.
+
+    Args:
+        digests: of the content of every image that the `index` of a batch may point to.
+        store: where features are kept for the next run; None: nowhere.
+        read: whatever else decides the pixels, such as how photos are resized.
+    """
+
+    def __init__(self, backbone: Backbone, digests: list[bytes], store: Store | None = None, read: str = "") -> None:
+        self.backbone, self.digests, self.store = backbone, digests, store
+        self.weights = backbone.digest()
+        computed = (read, backbone.precision, str(backbone.memory_format), backbone.mean.device.type, torch.__version__)
+        self._prefix = hash_of(VERSION, self.weights, repr(computed).encode())
+        self._known: dict[bytes, np.ndarray] = {}
+        self._look: Look | None = None
+
+    def __deepcopy__(self, memo: dict) -> "FrozenFeatures":  # a moving average copies the classifier
+        return self
+
+    def hold(self, backbone: Backbone) -> bool:
+        """Whether they are those of a backbone's present weights."""
+        return backbone.digest() == self.weights
+
+    def extract(self, batch: Batch, view: View = AS_IT_IS) -> torch.Tensor:
+        """Feature tensor float32 (batch, feature_count) of a batch's images, on its device."""
+        digests = [self.digests[row] for row in batch["index"].tolist()]
+        keys = [hash_of(self._prefix, digest, view.name.encode()) for digest in digests]
+        self._read([key for key in keys if key not in self._known], view)
+        missing = [position for position, key in enumerate(keys) if key not in self._known]
+        if missing:
+            self._look = self._look or self.backbone.inference()
+            pixels = batch["image"][missing].to(self.backbone.mean.device)
+            pixels = view.change(pixels, [digests[position] for position in missing])
+            rows = self._look(pixels)[0].float().cpu().numpy()
+            new = {keys[position]: row for position, row in zip(missing, rows, strict=True)}
+            self._known |= new
+            if self.store is not None and view.lasting:
+                self.store.put((key, row.tobytes()) for key, row in new.items())
+        return torch.from_numpy(np.stack([self._known[key] for key in keys])).to(batch["image"].device)
+
+    def _read(self, keys: list[bytes], view: View) -> None:
+        """Take over what an earlier run has stored, but for what is damaged."""
+        if keys and self.store is not None and view.lasting:
+            entries = self.store.get(keys, 4 * self.backbone.feature_count)
+            rows = {key: np.frombuffer(entry, np.float32) for key, entry in entries.items()}
+            self._known |= {key: row for key, row in rows.items() if np.isfinite(row).all()}
+
+
+def extract_features(
+    frozen: FrozenFeatures, loader: DataLoader, views: Iterable[View] = (AS_IT_IS,)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features float32 (views x images, feature_count), view by view, and int64 targets."""
+    features, targets = [], []
+    for view in views:
+        for batch in tqdm(loader, "features", disable=None, leave=False, unit="batch"):
+            features.append(frozen.extract(batch, view).cpu().numpy())
+            targets.append(batch["target"].cpu().numpy())
+    return np.concatenate(features), np.concatenate(targets)
