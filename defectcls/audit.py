@@ -21,7 +21,8 @@ def audit(config: dict[str, Any], folder: Path) -> int:
     from defectcls.data.findings import balance, take_inventory
     from defectcls.data.samples import counted
     from defectcls.errors import UserError
-    from defectcls.pages.audit import print_audit, render_audit, summarise
+    from defectcls.pages.audit import audit_page, summarise
+    from defectcls.pages.render import print_page, write_page
 
     inventory = take_inventory(DefectDataModule.from_settings(settings))
     doubted: list[Finding] = []
@@ -39,15 +40,15 @@ def audit(config: dict[str, Any], folder: Path) -> int:
     findings, counts = inventory.table(doubted), balance(inventory.samples)
     summary = summarise(settings.dataset.name, inventory.samples, findings, counts, inventory.leaks, notes)
     findings.to_csv(folder / "audit.csv", index=False)
-    page = render_audit(summary, findings, counts, settings.dataset.root, inventory.depth)
-    (folder / "audit.html").write_text(page, encoding="utf-8")
+    page = audit_page(summary, findings, settings.dataset.root, inventory.depth)
+    write_page(page, folder / "audit.html")
     from defectcls.model.hardware import find_device
     from defectcls.training.provenance import provenance
 
     device = find_device(settings.trainer.accelerator)
     about = {"left_out": left_out, **provenance(settings.seed, config, device)}
     (folder / "audit.json").write_text(json.dumps(summary | about, indent=2), encoding="utf-8")
-    print_audit(summary, folder)
+    print_page(page, folder / "audit.html")
     return int(inventory.leaks > 0)
 
 

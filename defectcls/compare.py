@@ -1,5 +1,6 @@
 """Which run is better, and whether chance explains it: python -m defectcls.compare <run> <run>."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,22 +11,37 @@ from defectcls.training.command import run_verb
 if TYPE_CHECKING:
     import pandas as pd
 
-    from defectcls.evaluation.comparison import Comparison
-
 
 def compare(config: dict[str, Any], folder: Path) -> None:
-    """Print the table and what it means, and write compare.csv, compare.json, compare.png and compare.html."""
+    """Print what was found, and write compare.csv, compare.json, compare.png and compare.html."""
     from defectcls.settings import CompareSettings
 
     settings = parse(CompareSettings, config)
     files = [predictions_file(path) for path in settings.runs]
     names = short_names(files)
+    import pandas as pd
+
     from defectcls.evaluation.comparison import compare_predictions
+    from defectcls.pages.comparison import comparison_page
+    from defectcls.pages.render import print_page, write_page
 
     tables = {name: test_rows(file) for name, file in zip(names, files, strict=True)}
     comparison = compare_predictions(tables, list(settings.metrics), settings.level, settings.resamples, settings.seed)
-    write_comparison(folder, comparison, dict(zip(names, map(str, files), strict=True)))
-    print_comparison(folder, comparison)
+    page = comparison_page(comparison)
+    differences = [one._asdict() | {"better": one.better} for one in comparison.differences]
+    found = {
+        "runs": dict(zip(names, map(str, files), strict=True)),
+        "images": comparison.images,
+        "left_out": comparison.left_out,
+        "level": comparison.level,
+        "verdict": page.said("verdict"),
+        "values": [value._asdict() for values in comparison.values.values() for value in values],
+        "differences": differences,
+    }
+    pd.DataFrame(differences).to_csv(folder / "compare.csv", index=False)
+    (folder / "compare.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+    write_page(page, folder / "compare.html")
+    print_page(page, folder / "compare.html")
 
 
 def predictions_file(path: Path) -> Path:
@@ -71,55 +87,6 @@ def test_rows(file: Path) -> "pd.DataFrame":
     if "repeat" in rows and rows["repeat"].nunique() > 1:
         rows["path"] += " in repeat " + rows["repeat"].astype(str)
     return rows
-
-
-def write_comparison(folder: Path, comparison: "Comparison", files: dict[str, str]) -> None:
-    """The differences as CSV, everything as JSON, the picture and the page."""
-    import json
-
-    import pandas as pd
-
-    from defectcls.pages.comparison import (
-        adjustment,
-        plot_differences,
-        render_comparison,
-        sentences,
-    )
-    from defectcls.pages.pictures import png
-
-    picture = png(plot_differences(comparison))
-    differences = [one._asdict() | {"better": one.better} for one in comparison.differences]
-    found = {
-        "runs": files,
-        "images": comparison.images,
-        "left_out": comparison.left_out,
-        "level": comparison.level,
-        "intervals": adjustment(comparison),
-        "sentences": sentences(comparison),
-        "values": [value._asdict() for values in comparison.values.values() for value in values],
-        "differences": differences,
-    }
-    pd.DataFrame(differences).to_csv(folder / "compare.csv", index=False)
-    (folder / "compare.png").write_bytes(picture)
-    (folder / "compare.html").write_text(render_comparison(comparison, picture), encoding="utf-8")
-    (folder / "compare.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
-
-
-def print_comparison(folder: Path, comparison: "Comparison") -> None:
-    """One row a number, one column a run; the sentences, and where the page lies."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from defectcls.evaluation.metrics import METRICS
-    from defectcls.pages.comparison import adjustment, images_in_common, sentences, value_words
-
-    table = Table("", *comparison.values, title=images_in_common(comparison))
-    for values in zip(*comparison.values.values(), strict=True):
-        table.add_row(METRICS[values[0].metric].name, *map(value_words, values))
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.print(table)
-    for line in (*sentences(comparison), adjustment(comparison), f"page: {folder / 'compare.html'}"):
-        console.print(line)
 
 
 if __name__ == "__main__":

@@ -27,9 +27,11 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
         raise UserError("cross-validation trains on one device: leave trainer.strategy=auto")
     from defectcls.evaluation.evaluate import evaluate_folds
     from defectcls.model.hardware import find_device
+    from defectcls.pages.render import print_page
+    from defectcls.pages.report import report_page
     from defectcls.training.loggers import dashboard, log_results
     from defectcls.training.provenance import provenance
-    from defectcls.training.results import draw, finished_metrics, print_results, write_results
+    from defectcls.training.results import finished_metrics, write_results
     from defectcls.training.run import TrainingRun
 
     log.info("cross-validation in %s", folder)
@@ -52,9 +54,10 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
         metrics, predictions = evaluate_folds(runs)
         metrics |= provenance(settings.seed, config, find_device(settings.trainer.accelerator))
         root = settings.dataset.root
-        write_results(folder, metrics, predictions, draw(metrics, predictions, root))
+        page = report_page(metrics, predictions, root)
+        write_results(folder, metrics, predictions, page)
         log_results(logger, folder, metrics, predictions, root, settings.logger.table_rows)
-    print_results(folder, metrics)
+    print_page(page, folder / "report.html")
 
 
 def fold_predictions(folder: Path, metrics: dict[str, Any]) -> "pd.DataFrame":

@@ -17,6 +17,8 @@ def evaluate(config: dict[str, Any], folder: Path) -> None:
     from defectcls.settings import EvaluateSettings
 
     settings = parse(EvaluateSettings, config)
+    from defectcls.pages.render import print_page
+    from defectcls.pages.report import report_page
     from defectcls.training import results
 
     heat: dict[str, Any] = {}
@@ -32,8 +34,9 @@ def evaluate(config: dict[str, Any], folder: Path) -> None:
         found, heat = inspect(run, predictions, settings.inspect)
         metrics |= found
         root = run.data.settings.root
-    results.write_results(folder, metrics, predictions, results.draw(metrics, predictions, root, heat=heat))
-    results.print_results(folder, metrics)
+    page = report_page(metrics, predictions, root, heat=heat)
+    results.write_results(folder, metrics, predictions, page)
+    print_page(page, folder / "report.html")
 
 
 def measure_table(table: Path, settings: "EvaluateSettings") -> tuple[dict[str, Any], "pd.DataFrame"]:

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from defectcls.data.inputs import Photos
     from defectcls.deployment.predictor import Predictor
+    from defectcls.pages.blocks import Page
     from defectcls.settings import PredictSettings
 
 log = logging.getLogger(__name__)
 
-LISTED = 100  # unreadable photos on the page
-TOLD = 3  # of them on the terminal; the table has all
+LISTED = 100  # unreadable photos on the page; the table has all
 HEAT_SIDE = 128  # pixels of a heat map in memory, at most twice as many: its cells are coarser, and so is a thumbnail
 
 
@@ -35,7 +35,6 @@ def predict(config: dict[str, Any], folder: Path) -> int:
 
     from defectcls.data.depth import examine, further_pages
     from defectcls.data.inputs import Photos, list_inputs
-    from defectcls.data.samples import counted
     from defectcls.deployment.output import read_output, refuse_output
     from defectcls.evaluation.predictions import ACCEPT, REJECT, REVIEW
     from defectcls.files import checkpoint_file
@@ -46,8 +45,7 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     checkpoint_file(settings.checkpoint)  # told before torch is imported
     from defectcls.deployment.predictor import load
     from defectcls.model.hardware import keep_freed_memory
-    from defectcls.pages.gallery import outcome_words
-    from defectcls.pages.wording import decision_words, not_promised
+    from defectcls.pages.render import print_page, write_page
     from defectcls.training.provenance import provenance
 
     predictor = load(settings.checkpoint, settings.device, settings.precision)
@@ -76,23 +74,15 @@ def predict(config: dict[str, Any], folder: Path) -> int:
         **{"images": len(rows), "read": len(read), "unreadable": len(unreadable)},
         **{decision: int((read["decision"] == decision).sum()) for decision in (ACCEPT, REVIEW, REJECT)},
         **{"output": str(output), "root": str(photos.root), "left_out": photos.left_out, "further_pages": paged},
-        **{"seconds": seconds, "images_per_second": len(rows) / seconds},
+        **{"seconds": seconds, "images_per_second": None if settings.watch else len(rows) / seconds},
         **provenance(trained.seed, {}, predictor.device),
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
-    if settings.gallery:
-        page = _page(predictor, photos.root, read, unreadable, summary, settings)
-        (folder / "gallery.html").write_text(page, encoding="utf-8")
-    words = outcome_words(summary), *decision_words(summary["decision"]), *not_promised(summary["decision"])
-    print(*words, sep="\n")
-    for path, error in unreadable[["path", "error"]].head(TOLD).itertuples(index=False):
-        print(f"- {path}: {error}")
-    if photos.left_out:
-        print(f"beside the photos: {counted(photos.left_out)}")
-    speed = "" if settings.watch else f"{summary['images_per_second']:.1f} photos per second; "
-    print(f"{speed}table: {output}")
-    if settings.gallery:
-        print(f"page: {folder / 'gallery.html'}")
+    page = _page(predictor, photos.root, read, unreadable, summary, settings)
+    file = folder / "gallery.html" if settings.gallery else None
+    if file:
+        write_page(page, file)
+    print_page(page, file)
     return int(len(unreadable) > 0)
 
 
@@ -131,8 +121,8 @@ def _page(
     unreadable: "pd.DataFrame",
     summary: dict[str, Any],
     settings: "PredictSettings",
-) -> str:
-    from defectcls.pages.gallery import render_gallery
+) -> "Page":
+    from defectcls.pages.gallery import gallery_page
     from defectcls.training.inspection import without_borders
 
     shown = read.nlargest(settings.gallery, "score")  # of equal ones those that came first
@@ -144,7 +134,7 @@ def _page(
                 step = max(1, len(one) // HEAT_SIDE)
                 small = one[::step, ::step]
                 heat[path] = without_borders(small, root / path) if predictor.resize == "pad" else small
-    return render_gallery(shown, unreadable[:LISTED], root, summary, heat)
+    return gallery_page(shown, unreadable[:LISTED], root, summary, heat)
 
 
 if __name__ == "__main__":

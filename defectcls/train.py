@@ -12,15 +12,16 @@ def train(config: dict[str, Any], folder: Path) -> None:
     from defectcls.settings import TrainSettings
 
     settings = parse(TrainSettings, config)  # a wrong type is told before the seconds that torch takes to import
-    from defectcls.training.results import finished_metrics, print_results
+    from defectcls.pages.render import print_page
+    from defectcls.pages.report import report_page
+    from defectcls.training.results import finished_metrics, write_results
 
     if (metrics := finished_metrics(folder)) is not None:
         print("this run is finished:")
-        print_results(folder, metrics)
+        print_page(report_page(metrics), folder / "report.html")
         return
     from defectcls.training.inspection import inspect
     from defectcls.training.loggers import dashboard, log_results
-    from defectcls.training.results import draw, write_results
     from defectcls.training.run import TrainingRun
 
     with dashboard(settings.logger, folder, config) as logger:
@@ -31,11 +32,12 @@ def train(config: dict[str, Any], folder: Path) -> None:
             test, root = predictions[predictions["split"] == "test"], settings.dataset.root
             found, heat = inspect(run, test, settings.inspect)
             metrics |= found
-            write_results(folder, metrics, predictions, draw(metrics, predictions, root, run.record.table(), heat))
+            page = report_page(metrics, predictions, root, run.record.table(), heat)
+            write_results(folder, metrics, predictions, page)
             log_results(logger, folder, metrics, test, root, settings.logger.table_rows)
         run.close()
     if run.trainer.is_global_zero:
-        print_results(folder, metrics)
+        print_page(page, folder / "report.html")
 
 
 if __name__ == "__main__":

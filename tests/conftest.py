@@ -128,7 +128,9 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def leave_pictures_out(patch: pytest.MonkeyPatch) -> None:
     """They are half of a tiny run's time."""
-    patch.setattr(import_module("defectcls.training.results"), "draw", lambda *_, **__: {})
+    report = import_module("defectcls.pages.report")
+    patch.setattr(report, "_pictures", lambda *_: {"scores": [], "reliability": [], "curves": []})
+    patch.setattr(report, "_photos", lambda *_: [])
     patch.setattr(import_module("defectcls.training.inspection"), "inspect", lambda *_: ({}, {}))
 
 

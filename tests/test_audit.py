@@ -16,7 +16,8 @@ from defectcls.data.findings import Finding, Inventory, balance
 from defectcls.errors import UserError
 from defectcls.model import wrong_labels
 from defectcls.model.wrong_labels import Doubt, doubt_labels
-from defectcls.pages.audit import render_audit, summarise
+from defectcls.pages.audit import audit_page, summarise
+from defectcls.pages.render import render_html
 from defectcls.settings import AuditSettings
 from tests.conftest import Outcome, command, composed, sentence
 
@@ -340,7 +341,7 @@ def test_page_shows_what_it_is_given_and_escapes_it(tmp_path: Path) -> None:
     findings = stock.table([Finding("unreadable", "4.png", detail="<b>truncated</b>")])
     counts = balance(stock.samples)
     summary = summarise("walls", stock.samples, findings, counts, stock.leaks, ["a note"])
-    page = render_audit(summary, findings, counts, tmp_path, "8")
+    page = render_html(audit_page(summary, findings, tmp_path, "8"))
     assert page.count("data:image/jpeg;base64,") == 1  # the only file that is there
     assert page.count("no picture") == 5
     assert "1 set of copies stands on both sides of the split" in page

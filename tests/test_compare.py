@@ -48,8 +48,8 @@ def test_test_rows_of_two_runs_are_compared(finished: Path, other: Path, tmp_pat
     assert table["metric"].tolist() == ["recall", "auroc"]
     assert table["difference"].tolist() == pytest.approx([test["recall"], test["auroc"] - 0.5])
     page = (tmp_path / "new/compare.html").read_text()
-    assert found["sentences"]
-    for line in found["sentences"]:
+    assert found["verdict"]
+    for line in found["verdict"]:
         assert line in outcome.out
         assert line.replace("'", "&#39;") in page
     assert (tmp_path / "new/compare.png").read_bytes().startswith(b"\x89PNG")

@@ -158,7 +158,7 @@ def test_only_unreadable_photos(finished: Path, photos: Path, tmp_path: Path) ->
     outcome = predict(finished, photos / "0/text.png", tmp_path, "output=" + str(tmp_path / "rows.csv"))
     assert outcome.code == 1
     assert "could not be read" in outcome.out
-    assert "- text.png: not an image" in outcome.out.splitlines()
+    assert "text.png │ not an image" in " ".join(outcome.out.split())
     assert table(tmp_path / "rows.csv")["error"].tolist() == ["not an image"]
 
 

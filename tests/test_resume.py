@@ -19,6 +19,7 @@ import torch
 from defectcls.errors import UserError
 from defectcls.files import BEST, LAST
 from defectcls.model.classifier import Classifier
+from defectcls.pages.wording import percent
 from defectcls.training import results
 from defectcls.training.record import Record, read_checkpoint
 from tests.conftest import command, equal, process, sentence, weights
@@ -165,7 +166,7 @@ def test_finished_run_is_shown_again_and_left_alone(finished: Path, tmp_path: Pa
     assert outcome.code == 0
     assert outcome.out.startswith("this run is finished:\n")
     accuracy = json.loads((folder / "metrics.json").read_text())["test"]["accuracy"]
-    assert f"{accuracy:.4f}" in outcome.out
+    assert percent(accuracy) in outcome.out
     assert state() == left
 
 

@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
 from defectcls.data.images import Depth
-from defectcls.pages.page import render_page
-from defectcls.pages.pictures import thumbnail_files
+from defectcls.pages.blocks import Page, Photo, Photos, Section, Table, Text
+from defectcls.pages.photos import thumbnail_files
+from defectcls.pages.wording import plural
 
 KINDS = {  # in the order of the page: what each finding means
     "identical": "identical files: the same bytes under another name",
@@ -26,7 +25,7 @@ KINDS = {  # in the order of the page: what each finding means
     "imbalance": "lopsided classes",
 }
 PAIRED = ("identical", "near_identical")
-SHOWN_PAIRS, SHOWN_LABELS, SHOWN_ROWS = 24, 36, 40  # on the page; audit.csv has all
+SHOWN = 36  # pairs, labels and rows of each kind; audit.csv has all
 THUMBNAIL = 200  # pixels
 
 
@@ -44,86 +43,95 @@ def summarise(
     """
     counts = {kind: int((findings["kind"] == kind).sum()) for kind in KINDS}
     pairs = findings[findings["kind"].isin(PAIRED)]
-    across_classes = int((pairs["label"] != pairs["other_label"]).sum())
-    groups = {kind: _sets(pairs[pairs["kind"] == kind]) for kind in PAIRED}
+    across = int((pairs["label"] != pairs["other_label"]).sum())
+    # the pairs that tie images together are as few as can be: each set has one image more than pairs
+    tied = {kind: pairs[pairs["kind"] == kind][["path", "other"]] for kind in PAIRED}
+    groups = {kind: pd.concat([one["path"], one["other"]]).nunique() - len(one) for kind, one in tied.items()}
+    copies, near, of = counts["identical"], counts["near_identical"], len(samples)
+    said = {
+        f"{plural(leaks, 'set')} of copies {'stands' if leaks == 1 else 'stand'} on both sides of the split: what is "
+        "measured on it is too good.": leaks,
+        "No image, nor a copy of it, stands on both sides of the split.": not leaks and copies + near,
+        f"{plural(across, 'pair')} of copies or near-identical images carry different labels.": across,
+        f"{plural(counts['wrong_label'], 'label')} of {of} may be wrong: look at them.": counts["wrong_label"],
+        f"{copies} redundant {'copy' if copies == 1 else 'copies'} of {plural(groups['identical'], 'image')}.": copies,
+        f"{near + groups['near_identical']} images are near-identical to another.": near,
+        f"{plural(counts['unreadable'], 'file')} of {of} cannot be read.": counts["unreadable"],
+        "A property of the files tells the classes apart: a model may learn that and not the defect.": counts[
+            "short_cut"
+        ],
+    }
+    verdict = [words for words, needed in said.items() if needed]
     return {
         "dataset": name,
-        "images": len(samples),
-        "verdict": [*_verdict(len(samples), counts, groups, leaks, across_classes), *notes],
+        "images": of,
+        "verdict": [*(verdict or ["No copies, no leaks and no unreadable files were found."]), *notes],
         "leaks": leaks,
-        "across_classes": across_classes,
+        "across_classes": across,
         "counts": counts,
         "groups": groups,
         "balance": balance.to_dict("records"),
     }
 
 
-def render_audit(
-    summary: dict[str, Any], findings: pd.DataFrame, balance: pd.DataFrame, root: Path, depth: Depth
-) -> str:
-    """The page as text; thumbnails are read from `root`."""
-    by_kind = {kind: findings[findings["kind"] == kind] for kind in KINDS}
-    pairs = findings[findings["kind"].isin(PAIRED)].head(SHOWN_PAIRS)
-    doubted = by_kind["wrong_label"].head(SHOWN_LABELS)
-    shown = pd.concat([pairs["path"], pairs["other"], doubted["path"]]).unique()
-    others = {
-        kind: [(row.path or row.label, row.detail) for row in rows.head(SHOWN_ROWS).itertuples()]
+def audit_page(summary: dict[str, Any], findings: pd.DataFrame, root: Path, depth: Depth) -> Page:
+    """The page; thumbnails are read from `root`."""
+    counts = summary["counts"]
+    by_kind = {kind: findings[findings["kind"] == kind].head(SHOWN).to_dict("records") for kind in KINDS}
+    pairs = findings[findings["kind"].isin(PAIRED)].head(SHOWN).to_dict("records")
+    doubted = by_kind["wrong_label"]
+    paths = [*(row[side] for row in pairs for side in ("path", "other")), *(row["path"] for row in doubted)]
+    files = thumbnail_files(paths, root, THUMBNAIL, depth)
+    balance = summary["balance"]
+    photos = [
+        Photo(files[row["path"]], "", f"{row['label']} → {row['other_label']}", [row["detail"], row["path"]])
+        for row in doubted
+    ]
+    across = f"Across the split first, then across classes. {_of_all(pairs, sum(counts[kind] for kind in PAIRED))}"
+    credible = (
+        "Least credible first: what the image is called, and what a model that learnt from the others calls it. "
+        f"{_of_all(doubted, counts['wrong_label'])}"
+    )
+    others = [
+        Section(
+            [
+                Table([(row["path"] or row["label"], row["detail"]) for row in rows], words=True),
+                Text([_of_all(rows, counts[kind])] if len(rows) < counts[kind] else [], "note"),
+            ],
+            KINDS[kind][0].upper() + KINDS[kind][1:],
+        )
         for kind, rows in by_kind.items()
-        if kind not in (*PAIRED, "wrong_label") and len(rows)
-    }
-    return render_page(
-        "audit",
-        {},
-        thumbnails={path: thumbnail_files(root / path, THUMBNAIL, depth) for path in shown},
-        summary=summary,
-        kinds=KINDS,
-        pairs=pairs.to_dict("records"),
-        doubted=doubted.to_dict("records"),
-        others=others,
-        balance=(list(balance.columns), balance.to_numpy().tolist()),
+        if kind not in (*PAIRED, "wrong_label")
+    ]
+    found = [(KINDS[kind], count) for kind, count in counts.items() if count]
+    return Page(
+        "Audit of the images",
+        f"{summary['dataset']} · {summary['images']} images",
+        [
+            Text(summary["verdict"], "verdict", terminal=True),
+            Section([Table(found, ["", "findings"], terminal=(99, 2))], "What was found"),
+            Section([Table([tuple(row.values()) for row in balance], list(balance[0]))], "Where the images stand"),
+            Section(
+                [Text([across], "note"), Photos([_pair(row, files) for row in pairs])],
+                "Copies and near-identical images",
+            ),
+            Section([Text([credible], "note"), Photos(photos)], "Labels that are likely wrong"),
+            *others,
+        ],
     )
 
 
-def print_audit(summary: dict[str, Any], folder: Path) -> None:
-    """Counts, verdict and where the page lies, on stdout."""
-    table = Table("", "findings", title=f"{summary['dataset']} · {summary['images']} images")
-    for kind, count in summary["counts"].items():
-        if count:
-            table.add_row(KINDS[kind], str(count))
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
-    for sentence in summary["verdict"]:
-        console.print(sentence, markup=False)
-    console.print(f"page: {folder / 'audit.html'}", markup=False)
+def _pair(row: dict[Any, Any], files: dict[str, list[bytes]]) -> Photo:
+    """In what the two differ stands first, in alarm."""
+    differ, alike = [], [row["kind"].replace("_", "-")]
+    for one, other, both in ((row["split"], row["other_split"], "both in "), (row["label"], row["other_label"], "")):
+        if one != other:
+            differ.append(f"{one} and {other}")
+        elif one:
+            alike.append(both + one)
+    names, kind = [row["path"], row["other"]], "alarm" if differ else ""
+    return Photo(files[names[0]] + files[names[1]], " · ".join(differ), " · ".join(alike), names, kind)
 
 
-def _verdict(images: int, counts: dict[str, int], groups: dict[str, int], leaks: int, across: int) -> list[str]:
-    sentences = []
-    if leaks:
-        stand = "set of copies stands" if leaks == 1 else "sets of copies stand"
-        sentences.append(f"{leaks} {stand} on both sides of the split: what is measured on it is too good.")
-    elif counts["identical"] or counts["near_identical"]:
-        sentences.append("No image, nor a copy of it, stands on both sides of the split.")
-    if across:
-        sentences.append(f"{_count(across, 'pair')} of copies or near-identical images carry different labels.")
-    if counts["wrong_label"]:
-        sentences.append(f"{_count(counts['wrong_label'], 'label')} of {images} may be wrong: look at them.")
-    if counts["identical"]:
-        copies = "copy" if counts["identical"] == 1 else "copies"
-        sentences.append(f"{counts['identical']} redundant {copies} of {_count(groups['identical'], 'image')}.")
-    if near := counts["near_identical"]:
-        sentences.append(f"{near + groups['near_identical']} images are near-identical to another.")
-    if counts["unreadable"]:
-        sentences.append(f"{_count(counts['unreadable'], 'file')} of {images} cannot be read.")
-    if counts["short_cut"]:
-        sentences.append("A property of the files tells the classes apart: a model may learn that and not the defect.")
-    return sentences or ["No copies, no leaks and no unreadable files were found."]
-
-
-def _sets(pairs: pd.DataFrame) -> int:
-    """How many sets the pairs tie together: they are as few as can be, so each set has one image more than pairs."""
-    return pd.concat([pairs["path"], pairs["other"]]).nunique() - len(pairs)
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def _of_all(rows: list[Any], count: int) -> str:
+    return f"{len(rows)} of {count} are shown; audit.csv has all."

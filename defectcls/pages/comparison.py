@@ -1,31 +1,56 @@
-"""A comparison of runs as sentences, a picture and a page."""
+"""The page of a comparison of runs: which is better than which, and whether chance explains it."""
 
 from itertools import combinations
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-
-from defectcls.evaluation.comparison import Comparison, Difference, Value
+from defectcls.evaluation.comparison import Comparison, Difference
 from defectcls.evaluation.metrics import METRICS
-from defectcls.pages.page import render_page
-from defectcls.pages.pictures import INK, LOOK, QUIET, RIGHT
-from defectcls.pages.wording import number, percent, span
+from defectcls.pages.blocks import Page, Picture, Section, Table, Text
+from defectcls.pages.pictures import Bar, plot_intervals, png
+from defectcls.pages.wording import difference, shown, span
+
+SHOWN = (
+    "A difference is shown where the interval does not hold zero. Less overkill is better; more of all others is. "
+    "Blue dots are shown, grey ones are not."
+)
 
 
-def value_words(one: Value) -> str:
-    """The number and its interval."""
-    plain = not METRICS[one.metric].percent
-    return f"{(number if plain else percent)(one.value)} ({span((one.low, one.high), plain)})"
+def comparison_page(comparison: Comparison) -> Page:
+    """The page; its caveat says how the intervals are to be read."""
+    level, runs = f"{100 * comparison.level:g} %", list(comparison.values)
+    left = [f"{count} of {run}" for run, count in comparison.left_out.items() if count]
+    more = f"; left out, as they are not in all runs: {', '.join(left)}" if left else ""
+    adjustment = f"Paired bootstrap intervals of {level} for each number."
+    if comparison.pairs > 1:
+        adjustment = (
+            f"Paired bootstrap intervals of {100 * comparison.adjusted_level:.4g} %, so that the {comparison.pairs} of "
+            f"a number hold together at {level}."
+        )
+    alone = (
+        f"In brackets the {level} interval of each number by itself. Two of them may overlap and the runs still "
+        "differ: the differences above compare image by image."
+    )
+    numbers = [
+        (METRICS[one[0].metric].name, *(f"{shown(v.metric, v.value)} ({span(v.metric, v[3:])})" for v in one))
+        for one in zip(*comparison.values.values(), strict=True)
+    ]
+    differences = [
+        (METRICS[one.metric].name, f"{one.run} – {one.other}", _signed(one), one.better or "not shown")
+        for one in comparison.differences
+    ]
+    table = Table(differences, ["number", "runs", "difference", "better"])
+    return Page(
+        "Comparison",
+        " · ".join(runs),
+        [
+            Text(_verdict(comparison), "verdict", terminal=True),
+            Text([f"{comparison.images} images in common{more}.", adjustment], terminal=True),
+            Section([_picture(comparison), Text([SHOWN], "note"), table], "The differences"),
+            Section([Table(numbers, ["number", *runs], terminal=(99, 99)), Text([alone], "note")], "The runs"),
+        ],
+    )
 
 
-def difference_words(one: Difference) -> str:
-    """With its sign; of shares in percentage points."""
-    if METRICS[one.metric].percent:
-        return f"{100 * one.difference:+.1f} points [{100 * one.low:.1f}, {100 * one.high:.1f}]"
-    return f"{one.difference:+.3f} [{one.low:.3f}, {one.high:.3f}]"
-
-
-def sentences(comparison: Comparison) -> list[str]:
+def _verdict(comparison: Comparison) -> list[str]:
     """Which run is better than which in what, and for each pair in what no difference is shown."""
     said = []
     for run, other in combinations(comparison.values, 2):
@@ -33,68 +58,24 @@ def sentences(comparison: Comparison) -> list[str]:
         for one in of_pair:
             if one.better:
                 told = one if one.better == run else one.reversed()
-                said.append(
-                    f"{told.run} is better than {told.other} in {METRICS[told.metric].name}: {difference_words(told)}."
-                )
+                said.append(f"{told.run} is better than {told.other} in {METRICS[told.metric].name}: {_signed(told)}.")
         if alike := [METRICS[one.metric].name for one in of_pair if not one.better]:
             said.append(f"{run} and {other}: no difference shown in {', '.join(alike)}.")
     return said
 
 
-def adjustment(comparison: Comparison) -> str:
-    """How the intervals are to be read."""
-    level = f"{100 * comparison.level:g} %"
-    if comparison.pairs == 1:
-        return f"Paired bootstrap intervals of {level} for each number."
-    each = f"{100 * comparison.adjusted_level:.4g} %"
-    return f"Paired bootstrap intervals of {each}, so that the {comparison.pairs} of a number hold together at {level}."
+def _signed(one: Difference) -> str:
+    return f"{difference(one.metric, one.difference)} [{span(one.metric, (one.low, one.high), signed=True)}]"
 
 
-def images_in_common(comparison: Comparison) -> str:
-    """On how many images the runs were compared, and how many were left out."""
-    left = [f"{count} of {run}" for run, count in comparison.left_out.items() if count]
-    more = f"; left out, as they are not in all runs: {', '.join(left)}" if left else ""
-    return f"{comparison.images} images in common{more}."
-
-
-@rc_context(LOOK)
-def plot_differences(comparison: Comparison) -> Figure:
-    """Forest plot: what the first run of each pair is ahead by, in points, with the interval; blue if shown."""
-    figure = Figure(figsize=(7.2, 0.9 + 0.27 * len(comparison.differences)), layout="constrained")
-    axes = figure.subplots()
-    labels = []
-    for height, one in enumerate(comparison.differences):
+def _picture(comparison: Comparison) -> Picture:
+    """What the first run of each pair is ahead by, in points."""
+    bars = []
+    for one in comparison.differences:
         sign = -100 if METRICS[one.metric].less_is_better else 100
-        colour = RIGHT if one.better else QUIET
-        axes.plot([sign * one.low, sign * one.high], [height, height], color=colour, linewidth=2)
-        axes.plot(sign * one.difference, height, "o", color=colour, markersize=5)
         pair = f": {one.run} – {one.other}" if comparison.pairs > 1 else ""
-        labels.append(METRICS[one.metric].name + pair)
-    axes.axvline(0, color=INK, linewidth=0.8)
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.4, -0.6)  # the first on top
-    axes.grid(axis="y", visible=False)
+        name = METRICS[one.metric].name + pair
+        bars.append(Bar(name, [sign * one.difference], sign * one.low, sign * one.high, bool(one.better)))
     ahead, behind = comparison.values if comparison.pairs == 1 else ("first named", "second named")
-    axes.set_xlabel(f"← {behind} is better      difference in points      {ahead} is better →")
-    return figure
-
-
-def render_comparison(comparison: Comparison, picture: bytes) -> str:
-    """The page as text; `picture` is the PNG file of `plot_differences`."""
-    return render_page(
-        "comparison",
-        {"differences": picture},
-        images=images_in_common(comparison),
-        sentences=sentences(comparison),
-        adjustment=adjustment(comparison),
-        level=f"{100 * comparison.level:g} %",
-        runs=list(comparison.values),
-        numbers=[
-            (METRICS[one[0].metric].name, *map(value_words, one))
-            for one in zip(*comparison.values.values(), strict=True)
-        ],
-        differences=[
-            (METRICS[one.metric].name, f"{one.run} – {one.other}", difference_words(one), one.better or "not shown")
-            for one in comparison.differences
-        ],
-    )
+    label = f"← {behind} is better      difference in points      {ahead} is better →"
+    return Picture(png(plot_intervals(bars, label)), "compare", "Differences between the runs with their intervals")

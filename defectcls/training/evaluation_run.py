@@ -17,7 +17,7 @@ from defectcls.evaluation.decision import choose_decision
 from defectcls.evaluation.metrics import defect_numbers
 from defectcls.evaluation.predictions import PROBABILITY
 from defectcls.model.checkpoint import load_trained
-from defectcls.pages.wording import seen_words
+from defectcls.pages.caveats import seen_words
 from defectcls.settings import DatasetSettings, EvaluateSettings, TrainSettings
 from defectcls.training.build import build_data, build_trainer
 from defectcls.training.provenance import provenance

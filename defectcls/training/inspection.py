@@ -18,7 +18,7 @@ from defectcls.evaluation.predictions import predictions_table, probabilities_of
 from defectcls.model.features import View
 from defectcls.model.heatmaps import METHODS, heat_maps
 from defectcls.model.robustness import measure_robustness
-from defectcls.pages.pictures import thumbnail, worst_errors
+from defectcls.pages.photos import thumbnail, worst_errors
 from defectcls.settings import InspectSettings
 from defectcls.training.run import Run
 

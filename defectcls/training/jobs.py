@@ -263,14 +263,19 @@ def close_sweep(folder: Path, stopped: bool = False) -> int:
     if not records:
         shutil.rmtree(folder)  # the command could not be composed
         return 0
-    from defectcls.evaluation.sweeps import summarise_sweep
-    from defectcls.pages.sweep_page import print_sweep, write_sweep
+    from defectcls.evaluation.sweeps import settings_table, summarise_sweep
+    from defectcls.pages.render import print_page, write_page
+    from defectcls.pages.sweep import sweep_page
 
     jobs = read_jobs(folder)
     sweep = summarise_sweep(str(folder), jobs)
     verb, arguments = known["verb"], known["arguments"]
-    write_sweep(folder, sweep, shlex.join(["python", "-m", f"defectcls.{verb}", "-m", *arguments]))
-    print_sweep(folder, sweep)
+    for name, table in (("sweep.csv", settings_table(sweep)), ("jobs.csv", sweep.jobs)):
+        with written_whole(folder / name) as unfinished:
+            table.to_csv(unfinished, index=False)
+    page = sweep_page(sweep, folder, shlex.join(["python", "-m", f"defectcls.{verb}", "-m", *arguments]))
+    write_page(page, folder / "sweep.html")
+    print_page(page, folder / "sweep.html")
     finished = not stopped and all(record["status"] == FINISHED for record in records)
     _write(folder / SWEEP, known | {"finished": finished})
     failed = [record for record in records if record["status"] == FAILED]

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from defectcls.errors import UserError
 from defectcls.evaluation.metrics import defect_numbers
 from defectcls.evaluation.predictions import PROBABILITY
-from defectcls.pages.pictures import thumbnail, worth_seeing
+from defectcls.pages.photos import thumbnail, worth_seeing
 from defectcls.settings import LoggerSettings
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ import pytest
 from defectcls.evaluation.decision import ABOVE_ALL, Decision
 from defectcls.evaluation.evaluate import WORST, breakdowns, evaluate, majority_collapse, ranks
 from defectcls.evaluation.intervals import proportion_interval
-from defectcls.pages.wording import caveats
+from defectcls.pages.caveats import caveats
 from tests.evaluation.test_metrics import two_class_table
 from tests.pages.test_report import THREE, TWO, metrics_of, predictions_from
 
@@ -100,8 +100,8 @@ def test_collapse_of_many_classes() -> None:
         "test": evaluate(predictions_from([[80, 0, 0], [9, 1, 0], [10, 0, 0]], THREE), None, *THREE)[1]
     }
     assert caveats(metrics)[0].startswith(
-        "Majority-class collapse: 99 of 100 images are called “good”, and 1 of 20 defective images was caught. "
-        "The accuracy of 81.0 % tells nothing: calling every image “good” gives 80.0 %."
+        "Majority-class collapse: 99 of 100 images are called “good”, and of the 20 others 1 was given the right "
+        "class. The accuracy of 81.0 % tells nothing: calling every image “good” gives 80.0 %."
     )
 
 
@@ -111,15 +111,15 @@ def test_collapse_in_words() -> None:
     assert not ranks(test)
     (low, high), metrics = test["intervals"]["auroc"], metrics_of(TWO) | {"test": test}
     assert caveats(metrics)[0] == (
-        "Majority-class collapse: 55 of 59 images are called “sound”, and none of 13 defective images was caught. The "
-        "accuracy of 71.2 % tells nothing: calling every image “sound” gives 78.0 %. Nor do the scores surely rank "
-        f"better than chance (AUROC 0.457, 95 % interval {low:.3f} to {high:.3f})."
+        "Majority-class collapse: 55 of 59 images are called “sound”, and of the 13 others none was given the right "
+        "class. The accuracy of 71.2 % tells nothing: calling every image “sound” gives 78.0 %. Nor do the scores "
+        f"surely rank better than chance (AUROC 0.457, 95 % interval {low:.3f} to {high:.3f})."
     )
     baseline = metrics_of(TWO, baseline=[[30, 30], [30, 30]])
     assert "Train from pretrained weights" in caveats(metrics | baseline)[0]
     _, test = evaluate(predictions_from([[1, 49], [0, 10]], TWO), None, *TWO)
     assert caveats(metrics_of(TWO) | {"test": test})[0].startswith(
-        "Collapse onto one class: 59 of 60 images are called “defective”, and 1 of 50 sound images was let through. "
+        "Collapse onto one class: 59 of 60 images are called “defective”, and of the 50 others 1 was given"
     )
 
 

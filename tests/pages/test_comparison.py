@@ -1,20 +1,15 @@
+"""What the page of a comparison says, and that it says it first."""
+
 import io
-import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from defectcls.evaluation.comparison import Comparison, Difference, Value, compare_predictions
-from defectcls.pages.comparison import (
-    adjustment,
-    images_in_common,
-    plot_differences,
-    render_comparison,
-    sentences,
-    value_words,
-)
-from defectcls.pages.pictures import QUIET, RIGHT, png
+from defectcls.evaluation.comparison import Comparison, Difference, compare_predictions
+from defectcls.pages.blocks import Picture, Table
+from defectcls.pages.comparison import comparison_page
+from defectcls.pages.render import render_html
 from tests.evaluation.test_comparison import ALL, runs
 
 
@@ -32,46 +27,52 @@ def test_better_is_said_only_where_it_is_shown_and_less_overkill_is_better():
         Difference("auroc", "A", "B", -0.0312, -0.05, -0.0101),
         Difference("f1", "A", "B", 0, 0, 0),
     )
-    assert sentences(comparison) == [
-        "A is better than B in recall: +2.1 points [0.4, 3.9].",
-        "B is better than A in overkill rate: -3.0 points [-5.0, -1.0].",
-        "B is better than A in AUROC: +0.031 [0.010, 0.050].",
+    page = comparison_page(comparison)
+    assert page.said("verdict") == [
+        "A is better than B in recall: +2.1 points [+0.4 to +3.9].",
+        "B is better than A in overkill rate: -3.0 points [-5.0 to -1.0].",
+        "B is better than A in AUROC: +0.031 [+0.010 to +0.050].",
         "A and B: no difference shown in precision, F1.",
     ]
+    assert page.said("plain") == ["9 images in common.", "Paired bootstrap intervals of 95 % for each number."]
+    assert np.asarray(Image.open(io.BytesIO(page.pictures["compare"]))).std() > 5
 
 
-def test_picture_points_right_where_the_first_is_ahead():
-    comparison = comparison_of(
-        Difference("recall", "A", "B", 0.02, 0.01, 0.04),
-        Difference("overkill_rate", "A", "B", 0.03, 0.01, 0.05),
-        Difference("f1", "A", "B", 0.01, -0.02, 0.05),
-    )
-    figure = plot_differences(comparison)
-    (axes,) = figure.axes
-    dots = [line for line in axes.lines if line.get_marker() == "o"]
-    assert [dot.get_xdata()[0] for dot in dots] == pytest.approx([2, -3, 1])
-    assert [dot.get_color() for dot in dots] == [RIGHT, RIGHT, QUIET]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["recall", "overkill rate", "F1"]
-    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # recall on top
-    assert axes.get_xlabel().startswith("← B is better") and axes.get_xlabel().endswith("A is better →")
-    assert np.asarray(Image.open(io.BytesIO(png(figure)))).std() > 5
+def test_what_is_left_out_and_how_the_intervals_are_adjusted_is_told():
+    three = [Difference("recall", *pair, 0, -0.1, 0.1) for pair in ("AB", "AC", "BC")]
+    page = comparison_page(comparison_of(*three, left_out={"A": 20, "B": 0, "C": 3}))
+    assert page.said("plain") == [
+        "9 images in common; left out, as they are not in all runs: 20 of A, 3 of C.",
+        "Paired bootstrap intervals of 98.33 %, so that the 3 of a number hold together at 95 %.",
+    ]
 
 
 def test_page_says_first_what_was_found():
     tables = runs(7, skills=(4, 0.5))
-    tables = {"a <new>": tables["run 0"], "b": tables["run 1"]}
-    comparison = compare_predictions(tables, ALL, resamples=200)
-    page = render_comparison(comparison, b"PNG")
+    comparison = compare_predictions({"a <new>": tables["run 0"], "b": tables["run 1"]}, ALL, resamples=200)
+    page = render_html(comparison_page(comparison))
     assert "<new>" not in page
-    found = sentences(comparison)
     places = [page.index(part) for part in ("a &lt;new&gt; is better than b in recall", "<img", "<table", "The runs")]
     assert places == sorted(places)
-    assert re.sub("[<>]", "", found[0]).split(" in ")[1] in page
-    assert all(value_words(value) in page for values in comparison.values.values() for value in values)
 
 
-def test_what_a_run_cannot_state_and_what_was_left_out_is_said():
-    assert value_words(Value("A", "precision", None, None, None)) == "– (–)"
-    three = comparison_of(Difference("f1", "A", "B", 0, 0, 0), values={"A": [], "B": [], "C": []}, left_out={"A": 20})
-    assert images_in_common(three) == "9 images in common; left out, as they are not in all runs: 20 of A."
-    assert "98.33 %, so that the 3 of a number hold together at 95 %" in adjustment(three)
+def test_a_number_that_a_run_cannot_state_is_a_dash():
+    tables = runs(6, n=60)
+    nothing = tables["run 1"].assign(prediction="sound", score=0.1, p_defective=0.1, p_sound=0.9)
+    page = comparison_page(compare_predictions({"a": tables["run 0"], "b": nothing}, ALL, resamples=100))
+    *_, numbers = [block for block in page.all_blocks() if isinstance(block, Table)]
+    assert {row[0].text: row[2].text for row in numbers.rows}["precision"] == "– (–)"
+
+
+@pytest.mark.parametrize(("metric", "difference"), [("recall", 0.02), ("overkill_rate", -0.02)])
+def test_picture_points_right_where_the_first_is_ahead(metric, difference, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("defectcls.pages.comparison.png", lambda figure: drawn.append(figure) or b"PNG")
+    page = comparison_page(
+        comparison_of(Difference(metric, "A", "B", difference, difference - 0.01, difference + 0.01))
+    )
+    assert any(isinstance(block, Picture) for block in page.all_blocks())
+    (axes,) = drawn[0].axes
+    (dot,) = [line for line in axes.lines if line.get_marker() == "o"]
+    assert dot.get_xdata()[0] == pytest.approx(2)
+    assert axes.get_xlabel().startswith("← B is better") and axes.get_xlabel().endswith("A is better →")

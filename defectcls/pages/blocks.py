@@ -1,0 +1,124 @@
+"""What a page is made of: text, tables, pictures and photos, in sections. How they look is said in render.py.
+
+A block without content is false and is not shown, nor is a section that holds nothing but notes: a page lists all that
+it may say.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+
+@dataclass(frozen=True)
+class Block:
+    """What all blocks have."""
+
+    content: Any
+
+    def __bool__(self) -> bool:
+        return bool(self.content)
+
+
+@dataclass(frozen=True)
+class Text(Block):
+    """Sentences, and what they are to the reader; `code` is to be copied."""
+
+    content: Sequence[str]
+    look: Literal["verdict", "caveats", "plain", "note", "code"] = "plain"
+    terminal: bool = False  # said there, too
+    title: str = "Before you rely on this"  # of caveats
+
+
+class Cell(NamedTuple):
+    """A table's cell: a second line is small print; `good` or `bad`, from 0 to 1, tints it."""
+
+    text: str
+    good: float = 0
+    bad: float = 0
+    address: str = ""  # that it leads to, relative to the page
+
+
+@dataclass(frozen=True)
+class Table(Block):
+    """Rows of as many cells as `head`, if there is one; a row of one cell heads those below it."""
+
+    content: Sequence[Sequence[object]]
+    head: Sequence[str] = ()
+    words: bool = False  # cells are sentences, not numbers
+    terminal: tuple[int, int] = (0, 0)  # how many rows and columns are shown there, the first ones
+
+    @property
+    def rows(self) -> list[list[Cell]]:
+        """Each cell a Cell."""
+        return [[cell if isinstance(cell, Cell) else Cell(str(cell)) for cell in row] for row in self.content]
+
+
+@dataclass(frozen=True)
+class Picture(Block):
+    """A PNG file: its content, its name, and what it shows in words."""
+
+    content: bytes
+    name: str
+    words: str
+    wide: bool = True
+
+
+class Photo(NamedTuple):
+    """Thumbnails of one photo, or of two that belong together, and what stands below them.
+
+    `files` are of JPEG, empty where a photo cannot be read; `kind` is "alarm", "doubt", "calm" or none of them.
+    """
+
+    files: Sequence[bytes]
+    title: str
+    caption: str
+    names: Sequence[str]
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Photos(Block):
+    """A grid of photos; `kinds` are words for those that a reader may look at alone."""
+
+    content: Sequence[Photo]
+    kinds: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Section(Block):
+    """Blocks under a title; one that is folded opens at a click."""
+
+    content: Sequence[Block]
+    title: str
+    folded: bool = False
+
+    def __bool__(self) -> bool:
+        return any(block for block in self.content if getattr(block, "look", "") != "note")
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that is said of one thing: `kind` as "Sweep", `title` its name."""
+
+    kind: str
+    title: str
+    blocks: Sequence[Block]
+    broad: bool = False  # as far as the screen reaches
+
+    def all_blocks(self) -> Iterator[Block]:
+        """Those that hold something, sections before what is in them."""
+        pending = list(self.blocks)
+        while pending:
+            if block := pending.pop(0):
+                yield block
+                pending[:0] = block.content if isinstance(block, Section) else []
+
+    @property
+    def pictures(self) -> dict[str, bytes]:
+        """PNG files by name."""
+        return {block.name: block.content for block in self.all_blocks() if isinstance(block, Picture)}
+
+    def said(self, look: str) -> list[str]:
+        """The sentences of one look, for JSON."""
+        texts = (block for block in self.all_blocks() if isinstance(block, Text) and block.look == look)
+        return [sentence for text in texts for sentence in text.content]

@@ -1,0 +1,84 @@
+"""Photos as a page shows them: which ones, how small, and what speaks for a defect in them."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from defectcls.data.images import Depth, UnreadableImageError, upright_pixels
+from defectcls.data.threads import map_in_threads
+from defectcls.evaluation.predictions import PROBABILITY, verdicts
+
+
+def worst_errors(
+    predictions: pd.DataFrame, class_names: list[str], defective_classes: list[bool], limit: int = 12
+) -> dict[str, pd.DataFrame]:
+    """Up to `limit` escapes and as many false rejects, the most confident first."""
+    flagged, rejected = verdicts(predictions, class_names, defective_classes)
+    defective = predictions["defective"].to_numpy(bool)
+    escapes, rejects = predictions[defective & ~flagged], predictions[~defective & rejected]
+    return {
+        "escapes": escapes.sort_values("score", kind="stable").head(limit),
+        "false rejects": rejects.sort_values("score", ascending=False, kind="stable").head(limit),
+    }
+
+
+def worth_seeing(predictions: pd.DataFrame, class_names: list[str], limit: int = 24) -> pd.DataFrame:
+    """Up to `limit` rows, of the test split where there is one: wrong ones first, then by rising p of the truth."""
+    if "split" in predictions and (predictions["split"] == "test").any():
+        predictions = predictions[predictions["split"] == "test"]
+    probabilities = predictions[[PROBABILITY + name for name in class_names]].to_numpy()
+    classes = pd.Index(class_names).get_indexer(pd.Index(predictions["label"]))
+    right = (predictions["prediction"] == predictions["label"]).to_numpy()
+    return predictions.iloc[np.lexsort((probabilities[np.arange(len(classes)), classes], right))[:limit]]
+
+
+def thumbnail(path: Path, side: int, depth: Depth) -> Image.Image:
+    """The image in RGB, upright, within `side` x `side` pixels, as dark as the network of that depth sees it.
+
+    Raises:
+        UnreadableImageError: see `defectcls.data.images.decode`.
+    """
+    image = Image.fromarray(upright_pixels(path, side, depth))
+    image.thumbnail((side, side))
+    return image.convert("RGB")
+
+
+def thumbnail_files(
+    paths: Iterable[str], root: Path, side: int, depth: Depth, heat: dict[str, np.ndarray] | None = None
+) -> dict[str, list[bytes]]:
+    """By path JPEG files' content: the thumbnail and, with heat, its `overlay`; one empty file if it cannot be read."""
+
+    def files(path: str) -> list[bytes]:
+        try:
+            image = thumbnail(root / path, side, depth)
+        except UnreadableImageError:
+            return [b""]
+        return [_jpeg(each) for each in (image, *([overlay(image, heat[path])] if heat and path in heat else []))]
+
+    each = list(dict.fromkeys(paths))
+    return dict(zip(each, map_in_threads(files, each), strict=True))
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
+    """The photo in grey under a tint, viridis, that grows with the heat: RGB, of the photo's size.
+
+    Args:
+        heat: (height, width) from 0 to 1, of the whole frame; stretched to the photo's shape.
+    """
+    from matplotlib import colormaps  # 0.3 s, which a page without heat maps does not wait
+
+    heat = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR))
+    grey = np.asarray(image.convert("L"), np.float64)[..., None]
+    tint = 255 * colormaps["viridis"](heat)[..., :3]
+    share = 0.6 * heat[..., None]  # so that the photo is still seen where it is hottest
+    return Image.fromarray(((1 - share) * grey + share * tint).round().astype(np.uint8))

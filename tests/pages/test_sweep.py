@@ -1,0 +1,154 @@
+"""The page of a sweep: no job is lost, and what chance explains is not called better."""
+
+from pathlib import Path
+
+import pytest
+
+from defectcls.evaluation.sweeps import Job, Sweep, summarise_sweep
+from defectcls.pages.blocks import Cell, Page, Picture, Table
+from defectcls.pages.render import print_page, render_html
+from defectcls.pages.sweep import MOST_IN_PICTURE, sweep_page
+from tests.evaluation.test_sweeps import by_category, failed, finished, trained, two_models
+
+COMMAND = "python -m defectcls.train -m model=good,bad"
+
+
+def page_of(sweep: Sweep, folder: Path = Path("nowhere")) -> Page:
+    return sweep_page(sweep, folder, COMMAND)
+
+
+def tables(page: Page) -> list[list[list[Cell]]]:
+    return [block.rows for block in page.all_blocks() if isinstance(block, Table)]
+
+
+def test_failed_jobs_are_named_with_their_errors(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    jobs = [finished(0, "model=a", 0.9, 0), failed(1, "model=a", 1, "no <memory> left"), failed(2, "model=b", 0)]
+    jobs += [Job(3, ("model=b", "seed=1"), "unfinished", None, None)]
+    page = page_of(summarise_sweep("runs/sweeps/now", jobs))
+    assert page.said("caveats") == [
+        "job 1 failed (model=a, seed=1): no <memory> left",
+        "job 2 failed (model=b, seed=0): out of memory",
+        "job 3 unfinished (model=b, seed=1)",
+    ]
+    settings, of_jobs = tables(page)
+    assert [[cell.text for cell in row[:2]] for row in settings] == [["model=a", "1 of 2"], ["model=b", "0 of 2"]]
+    assert [row[1].text for row in of_jobs] == ["0", "1", "2", "3"]
+    print_page(page, tmp_path / "sweep.html")
+    text = capsys.readouterr().out
+    assert "4 jobs: 2 failed, 1 finished, 1 unfinished." in text and "- job 3 unfinished (model=b, seed=1)" in text
+    assert "without a result to compare it by" in text and f"page: {tmp_path / 'sweep.html'}" in text
+    assert "<memory>" not in render_html(page)
+
+
+def test_number_that_some_seeds_do_not_state_says_how_many_do() -> None:
+    jobs = [finished(seed, "model=a", 0.9 + seed / 100, seed, recall=[0.5, None, 0.7][seed]) for seed in range(3)]
+    settings, of_jobs = tables(page_of(summarise_sweep("sweep", jobs)))
+    assert any(cell.text.startswith("60.0 % ± 14.1") or "2 of 3 seeds" in cell.text for cell in settings[0])
+    assert of_jobs[1][6].text == "–"
+
+
+def test_each_block_has_its_own_best_and_the_mean_is_below(capsys: pytest.CaptureFixture[str]) -> None:
+    screw = {"a": [0.90, 0.95, 0.80], "b": [0.88, 0.931, 0.779]}
+    bottle = {"a": [0.4, 0.6, 0.7], "b": [0.99, 1.0, 0.98]}
+    page = page_of(by_category({"screw": screw, "bottle": bottle}))
+    said = page.said("verdict")
+    assert "Best on validation images: dataset.categories=[screw], model=a, AUROC" in said[2]
+    assert "Best on validation images: dataset.categories=[bottle], model=b, AUROC" in said[4]
+    collapsed = "Collapsed, nearly every image called alike: dataset.categories=[bottle], model=a (1 of 3 seeds)."
+    assert said[-1] == collapsed
+    settings, _ = tables(page)
+    assert [row[0].text for row in settings] == [
+        *("screw", "model=a", "model=b", "bottle", "model=b", "model=a"),
+        *("mean over 2 categories", "model=a", "model=b"),
+    ]
+    assert [cell.text for cell in settings[1][1:4]] == ["3 of 3", "54, 6", "3, 27"]
+    print_page(page, None)
+    assert "model=b 3 of 3 54, 6 3, 27" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_one_setting_a_category_is_one_row_a_category() -> None:
+    page = page_of(by_category({"screw": {"a": [0.9, 0.8]}, "bottle": {"a": [1.0]}}))
+    assert page.said("verdict")[1:] == [
+        "The settings differ in dataset.categories: they are not measured on the same task."  # none was chosen
+    ]
+    settings, _ = (block for block in page.all_blocks() if isinstance(block, Table))
+    assert [[cell.text for cell in row[:2]] for row in settings.rows] == [
+        ["screw", "2 of 2"],
+        ["bottle", "1 of 1"],
+        ["mean over 2 categories", "3 of 3"],
+    ]
+    numbers = (f"test {one}" for one in ("AUROC", "recall", "overkill rate", "precision", "F1", "accuracy"))
+    assert list(settings.head[2:10]) == ["sound: passed, rejected", "defective: missed, caught", *numbers]
+
+
+def test_settings_on_other_images_are_not_called_better() -> None:
+    jobs = [finished(n, f"dataset={name}", 0.9 + n / 20, seed) for n, name in enumerate("ab") for seed in range(2)]
+    said = page_of(summarise_sweep("sweep", jobs)).said("verdict")
+    assert "differ in dataset" in said[1] and not any("Best" in sentence for sentence in said)
+
+
+def test_what_ranks_is_named_and_what_chance_explains_is_said() -> None:
+    jobs = [finished(n, f"lr={n}", None, seed, loss=1 - n / 10 + seed / 50) for n in range(2) for seed in range(2)]
+    assert "validation images: lr=1, loss 0.910" in page_of(summarise_sweep("sweep", jobs)).said("verdict")[1]
+    by_test = [
+        Job(n, (f"checkpoint={n}",), "finished", None, {"seed": 0, "test": trained(n / 9)["test"]}) for n in (7, 8)
+    ]
+    said = page_of(summarise_sweep("sweep", by_test)).said("verdict")
+    assert said[-1].startswith("Ranked by test images, as these jobs have no validation part")
+    said = page_of(two_models([0.90, 0.95, 0.80], [0.88, 0.931, 0.779])).said("verdict")
+    assert said[1].startswith(
+        "Best on validation images: model=good, AUROC 0.883 ± 0.076 over 3 seeds, interval 0.694 to"
+    )
+    assert said[2:] == ["The other is worse by more than chance."]
+
+
+@pytest.mark.parametrize("jobs", [[], [failed(n, "model=a", n) for n in range(3)]], ids=["none", "all failed"])
+def test_no_finished_job(jobs: list[Job]) -> None:
+    page = page_of(summarise_sweep("sweep", jobs))
+    assert page.pictures == {}
+    assert page.said("verdict") == ["3 jobs: 3 failed." if jobs else "No job was started."]
+    assert render_html(page).count("out of memory") == len(jobs)
+
+
+def test_jobs_of_a_verb_without_metrics_are_listed() -> None:
+    jobs = [Job(n, (f"dataset={name}",), "finished", None, None) for n, name in enumerate("ab")]
+    page = page_of(summarise_sweep("sweep", jobs))
+    assert page.said("verdict") == ["2 jobs: 2 finished."]
+    assert "dataset=b" in render_html(page)
+
+
+def test_one_seed_has_no_interval_and_one_setting_no_rival() -> None:
+    page = page_of(summarise_sweep("sweep", [finished(0, "model=a", 0.9)]))
+    assert page.said("verdict") == ["1 job: 1 finished.", "On validation images, AUROC 0.900 over 1 seed."]
+    assert "±" not in render_html(page)
+    assert page.pictures == {}
+
+
+def test_picture_shows_every_seed_of_the_best_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr("defectcls.pages.pictures.png", lambda figure: drawn.append(figure) or b"PNG")
+    many = [
+        finished(n, f"lr={n % 50:02}", 0.9 - n % 50 / 1000 + n // 50 / 100, n // 50) for n in range(200)
+    ]  # fifty settings, four seeds
+    page_of(summarise_sweep("sweep", many))
+    (axes,) = drawn[0].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [f"lr={n:02}" for n in range(MOST_IN_PICTURE)]
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert sorted(dots[3].get_xdata()) == pytest.approx([0.897, 0.907, 0.917, 0.927])
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the best on top
+    assert "30 best of 50" in axes.get_xlabel()
+
+
+def test_page_says_first_what_was_found_and_leads_to_the_reports(tmp_path: Path) -> None:
+    for number in (0, 11):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "report.html").touch()
+    page = page_of(two_models([0.90, 0.95, 0.80], [0.88, 0.931, 0.779]), tmp_path)
+    assert [cell.address for row in tables(page)[1] for cell in row if cell.address] == [
+        "11/report.html",
+        "0/report.html",
+    ]
+    html = render_html(page)
+    places = [html.index(part) for part in ("Best on validation images: model=good", "<img", "0.020, worse", COMMAND)]
+    assert places == sorted(places)
+    assert any(isinstance(block, Picture) for block in page.all_blocks())

@@ -1,0 +1,85 @@
+import pytest
+
+from defectcls.pages.wording import decision_words, difference, number, percent, shown, span, verdict
+from tests.pages.test_report import THREE, TWO, metrics_of
+
+PROMISE = {"rate": "escape_rate", "target": 0.05, "confidence": 0.95, "bound": 0.0494, "kept": True}
+PROMISE |= {"independent": 59, "needed": 59, "grouped": False}
+DECISION = {"policy": "recall>=0.95", "scale": 1.0, "shift": [], "prevalence": None, "prior": None}
+DECISION |= {"accept_below": 0.25, "reject_from": 0.25}
+DECISION |= {"evidence": {"defective": 59, "sound": 1, "escapes": 0, "false_rejects": 1}}
+DECISION |= {"promises": [PROMISE]}
+
+
+def test_the_verdict_states_the_hand_worked_numbers():
+    assert " ".join(verdict(metrics_of(TWO, test=[[118, 2], [2, 36]]))) == (
+        "Of 38 defective images in the test set 36 were caught: recall 94.7 %, escape rate 5.3 %. "
+        "Of 120 sound images 2 were rejected: overkill 1.7 %."
+    )
+    assert " ".join(verdict(metrics_of(TWO, val=[[0, 1], [0, 1]]))) == (
+        "Of 1 defective image in the validation set 1 was caught: recall 100.0 %, escape rate 0.0 %. "
+        "Of 1 sound image 1 was rejected: overkill 100.0 %."
+    )
+    assert " ".join(verdict(metrics_of(THREE, test=[[8, 0, 2], [1, 5, 4], [0, 0, 10]]))) == (
+        "Of 20 defective images in the test set 19 were caught: recall 95.0 %, escape rate 5.0 %. "
+        "Of 10 sound images 2 were rejected: overkill 20.0 %. "
+        "Of all 30 images 23 were given the right class: accuracy 76.7 %."
+    )
+    assert " ".join(verdict(metrics_of((["crack", "hole"], [True, True]), test=[[3, 1], [0, 4]]))) == (
+        "Of all 8 images 7 were given the right class: accuracy 87.5 %."
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.9473, "94.7 %"), (1, "100.0 %"), (0.9997, "99.97 %"), (0.0003, "0.03 %"), (0, "0.0 %"), (None, "–")],
+)
+def test_percent_never_calls_almost_all_all(value, text):
+    assert percent(value) == text
+
+
+def test_number_keeps_a_distance_from_one_but_not_from_rounding_noise():
+    assert [number(value) for value in (0.99996, 1 - 1e-12, 2.6101, float("nan"))] == ["0.99996", "1.000", "2.610", "–"]
+
+
+def test_a_decision_is_told_with_its_evidence_and_promise():
+    assert decision_words(DECISION) == [
+        "An image is rejected from a score of 0.2500 on (policy recall>=0.95). On the validation set this lets 0 of 59 "
+        "defective images through and rejects 1 of 1 sound image.",
+        "Promise: with 95.0 % confidence the escape rate on images like these is at most 5.0 % (Clopper-Pearson bound "
+        "4.9 % from 59 defective validation images).",
+        "That holds for validation images of no other use; these chose the weights too. Test images decide.",
+    ]
+    assert len(decision_words(DECISION, trained=False)) == 2
+    assert decision_words(None)[0].startswith("The predictions are taken as they are")
+    by_class = DECISION | {"accept_below": None, "reject_from": None, "evidence": None, "promises": []}
+    assert decision_words(by_class | {"policy": "argmax"}) == [
+        "An image is rejected when its most probable class is a defective one (policy argmax)."
+    ]
+    assert decision_words(by_class | {"policy": "balanced", "prior": [0.9, 0.08, 0.02]}) == [
+        "An image is rejected when its most probable class, were all classes equally common, is a defective one "
+        "(policy balanced)."
+    ]
+    assert decision_words(by_class | {"policy": "balanced"})[1] == (
+        "Validation images of one kind do not tell how errors of both weigh."
+    )
+    balanced = DECISION | {"policy": "balanced", "shift": [0.0, -2.0], "prevalence": 0.25, "promises": []}
+    assert decision_words(balanced)[0].startswith(
+        "An image is rejected from a score of 0.2500 on: at this threshold both error rates weigh alike (policy "
+        "balanced; scores assume that 25.0 % of the parts are defective). On"
+    )
+    cautious = balanced | {"accept_below": 0.2, "reject_from": 0.2}
+    assert decision_words(cautious)[0].startswith(
+        "An image is rejected from a score of 0.2000 on: at 0.2500 both error rates would weigh alike, and the network "
+        "is more cautious (policy balanced"
+    )
+    band = decision_words(DECISION | {"reject_from": 0.75, "promises": []})
+    assert band[0].startswith("An image is accepted below a score of 0.2500, rejected from 0.7500 on, and goes to a")
+
+
+def test_each_number_is_shown_as_its_table_says():
+    assert [shown(name, 0.5) for name in ("recall", "auroc")] == ["50.0 %", "0.500"]
+    assert [span(name, (0.5, 1)) for name in ("recall", "auroc")] == ["50.0 to 100.0 %", "0.500 to 1.000"]
+    assert [difference(name, -0.5) for name in ("recall", "auroc")] == ["-50.0 points", "-0.500"]
+    assert span("recall", (-0.5, 0.25), signed=True) == "-50.0 to +25.0"
+    assert [span("recall", None), span("recall", (0.5, None)), difference("recall", None)] == ["–"] * 3
