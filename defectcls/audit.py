@@ -9,12 +9,12 @@ from defectcls.training.command import run_verb
 
 if TYPE_CHECKING:
     from defectcls.data.findings import Finding, Inventory
-    from defectcls.settings import AuditSettings
+    from defectcls.verb_settings import AuditSettings
 
 
 def audit(config: dict[str, Any], folder: Path) -> int:
     """Write audit.csv, audit.html and audit.json; 1 where copies or near-identical images straddle the split."""
-    from defectcls.settings import AuditSettings
+    from defectcls.verb_settings import AuditSettings
 
     settings = parse(AuditSettings, config)
     from defectcls.data.datamodule import DefectDataModule

@@ -9,12 +9,12 @@ from defectcls.training.command import run_verb
 if TYPE_CHECKING:
     import pandas as pd
 
-    from defectcls.settings import EvaluateSettings
+    from defectcls.verb_settings import EvaluateSettings
 
 
 def evaluate(config: dict[str, Any], folder: Path) -> None:
     """Write metrics.json, predictions.csv, the pictures and the report."""
-    from defectcls.settings import EvaluateSettings
+    from defectcls.verb_settings import EvaluateSettings
 
     settings = parse(EvaluateSettings, config)
     from defectcls.pages.render import print_page

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from defectcls.data.inputs import Photos
     from defectcls.deployment.predictor import Predictor
     from defectcls.pages.blocks import Page
-    from defectcls.settings import PredictSettings
+    from defectcls.verb_settings import PredictSettings
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ HEAT_SIDE = 128  # pixels of a heat map in memory, at most twice as many: its ce
 
 def predict(config: dict[str, Any], folder: Path) -> int:
     """Write the table, gallery.html and summary.json; 1 where photos could not be read."""
-    from defectcls.settings import PredictSettings
+    from defectcls.verb_settings import PredictSettings
 
     settings = parse(PredictSettings, config)
     import numpy as np

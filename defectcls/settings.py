@@ -1,22 +1,38 @@
 """The types of the configuration. Every value comes from conf/: no field here has a default."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Inside = Annotated[float, Field(gt=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
-Prevalence = Annotated[float, Field(gt=0, lt=1)] | None
-Size = Annotated[float, Field(gt=0, lt=1)] | PositiveInt | None
-Precision = Annotated[Literal["32", "bf16", "16"], BeforeValidator(str)]  # the command line gives 32 as a number
+Prevalence = Inside | None
+Size = Inside | PositiveInt | None
+Pixels = Annotated[int, Field(ge=32)]
+Several = Annotated[int, Field(ge=2)]
+Text = BeforeValidator(str)  # the command line gives 32, or a folder called 2024, as a number
+Device = Literal["auto", "cpu", "gpu"]
+Precision = Annotated[Literal["32", "bf16", "16"], Text]
 
 
 class Settings(BaseModel):
     """Immutable; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
+
+    def mistakes(self) -> Iterator[str]:
+        """What is wrong with values that do not go together."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        for mistake in self.mistakes():
+            raise ValueError(mistake)
+        return self
 
 
 class OpenSettings(Settings):
@@ -36,20 +52,18 @@ class SplitSettings(Settings):
     train: Size
     val: Size
     test: Size
-    folds: Annotated[int, Field(ge=2)] | None
+    folds: Several | None
     fold: Annotated[int, Field(ge=0)]
     anomalies: PositiveInt | None
-    hold_out_defect_type: Annotated[str, BeforeValidator(str)] | None
+    hold_out_defect_type: Annotated[str, Text] | None
 
-    @model_validator(mode="after")
-    def _one_part_takes_the_rest(self) -> "SplitSettings":
+    def mistakes(self) -> Iterator[str]:
         if [self.train, self.val, self.test].count(None) > 1:
-            raise ValueError("at most one of train, val and test may be null (all that is left)")
+            yield "at most one of train, val and test may be null (all that is left)"
         if self.folds is not None and self.fold >= self.folds:
-            raise ValueError(f"fold {self.fold} of {self.folds}: folds are numbered from 0 to {self.folds - 1}")
+            yield f"fold {self.fold} of {self.folds}: folds are numbered from 0 to {self.folds - 1}"
         if self.folds is not None and (self.anomalies or self.hold_out_defect_type):
-            raise ValueError("folds test every image once, anomalies and hold_out_defect_type do not: leave one out")
-        return self
+            yield "folds test every image once, anomalies and hold_out_defect_type do not: leave one out"
 
 
 class Archive(Settings):
@@ -68,9 +82,7 @@ class DatasetSettings(OpenSettings):
     archive: Archive | None
     download: bool
     resize: Literal["squash", "pad"]
-    depth: Annotated[
-        Literal["auto", "8", "10", "12", "14", "16", "float"], BeforeValidator(str)
-    ]  # the command line gives 12 as a number
+    depth: Annotated[Literal["auto", "8", "10", "12", "14", "16", "float"], Text]
     on_unreadable: Literal["error", "skip"]
     join_spellings: bool
     contradictions: Literal["error", "allow"]
@@ -101,11 +113,9 @@ class StageSettings(Settings):
     trainable: Literal["head", "all"] | Annotated[float, Field(gt=0, le=1)]
     lr_scale: Positive
 
-    @model_validator(mode="after")
-    def _epochs_or_steps(self) -> "StageSettings":
+    def mistakes(self) -> Iterator[str]:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give epochs or steps, and null for the other")
-        return self
+            yield "give epochs or steps, and null for the other"
 
 
 class FinetuneSettings(Settings):
@@ -129,11 +139,9 @@ class FinetuneSettings(Settings):
                 )
         return given
 
-    @model_validator(mode="after")
-    def _something_trains(self) -> "FinetuneSettings":
+    def mistakes(self) -> Iterator[str]:
         if not self.probe and not self.active_stages:
-            raise ValueError("neither a probe nor a stage: nothing would be trained")
-        return self
+            yield "neither a probe nor a stage: nothing would be trained"
 
     @property
     def active_stages(self) -> dict[str, StageSettings]:
@@ -160,11 +168,11 @@ class LossSettings(OpenSettings):
 
 class DecisionSettings(Settings):
     policy: Literal["balanced", "argmax", "f1", "recall", "precision", "fpr", "cost", "review"]
-    target: Annotated[float, Field(gt=0, lt=1)]
+    target: Inside
     escape_cost: Positive
     overkill_cost: Positive
-    escape_rate: Annotated[float, Field(gt=0, lt=1)]
-    overkill_rate: Annotated[float, Field(gt=0, lt=1)]
+    escape_rate: Inside
+    overkill_rate: Inside
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
     calibrate: bool
 
@@ -194,12 +202,10 @@ class AugmentSettings(Settings):
 
 
 class TrainerSettings(OpenSettings):
-    accelerator: Literal["auto", "cpu", "gpu"]
+    accelerator: Device
     devices: PositiveInt | Literal["auto"]
     strategy: str
-    precision: Annotated[
-        Literal["auto", "32", "bf16", "16"], BeforeValidator(str)
-    ]  # the command line gives 32 as a number
+    precision: Annotated[Literal["auto", "32", "bf16", "16"], Text]
     channels_last: bool | Literal["auto"]
     compile: bool
     workers: Annotated[int, Field(ge=0)]
@@ -218,17 +224,20 @@ class CallbackSettings(OpenSettings):
     target: str = Field(alias="_target_")
 
 
-class ClassifierSettings(Settings):
-    """The arguments of a classifier, as a checkpoint holds them."""
-
+class RecipeSettings(Settings):
     model: ModelSettings
     loss: LossSettings
     finetune: FinetuneSettings
     optim: OptimSettings
     augment: AugmentSettings
+
+
+class ClassifierSettings(RecipeSettings):
+    """The arguments of a classifier, as a checkpoint holds them."""
+
     class_weights: list[Positive] | None
     classes: Annotated[dict[str, bool], Field(min_length=2)]
-    image_size: Annotated[int, Field(ge=32)]
+    image_size: Pixels
     channels_last: bool
     seed: int
 
@@ -237,19 +246,14 @@ class BatchSettings(Settings):
     """What a data module has to know beside the dataset."""
 
     target: Literal["defect", "defect_type"]
-    image_size: Annotated[int, Field(ge=32)]
+    image_size: Pixels
     batch_size: PositiveInt
     sampler: Literal["shuffle", "balanced"]
     seed: Annotated[int, Field(ge=0)]
 
 
-class TrainSettings(BatchSettings):
+class TrainSettings(RecipeSettings, BatchSettings):
     dataset: DatasetSettings
-    model: ModelSettings
-    finetune: FinetuneSettings
-    optim: OptimSettings
-    loss: LossSettings
-    augment: AugmentSettings
     decision: DecisionSettings
     trainer: TrainerSettings
     callbacks: dict[str, CallbackSettings | None]  # null takes one away that a preset has
@@ -259,115 +263,19 @@ class TrainSettings(BatchSettings):
     objective: str | None
     resume: Path | None
 
-    @model_validator(mode="after")
-    def _one_thing_is_asked_for_once(self) -> "TrainSettings":
+    def mistakes(self) -> Iterator[str]:
         if self.sampler == "balanced" and self.loss.class_weights == "balanced":
-            raise ValueError(
+            yield (
                 "sampler=balanced and loss.class_weights=balanced both make all classes weigh alike, and together the "
                 "rare ones outweigh the others: loss.class_weights=auto, or sampler=shuffle"
             )
         if self.dataset.prevalence is not None and not self.decision.calibrate:
-            raise ValueError(
+            yield (
                 f"dataset.prevalence={self.dataset.prevalence:g} moves calibrated scores: decision.calibrate=true, or "
                 "dataset.prevalence=null"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _a_memory_is_of_a_frozen_backbone(self) -> "TrainSettings":
         if self.model.head != "linear" and (not self.finetune.probe or self.finetune.active_stages):
             head = self.model.head
-            raise ValueError(f"model.head={head} remembers what a frozen backbone makes of sound parts: finetune=probe")
+            yield f"model.head={head} remembers what a frozen backbone makes of sound parts: finetune=probe"
         if self.model.head == "memory" and self.model.test_views > 1:
-            raise ValueError("model.head=memory compares an image as it lies: model.test_views=1")
-        return self
-
-
-class FindSettings(Settings):
-    wrong_labels: bool
-    folds: Annotated[int, Field(ge=2)]
-    c: Positive
-
-
-class AuditSettings(TrainSettings):
-    audit: FindSettings
-
-
-class CrossvalSettings(TrainSettings):
-    folds: Annotated[int, Field(ge=2)]
-    repeats: PositiveInt
-
-
-class EvaluateSettings(Settings):
-    checkpoint: Path | None
-    predictions: Path | None
-    part: Literal["train", "val", "test", "all"] | None
-    augment: AugmentSettings
-    dataset: DatasetSettings | None
-    decision: DecisionSettings | None
-    update_checkpoint: bool
-    inspect: InspectSettings
-    root: Path | None
-    imports: list[str]
-    device: Literal["auto", "cpu", "gpu"]
-    precision: Precision | None
-    seen: Literal["leave_out", "keep"]
-    prevalence: Prevalence
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> "EvaluateSettings":
-        if (self.checkpoint is None) == (self.predictions is None):
-            raise ValueError("give checkpoint=<run folder> or predictions=<csv>, one of both")
-        if self.dataset is not None and self.dataset.prevalence is not None:
-            raise ValueError("dataset.prevalence is of training: here it is prevalence=<share>, with decision=<policy>")
-        if self.prevalence is not None and (self.decision is None or not self.decision.calibrate):
-            raise ValueError(
-                f"prevalence={self.prevalence:g} is for scores that are calibrated anew: add decision=<policy>, with "
-                "decision.calibrate=true"
-            )
-        if self.update_checkpoint and (self.checkpoint is None or self.decision is None):
-            raise ValueError("update_checkpoint=true needs checkpoint=<run folder> and decision=<policy>")
-        return self
-
-
-class PredictSettings(Settings):
-    checkpoint: Path
-    input: Annotated[str, BeforeValidator(str)]  # the command line gives a folder called 2024 as a number
-    root: Path | None
-    output: Path | None
-    overwrite: bool
-    batch_size: PositiveInt
-    gallery: Annotated[int, Field(ge=0)]
-    heat_maps: bool
-    watch: bool
-    watch_seconds: Positive
-    watch_patience: NonNegative
-    imports: list[str]
-    device: Literal["auto", "cpu", "gpu"]
-    precision: Precision | None
-
-    @model_validator(mode="after")
-    def _go_together(self) -> "PredictSettings":
-        if self.heat_maps and not self.gallery:
-            raise ValueError("heat_maps=true shows them in the gallery: gallery=200, not 0")
-        if self.watch and self.output is None:
-            raise ValueError("watch=true needs output=<file>.csv, which remembers what has been predicted")
-        if self.watch and not Path(self.input).is_dir():
-            raise ValueError(f"watch=true needs a folder, and input={self.input} is none")
-        return self
-
-
-class CompareSettings(Settings):
-    runs: list[Path]
-    metrics: list[Literal["recall", "overkill_rate", "precision", "f1", "accuracy", "auroc", "average_precision"]]
-    level: Annotated[float, Field(gt=0.5, lt=1)]
-    resamples: Annotated[int, Field(ge=100)]
-    seed: Annotated[int, Field(ge=0)]
-
-    @model_validator(mode="after")
-    def _something_to_compare(self) -> "CompareSettings":
-        if len(self.runs) < 2:
-            raise ValueError("give two or more: python -m defectcls.compare <run> <run>")
-        if not self.metrics:
-            raise ValueError("give metrics, such as metrics=[recall,auroc]")
-        return self
+            yield "model.head=memory compares an image as it lies: model.test_views=1"

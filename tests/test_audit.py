@@ -18,7 +18,7 @@ from defectcls.model import wrong_labels
 from defectcls.model.wrong_labels import Doubt, doubt_labels
 from defectcls.pages.audit import audit_page, summarise
 from defectcls.pages.render import render_html
-from defectcls.settings import AuditSettings
+from defectcls.verb_settings import AuditSettings
 from tests.conftest import Outcome, command, composed, sentence
 
 

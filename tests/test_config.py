@@ -69,7 +69,7 @@ TYPOS = {
     ),
     (SYNTHETIC, "optim.banana=1"): (
         "unknown key 'optim.banana' in optim; known here are name, lr, weight_decay, layer_decay, options, schedule, "
-        "warmup, min_lr_ratio, clip, ema"
+        "warmup, min_lr_ratio, clip"
     ),
     ("dataset=mvtek",): f"dataset has no preset 'mvtek', did you mean 'mvtec'? there are {DATASETS}",
     (SYNTHETIC, "model=resnet81"): f"model has no preset 'resnet81', did you mean 'resnet18'? there are {MODELS}",

@@ -15,7 +15,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from defectcls.config import CONF_DIR, parse
-from defectcls.settings import CrossvalSettings, TrainSettings
+from defectcls.settings import TrainSettings
+from defectcls.verb_settings import CrossvalSettings
 from tests.conftest import CHECKOUT, composed
 
 EXPERIMENTS = CHECKOUT / "experiments"

@@ -9,7 +9,8 @@ import pytest
 from defectcls.config import CONF_DIR, parse
 from defectcls.data import railway_components
 from defectcls.data.synthetic import Synthetic
-from defectcls.settings import EvaluateSettings, PredictSettings, TrainSettings
+from defectcls.settings import TrainSettings
+from defectcls.verb_settings import EvaluateSettings, PredictSettings
 from tests.conftest import command, composed
 
 VERBS = sorted(CONF_DIR.glob("*.yaml"))

@@ -18,10 +18,11 @@ from defectcls.evaluation.metrics import defect_numbers
 from defectcls.evaluation.predictions import PROBABILITY
 from defectcls.model.checkpoint import load_trained
 from defectcls.pages.caveats import seen_words
-from defectcls.settings import DatasetSettings, EvaluateSettings, TrainSettings
+from defectcls.settings import DatasetSettings, TrainSettings
 from defectcls.training.build import build_data, build_trainer
 from defectcls.training.provenance import provenance
 from defectcls.training.run import Run, keep_decision
+from defectcls.verb_settings import EvaluateSettings
 
 log = logging.getLogger(__name__)
 
