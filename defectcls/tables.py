@@ -1,14 +1,16 @@
 """Tables of any tool: how their text is written, and which column is which. Every cell is text, "" where empty.
 
-Of photos (the sample table) and of what a model says of them (the predictions table) alike.
+Of photos (the sample table) and of what a model says of them (the predictions table) alike: `defective` is a bool in
+both, and `split` train, val or test.
 """
 
 import codecs
 import csv
 import io
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,14 +35,15 @@ BETWEEN = {",": "", ";": "';' between cells", "\t": "tabs between cells"}
 HEADER = 1 << 20  # letters at most
 
 
-def read_table(table: Path, columns: Iterable[str]) -> pd.DataFrame:
+def read_table(table: Path, columns: Sequence[str]) -> pd.DataFrame:
     """The rows as text: a class may be called NA, None or 007. What was assumed of a text table is said in one line.
 
     Args:
         columns: to be found also where another tool writes them otherwise and the meaning is beyond doubt.
 
     Raises:
-        UserError: no .parquet and no text, one that cannot be read, a column twice, or no rows.
+        UserError: no .parquet and no text, one that cannot be read, a column twice, no rows, or another word in
+            `defective` or `split`.
     """
     if not table.is_file():
         raise UserError(f"table={table} is not a file")
@@ -63,7 +66,16 @@ def read_table(table: Path, columns: Iterable[str]) -> pd.DataFrame:
         log.info("%s: %s", table.name, ", ".join(assumed))
     if rows.empty:
         raise UserError(f"{table} has no rows")
-    return rows.reset_index(drop=True)
+    rows = rows.reset_index(drop=True)
+    allowed: dict[str, tuple[dict[str, Any], str]]
+    allowed = {"defective": (TRUTH, "0, 1, true, false, yes or no"), "split": (SPLIT_NAMES, "train, val or test")}
+    for column in (column for column in allowed if column in columns and column in rows):
+        words, told = allowed[column]
+        known = rows[column].str.casefold().map(words)
+        unknown = sorted(set(rows[column][known.isna()]))
+        refuse(unknown, f"{table} has values of '{column}' that are not {told}")
+        rows[column] = known.astype(bool) if column == "defective" else known
+    return rows
 
 
 def _read_text(table: Path) -> tuple[pd.DataFrame, list[str]]:

@@ -10,7 +10,7 @@ import pandas as pd
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.samples import Names, folded
 from defectcls.errors import UserError
-from defectcls.tables import OPTIONAL_COLUMNS, SPLIT_NAMES, TRUTH, missing_column, read_table, refuse
+from defectcls.tables import OPTIONAL_COLUMNS, missing_column, read_table, refuse
 
 
 class Table(DefectDataModule):
@@ -63,10 +63,6 @@ class Table(DefectDataModule):
             refuse(missing, f"{table} has {column}s that are not in root={root}")
             rows[column] = cells
         refuse(rows["path"][rows["path"].duplicated()].unique(), f"{table} has images more than once")
-        if "split" in rows:
-            parts = rows["split"].str.casefold().map(SPLIT_NAMES)
-            refuse(sorted(set(rows["split"][parts.isna()])), f"{table} has splits that are not train, val or test")
-            rows["split"] = parts
         rows["defective"] = self._defective(rows)
         named = rows.get("defect_type", rows["label"])
         rows["defect_type"] = named.where(named != "", rows["label"])
@@ -75,10 +71,7 @@ class Table(DefectDataModule):
     def _defective(self, rows: pd.DataFrame) -> pd.Series:
         """The column `defective`, as bool, or what the labels say."""
         if "defective" in rows:
-            values = rows["defective"].str.lower()
-            unknown = sorted(set(values) - TRUTH.keys())
-            refuse(unknown, f"{self.table} has values of 'defective' that are not 0, 1, true, false, yes or no")
-            return values.map(TRUTH).astype(bool)
+            return rows["defective"]
         sound = rows["label"].map(folded).isin(set(map(folded, self.sound)))
         if not sound.any():
             raise UserError(

@@ -14,6 +14,7 @@
 import csv
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from scipy.special import softmax
 
 from defectcls.errors import UserError
 from defectcls.files import written_whole
-from defectcls.tables import DEFECTIVE, OPTIONAL_COLUMNS, SOUND, SPLIT_NAMES, TRUTH, numbers, read_table, refuse
+from defectcls.tables import DEFECTIVE, OPTIONAL_COLUMNS, SOUND, numbers, read_table, refuse
 
 PROBABILITY = "p_"
 ACCEPT, REVIEW, REJECT = "accept", "review", "reject"
@@ -139,26 +140,15 @@ def read_predictions(path: Path) -> pd.DataFrame:
         twice = rows["path"][rows.duplicated(key)].unique()
         refuse(twice, f"{path} judges the same image more than once, and differently")
         log.info("%s: rows that repeat another count once: %d", path.name, every - len(rows))
-    truth = rows["defective"].str.lower().map(TRUTH)
-    if truth.isna().any():
-        wrong = rows["defective"][truth.isna()].iloc[0]
-        raise UserError(f"{path}: defective is '{wrong}' in a row; it must be true or false")
-    predictions = rows.assign(defective=truth.astype(bool))
-    for column in rows.columns.intersection([*answers, "score"]):
-        predictions[column] = numbers(rows[column], path)
-    if "split" in rows:
-        predictions["split"] = rows["split"].str.casefold().map(SPLIT_NAMES)
-        unknown = rows["split"][predictions["split"].isna()].unique()
-        refuse(unknown, f"{path} has splits that are not train, val or test")
-    if not answers:
-        predictions["label"] = np.where(predictions["defective"], DEFECTIVE, SOUND)
-        predictions[PROBABILITY + SOUND] = 1 - predictions["score"]
-        predictions[PROBABILITY + DEFECTIVE] = predictions["score"]
-    names = class_names_of(predictions)
-    probabilities = predictions[[PROBABILITY + name for name in names]].to_numpy()
-    if "score" not in predictions:
-        defective = set(predictions["label"][predictions["defective"]])
-        predictions["score"] = probabilities[:, [name in defective for name in names]].sum(1).clip(max=1)
-    if "prediction" not in predictions:
-        predictions["prediction"] = np.array(names, dtype=object)[probabilities.argmax(1)]
-    return predictions
+    given: dict[str, Any] = {name: numbers(rows[name], path) for name in rows.columns.intersection([*answers, "score"])}
+    if answers:
+        names = [column.removeprefix(PROBABILITY) for column in answers]
+        probabilities = np.column_stack([given.pop(column) for column in answers])
+    else:
+        names, probabilities = [SOUND, DEFECTIVE], np.column_stack([1 - given["score"], given["score"]])
+        rows["label"] = np.where(rows["defective"], DEFECTIVE, SOUND)
+    if "prediction" in rows:
+        given["prediction"] = rows["prediction"]
+    defective = set(rows["label"][rows["defective"]])
+    samples = rows.drop(columns=[*answers, *given])
+    return predictions_table(samples, probabilities, names, [name in defective for name in names]).assign(**given)

@@ -466,7 +466,7 @@ def test_table_classes(tmp_path: Path) -> None:
         ("path,label,mask\na.png,good,\nb.png,dent,no.png\n", "has masks that are not in root=ROOT: no.png"),
         (
             "path,label,split\na.png,good,holdout\nb.png,dent,\n",
-            "has splits that are not train, val or test: (empty), holdout",
+            "has values of 'split' that are not train, val or test: (empty), holdout",
         ),
         (
             "path,label,defective\na.png,good,nok\nb.png,dent,1\n",

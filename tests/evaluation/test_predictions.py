@@ -86,7 +86,7 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(UserError, match=r"other\.csv is no predictions table, it lacks score"):
         read_predictions(tmp_path / "other.csv")
     (tmp_path / "other.csv").write_text("path,defective,score\na,perhaps,0.5\n")
-    with pytest.raises(UserError, match=r"defective is 'perhaps' in a row"):
+    with pytest.raises(UserError, match=r"values of 'defective' that are not 0, 1, true, false, yes or no: perhaps$"):
         read_predictions(tmp_path / "other.csv")
     with pytest.raises(UserError, match=r"none\.csv does not exist"):
         read_predictions(tmp_path / "none.csv")
@@ -173,7 +173,7 @@ def test_the_table_of_a_german_spreadsheet(tmp_path, caplog):
     assert table["split"].tolist() == ["train", "test", "val"]
     assert caplog.messages == ["excel.csv: read as cp1252, ';' between cells, 'Filename' taken for path"]
     (tmp_path / "excel.csv").write_bytes(text.replace("TEST", "holdout").encode("utf-16"))
-    with pytest.raises(UserError, match="splits that are not train, val or test: holdout$"):
+    with pytest.raises(UserError, match="values of 'split' that are not train, val or test: holdout$"):
         read_predictions(tmp_path / "excel.csv")
     (tmp_path / "excel.csv").write_text("path,score,defective,score\na,0.5,0,0.6\n")
     with pytest.raises(UserError, match="has a column twice, of which one must go: score$"):
