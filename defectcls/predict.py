@@ -33,7 +33,7 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     settings = parse(PredictSettings, config)
     import numpy as np
 
-    from defectcls.data.depth import examine, further_pages
+    from defectcls.data.images import further_pages, has_further_pages
     from defectcls.data.inputs import Photos, list_inputs
     from defectcls.deployment.output import read_output, refuse_output
     from defectcls.evaluation.predictions import ACCEPT, REJECT, REVIEW
@@ -58,7 +58,7 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     seconds = time.perf_counter() - start
     rows = read_output(output)  # of all times that it was watched
     unreadable, read = rows[rows["error"] != ""], rows[rows["error"] == ""]
-    paged = sum(examine(str(photos.root / path), measured=False)[1] for path in read["path"])
+    paged = sum(has_further_pages(str(photos.root / path)) for path in read["path"])
     if paged:
         log.warning(further_pages(paged))
     trained = predictor.trained.settings

@@ -38,7 +38,7 @@ class Victim:
 
     def __init__(self, folder: Path, address: str, requests: list[str]) -> None:
         self.folder, self.address, self.requests = folder, address, requests
-        for name in ("pixels/x.pixels", "pixels/lock", "pixels/x.part", "images.sqlite", "hardware.json"):
+        for name in ("pixels-x/x.rows", "pixels-x/x.keys", "pixels-x/lock", "hardware.json"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(f"not yours: {name}")
         self.left = self.state()
@@ -135,7 +135,7 @@ def test_images_are_read_where_a_checkpoint_says_and_kept_where_the_user_says(
     root = torch.load(file, weights_only=True)["defectcls"]["config"]["dataset"]["root"]
     assert f"images from {root}, as the checkpoint says" in outcome.err
     victim.assert_untouched()
-    assert list((tmp_path / "mine/pixels").glob("*.pixels"))
+    assert list((tmp_path / "mine").glob("pixels-*/*.rows"))
     predicted, trained = (
         pd.read_csv(folder / "predictions.csv").query("split == 'test'") for folder in (tmp_path / "new", finished)
     )

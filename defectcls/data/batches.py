@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from defectcls.data.cache import Images
+from defectcls.data.reading import Images
 from defectcls.errors import UserError
 
 Batch = dict[str, torch.Tensor]

@@ -14,17 +14,12 @@ from torch.utils.data import DataLoader
 
 from defectcls.config import named, presets, shipped_datasets
 from defectcls.data.batches import EpochSampler, Part, PartLoader
-from defectcls.data.cache import open_images
-from defectcls.data.depth import examine_files
-from defectcls.data.digests import digest_files
 from defectcls.data.download import fetch_archive
 from defectcls.data.duplicates import NO_PAIRS, contradiction, first_of, identical_files, related_images, split_units
-from defectcls.data.fingerprints import Fingerprints, fingerprint_files
 from defectcls.data.near_duplicates import near_identical_pairs
-from defectcls.data.pixel_file import Files
+from defectcls.data.reading import Images
 from defectcls.data.samples import classes_of, counted, group_consecutive, in_order, label_samples, one_spelling
 from defectcls.data.splits import PARTS, leaked_units, split_samples
-from defectcls.data.store import image_store
 from defectcls.errors import UserError, did_you_mean, explain
 from defectcls.settings import BatchSettings, DatasetSettings, SplitSettings, TrainSettings
 
@@ -105,8 +100,7 @@ class DefectDataModule(L.LightningDataModule):
         self.samples = pd.DataFrame()
         self.digests: list[bytes] = []
         self.unreadable: list[dict[str, str]] = []
-        self.prints: Fingerprints | None = None  # where the split asks for them
-        self.near = NO_PAIRS
+        self.near: np.ndarray | None = None  # where the split asks for them
         if clash := [name for name in own if hasattr(self, name) and name not in vars(kind)]:
             raise TypeError(f"{kind.__name__}.{clash[0]} is a name that DefectDataModule has taken: call it another")
         vars(self).update({name: getattr(checked, name) for name in own})
@@ -234,7 +228,7 @@ class DefectDataModule(L.LightningDataModule):
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return PartLoader(
             Part(self.images, self.targets, rows),
-            self.workers if self.images.pixels is None else 0,
+            self.workers if self.images.place == "off" else 0,
             batch_size=self.batch_size,
             sampler=EpochSampler(len(rows), self.seed, shuffle, weights, rank, world),
             drop_last=shuffle and len(rows) >= self.batch_size * world,  # BatchNorm cannot train on one left-over image
@@ -243,18 +237,15 @@ class DefectDataModule(L.LightningDataModule):
     def _read(self, samples: pd.DataFrame) -> pd.DataFrame:
         """The rows that can be read; `images` and `digests` are theirs."""
         paths = [f"{self.settings.root}/{name}" for name in samples["path"].tolist()]
-        known, settings = digest_files(paths), self.settings
-        depths = examine_files(paths, known, image_store(settings))
-        depth = depths.resolve(settings.depth)
-        for sentence in depths.told(depth):
+        images = Images(paths, self.settings, self.image_size, self.device)
+        for sentence in images.told():
             log.info(sentence)
-        self.settings = settings.model_copy(update={"depth": depth})
-        files = Files(settings.root, samples["path"].array, known, self.image_size, settings.resize, depth)
-        self.images, unreadable = open_images(files, self.settings, self.device)
-        self.digests = self.images.files.known.digests
-        self._report_unreadable(unreadable, samples["path"])
+        self.settings = self.settings.model_copy(update={"depth": images.depth})
+        self._report_unreadable(images.errors, samples["path"])
+        self.images = images.keep(np.delete(np.arange(len(paths)), list(images.errors)))
+        self.digests = self.images.digests
         log.info("%s", self.images)
-        return samples.drop(index=list(unreadable)).reset_index(drop=True) if unreadable else samples
+        return samples.drop(index=list(images.errors)).reset_index(drop=True)
 
     def _report_unreadable(self, reasons: dict[int, str], paths: pd.Series) -> None:
         if not reasons:
@@ -272,12 +263,11 @@ class DefectDataModule(L.LightningDataModule):
         together, copies = self.settings.split.together, np.bincount(identical_files(self.digests))
         if "identical" in together and (copies > 1).any():
             log.info("identical to another: %d images; those that are tied count as one", copies[copies > 1].sum())
-        if "near_identical" in together:
-            self.find_near_identical(samples["path"])
-        if len(self.near):
-            twins = len(np.unique(self.near))
+        near = self.near_twins() if "near_identical" in together else NO_PAIRS
+        if len(near):
+            twins = len(np.unique(near))
             log.info("near-identical to another: %d images; those that are tied count as one", twins)
-        return related_images(samples, self.settings, self.digests, self.near)
+        return related_images(samples, self.settings, self.digests, near)
 
     def deal(self, split: SplitSettings, seed: int) -> None:
         """Split the images that were read, as a cross-validation does for each of its folds.
@@ -296,14 +286,11 @@ class DefectDataModule(L.LightningDataModule):
         log.info("%s", ", ".join(f"{name} {int((parts == name).sum())}" for name in PARTS))
         self.samples["split"] = parts
 
-    def find_near_identical(self, names: pd.Series) -> None:
-        """Fingerprint all images and pair the near-identical ones: `prints` and `near`."""
-        paths = [f"{self.settings.root}/{name}" for name in names]
-        store = image_store(self.settings)
-        self.prints = fingerprint_files(paths, self.digests, self.settings.depth, store)
-        if self.settings.on_unreadable == "error":
-            self._report_unreadable(self.prints.errors, names)  # with dataset.cache=off nobody has decoded them before
-        self.near = near_identical_pairs(paths, self.prints, store)
+    def near_twins(self) -> np.ndarray:
+        """Rows of near-identical images (pairs, 2), see `near_identical_pairs`."""
+        if self.near is None:
+            self.near = near_identical_pairs(self.images)
+        return self.near
 
 
 def _path(kind: type) -> str:

@@ -7,19 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import minimum_spanning_tree
 
 from defectcls.data.datamodule import DefectDataModule
-from defectcls.data.depth import examine_files
-from defectcls.data.digests import digest_files
 from defectcls.data.duplicates import contradiction, identical_files, related_images, split_units
-from defectcls.data.fingerprints import fingerprint_files
 from defectcls.data.images import MAX_PIXELS, Depth, UnreadableImageError, upright_pixels
 from defectcls.data.near_duplicates import PLAIN, near_identical_pairs
+from defectcls.data.reading import CPU, Images
 from defectcls.data.samples import label_samples
 from defectcls.data.splits import PARTS, leaked_units, split_samples
-from defectcls.data.store import image_store
 from defectcls.errors import UserError
 from defectcls.settings import DatasetSettings
 
@@ -77,21 +72,21 @@ class Inventory:
 def take_inventory(data: DefectDataModule) -> Inventory:
     """List, read, compare and split the images; whatever cannot be read is a finding.
 
+    Args:
+        image_size: that `train` would bring them to, as it is then spared to read them.
+
     Raises:
         UserError: the folder is missing, holds no images, or is not laid out as the dataset expects.
     """
     data.prepare_data()
     samples, settings = label_samples(data.sample_table(), data.target), data.settings
-    paths = [f"{settings.root}/{path}" for path in samples["path"]]
-    store = image_store(settings)
-    known = digest_files(paths)
-    depths = examine_files(paths, known, store)
-    depth = depths.resolve(settings.depth)
-    prints = fingerprint_files(paths, known.digests, depth, store)
-    readable = ~np.isin(np.arange(len(paths)), list(prints.errors))
-    identical, near = _first_copies(prints.digests), _spanning(near_identical_pairs(paths, prints, store), len(paths))
-    kept_digests = [digest for digest, keeps in zip(prints.digests, readable, strict=True) if keeps]
+    images = Images([f"{settings.root}/{path}" for path in samples["path"]], settings, data.image_size, CPU)
+    records, digests, every = images.records, images.digests, np.arange(len(samples))
+    readable = ~np.isin(every, list(images.errors))
+    first = identical_files(digests)
+    near = near_identical_pairs(images)
     kept, split, refusal = samples[readable].reset_index(drop=True), pd.Series("", samples.index), ""
+    kept_digests = [digests[row] for row in every[readable]]
     try:
         if kept.empty:
             raise UserError("no image can be read")
@@ -104,19 +99,18 @@ def take_inventory(data: DefectDataModule) -> Inventory:
     samples = samples.assign(split=split)
     if not refusal and settings.contradictions == "error" and (refusal := contradiction(kept, kept_digests)):
         refusal += ": delete the wrong ones, or add dataset.contradictions=allow"
+    paths = samples["path"]
     findings = [
-        *(Finding("identical", samples["path"][row], samples["path"][first]) for row, first in identical),
-        *(Finding("near_identical", samples["path"][row], samples["path"][other]) for other, row in near),
-        *(Finding("unreadable", samples["path"][row], detail=reason) for row, reason in prints.errors.items()),
-        *(Finding("further_pages", path) for path in samples["path"][depths.paged & readable]),
-        *_odd_files(samples[readable], prints.records[readable]),
-        *_misfit_masks(samples[readable], prints.records[readable], settings),
+        *(Finding("identical", paths[row], paths[first[row]]) for row in every[first != every]),
+        *(Finding("near_identical", paths[row], paths[other]) for row, other in near),
+        *(Finding("unreadable", paths[row], detail=reason) for row, reason in sorted(images.errors.items())),
+        *(Finding("further_pages", path) for path in paths[records["paged"]]),
+        *_odd_files(samples[readable], records[readable]),
+        *_misfit_masks(samples[readable], records[readable], settings),
         *_thin_classes(samples),
     ]
-    copies = split_units(np.arange(len(paths)), None, np.concatenate([identical, near]))[readable]
-    group = samples.get("group")
-    units = split_units(np.arange(len(paths)), group, np.concatenate([identical, near]))[readable]
-    return Inventory(samples, readable, units, copies, findings, refusal, depth)
+    copies, units = (split_units(first, group, near)[readable] for group in (None, samples.get("group")))
+    return Inventory(samples, readable, units, copies, findings, refusal, images.depth)
 
 
 def balance(samples: pd.DataFrame) -> pd.DataFrame:
@@ -125,20 +119,6 @@ def balance(samples: pd.DataFrame) -> pd.DataFrame:
     counts = pd.crosstab([samples[column] for column in rows], samples["split"].replace("", "no split"))
     order = [part for part in ("train", "val", "test", "unused", "no split") if part in counts]
     return counts[order].assign(all=counts.sum(axis=1)).reset_index()
-
-
-def _first_copies(digests: list[bytes]) -> np.ndarray:
-    """(copy, first) of all files of the same bytes, (pairs, 2)."""
-    first = identical_files(digests)
-    copies = np.flatnonzero(first != np.arange(len(first)))
-    return np.stack([copies, first[copies]], axis=1)
-
-
-def _spanning(pairs: np.ndarray, count: int) -> np.ndarray:
-    """As few of the pairs as tie the same images together: one row less than images in each set."""
-    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    rows, columns = minimum_spanning_tree(graph).nonzero()
-    return np.stack([rows, columns], axis=1).astype(np.int64)
 
 
 def _odd_files(samples: pd.DataFrame, records: np.ndarray) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, NamedTuple
 
 import imagecodecs
 import numpy as np
@@ -16,10 +16,11 @@ from defectcls.errors import UserError
 
 Resize = Literal["squash", "pad"]
 Depth = Literal["auto", "8", "10", "12", "14", "16", "float"]
-Photo = Path | str | Image.Image | np.ndarray  # a file, or what has been read of one
+Photo = Path | str | bytes | Image.Image | np.ndarray  # a file, its content, or what has been read of one
 
-# In files of more than 8 bits.
-WHITE: dict[Depth, int] = {"8": 255, "10": 1023, "12": 4095, "14": 16383, "16": 65535, "float": 1}
+# What is white in files of more than 8 bits.
+WHITE = {"float": 1, "8": 255, "10": 1023, "12": 4095, "14": 16383, "16": 65535}
+DEPTHS = tuple(WHITE)
 
 # A photo beyond this is taken for a decompression bomb: 179 million pixels decode to half a gigabyte. Pillow raises
 # from twice its own limit and warns before; to make its warning an error would not be safe among the threads below.
@@ -30,8 +31,10 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 # A file from a stranger is data: nothing here is read by calling another program, as Pillow reads an EPS.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "DIB", "AVIF", "PCX", "QOI", "SUN", "TGA")
 SCALED_FROM = 4  # a JPEG of so many times the side is decoded at 1/4 or less: at 4 in 0.85 of the time, at 16 in 0.5
+LEAST_SIDE = 128  # but at no fraction that is smaller than this: what twins are found by
 HARMLESS = "Invalid SOS parameters"  # what some cameras write into a JPEG: every pixel is there
 PNG = b"\x89PNG\r\n\x1a\n"
+ONE_PAGE = (".jpg", ".jpeg")  # whatever a telephone has hidden behind it
 TURNED = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # what may say in a PNG how the camera was held
 
 
@@ -40,6 +43,57 @@ class UnreadableImageError(UserError):
 
 
 Decoded = np.ndarray | UnreadableImageError
+
+
+class Opened(NamedTuple):
+    """A photo as its file holds it, upright: `values` (height, width) of grey or (height, width, 3) of RGB.
+
+    `white` is the largest value that the file says it holds, 0 where it says nothing; width, height and `mode` (as
+    Pillow calls it, with ;16 for 16-bit colour) are the file's, and so is whether it is `paged`: holds further pages.
+    """
+
+    values: np.ndarray
+    white: int = 0
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+    paged: bool = False
+
+    @property
+    def depth(self) -> str:
+        """The least one that holds its values, of DEPTHS; "" of 8 bits, which are the same at every depth."""
+        return "" if self.values.dtype == np.uint8 else self._least(self.white) or "16"
+
+    def _least(self, white: float = 0) -> str | None:
+        high = max(float(self.values.max()), white)
+        if self.values.dtype.kind == "f" and high <= 1:
+            return "float"
+        return next((depth for depth in DEPTHS[1:] if high <= WHITE[depth]), None)
+
+    def pixels(self, depth: str | None) -> np.ndarray:
+        """uint8 (height, width) or (height, width, 3).
+
+        Args:
+            depth: see `upright_pixels`.
+
+        Raises:
+            UnreadableImageError: values that are beyond the depth.
+        """
+        if depth is None:
+            return np.where(self.values, np.uint8(255), np.uint8(0))
+        if self.values.dtype == np.uint8:
+            return self.values
+        low, high, least = float(self.values.min()), float(self.values.max()), self._least()
+        white = WHITE[(least or "16") if depth == "auto" else depth]
+        if not 0 <= low <= high <= white or (high > 0 and least == "float" and white > 1):
+            remedy = f"train with dataset.depth={least}, or " if least and low >= 0 else ""
+            raise UnreadableImageError(
+                f"its values run from {low:,.6g} to {high:,.6g}, and depth {depth} from 0 to {white:,}: {remedy}save "
+                "it as the photos are that the model learns from"
+            )
+        scaled = np.multiply(self.values, np.float32(255 / white), dtype=np.float32)
+        scaled += np.float32(0.5)
+        return scaled.astype(np.uint8)
 
 
 def decode(photo: Photo, size: int, resize: Resize, depth: Depth | None) -> np.ndarray:
@@ -58,7 +112,7 @@ def decode(photo: Photo, size: int, resize: Resize, depth: Depth | None) -> np.n
         UnreadableImageError: not an image, empty, damaged, too large to be one photo, or brighter than white.
         UserError: an array of another shape or type, or no photo at all.
     """
-    return _square(upright_pixels(photo, size, depth), size, resize)
+    return square(upright_pixels(photo, size, depth), size, resize)
 
 
 def upright_pixels(photo: Photo, side: int, depth: Depth | None) -> np.ndarray:
@@ -72,55 +126,32 @@ def upright_pixels(photo: Photo, side: int, depth: Depth | None) -> np.ndarray:
     Raises:
         UnreadableImageError, UserError: see `decode`.
     """
-    values, room = values_of(photo, side)
-    if depth is None:
-        return np.where(values, np.uint8(255), np.uint8(0))
-    if values.dtype == np.uint8:
-        if room == WHITE["16"] and depth not in ("16", "auto"):
-            raise UnreadableImageError(
-                "16-bit colour, of which only the upper bytes are read: save it as PNG or as 8 bits, or train with "
-                "dataset.depth=16 if such photos are as bright as 16 bits allow"
-            )
-        return values
-    low, high = float(values.min()), float(values.max())
-    least = least_depth(high if values.dtype.kind == "f" else max(high, WHITE["8"]))
-    white = WHITE[(least or "16") if depth == "auto" else depth]
-    if not 0 <= low <= high <= white or (high > 0 and least == "float" and white > 1):
-        remedy = f"train with dataset.depth={least}, or " if least and low >= 0 else ""
-        raise UnreadableImageError(
-            f"its values run from {low:,.6g} to {high:,.6g}, and depth {depth} from 0 to {white:,}: {remedy}save it as "
-            "the photos are that the model learns from"
-        )
-    scaled = np.multiply(values, np.float32(255 / white), dtype=np.float32)
-    scaled += np.float32(0.5)
-    return scaled.astype(np.uint8)
+    return open_photo(photo, side).pixels(depth)
 
 
-def least_depth(largest: float) -> Depth | None:
-    """The first that holds this value, of a photo that is not float or exceeds 1: 255 or more; None: no depth does."""
-    if largest <= WHITE["float"]:
-        return "float"
-    return next((depth for depth, white in WHITE.items() if WHITE["float"] < largest <= white), None)
+def open_photo(photo: Photo, side: int) -> Opened:
+    """Read and decode it, see `upright_pixels`.
 
-
-def values_of(photo: Photo, side: int) -> tuple[np.ndarray, int]:
-    """The whole frame upright as it is held, (height, width) or (height, width, 3); and what `room_of` says of it."""
+    Raises:
+        UnreadableImageError, UserError: see `decode`.
+    """
     if isinstance(photo, np.ndarray):
-        return _checked(photo), WHITE["8"]
-    if not isinstance(photo, Path | str | Image.Image):
+        return Opened(_checked(photo))
+    if not isinstance(photo, Path | str | bytes | Image.Image):
         raise UserError(f"{photo!r} is no photo: give a path, an image of Pillow's, or an array")
     content = b""
     try:
-        if isinstance(photo, Path | str):
-            with open(photo, "rb", buffering=0) as file:  # noqa: PTH123  a path object costs as much as reading a small file
-                content = file.read()
+        if isinstance(photo, bytes):
+            content = photo
+        elif isinstance(photo, Path | str):
+            content = read_file(photo)
         elif isinstance(photo, ImageFile.ImageFile) and photo.format in ("JPEG", "PNG") and photo.tile and photo.fp:
             photo.fp.seek(0)  # opened, and not read yet: as from the file, so that damage is told
             content = photo.fp.read()
         else:
-            return _values(photo, b"", side)
+            return _opened(photo, b"", side)
         with open_image(io.BytesIO(content)) as image:
-            return _values(image, content, side)
+            return _opened(image, content, side)
     except UserError:
         raise
     except Image.DecompressionBombError:
@@ -132,6 +163,36 @@ def values_of(photo: Photo, side: int) -> tuple[np.ndarray, int]:
     except Exception as error:  # what is in a file decides what a decoder raises: KeyError, MemoryError, struct.error …
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImageError(f"damaged, its decoder says: {reason}") from error
+
+
+def read_file(path: Path | str) -> bytes:
+    """The one place where the bytes of a photo are read.
+
+    Raises:
+        UnreadableImageError: it has gone, is a folder, or may not be read.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123  a path object costs as much as reading a small file
+            return file.read()
+    except OSError as error:
+        raise UnreadableImageError(error.strerror or str(error)) from None
+
+
+def further_pages(count: int) -> str:
+    """A sentence on so many files."""
+    files = "1 file holds" if count == 1 else f"{count} files hold"
+    return f"{files} further pages: only the first is looked at"
+
+
+def has_further_pages(path: str) -> bool:
+    """Whether a file holds more than the page that is looked at; nothing is decoded."""
+    if path.lower().endswith(ONE_PAGE):
+        return False
+    try:
+        with open(path, "rb") as file, open_image(file) as image:  # noqa: PTH123  as above
+            return bool(getattr(image, "is_animated", False))
+    except Exception:  # decoders raise what they like; `decode` gives the reason
+        return False
 
 
 def _checked(array: np.ndarray) -> np.ndarray:
@@ -162,21 +223,9 @@ def open_image(file: IO[bytes]) -> Image.Image:
     return Image.open(file, formats=("HEIF",))
 
 
-def room_of(image: Image.Image, content: bytes) -> int:
-    """The largest value that an image whose pixels are not read yet has room for, or says that it holds."""
-    tiles = getattr(image, "tile", None)
-    arguments = tiles[0].args if tiles else ""
-    if image.format == "JPEG2000" and (size := content.find(b"\xff\x51")) >= 0:
-        return 2 ** (1 + (content[size + 40] & 127)) - 1
-    if image.format == "PPM" and image.mode != "F" and isinstance(arguments, tuple):
-        return arguments[-1]
-    if image.format in ("PNG", "TIFF", "PPM"):
-        return next((2**bits - 1 for bits in (16, 12) if f";{bits}" in str(arguments)), WHITE["8"])
-    return WHITE["8"]
-
-
-def _values(image: Image.Image, content: bytes, side: int) -> tuple[np.ndarray, int]:
-    room, may_be_turned = room_of(image, content), True
+def _opened(image: Image.Image, content: bytes, side: int) -> Opened:
+    (width, height), mode, paged = image.size, image.mode, bool(getattr(image, "is_animated", False))
+    white, may_be_turned = _white_of(image, content), True
     if content and image.format in ("JPEG", "MPO"):
         values = _decode_jpeg(image, content, side)
     elif content and image.format == "PNG":
@@ -185,10 +234,26 @@ def _values(image: Image.Image, content: bytes, side: int) -> tuple[np.ndarray, 
     else:
         image.load()
         values = _as_array(image)
-    if WHITE["8"] < room < WHITE["16"] and values.dtype != np.uint8 and image.format in ("PPM", "JPEG2000"):
-        values = np.rint(values * (room / WHITE["16"])).astype(np.int32)  # Pillow has scaled them
+        if white == WHITE["16"] and values.dtype == np.uint8:
+            raise UnreadableImageError("16-bit colour, of which only the upper bytes are read: save it as PNG")
+    white = white if WHITE["8"] < white < WHITE["16"] else 0
+    if white and values.dtype != np.uint8 and image.format in ("PPM", "JPEG2000"):
+        values = np.rint(values * (white / WHITE["16"])).astype(np.int32)  # Pillow has scaled them
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if may_be_turned else 1  # which decodes a PNG
-    return _upright(values, orientation), room
+    mode += ";16" * (values.dtype != np.uint8 and mode[0] not in "IF")  # Pillow calls 16-bit colour RGB too
+    return Opened(_upright(values, orientation), white, width, height, mode, paged)
+
+
+def _white_of(image: Image.Image, content: bytes) -> int:
+    """The largest value that an image whose pixels are not read yet has room for, or says that it holds."""
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0].args if tiles else ""
+    if image.format == "JPEG2000" and (size := content.find(b"\xff\x51")) >= 0:
+        return 2 ** (1 + (content[size + 40] & 127)) - 1
+    if image.format == "PPM" and image.mode != "F" and isinstance(arguments, tuple):
+        return arguments[-1]
+    bits = (16, 12) if image.format in ("PNG", "TIFF", "PPM") else ()
+    return next((2**bit - 1 for bit in bits if f";{bit}" in str(arguments)), WHITE["8"])
 
 
 def _as_array(image: Image.Image) -> np.ndarray:
@@ -205,6 +270,7 @@ def _decode_jpeg(image: Image.Image, content: bytes, side: int) -> np.ndarray:
     """By a decoder that tells what it warns of; Pillow takes what is grey or shifted from a damaged place on."""
     if simplejpeg.decode_jpeg_header(content, strict=False)[:2] != image.size[::-1]:
         raise UnreadableImageError("damaged: its headers contradict each other")
+    side = max(side, LEAST_SIDE)
     least = side if min(image.size) >= SCALED_FROM * side else 0
     space = {"L": "GRAY", "CMYK": "CMYK"}.get(image.mode, "RGB")
     try:
@@ -250,7 +316,7 @@ def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
     return values[::-1] if orientation in (3, 4, 7, 8) else values
 
 
-def _square(array: np.ndarray, size: int, resize: Resize) -> np.ndarray:
+def square(array: np.ndarray, size: int, resize: Resize) -> np.ndarray:
     """uint8 (height, width) or (height, width, 3) -> (3, size, size); one thread, whatever torch is told to use."""
     import torch  # not at the top: an audit whose files are all known decodes none
     import torch.nn.functional as F

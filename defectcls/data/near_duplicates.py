@@ -1,36 +1,30 @@
 """Near-identical images: one picture re-encoded, brightened, shifted by a few pixels or flipped, or taken twice.
 
-Three sieves, each on what the one before lets through, so that the work grows with the number of files and not with
-its square:
+Three sieves, by products of matrices, each on what the one before lets through:
 
-1. Magnitudes of the coarse spectra, which a shift leaves alone: near ones fall into one bucket of a random rotation's
-   largest coordinate (cross-polytope hashing, Andoni et al. 2015) in at least one of several tables. Each file lies
-   in them twice, as it is and mirrored, which its spectrum tells without another look.
-2. The coarse spectra with their phases, at the best shift.
-3. The pixels. What counts is the detail that is left without the low frequencies, at equal contrast everywhere, so that
-   neither a common shape nor common light makes a pair, and the place where it agrees least: two photos of the same
-   kind of part under one fixed camera agree in most places.
+1. Magnitudes of the coarse spectra, which a shift leaves alone: of each image those most like it, mirrored or not.
+2. The coarse spectra with their phases, at the best shift; then so the spectra of the detail that is left without the
+   low frequencies, at equal contrast everywhere, so that neither a common shape nor common light makes a pair.
+3. The detail itself, at the best shift to half a pixel. What counts is also the place where it agrees least: two photos
+   of the same kind of part under one fixed camera agree in most places.
 """
 
-from collections.abc import Iterator
-from functools import lru_cache
-from typing import NamedTuple
+import hashlib
+from collections.abc import Callable
 
 import numpy as np
 from scipy import fft
 from scipy.ndimage import gaussian_filter, uniform_filter
-from tqdm import tqdm
 
-from defectcls.data.fingerprints import FREQUENCIES, Fingerprints, grey_pixels
-from defectcls.data.store import Store
+from defectcls.data.duplicates import NO_PAIRS, first_of, identical_files, split_units
+from defectcls.data.reading import FREQUENCIES, THUMBNAIL, Images
 from defectcls.data.threads import map_in_threads
 
 FURTHEST_SHIFT = 0.08  # of the frame's side
-NEAR, NEAR_AT_WORST = 0.94, 0.89  # `agreement` from which a pair is near-identical, overall and where it is least
+NEAR, NEAR_AT_WORST = 0.94, 0.89  # `agreements` from which a pair is near-identical, overall and where it is least
 
-FLIPS = (np.s_[:, :], np.s_[:, ::-1], np.s_[::-1, ::-1], np.s_[::-1, :])  # as it is, mirrored, upside down, both
-FEW = 32  # so few files are compared each with each: their spectra say little of what is usual
-TABLES, NEIGHBOURS = 48, 50  # of hashing: at most so many files of a bucket are compared with each other
+FEW = 32  # so few images are compared each with each: their spectra say little of what is usual
+NEIGHBOURS = 50  # of an image are compared with it, at most
 LIKE_MAGNITUDES, LIKE_SPECTRA = 0.55, 0.9  # cosines; planted twins of 64 px, the hardest, reach 0.61 and 0.92
 # A cosine that a photo of another part hardly reaches: 0 of 240 screws, 145 bottles, 157 transistors, 595 patches of
 # concrete and 429 rails, 1 of 571 castings, each beside as many others of its kind (6 of 528 magnetic tiles, which are
@@ -39,46 +33,53 @@ LIKE_MAGNITUDES, LIKE_SPECTRA = 0.55, 0.9  # cosines; planted twins of 64 px, th
 LIKE_COPY = 0.998
 PLAIN = 1.0  # a spread in grey values below which there is nothing to compare
 
-LARGEST_SIDE = 256  # pixels that a pair is compared at, or the shorter side of the smaller image
-COARSE_SIDE, LIKE_COARSE_DETAIL = 128, 0.9  # first at this side, a third of the work; planted twins reach 0.95 there
-BLUR, SCALE = 1.5, 6.0  # pixels: standard deviations of the finest and the coarsest detail
-CONTRAST, REGION, GLARE = 31, 35, 25  # pixels: sides of the squares it is evened out, compared and left out in
+FINEST = 256  # pixels: an image counts as of this side, or of a half, a quarter … where it is smaller
+CYCLES, LIKE_DETAIL = 24, 0.85  # a frame, of the spectra of detail; planted twins reach 0.93 there
+BLUR, SCALE = 1.5, 6.0  # pixels of the image: standard deviations of the finest and the coarsest detail
+CONTRAST, REGION, GLARE = 31, 35, 25  # pixels likewise: sides of the squares it is evened out, compared and left out in
 NOISE = 2.0  # grey values: detail fainter than this is as much the encoder's as the picture's
 CLIPPED = 250  # grey values from which a brightened twin has lost its detail
 WORST_SHARE = 5  # percent of all places that may agree less
-KEPT_DETAILS = 2048  # images, of 0.05 to 0.2 MB each
-VERSION = b"near4"  # of `agreement`: a cached one of another version is not found
+GRID = np.linspace(-FURTHEST_SHIFT, FURTHEST_SHIFT, 17)  # shifts that tell CYCLES apart
+AT_ONCE, BLOCK = 64, 1024  # images or pairs that a thread has in memory; images compared with all others at once
+VERSION = b"1"  # of what is found: pairs of another version are not found in the store
+
+FLIPS = (np.s_[:, :], np.s_[:, ::-1], np.s_[::-1, ::-1], np.s_[::-1, :])  # as it is, mirrored, turned by 180°, both
 
 
-class Detail(NamedTuple):
-    """Fine structure of one image at even contrast, float16 (side, side), and where it is not overexposed, bool."""
+def near_identical_pairs(images: Images) -> np.ndarray:
+    """(image, first of its twins) for every image but the first of near-identical ones, positions (pairs, 2).
 
-    pixels: np.ndarray
-    exposed: np.ndarray
-
-
-def near_identical_pairs(paths: list[str], prints: Fingerprints, store: Store) -> np.ndarray:
-    """Pairs of positions (pairs, 2) whose images are near-identical, but no copies; of copies only the first is paired.
-
-    An image is paired with some of its twins, not with all: enough to tie each set of them together.
+    Of copies only the first is looked at. What is found of a set is remembered in the store of its images.
     """
-    _, first = np.unique(np.array(prints.digests, dtype="S16"), return_index=True)
-    unreadable = np.array(list(prints.errors), dtype=np.int64)
-    files = np.setdiff1d(np.sort(first), unreadable)
-    files = files[prints.records["spread"][files] >= PLAIN]
-    candidates = candidate_pairs(prints.spectra[files])
-    pairs, flips = files[candidates[:, :2]], candidates[:, 2]
-    overall, at_worst = _agreements(pairs, flips, paths, prints, store).T
-    return np.unique(pairs[(overall >= NEAR) & (at_worst >= NEAR_AT_WORST)], axis=0)
+    digests, records = images.digests, images.records
+    of_set = _hash(VERSION, images.known_thumbnails.name.encode(), *digests)
+    keys = [_hash(of_set, row.to_bytes(8, "little")) for row in range(len(digests))]
+    remembered = images.store.rows("twins", (), np.int64)
+    at = remembered.find(keys)
+    if (at >= 0).all():
+        twin = remembered[at]
+    else:
+        files = np.flatnonzero(identical_files(digests) == np.arange(len(digests)))
+        files = files[records["spread"][files] >= PLAIN]  # 0 of what cannot be read
+        shorter = np.minimum(records["width"], records["height"]).clip(8, FINEST)
+        candidates = candidate_pairs(images.spectra[files])
+        candidates[:, :2] = files[candidates[:, :2]]
+        sides = 2 ** np.rint(np.log2(shorter)).astype(int)[candidates[:, :2]].min(axis=1)
+        near = [_near(candidates[sides == side], side, images.thumbnails) for side in np.unique(sides)]
+        twin = first_of(split_units(np.arange(len(digests)), None, np.concatenate([NO_PAIRS, *near])))
+        remembered.add(keys, twin)
+    twins = np.flatnonzero(twin != np.arange(len(twin)))
+    return np.stack([twins, twin[twins]], axis=1)
 
 
 def near_copies(known: np.ndarray, spectra: np.ndarray) -> np.ndarray:
-    """Which files are copies of known ones whose pixels are not at hand, by `LIKE_COPY`: bool (files,).
+    """Which images are copies of known ones whose pixels are not at hand, by `LIKE_COPY`: bool (images,).
 
     Where there are too few to tell what is usual, all parts of one kind would be alike: then none is.
 
     Args:
-        known, spectra: complex64 (files, frequencies).
+        known, spectra: complex64 (images, frequencies).
     """
     copies = np.zeros(len(spectra), bool)
     if len(known) + len(spectra) > FEW:
@@ -88,14 +89,12 @@ def near_copies(known: np.ndarray, spectra: np.ndarray) -> np.ndarray:
 
 
 def candidate_pairs(spectra: np.ndarray, like: float = LIKE_SPECTRA) -> np.ndarray:
-    """Positions of two files that may be near-identical, and how one is flipped, (candidates, 3): sieves 1 and 2.
+    """Positions of two images that may be near-identical, and how one is flipped, (candidates, 3).
 
     Args:
-        spectra: complex64 (files, frequencies).
-        like: cosine from which they may.
+        spectra: complex64 (images, frequencies).
+        like: cosine of the spectra from which they may.
     """
-    if len(spectra) < 2:
-        return np.zeros((0, 3), dtype=np.int64)
     count, views = len(spectra), np.concatenate([spectra, _mirrored(spectra)])
     magnitudes = np.log(np.abs(views) + 1e-3)
     magnitudes -= magnitudes.mean(axis=1, keepdims=True)  # a gain changes nothing
@@ -103,102 +102,134 @@ def candidate_pairs(spectra: np.ndarray, like: float = LIKE_SPECTRA) -> np.ndarr
     usual = np.sqrt((np.abs(views) ** 2).mean(axis=0)) if count > FEW else np.float32(1)
     phased = _unit_rows(views / (usual + 1e-3))
     found = [np.zeros((0, 3), dtype=np.int64)]
-    for one, other in _in_one_bucket(whitened) if count > FEW else [np.triu_indices(2 * count, 1)]:
-        worth = (one % count != other % count) & (np.minimum(one, other) < count)  # not mirrored both
+    for start in range(0, count, BLOCK):
+        alike = whitened[start : min(start + BLOCK, count)] @ whitened.T  # (images of the block, views)
+        rows = np.arange(len(alike))
+        alike[np.concatenate([rows, rows]), np.concatenate([start + rows, start + rows + count])] = -1  # itself
         if count > FEW:
-            worth &= np.einsum("pf,pf->p", whitened[one], whitened[other]) >= LIKE_MAGNITUDES
-        one, other = one[worth], other[worth]
-        pair = np.sort(np.stack([one % count, other % count], axis=1), axis=1)
-        mirrored = (one < count) != (other < count)
-        for turned in (0, 1):  # by 180 degrees, which magnitudes do not tell
-            alike = _aligned(phased[one], phased[other].conj() if turned else phased[other]) >= like
-            found.append(np.column_stack([pair, mirrored + 2 * turned])[alike])
+            nearest = np.argpartition(-alike, NEIGHBOURS, axis=1)[:, :NEIGHBOURS]
+            near = np.take_along_axis(alike, nearest, 1) >= LIKE_MAGNITUDES
+            one, other = start + near.nonzero()[0], nearest[near]
+        else:
+            one, other = (alike > -1).nonzero()
+        for turned in (False, True):  # by 180 degrees, which magnitudes do not tell
+            worth = _aligned(phased[one], phased[other].conj() if turned else phased[other]) >= like
+            flip = (other >= count) + 2 * turned
+            found.append(np.column_stack([np.sort(np.stack([one, other % count], 1), 1), flip])[worth])
     return np.unique(np.concatenate(found), axis=0)
 
 
-def agreement(one: Detail, other: Detail) -> tuple[float, float]:
-    """Correlation of two images' detail at the best shift, -1..1: overall, and where it is least.
+def agreements(one: np.ndarray, other: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Correlation of the detail of grey images at the best shift, -1..1: overall, and where it is least, (pairs,) each.
 
     Measured at 256 px: one picture saved twice 0.95 and 0.9, two parts of one kind under a fixed camera not both
     of 0.94 and 0.88, two patches of concrete up to 0.3.
-    """
-    a, b, exposed = _at_best_shift(one, other)
-    a, b = a * exposed, b * exposed
-    overall = float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum() + 1e-9))
-    if overall < NEAR:
-        return overall, overall  # a costly question whose answer does not matter
-    product, of_a, of_b = (uniform_filter(values, REGION) for values in (a * b, a * a, b * b))
-    telling = np.maximum(of_a, of_b) > 0.25  # more contrast than half the noise
-    if telling.mean() < 0.01:
-        return overall, overall
-    local = product[telling] / np.sqrt(of_a[telling] * of_b[telling] + 1e-9)
-    return overall, float(np.percentile(local, WORST_SHARE))
-
-
-def detail_of(grey: np.ndarray) -> Detail:
-    """The detail of grey values, float32 (side, side), 0..255."""
-    detail = gaussian_filter(grey, BLUR) - gaussian_filter(grey, SCALE, truncate=3)
-    contrast = np.sqrt(np.maximum(uniform_filter(detail * detail, CONTRAST), 0))
-    exposed = uniform_filter((grey >= CLIPPED).astype(np.float32), GLARE) < 0.02
-    return Detail((detail / np.hypot(contrast, NOISE)).astype(np.float16), exposed)
-
-
-def _agreements(
-    pairs: np.ndarray, flips: np.ndarray, paths: list[str], prints: Fingerprints, store: Store
-) -> np.ndarray:
-    """`agreement` of each pair, of which one is flipped, float32 (pairs, 2), as remembered or computed on all cores."""
-    digests = [sorted((prints.digests[one], prints.digests[other])) for one, other in pairs]
-    prefix = VERSION + prints.depth.encode()
-    keys = [prefix + bytes([flip]) + b"".join(two) for flip, two in zip(flips.tolist(), digests, strict=True)]
-    known = {key: entry for key, entry in store.get(keys, 8).items() if np.isfinite(np.frombuffer(entry, "f4")).all()}
-    missing = [row for row, key in enumerate(keys) if key not in known]
-    shorter = np.minimum(prints.records["width"], prints.records["height"])
-
-    @lru_cache(KEPT_DETAILS)
-    def detail(position: int, side: int) -> Detail:
-        return detail_of(grey_pixels(paths[position], side, prints.depth))
-
-    def compare(row: int) -> bytes:
-        one, other = pairs[row].tolist()
-        finest = int(min(shorter[one], shorter[other], LARGEST_SIDE))
-        for side in sorted({min(finest, COARSE_SIDE), finest}):
-            flipped = Detail(*(pixels[FLIPS[flips[row]]] for pixels in detail(other, side)))
-            found = agreement(detail(one, side), flipped)
-            if found[0] < LIKE_COARSE_DETAIL:
-                break
-        return np.array(found, dtype=np.float32).tobytes()
-
-    for start in tqdm(range(0, len(missing), 1000), "near-identical", unit_scale=1000, disable=None, leave=False):
-        rows = missing[start : start + 1000]
-        new = {keys[row]: value for row, value in zip(rows, map_in_threads(compare, rows), strict=True)}
-        store.put(new.items())
-        known |= new
-    return np.frombuffer(b"".join(known[key] for key in keys), dtype=np.float32).reshape(-1, 2)
-
-
-def _in_one_bucket(directions: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions of neighbours in the buckets of each table, at most one pair a file at a time.
 
     Args:
-        directions: unit vectors (files, dimensions).
+        one, other: float32 (pairs, side, side), 0..255.
+        scale: of the side, to that of the images as they count: `BLUR` and all other lengths are to be so much smaller.
     """
-    count, dimensions = directions.shape
-    # As many rotations a key as make about one bucket a file, and two at least.
-    rotations = max(2, int(np.ceil(np.log(count) / np.log(2 * dimensions))))
-    generator = np.random.default_rng(0)
-    for _ in range(TABLES):
-        keys = np.zeros(count, dtype=np.int64)
-        for _ in range(rotations):
-            rotation = np.linalg.qr(generator.normal(size=(dimensions, dimensions)))[0].astype(np.float32)
-            turned = directions @ rotation
-            largest = np.abs(turned).argmax(axis=1)
-            keys = keys * 2 * dimensions + 2 * largest + (turned[np.arange(count), largest] > 0)
-        order = np.argsort(keys, kind="stable")
-        for step in range(1, min(NEIGHBOURS, count - 1) + 1):
-            together = keys[order[step:]] == keys[order[:-step]]
-            if not together.any():
-                break
-            yield order[:-step][together], order[step:][together]
+    (a, a_exposed), (b, b_exposed) = (detail_of(images, scale) for images in (one, other))
+    side = a.shape[1]
+    window = np.hanning(side + 2)[1:-1].astype(np.float32)
+    spectra = [fft.rfft2(detail * window * window[:, None]) for detail in (a, b)]
+    reach = 2 * round(FURTHEST_SHIFT * side)
+    shifts = np.arange(-reach, reach + 1) / 2  # to half a pixel: a shift of the file is one where the side is smaller
+    best = _correlations(spectra[0] * spectra[1].conj(), shifts / side).reshape(len(a), -1).argmax(axis=1)
+    down, across = (shifts[k][:, None, None] for k in np.unravel_index(best, (len(shifts), len(shifts))))
+    turns = np.exp(-2j * np.pi * (fft.fftfreq(side)[:, None] * down + fft.rfftfreq(side) * across))
+    b = fft.irfft2(fft.rfft2(b) * turns.astype(np.complex64), s=(side, side))
+    places = np.arange(side)
+    rows, columns = places[:, None] - np.rint(down).astype(int), places - np.rint(across).astype(int)
+    shared = (rows == rows.clip(0, side - 1)) & (columns == columns.clip(0, side - 1))
+    both = shared & a_exposed & b_exposed[np.arange(len(b))[:, None, None], rows % side, columns % side]
+    products = np.stack([a * b, a * a, b * b]) * both
+    overall = _cosines(*products.sum(axis=(2, 3)))
+    product, of_a, of_b = _mean_around(products, REGION * scale)
+    telling = shared & (np.maximum(of_a, of_b) > 0.25)  # more contrast than half the noise
+    local = np.where(telling, _cosines(product, of_a, of_b), np.inf).reshape(len(a), -1)
+    counted = telling.reshape(len(a), -1).sum(axis=1)
+    at_worst = np.sort(local, axis=1)[np.arange(len(a)), counted * WORST_SHARE // 100]
+    return overall, np.where(counted >= 0.01 * side**2, at_worst, overall)
+
+
+def detail_of(grey: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Fine structure at even contrast, float32 (images, side, side), and where it is not overexposed, bool."""
+    blurred = [gaussian_filter(grey, (0, size * scale, size * scale), truncate=3) for size in (BLUR, SCALE)]
+    detail = blurred[0] - blurred[1]
+    contrast = np.sqrt(np.maximum(_mean_around(detail * detail, CONTRAST * scale), 0))
+    exposed = _mean_around((grey >= CLIPPED).astype(np.float32), GLARE * scale) < 0.02
+    return detail / np.hypot(contrast, NOISE), exposed
+
+
+def _near(pairs: np.ndarray, side: int, thumbnails: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Those pairs (pairs, 2) of candidates (candidates, 3) that are near-identical.
+
+    Args:
+        side: that the smaller image of each counts as, in pixels.
+        thumbnails: of images, uint8 (images, THUMBNAIL, THUMBNAIL).
+    """
+    grid = min(side, THUMBNAIL)
+    scale, step = grid / side, THUMBNAIL // grid
+
+    def grey(images: np.ndarray) -> np.ndarray:
+        squares = thumbnails(images).reshape(len(images), grid, step, grid, step)
+        return squares.mean(axis=(2, 4), dtype=np.float32)
+
+    images, numbers = np.unique(pairs[:, :2], return_inverse=True)
+    spectra = _in_batches(lambda some: _detail_spectra(detail_of(grey(some), scale)[0]), images)
+
+    def likeness(rows: np.ndarray) -> np.ndarray:
+        one, other = (spectra[of_side] for of_side in numbers.reshape(-1, 2)[rows].T)
+        return _correlations(one * _flipped(other, pairs[rows, 2]).conj(), GRID).max(axis=(1, 2))
+
+    def agreement(some: np.ndarray) -> np.ndarray:
+        others = zip(grey(some[:, 1]), some[:, 2], strict=True)
+        flipped = np.stack([other[FLIPS[flip]] for other, flip in others])
+        return np.stack(agreements(grey(some[:, 0]), flipped, scale), axis=1)
+
+    pairs = pairs[_in_batches(likeness, np.arange(len(pairs))) >= LIKE_DETAIL]
+    return pairs[(_in_batches(agreement, pairs) >= (NEAR, NEAR_AT_WORST)).all(axis=1), :2] if len(pairs) else NO_PAIRS
+
+
+def _in_batches(function: Callable[[np.ndarray], np.ndarray], items: np.ndarray) -> np.ndarray:
+    """Of all items, on all cores."""
+    batches = [items[start : start + AT_ONCE] for start in range(0, len(items), AT_ONCE)]
+    return np.concatenate(list(map_in_threads(function, batches, together=1)))
+
+
+def _detail_spectra(detail: np.ndarray) -> np.ndarray:
+    """Up to CYCLES, complex64 of norm 1, (images, rows, columns), as `_correlations` takes them."""
+    side = detail.shape[1]
+    window = np.minimum(4 * np.hanning(side + 2)[1:-1], 1).astype(np.float32)
+    highest = min(CYCLES, side // 2 - 1)
+    spectra = fft.rfft2(detail * window * window[:, None])[:, np.r_[: highest + 1, -highest:0], : highest + 1]
+    squares = (np.abs(spectra) ** 2).sum(axis=1)
+    norm = np.sqrt(2 * squares.sum(axis=1) - squares[:, 0])
+    return spectra / (norm[:, None, None] + np.float32(1e-6))
+
+
+def _flipped(spectra: np.ndarray, flips: np.ndarray) -> np.ndarray:
+    """Spectra (images, rows, columns) of the flipped images, but for a shift by a pixel."""
+    upside_down = spectra[:, -np.arange(spectra.shape[1])]
+    spectra = np.where(np.isin(flips, (1, 3))[:, None, None], upside_down, spectra)
+    return np.where(np.isin(flips, (1, 2))[:, None, None], spectra.conj(), spectra)
+
+
+def _correlations(cross: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """Of images with these cross spectra (pairs, rows, columns), as `rfft2` orders them, at every two of the shifts.
+
+    Args:
+        shifts: down and across, of the frame.
+
+    Returns:
+        (pairs, shifts, shifts).
+    """
+    rows, columns = cross.shape[1:]
+    down = np.exp(2j * np.pi * shifts[:, None] * fft.fftfreq(rows, 1 / rows)).astype(np.complex64)
+    across = np.exp(2j * np.pi * np.arange(columns)[:, None] * shifts).astype(np.complex64)
+    across[1:] *= 2  # the other half of the plane
+    return (down @ (cross @ across)).real
 
 
 def _mirrored(spectra: np.ndarray) -> np.ndarray:
@@ -214,24 +245,22 @@ def _aligned(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     shifts = np.linspace(-FURTHEST_SHIFT, FURTHEST_SHIFT, 7)
     down, across = (grid.ravel() for grid in np.meshgrid(shifts, shifts))
     turns = np.exp(2j * np.pi * (FREQUENCIES[:, :1] * down + FREQUENCIES[:, 1:] * across)).astype(np.complex64)
-    return ((one * other.conj()) @ turns).real.max(axis=1)
+    return ((one * other.conj()) @ turns).real.max(axis=1, initial=-1)
 
 
-def _at_best_shift(one: Detail, other: Detail) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels of both images where they show the same, at the shift that they agree best at; and what is exposed."""
-    side = len(one.pixels)
-    window = np.hanning(side + 2)[1:-1].astype(np.float32)
-    spectra = [fft.rfft2(image.pixels * window * window[:, None]) for image in (one, other)]
-    agreement = fft.irfft2(spectra[0] * spectra[1].conj(), s=(side, side))
-    reach = round(FURTHEST_SHIFT * side)
-    shifts = np.arange(-reach, reach + 1)  # negative ones count from the end
-    best = agreement[np.ix_(shifts, shifts)].argmax()
-    down, across = (int(shifts[k]) for k in np.unravel_index(best, (len(shifts), len(shifts))))
-    here = slice(max(down, 0), side + min(down, 0)), slice(max(across, 0), side + min(across, 0))
-    there = slice(max(-down, 0), side + min(-down, 0)), slice(max(-across, 0), side + min(-across, 0))
-    pixels = one.pixels[here].astype(np.float32), other.pixels[there].astype(np.float32)
-    return *pixels, one.exposed[here] & other.exposed[there]
+def _cosines(product: np.ndarray, of_one: np.ndarray, of_other: np.ndarray) -> np.ndarray:
+    return product / np.sqrt(of_one * of_other + 1e-9)
+
+
+def _mean_around(values: np.ndarray, side: float) -> np.ndarray:
+    """Of a square around each place of the last two axes, of the odd side that is nearest."""
+    odd = 2 * int(side / 2) + 1
+    return uniform_filter(values, (*[0] * (values.ndim - 2), odd, odd))
 
 
 def _unit_rows(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+
+
+def _hash(*parts: bytes) -> bytes:
+    return hashlib.blake2b(b"".join(parts), digest_size=16).digest()

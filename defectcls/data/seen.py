@@ -8,8 +8,8 @@ import torch
 
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.duplicates import identical_files, split_units
-from defectcls.data.fingerprints import FREQUENCIES
 from defectcls.data.near_duplicates import PLAIN, near_copies
+from defectcls.data.reading import FREQUENCIES
 from defectcls.errors import UserError
 
 KEPT = {"digests": (torch.uint8, (16,)), "spectra": (torch.float16, (len(FREQUENCIES), 2))}  # of each photo
@@ -23,8 +23,8 @@ def remember_seen(data: DefectDataModule) -> dict[str, Any]:
     rows = np.concatenate([data.part("train"), data.part("val")])
     digests = np.frombuffer(b"".join(data.digests[row] for row in rows), np.uint8).reshape(-1, 16)
     spectra = np.zeros((0, *KEPT["spectra"][1]), np.float16)
-    if data.prints is not None:
-        records = data.prints.records[rows]
+    if data.near is not None:
+        records = data.images.records[rows]
         spectra = records["spectrum"] * (records["spread"] >= PLAIN)[:, None, None]  # 0 is like nothing
     seen = {"digests": torch.tensor(digests), "spectra": torch.from_numpy(spectra)}
     return seen | {"test": _digest_of_part(data, "test")}
@@ -47,11 +47,8 @@ def find_seen(seen: Any, data: DefectDataModule, part: str) -> tuple[np.ndarray,
     identical, rows = np.array([digest in known for digest in data.digests]), data.part(part)
     near, own_test = np.zeros(len(identical), bool), _digest_of_part(data, part) == seen.get("test")
     if len(seen["spectra"]) and not own_test and not identical[rows].all():
-        if data.prints is None:
-            data.find_near_identical(data.samples["path"])
-        assert data.prints is not None
-        near = near_copies(torch.view_as_complex(seen["spectra"].float()).numpy(), data.prints.spectra)
-        units = split_units(identical_files(data.digests), None, data.near)
+        near = near_copies(torch.view_as_complex(seen["spectra"].float()).numpy(), data.images.spectra)
+        units = split_units(identical_files(data.digests), None, data.near_twins())
         near = np.isin(units, units[identical | near]) & ~identical
     return identical[rows], near[rows], own_test
 

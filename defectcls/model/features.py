@@ -68,11 +68,15 @@ class FrozenFeatures:
     """
 
     def __init__(self, backbone: Backbone, digests: list[bytes], store: Store | None = None, read: str = "") -> None:
-        self.backbone, self.digests, self.store = backbone, digests, store
+        self.backbone, self.digests = backbone, digests
         self.weights = backbone.digest()
         computed = (read, backbone.precision, str(backbone.memory_format), backbone.mean.device.type, torch.__version__)
-        self._prefix = hash_of(VERSION, self.weights, repr(computed).encode())
-        self._known: dict[bytes, np.ndarray] = {}
+        kind = f"features-{hash_of(VERSION, self.weights, repr(computed).encode()).hex()}"
+        in_memory = Store(None)
+        places = {True: store or in_memory, False: in_memory}  # by whether a view lasts
+        self._rows = {
+            lasts: place.rows(kind, (backbone.feature_count,), np.float32) for lasts, place in places.items()
+        }
         self._look: Look | None = None
 
     def __deepcopy__(self, memo: dict) -> "FrozenFeatures":  # a moving average copies the classifier
@@ -85,26 +89,15 @@ class FrozenFeatures:
     def extract(self, batch: Batch, view: View = AS_IT_IS) -> torch.Tensor:
         """Feature tensor float32 (batch, feature_count) of a batch's images, on its device."""
         digests = [self.digests[row] for row in batch["index"].tolist()]
-        keys = [hash_of(self._prefix, digest, view.name.encode()) for digest in digests]
-        self._read([key for key in keys if key not in self._known], view)
-        missing = [position for position, key in enumerate(keys) if key not in self._known]
+        keys = [hash_of(digest, view.name.encode()) for digest in digests]
+        rows = self._rows[view.lasting]
+        missing = np.flatnonzero(rows.find(keys) < 0).tolist()
         if missing:
             self._look = self._look or self.backbone.inference()
             pixels = batch["image"][missing].to(self.backbone.mean.device)
             pixels = view.change(pixels, [digests[position] for position in missing])
-            rows = self._look(pixels)[0].float().cpu().numpy()
-            new = {keys[position]: row for position, row in zip(missing, rows, strict=True)}
-            self._known |= new
-            if self.store is not None and view.lasting:
-                self.store.put((key, row.tobytes()) for key, row in new.items())
-        return torch.from_numpy(np.stack([self._known[key] for key in keys])).to(batch["image"].device)
-
-    def _read(self, keys: list[bytes], view: View) -> None:
-        """Take over what an earlier run has stored, but for what is damaged."""
-        if keys and self.store is not None and view.lasting:
-            entries = self.store.get(keys, 4 * self.backbone.feature_count)
-            rows = {key: np.frombuffer(entry, np.float32) for key, entry in entries.items()}
-            self._known |= {key: row for key, row in rows.items() if np.isfinite(row).all()}
+            rows.add([keys[position] for position in missing], self._look(pixels)[0].float().cpu().numpy())
+        return torch.from_numpy(rows[rows.find(keys)]).to(batch["image"].device)
 
 
 def extract_features(

@@ -102,7 +102,7 @@ def build_features(settings: TrainSettings, data: DefectDataModule, backbone: Ba
     dataset = settings.dataset
     store = None
     if dataset.cache != "off":
-        store = Store(dataset.cache_dir, "features.sqlite", dataset.cache_max_gb)
+        store = Store(dataset.cache_dir, dataset.cache_max_gb)
     return FrozenFeatures(backbone, data.digests, store, f"{dataset.resize} {data.settings.depth}")
 
 

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from defectcls.data.depth import examine
 from defectcls.data.images import UnreadableImageError, decode
 from tests.data.test_images import UPRIGHT, chunks_of, png_of, turned
 
@@ -132,7 +131,6 @@ def campaign(count: int, folder: Path) -> None:
         path.write_bytes(content)
         print(json.dumps([number, name, kind, how]), end=" ", flush=True)
         reason, far = "", False
-        examine(str(path))
         try:
             far = bool(np.abs(decode(path, SIDE, "squash", "auto").astype(int) - plain[name]).mean() > FAR)
         except UnreadableImageError as error:

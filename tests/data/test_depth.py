@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from defectcls.data.depth import examine_files
-from defectcls.data.digests import digest_files
-from defectcls.data.images import UnreadableImageError, decode, upright_pixels
-from defectcls.data.store import Store
+from defectcls.data.images import UnreadableImageError, decode, has_further_pages, upright_pixels
+from defectcls.data.reading import CPU, Images
 from defectcls.errors import UserError
+from tests.data.test_datamodule import module
 from tests.data.test_images import png_of
 
 SIDE = 16
@@ -40,13 +39,12 @@ def written(path: Path, values: np.ndarray, maximum: int = 65535) -> Path:
     return path
 
 
-def depths_of(*paths: Path, store: Store | None = None) -> Any:
-    names = [str(path) for path in paths]
-    return examine_files(names, digest_files(names), store)
+def read(*paths: Path, depth: str = "auto") -> Images:
+    return Images([str(path) for path in paths], module(Path(), cache="ram", depth=depth).settings, SIDE, CPU)
 
 
 def depth_of(*paths: Path) -> str:
-    return depths_of(*paths).resolve("auto")
+    return read(*paths).depth
 
 
 def grey(path: Any, depth: Any) -> np.ndarray:
@@ -105,21 +103,24 @@ def test_a_packed_tiff_and_a_jpeg_2000_declare_12_bits(tmp_path: Path) -> None:
     content = (tmp_path / "photo.jp2").read_bytes()
     at = content.index(b"\xff\x51") + 40
     (tmp_path / "photo.jp2").write_bytes(content[:at] + bytes([11]) + content[at + 1 :])
-    assert depths_of(tmp_path / "photo.jp2").largest == 4095
+    assert depth_of(tmp_path / "photo.jp2") == "12"
 
 
 def test_one_scale_for_a_set_the_brightest_photo_decides(tmp_path: Path) -> None:
     dim, bright = (written(tmp_path / f"{share}.tif", scene(4095, share)) for share in (0.1, 0.9))
     Image.fromarray(GREY.astype(np.uint8)).save(tmp_path / "plain.png")
-    found = depths_of(dim, bright, tmp_path / "plain.png")
+    found = read(dim, bright, tmp_path / "plain.png")
     assert depth_of(dim) == "10"
-    assert found.resolve("auto") == "12"
-    assert found.resolve("14") == "14"  # what a person says
-    assert found.told("12") == ["depth: 12 bits (values up to 3,686 in 2 of 3 files)"]
+    assert found.depth == "12"
+    assert found.told() == ["depth: 12 bits (2 of 3 files hold more than 8)"]
+    assert np.abs(found[np.array([0])][0].numpy() - expected(scene(4095, 0.1), "12")).max() == 0
+    by_hand = read(dim, bright, tmp_path / "plain.png", depth="14")  # what a person says
+    assert by_hand.depth == "14"
+    assert (by_hand[np.array([1])][0].numpy() == expected(scene(4095, 0.9), "14")).all()
     assert (grey(dim, "12") == expected(scene(4095, 0.1), "12")).all()
     for depth in WHITES:  # 8 bits are what they are
         assert (grey(tmp_path / "plain.png", depth) == GREY).all()
-    assert depths_of(tmp_path / "plain.png").told("8") == []
+    assert read(tmp_path / "plain.png").told() == []
 
 
 def test_a_set_of_8_bits_and_jpegs_is_of_8(tmp_path: Path) -> None:
@@ -181,16 +182,13 @@ def test_16_bit_colour_of_a_png_is_on_the_scale_of_the_set(tmp_path: Path) -> No
     assert np.abs(grey(path, "12").astype(int) - np.rint(GREY * (16 * 255 / 4095))).max() <= 1
 
 
-def test_16_bit_colour_of_other_files_is_read_where_16_bits_are_white_and_else_refused(tmp_path: Path) -> None:
-    """Pillow reads its upper bytes alone: 63 of 255 is what 14 bits would reach."""
-    bright, dark = tmp_path / "bright.ppm", tmp_path / "dark.ppm"
-    for path, factor in ((bright, 257), (dark, 16)):
-        path.write_bytes(b"P6 %d %d 65535\n" % (SIDE, SIDE) + colour_of(factor).tobytes())
-    assert depth_of(bright) == "16"
-    assert (grey(bright, "16") == GREY).all()
-    assert depth_of(dark) == "8"
-    with pytest.raises(UnreadableImageError, match="16-bit colour, of which only the upper bytes are read"):
-        decode(dark, SIDE, "squash", depth_of(dark))  # type: ignore[arg-type]
+def test_16_bit_colour_of_other_files_is_refused(tmp_path: Path) -> None:
+    """Pillow reads its upper bytes alone."""
+    path = tmp_path / "photo.ppm"
+    path.write_bytes(b"P6 %d %d 65535\n" % (SIDE, SIDE) + colour_of(257).tobytes())
+    for depth in ("8", "16"):
+        with pytest.raises(UnreadableImageError, match="^16-bit colour, of which only the upper bytes are read: save"):
+            decode(path, SIDE, "squash", depth)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bits", ["12", "16", "float"])
@@ -208,18 +206,6 @@ def test_a_mask_of_16_bits_marks_whatever_is_not_0(tmp_path: Path) -> None:
     assert ((upright_pixels(written(tmp_path / "mask.png", values), 1, None) > 0) == values).all()
 
 
-# --- remembered -------------------------------------------------------------------------------------------------------
-
-
-def test_a_file_is_looked_into_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(tmp_path, "images.sqlite", None)
-    path = written(tmp_path / "photo.tif", scene(4095))
-    assert depths_of(path, store=store).largest == scene(4095).max()
-    monkeypatch.setattr("defectcls.data.depth.examine", lambda path: pytest.fail("looked into again"))
-    again = depths_of(path.rename(tmp_path / "moved.tif"), store=store)
-    assert again.largest == scene(4095).max()
-
-
 # --- further pages ----------------------------------------------------------------------------------------------------
 
 
@@ -229,8 +215,8 @@ def test_further_pages_are_told_and_the_first_is_looked_at(tmp_path: Path, suffi
     path = tmp_path / f"photo.{suffix}"
     frames = [Image.new("RGB", (SIDE, SIDE), colour) for colour in ("red", "lime", "blue")[:pages]]
     frames[0].save(path, save_all=True, append_images=frames[1:])
-    found = depths_of(path)
-    assert found.paged.tolist() == [pages > 1]
+    found = read(path)
+    assert found.records["paged"].tolist() == [pages > 1] == [has_further_pages(str(path))]
     told = ["1 file holds further pages: only the first is looked at"]
-    assert found.told("8") == told * (pages > 1)
+    assert found.told() == told * (pages > 1)
     assert decode(path, SIDE, "squash", "8").mean(axis=(1, 2)).round(-1).tolist() == pytest.approx([250, 0, 0], abs=10)

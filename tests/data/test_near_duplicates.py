@@ -5,23 +5,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from defectcls.data import fingerprints
-from defectcls.data.digests import digest_files
-from defectcls.data.fingerprints import FREQUENCIES, RECORD, SIDE, Fingerprints, fingerprint_files, grey_pixels
+from defectcls.data import near_duplicates
 from defectcls.data.near_duplicates import (
-    NEIGHBOURS,
-    TABLES,
-    _in_one_bucket,
-    agreement,
+    FLIPS,
+    _correlations,
+    _detail_spectra,
+    _flipped,
+    agreements,
     candidate_pairs,
-    detail_of,
     near_identical_pairs,
 )
-from defectcls.data.store import Store
+from defectcls.data.reading import Images
 from defectcls.data.synthetic import Synthetic
+from tests.data.test_datamodule import module
 
 Pair = tuple[int, int]
 
@@ -37,20 +37,14 @@ def save(path: Path, grey: np.ndarray, quality: int = 95) -> Path:
     return path
 
 
-def store_in(folder: Path) -> Store:
-    return Store(folder, "images.sqlite", None)
-
-
-def prints_of(paths: list[Path], cache: Path) -> Fingerprints:
-    files = [str(path) for path in paths]
-    return fingerprint_files(files, digest_files(files).digests, "8", store_in(cache))
+def read(paths: list[Path], cache: Path) -> Images:
+    settings = module(cache.parent, {"cache": "ram", "cache_dir": cache}).settings
+    return Images([str(path) for path in paths], settings, 32, torch.device("cpu"))
 
 
 def found(paths: list[Path], cache: Path) -> set[Pair]:
     """Positions of near-identical images, the lower first."""
-    store, files = store_in(cache), [str(path) for path in paths]
-    pairs = near_identical_pairs(files, prints_of(paths, cache), store)
-    return {(min(pair), max(pair)) for pair in pairs.tolist()}
+    return {(min(pair), max(pair)) for pair in near_identical_pairs(read(paths, cache)).tolist()}
 
 
 def drawn(root: Path, **knobs: float) -> tuple[list[Path], set[Pair]]:
@@ -70,20 +64,6 @@ def test_planted_twins_are_found_and_no_others(tmp_path: Path, difficulty: int) 
     paths, twins = drawn(tmp_path, image_count=150, image_side=64, difficulty=difficulty, near_duplicates=0.3)
     assert len(twins) == 45
     assert found(paths, tmp_path / "cache") == twins
-
-
-@pytest.mark.parametrize("entry", [b"", b"\xff" * 8, b"\xff" * 3])
-def test_damaged_entries_are_computed_anew(tmp_path: Path, entry: bytes) -> None:
-    """NaN in a fingerprint or an agreement would find no twin; another length ended in a traceback."""
-    paths, twins = drawn(tmp_path / "photos", image_count=20, image_side=64, difficulty=0, near_duplicates=0.3)
-    cache = tmp_path / "cache"
-    assert found(paths, cache) == twins != set()
-    records = prints_of(paths, cache).records
-    keys = [key for (key,) in store_in(cache).connection.execute("SELECT key FROM entries")]
-    store_in(cache).put((key, entry if len(entry) != 8 else entry * (RECORD.itemsize // 8)) for key in keys)
-    assert np.array_equal(prints_of(paths, cache).records, records)
-    store_in(cache).put((key, entry) for key in keys)
-    assert found(paths, cache) == twins
 
 
 @pytest.mark.slow
@@ -127,7 +107,7 @@ def test_one_place_that_differs_is_seen(tmp_path: Path) -> None:
     """The same scene with another patch in it, a thirtieth of the area: as one part beside another of its kind."""
     scene, changed = texture(0, 256), texture(0, 256)
     changed[60:108, 4:52] = texture(1, 256)[60:108, 4:52]
-    overall, at_worst = agreement(detail_of(scene), detail_of(changed))
+    (overall,), (at_worst,) = agreements(scene[None], changed[None], 1)
     assert overall > 0.94
     assert at_worst < 0.85
     assert found([save(tmp_path / "a.png", scene), save(tmp_path / "b.png", changed)], tmp_path / "cache") == set()
@@ -154,43 +134,11 @@ def test_an_image_and_its_smaller_version_are_twins(tmp_path: Path) -> None:
 # --- the sieves -------------------------------------------------------------------------------------------------------
 
 
-def test_spectrum_is_the_plain_sum_of_waves(tmp_path: Path) -> None:
-    """Against the definition of the Fourier transform, frequency by frequency."""
-    path = save(tmp_path / "a.png", texture(3, SIDE))
-    grey = grey_pixels(str(path), SIDE, "8").astype(np.float64)
-    window = np.outer(np.hanning(SIDE + 2)[1:-1], np.hanning(SIDE + 2)[1:-1])
-    level = (grey * window).sum() / window.sum()
-    rows, columns = np.mgrid[:SIDE, :SIDE] / SIDE
-    waves = [np.exp(-2j * np.pi * (down * rows + across * columns)) for down, across in FREQUENCIES]
-    expected = np.array([((grey - level) * window * wave).sum() for wave in waves]) / window.sum()
-    prints = prints_of([path], tmp_path / "cache")
-    assert np.allclose(prints.spectra[0], expected, atol=2e-3 * np.abs(expected).max())
-    assert (prints.records["width"][0], prints.records["height"][0], prints.records["mode"][0]) == (SIDE, SIDE, "L")
-    assert prints.records["spread"][0] == pytest.approx(grey.std(), abs=0.01)
-
-
-def test_near_directions_share_a_bucket_and_far_ones_seldom() -> None:
-    rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(1000, len(FREQUENCIES)))
-    vectors[500:] = vectors[:500] + 0.5 * rng.normal(size=(500, len(FREQUENCIES)))  # cosines about 0.89
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    pairs = {(min(pair), max(pair)) for one, other in _in_one_bucket(vectors) for pair in zip(one, other, strict=True)}
-    planted = {(row, row + 500) for row in range(500)}
-    assert len(planted & pairs) >= 498
-    assert len(pairs) < 0.04 * 1000 * 999 / 2
-
-
-def test_work_is_bounded_where_all_files_are_alike() -> None:
-    count = 400
-    vectors = np.ones((count, len(FREQUENCIES))) / np.sqrt(len(FREQUENCIES))
-    assert sum(len(one) for one, _ in _in_one_bucket(vectors)) <= TABLES * NEIGHBOURS * count
-
-
 def test_candidates_are_those_of_an_exhaustive_search(tmp_path: Path) -> None:
     """Hashing may add what is no twin; it must not lose one, whatever their number."""
     paths, twins = drawn(tmp_path, image_count=400, image_side=64, difficulty=0.5, near_duplicates=0.25)
-    prints = prints_of(paths, tmp_path / "cache")
-    pairs = {tuple(pair) for pair in candidate_pairs(prints.spectra)[:, :2].tolist()}
+    images = read(paths, tmp_path / "cache")
+    pairs = {tuple(pair) for pair in candidate_pairs(images.spectra)[:, :2].tolist()}
     assert twins <= pairs
     assert len(pairs) < 2 * len(twins)
 
@@ -200,43 +148,43 @@ def test_agreement_is_that_of_the_part_both_show(shift: Pair) -> None:
     scene, (down, across) = texture(0, 200), shift
     one = scene[20:180, 20:180]
     other = scene[20 + down : 180 + down, 20 + across : 180 + across]
-    overall, at_worst = agreement(detail_of(one), detail_of(other))
+    (overall, _), (at_worst, _) = agreements(np.stack([one, one]), np.stack([other, texture(1)]), 1)
     assert overall > 0.99
     assert at_worst > 0.95
-    assert abs(agreement(detail_of(one), detail_of(texture(1)))[0]) < 0.2
+    assert abs(agreements(one[None], texture(1)[None], 1)[0]) < 0.2
+
+
+def test_spectra_of_flipped_detail_are_those_of_the_flipped_image() -> None:
+    """But for a shift by at most a pixel down and across."""
+    image = texture(0, 64)[None] - 128
+    spectra = _detail_spectra(image)
+    for number, flip in enumerate(FLIPS):
+        expected, found = _detail_spectra(image[0][flip][None]), _flipped(spectra, np.array([number]))
+        assert np.allclose(np.abs(found), np.abs(expected), atol=1e-4)
+        at_shifts = _correlations(found * expected.conj(), np.arange(-1, 2) / 64)
+        assert at_shifts.max() == pytest.approx(1, abs=1e-4)
 
 
 # --- what is remembered -----------------------------------------------------------------------------------------------
 
 
-def test_what_is_known_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_found_is_remembered_of_this_very_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [save(tmp_path / f"{seed}.png", texture(seed)) for seed in range(3)]
     paths.append(save(tmp_path / "twin.jpg", texture(0), 60))
-    first = found(paths, tmp_path / "cache")
-    assert first == {(0, 3)}
-    prints = prints_of(paths, tmp_path / "cache")
-    decoded: list[str] = []
-    plain = fingerprints.decode
-
-    def counted(path: str, *arguments: object) -> np.ndarray:
-        decoded.append(Path(path).name)
-        return plain(path, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(fingerprints, "decode", counted)
-    paths[1] = paths[1].rename(tmp_path / "moved.png")
-    again = prints_of(paths, tmp_path / "cache")
-    assert found(paths, tmp_path / "cache") == first
-    assert again.digests == prints.digests
-    assert (again.records == prints.records).all()
-    assert decoded == []
-    save(paths[2], texture(7))
-    prints_of(paths, tmp_path / "cache")
-    assert decoded == ["2.png"]
+    assert found(paths, tmp_path / "cache") == {(0, 3)}
+    compared: list[int] = []
+    plain = near_duplicates.candidate_pairs
+    monkeypatch.setattr(near_duplicates, "candidate_pairs", lambda given: compared.append(len(given)) or plain(given))
+    assert found(paths, tmp_path / "cache") == {(0, 3)}
+    assert compared == []
+    assert found([*paths[1:], paths[0]], tmp_path / "cache") == {(2, 3)}
+    assert compared == [4]
+    save(paths[0], texture(7))
+    assert found(paths, tmp_path / "cache") == set()
 
 
 def test_nothing_to_compare(tmp_path: Path) -> None:
-    nothing = Fingerprints([], np.zeros(0, dtype=RECORD), {}, "8")
-    assert near_identical_pairs([], nothing, store_in(tmp_path)).shape == (0, 2)
+    assert found([], tmp_path / "cache") == set()
 
 
 @pytest.mark.realdata

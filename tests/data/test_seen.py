@@ -10,9 +10,9 @@ import torch
 from PIL import Image, ImageEnhance
 
 from defectcls.data.datamodule import DefectDataModule
-from defectcls.data.fingerprints import FREQUENCIES
 from defectcls.data.folder import Folder
 from defectcls.data.near_duplicates import near_copies
+from defectcls.data.reading import FREQUENCIES
 from defectcls.data.seen import find_seen, remember_seen
 from defectcls.data.synthetic import Synthetic
 from defectcls.errors import UserError

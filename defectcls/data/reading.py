@@ -1,0 +1,331 @@
+"""One read of every photo of a set: its digest, what it is like, and its pixels at the training size.
+
+The store keeps all three. A later run asks the system for size and time of change of every file, and reads those that
+are new or were written to; what has moved is read, and known by its content. An unreadable file is tried at every run.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import time
+from copy import copy
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from scipy import fft
+from torch.utils.data import get_worker_info
+from tqdm import tqdm
+
+from defectcls.data.images import (
+    DEPTHS,
+    LEAST_SIDE,
+    ONE_PAGE,
+    Depth,
+    Opened,
+    Resize,
+    UnreadableImageError,
+    decode,
+    further_pages,
+    open_photo,
+    read_file,
+    square,
+)
+from defectcls.data.store import Rows, Store
+from defectcls.data.threads import map_in_threads
+from defectcls.errors import UserError
+from defectcls.settings import DatasetSettings
+
+Place = Literal["off", "ram", "disk", "device"]
+
+CPU = torch.device("cpu")
+AT_ONCE = 2**27  # bytes of pixels that are decoded before they are stored, and that go to a device together
+SETTLED = 2e9  # ns since it was written, before which a file may be written to again at what its clock takes for once
+THUMBNAIL = 128  # pixels of the square that twins are found by, whatever image_size a model sees
+LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # of red, green and blue, ITU-R BT.601
+CYCLES = 6  # highest frequency of a spectrum, in cycles a frame: what a re-encoding leaves alone
+
+_ROWS, _COLUMNS = np.meshgrid(
+    fft.fftfreq(THUMBNAIL, 1 / THUMBNAIL), fft.rfftfreq(THUMBNAIL, 1 / THUMBNAIL), indexing="ij"
+)
+_RADIUS = np.hypot(_ROWS, _COLUMNS)
+_KEPT = (_RADIUS <= CYCLES) & (_RADIUS >= 1) & ((_COLUMNS > 0) | (_ROWS > 0))  # half the plane says all of a real image
+FREQUENCIES = np.stack([_ROWS[_KEPT], _COLUMNS[_KEPT]], axis=1)  # (frequencies, 2) down and across, cycles a frame
+_WINDOW = np.outer(np.hanning(THUMBNAIL + 2)[1:-1], np.hanning(THUMBNAIL + 2)[1:-1]).astype(np.float32)
+
+RECORD = np.dtype(
+    [
+        ("width", "i4"),
+        ("height", "i4"),
+        ("mode", "U8"),  # Pillow's: L, RGB, I;16 …
+        ("paged", "?"),  # it has further pages
+        ("depth", "U5"),  # the least of DEPTHS that holds its values; "" of 8 bits
+        ("spread", "f4"),  # standard deviation of the grey values, 0..255, at this depth
+        ("spectrum", "f2", (len(FREQUENCIES), 2)),  # real and imaginary, in grey values: 16 bits are finer than a JPEG
+    ]
+)
+VERSION = 3  # of what is kept and how it is computed; to be raised when `decode` comes to give other pixels
+
+
+class Images:
+    """The photos of a set by row, each file read once: `images[rows]` are their pixels.
+
+    `digests` are 16 bytes of each one's content, b"" where there is no such file; `records` (images,) of RECORD, 0
+    where it cannot be read, and why not is in `errors`, by row. `depth` is one for all, and no longer auto.
+
+    Args:
+        paths: of the files.
+        settings: `cache` names the place of the pixels, `resize` and `depth` how they are made of a photo.
+        size: side in pixels that every photo is brought to.
+        device: where they may be kept.
+
+    Raises:
+        UserError: they do not fit into `dataset.cache`, or a file is written to while it is read.
+    """
+
+    def __init__(self, paths: list[str], settings: DatasetSettings, size: int, device: torch.device) -> None:
+        self.paths, self.size, self.resize, self.depth = paths, size, settings.resize, settings.depth
+        self.store = store = Store(None if settings.cache == "off" else settings.cache_dir, settings.cache_max_gb)
+        look, nowhere = f"{VERSION}-{max(size, LEAST_SIDE)}", Store(None)  # a large JPEG is decoded at a fraction
+        self.known_files = store.rows(f"files-{VERSION}", (16,), np.uint8)
+        self.known_records = store.rows(f"records-{look}", (), RECORD)
+        self.known_thumbnails = store.rows(f"thumbnails-{look}", (THUMBNAIL, THUMBNAIL), np.uint8)
+        pixels = store.rows(f"pixels-{VERSION}-{size}-{settings.resize}", (3, size, size), np.uint8)
+        self.place = choose_place(self.nbytes, pixels.nbytes, settings, device)
+        if self.place == "ram" or (self.place == "device" and self.nbytes > store.max_bytes):
+            pixels = nowhere.rows("pixels", (3, size, size), np.uint8)
+        elif self.place == "off":
+            pixels = nowhere.rows("decoded", (0,), np.uint8)  # whether they can be, and nothing else
+        self.pixels: Rows | torch.Tensor = pixels
+        self.positions = np.zeros(0, np.int64)  # of each image among them
+        self._read_all(pixels)
+        if self.place == "device":
+            self.pixels = torch.empty((len(paths), 3, size, size), dtype=torch.uint8, device=device)
+            for start in range(0, len(paths), AT_ONCE // (3 * self.size**2) + 1):
+                some = torch.from_numpy(pixels[self.positions[start : start + AT_ONCE // (3 * self.size**2) + 1]])
+                self.pixels[start : start + len(some)].copy_(some)
+            self.positions = np.arange(len(paths))
+
+    def __str__(self) -> str:
+        return f"{len(self.paths)} images of {self.size} px, {self.nbytes / 1e6:,.1f} MB: dataset.cache={self.place}"
+
+    def __getitem__(self, rows: np.ndarray) -> torch.Tensor:
+        """uint8 (rows, 3, size, size): on the device where they are kept there, else the caller's own.
+
+        Raises:
+            UserError: an image that is decoded now cannot be, or has changed.
+        """
+        if isinstance(self.pixels, torch.Tensor):
+            return self.pixels[torch.from_numpy(self.positions[rows]).to(self.pixels.device, non_blocking=True)]
+        if self.place != "off":
+            return torch.from_numpy(self.pixels[self.positions[rows]])
+        alone = get_worker_info() is None  # else there are as many processes as the user wants
+        decoded = (map_in_threads if alone else map)(self._decode, rows.tolist())
+        return torch.from_numpy(np.stack(list(decoded)))
+
+    def told(self) -> list[str]:
+        """Sentences on what is out of the ordinary in the files."""
+        deep, paged = int((self.records["depth"] != "").sum()), int(self.records["paged"].sum())
+        name = self.depth if self.depth == "float" else f"{self.depth} bits"
+        depth = f"depth: {name} ({deep} of {len(self.paths)} files hold more than 8)"
+        return [depth] * (deep > 0) + [further_pages(paged)] * (paged > 0)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all pixels."""
+        return len(self.paths) * 3 * self.size**2
+
+    @property
+    def spectra(self) -> np.ndarray:
+        """Coarse Fourier spectrum of the windowed grey image, complex64 (images, frequencies)."""
+        return self.records["spectrum"].astype(np.float32).view(np.complex64)[..., 0]
+
+    def thumbnails(self, rows: np.ndarray) -> np.ndarray:
+        """The whole frame in grey, uint8 (rows, THUMBNAIL, THUMBNAIL)."""
+        if self.store.folder is None and self.place == "off":
+            photos = (open_photo(self._content(row), self.size) for row in rows.tolist())
+            return np.stack([_grey(photo).round() for photo in photos])
+        return self.known_thumbnails[self.known_thumbnails.find([self.digests[row] for row in rows])]
+
+    def keep(self, rows: np.ndarray) -> "Images":
+        """The same of some rows, all of which can be read."""
+        some = copy(self)
+        some.paths, some.digests = ([values[row] for row in rows.tolist()] for values in (self.paths, self.digests))
+        some.records, some.positions, some.errors = self.records[rows], self.positions[rows], {}
+        return some
+
+    def _read_all(self, pixels: Rows) -> None:
+        self.errors: dict[int, str] = {}
+        stamps = [_stamp(path) for path in self.paths]
+        known = self.known_files.find(stamps)
+        found = zip(self.known_files[known], known.tolist(), strict=True)
+        self.digests = [digest.tobytes() if position >= 0 else b"" for digest, position in found]
+        for _ in range(
+            3
+        ):  # once; again those of more than 8 bits, at the depth of all; again what has changed meanwhile
+            if not self._look_up(pixels):
+                return
+            with pixels.lock(), tqdm(desc="reading", unit="img", disable=None, leave=False) as progress:
+                progress.reset(len(rows := self._look_up(pixels)))
+                for start in range(0, len(rows), AT_ONCE // (3 * self.size**2) + 1):
+                    self._read(rows[start : start + AT_ONCE // (3 * self.size**2) + 1], stamps, pixels)
+                    progress.update(AT_ONCE // (3 * self.size**2) + 1)
+        if rows := self._look_up(pixels):
+            raise changed(self.paths[rows[0]])
+
+    def _look_up(self, pixels: Rows) -> list[int]:
+        """What is known of the files; and the rows of those that are to be read."""
+        known, failed = self.known_records.find(self.digests), np.isin(np.arange(len(self.paths)), list(self.errors))
+        self.records = self.known_records[known]
+        depths = self.records["depth"].tolist()
+        if self.depth == "auto" and (failed | (known >= 0)).all():
+            self.depth = max(set(depths) - {""}, key=DEPTHS.index, default="8")
+        self.positions = pixels.find([_key(*of_row, self.depth) for of_row in zip(self.digests, depths, strict=True)])
+        return np.flatnonzero(~failed & ((known < 0) | (self.positions < 0))).tolist()
+
+    def _read(self, rows: list[int], stamps: list[bytes], pixels: Rows) -> None:
+        """Read some files, and keep what they give."""
+        read = partial(read_photo, size=self.size, resize=self.resize, depth=self.depth)
+        whole = []
+        for row, photo in zip(rows, map_in_threads(read, [self.paths[row] for row in rows]), strict=True):
+            self.digests[row] = photo.digest
+            if photo.error:
+                self.errors[row] = photo.error
+            else:
+                whole.append(photo)
+        settled = [row for row in rows if self.digests[row] and _stamp(self.paths[row]) == stamps[row] != b""]
+        read_now = [np.frombuffer(self.digests[row], np.uint8) for row in settled]
+        self.known_files.add([stamps[row] for row in settled], read_now)
+        digests = [photo.digest for photo in whole]
+        self.known_records.add(digests, [photo.record for photo in whole])
+        if self.store.folder is not None or self.place != "off":
+            self.known_thumbnails.add(digests, [photo.thumbnail for photo in whole])
+        keys = [_key(photo.digest, str(photo.record["depth"]), self.depth) for photo in whole]
+        pixels.add(keys, [photo.pixels.reshape(-1)[: pixels.row_bytes] for photo in whole])
+        if self.place == "disk" and self.store.folder is None:
+            self.place = "ram"
+            if self.nbytes > free_memory():
+                raise UserError(
+                    f"nothing can be kept in dataset.cache_dir, and memory is too small for {self.nbytes / 1e9:.1f} GB "
+                    "of decoded images: free some space there, or use dataset.cache=off"
+                )
+
+    def _content(self, row: int) -> bytes:
+        with contextlib.suppress(UnreadableImageError):
+            content = read_file(self.paths[row])
+            if _hash(content) == self.digests[row]:
+                return content
+        raise changed(self.paths[row])
+
+    def _decode(self, row: int) -> np.ndarray:
+        return decode(self._content(row), self.size, self.resize, self.depth)
+
+
+class Photo(NamedTuple):
+    """What one read of a file gives; without an `error`, all of it."""
+
+    digest: bytes
+    error: str = ""
+    record: Any = None
+    thumbnail: Any = None
+    pixels: Any = None
+
+
+def read_photo(path: str, size: int, resize: Resize, depth: Depth) -> Photo:
+    """Of one file; see `Images`. With `depth` auto the pixels are at the least depth that holds them."""
+    digest = b""
+    try:
+        content = read_file(path)
+        digest = _hash(content)
+        opened = open_photo(content, size)
+        grey = _grey(opened)
+        pixels = square(opened.pixels(depth), size, resize)
+    except UnreadableImageError as error:
+        return Photo(digest, str(error))
+    windowed = (grey - (grey * _WINDOW).sum() / _WINDOW.sum()) * _WINDOW
+    spectrum = fft.rfft2(windowed)[_KEPT] / _WINDOW.sum()
+    parts = np.stack([spectrum.real, spectrum.imag], axis=1)
+    about = opened.width, opened.height, opened.mode, opened.paged and not path.lower().endswith(ONE_PAGE)
+    record = np.array((*about, opened.depth, grey.std(), parts), RECORD)
+    return Photo(digest, "", record, grey.round().astype(np.uint8), pixels)
+
+
+def changed(path: str) -> UserError:
+    """The sentence for a file that was written to while this run read it."""
+    return UserError(f"{path} has changed since the start of this run: start anew once nothing writes to it")
+
+
+def choose_place(needed: int, stored: int, settings: DatasetSettings, device: torch.device) -> Place:
+    """What `dataset.cache` names, or for auto the fastest that the pixels fit into.
+
+    Args:
+        needed: bytes of all pixels.
+        stored: bytes of such pixels, of these photos or of others, that are on the disk already.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    limit, folder = settings.cache_max_gb * 1e9, settings.cache_dir
+    if settings.cache == "device" and device.type == "cpu":
+        raise UserError("dataset.cache=device, but there is no GPU: use dataset.cache=auto")
+    if settings.cache == "disk" and needed > limit:
+        raise UserError(
+            f"dataset.cache=disk needs {needed / 1e9:.2g} GB, more than dataset.cache_max_gb="
+            f"{settings.cache_max_gb:g}: allow more, or use dataset.cache=auto"
+        )
+    if settings.cache == "ram" and needed > free_memory():
+        raise UserError(
+            f"dataset.cache=ram needs {needed / 1e9:.1f} GB, but {free_memory() / 1e9:.1f} GB are free: "
+            "use dataset.cache=auto"
+        )
+    if settings.cache != "auto":
+        return settings.cache
+    if device.type == "cuda" and needed < free_memory(device) / 2:
+        return "device"
+    if needed <= min(limit, free_disk(folder) + stored):
+        return "disk"
+    return "ram" if needed <= free_memory() / 2 else "off"
+
+
+def free_memory(device: torch.device = CPU) -> float:
+    """Bytes that this process could take on a device; on the CPU with what the system uses for files."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2  # no Linux: say half of all is taken
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes left where a folder is, or would be made."""
+    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.is_dir())).free
+
+
+def _grey(photo: Opened) -> np.ndarray:
+    """The whole frame as luminance, float32 (THUMBNAIL, THUMBNAIL), 0..255."""
+    frame = square(photo.pixels("auto"), THUMBNAIL, "squash")
+    return np.tensordot(LUMINANCE, frame.astype(np.float32), 1)
+
+
+def _stamp(path: str) -> bytes:
+    """Key of a file in the state that it is in, by path, size and time; none where it is not there or just written."""
+    try:
+        about = os.stat(path)  # noqa: PTH116  a path object costs more than the question
+    except OSError:
+        return b""
+    if time.time_ns() - about.st_mtime_ns < SETTLED:
+        return b""
+    return _hash(f"{os.path.abspath(path)}\0{about.st_size}\0{about.st_mtime_ns}".encode())  # noqa: PTH100  likewise
+
+
+def _key(digest: bytes, least: str, depth: Depth) -> bytes:
+    """Of the pixels of a photo at a depth, where `least` is its own."""
+    return digest if least == "" or depth in (least, "auto") else _hash(digest + depth.encode())
+
+
+def _hash(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
