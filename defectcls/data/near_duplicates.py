@@ -95,6 +95,8 @@ def candidate_pairs(spectra: np.ndarray, like: float = LIKE_SPECTRA) -> np.ndarr
         spectra: complex64 (images, frequencies).
         like: cosine of the spectra from which they may.
     """
+    if len(spectra) < 2:
+        return np.zeros((0, 3), dtype=np.int64)
     count, views = len(spectra), np.concatenate([spectra, _mirrored(spectra)])
     magnitudes = np.log(np.abs(views) + 1e-3)
     magnitudes -= magnitudes.mean(axis=1, keepdims=True)  # a gain changes nothing

@@ -74,9 +74,7 @@ class FrozenFeatures:
         kind = f"features-{hash_of(VERSION, self.weights, repr(computed).encode()).hex()}"
         in_memory = Store(None)
         places = {True: store or in_memory, False: in_memory}  # by whether a view lasts
-        self._rows = {
-            lasts: place.rows(kind, (backbone.feature_count,), np.float32) for lasts, place in places.items()
-        }
+        self._rows = {lasts: place.rows(kind, (backbone.feature_count,), np.float32) for lasts, place in places.items()}
         self._look: Look | None = None
 
     def __deepcopy__(self, memo: dict) -> "FrozenFeatures":  # a moving average copies the classifier
