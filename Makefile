@@ -12,9 +12,10 @@ demo: .venv/installed  ## train on the built-in synthetic photos, on the CPU
 	$(BIN)/python -m defectcls.train experiment=demo
 
 .PHONY: test
-test: .venv/installed  ## lint, types, tests
+test: .venv/installed  ## lint, arrows, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 

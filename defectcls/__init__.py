@@ -1,24 +1,126 @@
-"""From a folder of photos to a trained, measured defect classifier in one command."""
+"""From a folder of photos to a trained, measured defect classifier: one command, or a few lines of Python.
 
-from typing import TYPE_CHECKING, Literal
+    config = defectcls.compose("dataset=mvtec", "dataset.categories=[screw]", "model=mobilenetv2")
+    data = defectcls.datamodule(config)
+    model = defectcls.classifier(config, data)
+    lightning.Trainer(max_epochs=3).fit(model, data)
+
+    run = defectcls.run("train", "dataset=mvtec", "model=mobilenetv2")
+    defectcls.load(run.folder).predict(["part.png"])
+
+What takes seconds to import is imported when it is asked for.
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from defectcls.deployment.predictor import Predictor
+    from defectcls.config import compose as compose
+    from defectcls.data.casting import Casting as Casting
+    from defectcls.data.concrete_crack import ConcreteCrack as ConcreteCrack
+    from defectcls.data.datamodule import DefectDataModule as DefectDataModule
+    from defectcls.data.folder import Folder as Folder
+    from defectcls.data.mvtec import MVTec as MVTec
+    from defectcls.data.railway import Railway as Railway
+    from defectcls.data.railway_components import RailwayComponents as RailwayComponents
+    from defectcls.data.synthetic import Synthetic as Synthetic
+    from defectcls.data.table import Table as Table
+    from defectcls.deployment.predictor import Predictor as Predictor
+    from defectcls.deployment.predictor import load as load
+    from defectcls.errors import UserError as UserError
+    from defectcls.model.classifier import Classifier as Classifier
+    from defectcls.settings import TrainSettings
+    from defectcls.training.command import RunFolder as RunFolder
+    from defectcls.training.command import run as run
 
 __version__ = "0.1.0"
+__all__ = [
+    *("Casting", "Classifier", "ConcreteCrack", "DefectDataModule", "Folder", "MVTec", "Predictor", "Railway"),
+    *("RailwayComponents", "RunFolder", "Synthetic", "Table", "UserError"),
+    *("classifier", "compose", "datamodule", "load", "run"),
+]
+_MODULES = {
+    "config": ["compose"],
+    "data.casting": ["Casting"],
+    "data.concrete_crack": ["ConcreteCrack"],
+    "data.datamodule": ["DefectDataModule"],
+    "data.folder": ["Folder"],
+    "data.mvtec": ["MVTec"],
+    "data.railway": ["Railway"],
+    "data.railway_components": ["RailwayComponents"],
+    "data.synthetic": ["Synthetic"],
+    "data.table": ["Table"],
+    "deployment.predictor": ["Predictor", "load"],
+    "errors": ["UserError"],
+    "model.classifier": ["Classifier"],
+    "training.command": ["RunFolder", "run"],
+}
 
 
-def load(
-    checkpoint: "str | Path",
-    device: Literal["auto", "cpu", "gpu"] = "auto",
-    precision: Literal["32", "bf16", "16"] | None = None,
-) -> "Predictor":
-    """A trained model that predicts photos, of a run folder or a .ckpt file: `load(run).predict(photos)`.
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"defectcls.{module}"), name)
+    raise AttributeError(f"module 'defectcls' has no attribute '{name}'")
 
-    See `defectcls.deployment.predictor`; imported here, since torch takes seconds.
+
+def datamodule(config: Mapping[str, Any]) -> "DefectDataModule":
+    """The photos that a configuration names, as a LightningDataModule that any Trainer takes.
+
+    Args:
+        config: of `compose`, or the same as a dictionary.
+
+    Raises:
+        UserError: a value is wrong, or a part of one's own cannot be imported.
+
+    Example:
+        >>> data = datamodule(compose("dataset=synthetic", "dataset.root=photos", "image_size=96"))
+        >>> data.setup()
+        >>> data.class_names
+        ['sound', 'defective']
     """
-    from defectcls.deployment.predictor import load
+    from defectcls.data.datamodule import DefectDataModule
 
-    return load(checkpoint, device, precision)
+    return DefectDataModule.from_settings(_settings(config))
+
+
+def classifier(config: Mapping[str, Any], data: "DefectDataModule | None" = None) -> "Classifier":
+    """The classifier that a configuration names, as a LightningModule that any Trainer takes, with pretrained weights.
+
+    Its stages are trained; the probe on frozen features and the choice of a decision are `run`'s.
+
+    Args:
+        data: what it shall tell apart: the classes, and how many photos there are of each; None lists the
+            configuration's.
+
+    Raises:
+        UserError: as `datamodule`, and without photos.
+
+    Example:
+        >>> model = classifier(config, data)
+        >>> lightning.Trainer(max_epochs=3).fit(model, data)
+    """
+    from defectcls.training.build import build_classifier, device_of, with_compute
+
+    data = data or datamodule(config)
+    data.prepare_data()
+    data.setup()
+    settings = _settings(config)
+    return build_classifier(with_compute(settings, device_of(settings.trainer)), data)
+
+
+def _settings(config: Mapping[str, Any]) -> "TrainSettings":
+    from omegaconf import OmegaConf
+    from pydantic import ValidationError
+
+    from defectcls.config import import_named, parse, plain
+    from defectcls.errors import UserError, explain
+    from defectcls.settings import TrainSettings
+
+    values = plain(OmegaConf.create(config))
+    import_named(values)
+    try:
+        return parse(TrainSettings, values)
+    except ValidationError as error:
+        raise UserError(explain(error)) from error

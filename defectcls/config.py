@@ -30,7 +30,7 @@ CONF_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf
 
 OURS = ("defectcls.", "torch.nn.", "lightning.pytorch.")  # whose classes a file may name
 TRAINING = ("train", "crossval", "audit")  # verbs that need a dataset
-OPEN = {"trainer": "lightning's Trainer", "logger": "lightning's logger"}  # groups with arguments of a class beside
+FURTHER = {"trainer": "trainer/auto", "logger": "logger/wandb"}  # groups that take arguments of Lightning's classes too
 POINTERS = {  # a key, and what other tools call it
     **{"optim.lr": "lr learning_rate", "optim.weight_decay": "weight_decay", "optim": "optimizer optimiser"},
     **{"finetune.stages.full.epochs": "epochs max_epochs", "finetune.patience": "patience", "seed": "seed"},
@@ -82,7 +82,7 @@ def compose(*overrides: str, verb: str = "train", config_dir: str | Path | None 
         >>> config.image_size
         224
     """
-    given = as_overrides(verb, with_presets(list(overrides), config_dir), sweeps=False)
+    given = overrides_of(verb, with_presets(list(overrides), config_dir), sweeps=False)
     try:
         with hydra_of(verb):
             from hydra import compose as composed
@@ -90,6 +90,18 @@ def compose(*overrides: str, verb: str = "train", config_dir: str | Path | None 
             return composed(verb, given)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(composition_sentence(error, verb, list(overrides))) from error
+
+
+def overrides_of(verb: str, typed: list[str], sweeps: bool) -> list[str]:
+    """What was typed beside options, as Hydra takes it; `trainer.<argument of Lightning's Trainer>` needs no `+`."""
+    overrides = as_overrides(verb, typed, sweeps)
+    for place, word in enumerate(overrides) if verb in TRAINING else ():
+        group, _, key = word.partition("=")[0].partition(".")
+        if key and group in FURTHER and _pointed(f"{group}.{key}", verb) is None:
+            known = list(map(str, OmegaConf.load(CONF_DIR / f"{FURTHER[group]}.yaml")))
+            if key.partition(".")[0] not in known and not did_you_mean(key, known):
+                overrides[place] = f"++{word}"
+    return overrides
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -235,14 +247,18 @@ def composition_sentence(error: BaseException, verb: str, typed: list[str]) -> s
 
 
 def _unknown_key(key: str, known: list[str], verb: str) -> str:
+    if (pointed := _pointed(key, verb)) is not None:
+        return f"unknown key '{key}': {pointed}=<value> sets it"
     stem, _, word = key.rpartition(".")
-    for pointed, names in POINTERS.items():
-        if word in names.split() and pointed != key and pointed.partition(".")[0] in (*_known_keys(verb), "hydra"):
-            return f"unknown key '{key}': {pointed}=<value> sets it"
-    near = did_you_mean(word, known) or (f"; known here are {', '.join(known)}" if known else "")
-    if stem in OPEN and "?" not in near:
-        near += f"; +{key}=<value> is passed on to {OPEN[stem]}"
-    return f"unknown key '{key}'{f' in {stem}' if stem else ''}{near or f'; +{key}=<value> adds it'}"
+    others = f"; known here are {', '.join(known)}" if known else f"; +{key}=<value> adds it"
+    return f"unknown key '{key}'{f' in {stem}' if stem else ''}{did_you_mean(word, known) or others}"
+
+
+def _pointed(key: str, verb: str) -> str | None:
+    """The key that sets what other tools call by another name."""
+    word, known = key.rpartition(".")[2], (*_known_keys(verb), "hydra")
+    meant = (pointed for pointed, names in POINTERS.items() if word in names.split())
+    return next((pointed for pointed in meant if pointed != key and pointed.partition(".")[0] in known), None)
 
 
 def _known_keys(verb: str) -> list[str]:

@@ -17,6 +17,7 @@ VERBS = sorted(CONF_DIR.glob("*.yaml"))
 PRESETS = sorted(CONF_DIR.glob("*/*.yaml"))
 PARSED_AS = {"train": TrainSettings, "evaluate": EvaluateSettings, "predict": PredictSettings}
 GIVEN = {  # what a preset leaves to the command line
+    "loss/own": ["loss._target_=torch.nn.MultiMarginLoss"],
     "model/timm": ["model.name=resnet18"],
     "dataset/folder": ["dataset.root=photos"],
     "dataset/table": ["dataset.table=parts.csv"],

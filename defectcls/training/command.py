@@ -21,13 +21,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from defectcls.arguments import RUN_DIR, SWEEP_DIR, UNRECORDED, as_overrides, as_typed, quoted, unquoted, with_presets
+from defectcls.arguments import RUN_DIR, SWEEP_DIR, UNRECORDED, as_typed, quoted, unquoted, with_presets
 from defectcls.config import (
     TRAINING,
     as_job,
     composition_sentence,
     hydra_of,
     import_named,
+    overrides_of,
     plain,
     repetition,
     searchpath,
@@ -174,7 +175,7 @@ def _perform(verb: str, task: Verb, typed: list[str], begun: list[Path], logs: b
     if verb in TRAINING and options.help:
         overrides.append("dataset=synthetic")  # a dataset is required; the help shows the keys of this one
     sweeps = (sweeps or options.multirun) and not options.help
-    options.overrides = overrides = as_overrides(verb, overrides, sweeps)
+    options.overrides = overrides = overrides_of(verb, overrides, sweeps)
     with hydra_of(verb) as hydra:
         if options.help:
             hydra.app_help(verb, parser, options)
