@@ -118,7 +118,7 @@ def _settings(config: Mapping[str, Any]) -> "TrainSettings":
     from defectcls.errors import UserError, explain
     from defectcls.settings import TrainSettings
 
-    values = plain(OmegaConf.create(config))
+    values = plain(config if OmegaConf.is_config(config) else OmegaConf.create(dict(config)))
     import_named(values)
     try:
         return parse(TrainSettings, values)
