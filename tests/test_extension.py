@@ -1,5 +1,6 @@
 """What a package of one's own adds to a run, and how its checkpoint is loaded."""
 
+import json
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -8,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.conftest import command, sentence
+from tests.conftest import command, paint, sentence
 
 OWN = '''
 import lightning as L
@@ -65,6 +66,10 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for group, text in {
         "callbacks/counting": f"counting: {{_target_: own_parts.Counting, file: {tmp_path}/count}}",
         "loss/margin": "_target_: own_parts.Margin\nclass_weights: auto\nmargin: 0.5",
+        "dataset/plates": (
+            f"defaults: [/dataset_base@_here_, _self_]\nname: plates\n_target_: own_parts.Plates\n"
+            f"root: {tmp_path}/plates\nday: monday"
+        ),
     }.items():
         (conf / group).parent.mkdir(parents=True, exist_ok=True)
         (conf / group).with_suffix(".yaml").write_text(text)
@@ -110,3 +115,56 @@ def test_arguments_of_the_trainer_pass_through(tiny: list[str], tmp_path: Path) 
 )
 def test_mistakes(tiny: list[str], tmp_path: Path, given: str, told: str) -> None:
     assert sentence(command("train", *tiny, given, f"hydra.run.dir={tmp_path / 'run'}")).startswith(told)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_loss_of_ones_own(tiny: list[str], own: Path) -> None:
+    """Its checkpoint is evaluated without it."""
+    given = (f"--config-dir={own / 'conf'}", *tiny, "loss=margin", "finetune=full")
+    done = command("train", *given, f"hydra.run.dir={own / 'run'}")
+    assert done.code == 0, done.err
+    history = pd.read_csv(own / "run/metrics.csv")
+    assert (history["train/loss"] < history["val/loss"]).all()  # of logits near 0: a margin of 0.5, and log(2)
+    forget()
+    again = command("evaluate", f"checkpoint={own / 'run'}", f"hydra.run.dir={own / 'again'}")
+    assert again.code == 0, again.err
+    assert "own_parts" not in sys.modules
+
+
+PARTS = {
+    "a model": ("model._target_=own_parts.Doubled", "imports=[]"),
+    "a timm model": ("model.name=thin_resnet", "imports=[own_parts]"),
+}
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("part", PARTS)
+def test_a_network_of_ones_own_is_loaded_where_the_user_has_imported_it(tiny: list[str], own: Path, part: str) -> None:
+    forget()
+    done = command("train", *tiny, *PARTS[part], "finetune=full", f"hydra.run.dir={own / 'run'}")
+    assert done.code == 0, done.err
+    evaluate = ("evaluate", f"checkpoint={own / 'run'}", f"hydra.run.dir={own / 'again'}")
+    forget()
+    assert "imports=[own_parts]" in sentence(command(*evaluate))
+    assert "own_parts" not in sys.modules  # not because the file says so
+    again = command(*evaluate, "imports=[own_parts]")
+    assert again.code == 0, again.err
+    before, after = (json.loads((own / name / "metrics.json").read_text())["test"] for name in ("run", "again"))
+    assert before == after
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_dataset_of_ones_own(tiny: list[str], own: Path) -> None:
+    for number in range(20):
+        paint(own / f"plates/monday/good/{number}.png", (10 * number, 90, 200))
+        paint(own / f"plates/monday/bad/{number}.png", (200, 10 * number, 30))
+    network = [argument for argument in tiny if not argument.startswith("dataset")]
+    plates = (f"--config-dir={own / 'conf'}", "dataset=plates")
+    done = command("train", *plates, *network, "finetune=full", f"hydra.run.dir={own / 'run'}")
+    assert done.code == 0, done.err
+    assert len(pd.read_csv(own / "run/predictions.csv")) == 40
+    forget()
+    evaluate = ("evaluate", f"checkpoint={own / 'run'}", f"hydra.run.dir={own / 'again'}")
+    assert "own_parts.Plates, is not imported: name the dataset again, dataset=<name>" in sentence(command(*evaluate))
+    again = command(*evaluate, *plates, "part=test", "seen=keep")
+    assert again.code == 0, again.err

@@ -51,22 +51,33 @@ def dashboard(settings: LoggerSettings, folder: Path, config: dict[str, Any]) ->
 
 
 def _begin(settings: LoggerSettings, folder: Path, config: dict[str, Any]) -> Logger | None:
-    makers = {"wandb": _wandb, "tensorboard": _tensorboard, "mlflow": _mlflow}
-    if settings.name not in makers:
+    if settings.name == "csv":
         return None
     try:
-        logger = makers[settings.name](settings, folder, config)
+        logger = _build(settings, folder, config)
         getattr(logger, "experiment", None)  # starts the run: Lightning would, where nothing catches what is raised
     except ModuleNotFoundError as error:
         raise UserError(f"logger={settings.name} needs a package: pip install 'defectcls[{settings.name}]'") from error
     except Exception as error:  # whatever a dashboard raises
-        if isinstance(error, TypeError) and settings.model_extra:
-            raise UserError(f"logger={settings.name} with {', '.join(settings.model_extra)}: {error}") from error
+        if isinstance(error, TypeError) and settings.further:
+            raise UserError(f"logger={settings.name} with {', '.join(settings.further)}: {error}") from error
         log.warning(GOES_ON, settings.name, " ".join(repr(error).split()))
         return None
     for name in ("log_metrics", "log_hyperparams", "save", "finalize"):
         setattr(logger, name, functools.partial(_tell, logger, getattr(logger, name)))
     return logger
+
+
+def _build(settings: LoggerSettings, folder: Path, config: dict[str, Any]) -> Logger:
+    run_name = "/".join(folder.parts[-3:])
+    if settings.name == "wandb":
+        return _wandb(settings, folder, config, run_name)
+    from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
+
+    if settings.name == "tensorboard":
+        return TensorBoardLogger(folder, **{"name": "tensorboard", "version": ""} | settings.further)
+    server = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+    return MLFlowLogger(settings.project, **{"run_name": run_name, "tracking_uri": server} | settings.further)
 
 
 def _tell(logger: Logger, method: Callable[..., Any], *given: Any, **options: Any) -> None:
@@ -86,21 +97,9 @@ def _attempt(logger: Logger, act: Callable[[], Any]) -> None:
         vars(logger)["failed"] = True
 
 
-def _tensorboard(settings: LoggerSettings, folder: Path, config: dict[str, Any]) -> Logger:  # noqa: ARG001
-    from lightning.pytorch.loggers import TensorBoardLogger
-
-    return TensorBoardLogger(folder, **{"name": "tensorboard", "version": ""} | (settings.model_extra or {}))
-
-
-def _mlflow(settings: LoggerSettings, folder: Path, config: dict[str, Any]) -> Logger:  # noqa: ARG001
-    from lightning.pytorch.loggers import MLFlowLogger
-
-    server = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-    given = {"run_name": _run_name(folder), "tracking_uri": server} | (settings.model_extra or {})
-    return MLFlowLogger(settings.project, **given)
-
-
-def _wandb(settings: LoggerSettings, folder: Path, config: dict[str, Any], mode: str | None = None) -> WandbLogger:
+def _wandb(
+    settings: LoggerSettings, folder: Path, config: dict[str, Any], run_name: str, mode: str | None = None
+) -> WandbLogger:
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.pop("WANDB_SERVICE", None)  # of the process that started this one: it would hold the id of a killed run
     import wandb
@@ -114,7 +113,7 @@ def _wandb(settings: LoggerSettings, folder: Path, config: dict[str, Any], mode:
         identity.write_text(f"{announced} " if announced else f"{secrets.token_hex(4)} {settings.group or ''}")
     run_id, _, group = identity.read_text().partition(" ")  # a group named after the time would change on resume
     given = {
-        "name": _run_name(folder),
+        "name": run_name,
         "id": run_id,
         "save_dir": folder,
         "group": group or None,
@@ -126,7 +125,7 @@ def _wandb(settings: LoggerSettings, folder: Path, config: dict[str, Any], mode:
         **settings.model_dump(include={"project", "job_type", "tags"}),
     }
     try:
-        logger = WandbLogger(**given | (settings.model_extra or {}))
+        logger = WandbLogger(**given | settings.further)
         _ = logger.experiment  # starts the run
     except wandb.errors.CommError:
         log.warning(
@@ -134,12 +133,8 @@ def _wandb(settings: LoggerSettings, folder: Path, config: dict[str, Any], mode:
             folder / "wandb",
         )
         wandb.teardown()  # its service still holds the id
-        return _wandb(settings, folder, config, "offline")
+        return _wandb(settings, folder, config, run_name, "offline")
     return logger
-
-
-def _run_name(folder: Path) -> str:
-    return "/".join(folder.parts[-3:])
 
 
 def log_results(
@@ -153,38 +148,37 @@ def log_results(
         root: that their paths are relative to.
         table_rows: of the table of thumbnails.
     """
+
+    def send() -> None:
+        assert logger is not None
+        test = defect_numbers(metrics["test"])
+        numbers = {f"test/{name}": value for name, value in test.items() if isinstance(value, float | int)}
+        if "val" in metrics and (auroc := defect_numbers(metrics["val"])["auroc"]) is not None:
+            numbers["best/val_auroc"] = auroc  # of the checkpoint that is kept; val/auroc is that of the last epoch
+        for name, interval in test["intervals"].items():
+            if isinstance(interval, list):
+                numbers |= {f"test/{name}_low": interval[0], f"test/{name}_high": interval[1]}
+        logger.log_metrics(numbers)
+        if not isinstance(logger, WandbLogger):
+            return
+        import wandb
+
+        names, page = metrics["class_names"], folder / "report.html"
+        positions = {name: position for position, name in enumerate(names)}
+        truth, answers = (predictions[column].map(positions).tolist() for column in ("label", "prediction"))
+        probabilities: Any = predictions[[PROBABILITY + name for name in names]].to_numpy().tolist()
+        shown = worth_seeing(predictions, names, limit=table_rows).drop(columns="split", errors="ignore")
+        photos = [wandb.Image(thumbnail(root / path, THUMBNAIL_PX, metrics["depth"])) for path in shown["path"]]
+        shown.insert(0, "image", photos)
+        sent: dict[str, Any] = {
+            "test/confusion_matrix": wandb.plot.confusion_matrix(y_true=truth, preds=answers, class_names=names),
+            "test/precision_recall": wandb.plot.pr_curve(truth, probabilities, labels=names),
+            "test/roc": wandb.plot.roc_curve(truth, probabilities, labels=names),
+            "test/predictions": wandb.Table(dataframe=shown),
+        }
+        logger.experiment.log(sent | ({"report": wandb.Html(str(page), inject=False)} if page.is_file() else {}))
+        baseline = {f"baseline/{k}": v for k, v in (metrics.get("baseline") or {}).items() if isinstance(v, float)}
+        logger.experiment.summary.update(numbers | baseline)
+
     if logger is not None:
-        _tell(logger, functools.partial(_log_results, logger, folder, metrics, predictions, root, table_rows))
-
-
-def _log_results(
-    logger: Logger, folder: Path, metrics: dict[str, Any], predictions: pd.DataFrame, root: Path, table_rows: int
-) -> None:
-    test = defect_numbers(metrics["test"])
-    numbers = {f"test/{name}": value for name, value in test.items() if isinstance(value, float | int)}
-    if "val" in metrics and (auroc := defect_numbers(metrics["val"])["auroc"]) is not None:
-        numbers["best/val_auroc"] = auroc  # of the checkpoint that is kept; val/auroc is that of the last epoch
-    for name, interval in test["intervals"].items():
-        if isinstance(interval, list):
-            numbers |= {f"test/{name}_low": interval[0], f"test/{name}_high": interval[1]}
-    logger.log_metrics(numbers)
-    if not isinstance(logger, WandbLogger):
-        return
-    import wandb
-
-    names, run, page = metrics["class_names"], logger.experiment, folder / "report.html"
-    positions = {name: position for position, name in enumerate(names)}
-    truth, answers = (predictions[column].map(positions).tolist() for column in ("label", "prediction"))
-    probabilities = predictions[[PROBABILITY + name for name in names]].to_numpy().tolist()
-    shown = worth_seeing(predictions, names, limit=table_rows).drop(columns="split", errors="ignore")
-    photos = [wandb.Image(thumbnail(root / path, THUMBNAIL_PX, metrics["depth"])) for path in shown["path"]]
-    shown.insert(0, "image", photos)
-    sent: dict[str, Any] = {
-        "test/confusion_matrix": wandb.plot.confusion_matrix(y_true=truth, preds=answers, class_names=names),
-        "test/precision_recall": wandb.plot.pr_curve(truth, probabilities, labels=names),  # type: ignore[arg-type]
-        "test/roc": wandb.plot.roc_curve(truth, probabilities, labels=names),
-        "test/predictions": wandb.Table(dataframe=shown),
-    }
-    run.log(sent | ({"report": wandb.Html(str(page), inject=False)} if page.is_file() else {}))
-    baseline = {f"baseline/{k}": v for k, v in (metrics.get("baseline") or {}).items() if isinstance(v, float)}
-    run.summary.update(numbers | baseline)
+        _tell(logger, send)

@@ -56,8 +56,8 @@ class Record(Checkpoint):
         about: plain values that go into every checkpoint, enough to evaluate it anywhere.
     """
 
-    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
-        self.folder, self.about = folder, about
+    def __init__(self, folder: Path, about: dict[str, Any] | None = None) -> None:
+        self.folder, self.about = folder, about or {}
         self.best, self.last = folder / BEST, folder / LAST
         self.history: list[Row] = []
         self.fitted = False  # a run that stopped early must not go on when it is resumed

@@ -1,4 +1,4 @@
-"""Train a run and measure it, or measure a trained one again."""
+"""Train a run and measure it."""
 
 import json
 import logging
@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from tqdm import tqdm
 
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.masks import mask_sizes
@@ -63,6 +62,7 @@ class Run:
         if "mask" in self.samples:
             sizes = mask_sizes(self.samples, settings.root, data.image_size, settings.resize)
             self.samples = self.samples.assign(mask_size=sizes)
+        self.classes = list(data.classes), list(data.classes.values())  # names and defective or not, in logit order
         self.decision = MOST_PROBABLE
         self.seconds: dict[str, float] = {}
         self.images_per_second: dict[str, float] = {}
@@ -82,28 +82,19 @@ class Run:
         index, logits = self.classifier.evaluated
         return predictions_table(self.samples.loc[index], probabilities_of(logits), *self.classes)
 
-    def judge(self, part: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    def evaluate(self, part: str) -> tuple[pd.DataFrame, dict[str, Any]]:
         """One part's predictions by the run's decision, and their numbers."""
         with self.timed(f"evaluate {part}", len(self.data.part(part))):
             uncalibrated = self.predict(part)
         return evaluate(uncalibrated, self.decision, *self.classes)
 
-    @property
-    def _head(self) -> str:
-        return self.classifier.hparams["model"]["head"]
-
-    @property
-    def classes(self) -> tuple[list[str], list[bool]]:
-        """Names, and which of them are defective, in logit order."""
-        return list(self.data.classes), list(self.data.classes.values())
-
     def describe(self) -> dict[str, Any]:
         """What metrics.json says of the run besides its numbers."""
-        joined = self.classifier.joined
+        joined, head = self.classifier.joined, self.classifier.hparams["model"]["head"]
         return {
-            **({} if joined is None else {"head": {"name": self._head} | joined.describe()}),
-            "class_names": list(self.data.classes),
-            "defective_classes": list(self.data.classes.values()),
+            **({} if joined is None else {"head": {"name": head} | joined.describe()}),
+            "class_names": self.classes[0],
+            "defective_classes": self.classes[1],
             "decision": self.decision.plain(),
             "unreadable": self.data.unreadable,
             "depth": self.data.settings.depth,
@@ -112,7 +103,7 @@ class Run:
         }
 
     def close(self) -> None:
-        """Let go of the other processes: the next job of a sweep starts its own."""
+        """Let go of the other processes: the next run starts its own."""
         if torch.distributed.is_initialized():
             started_here = isinstance(getattr(self.trainer.strategy, "cluster_environment", None), LightningEnvironment)
             torch.distributed.destroy_process_group()
@@ -136,132 +127,103 @@ class TrainingRun(Run):
         logger: Logger | None,
         data: DefectDataModule | None = None,
     ) -> None:
-        start = time.perf_counter()
+        start, device = time.perf_counter(), device_of(settings.trainer)
         folder.mkdir(parents=True, exist_ok=True)
-        device = device_of(settings.trainer)
         if (folder / LAST).is_file():
-            begun = read_checkpoint(folder / LAST)["defectcls"]
-            remedy = f"leave that out of resume={folder}, or begin another run"
-            depth = settings.dataset.depth  # as text, however it was typed
-            now = config | {"dataset": config["dataset"] | {"depth": depth}}
-            may_change = (*MAY_CHANGE, "dataset.depth") if depth == "auto" else MAY_CHANGE
-            refuse_another(begun["config"], now, "this run", may_change, remedy)
-            settings = as_begun(settings, begun, device)
+            settings = as_begun(settings, config, folder, device)
+        self.settings = settings = with_compute(settings, device)
+        self.folder, self.record = folder, Record(folder)
+        trainer = build_trainer(settings.trainer, folder, logger, [*build_callbacks(settings), self.record], settings)
         if data is None:
             data = build_data(settings, device=device)
         else:
             data.deal(settings.dataset.split, settings.seed)
-        settings = settings.model_copy(update={"dataset": data.settings})  # with its depth
         validated = data.samples["defective"].to_numpy(bool)[data.part("val")]
         refuse_missing_kind(settings.decision, validated, settings.dataset.prevalence)
-        self.settings = with_compute(settings, device)
-        chosen = self.settings.trainer.model_dump(mode="json")
+        chosen = settings.trainer.model_dump(mode="json")
         told = {key: chosen[key] if value == "auto" else value for key, value in config["trainer"].items()}
         self.config = config | {"trainer": told, "dataset": config["dataset"] | {"depth": data.settings.depth}}
-        self.folder, self.logger = folder, logger
-        about = {"config": json.loads(json.dumps(self.config, default=str)), "device": device.type}
-        self.record = Record(folder, about)
-        trainer = build_trainer(
-            self.settings.trainer, folder, logger, [*build_callbacks(settings), self.record], settings
-        )
+        self.record.about = {"config": json.loads(json.dumps(self.config, default=str)), "device": device.type}
         L.seed_everything(settings.seed, workers=True, verbose=False)
-        classifier = build_classifier(self.settings, data).to(device)
-        stages = settings.finetune.active_stages.values()
+        classifier = build_classifier(settings, data).to(device)
         solves = settings.finetune.probe and settings.model.head != "memory"
-        if solves or any(stage.trainable == "head" for stage in stages):
-            classifier.stored_features = build_features(self.settings, data, classifier.backbone)
+        if solves or any(stage.trainable == "head" for stage in settings.finetune.active_stages.values()):
+            classifier.stored_features = build_features(settings, data, classifier.backbone)
         super().__init__(data, classifier, trainer)
         self.seconds["data"] = time.perf_counter() - start
 
     def train(self) -> None:
         """Probe, stages, baseline; ends with the best weights in place. Goes on from last.ckpt where there is one."""
-        last = str(self.record.last) if self.record.last.is_file() else None
+        record, finetune, last = self.record, self.settings.finetune, self.record.last
         untrained = {name: value.clone() for name, value in self.classifier.state_dict().items()}
-        if last is None:
-            if self.settings.finetune.probe:
-                self._probe()
-        else:
-            self.record.load_state_dict(read_checkpoint(self.record.last)["callbacks"]["Record"])
-        if self.settings.finetune.active_stages:
-            if not self.record.fitted:
+        goes_on = last.is_file()
+        if goes_on:
+            record.load_state_dict(read_checkpoint(last)["callbacks"]["Record"])
+        elif finetune.probe:
+            self._probe()
+        if finetune.active_stages:
+            if not record.fitted:
+                from_file = str(last) if goes_on else None
                 with self.timed("fit"):
-                    self.trainer.fit(self.classifier, datamodule=self.data, ckpt_path=last, weights_only=True)
-            for row in stage_summary(self.record.history):
+                    self.trainer.fit(self.classifier, datamodule=self.data, ckpt_path=from_file, weights_only=True)
+            for row in stage_summary(record.history):
                 if row["rolled_back"]:
-                    log.warning("%s", collapse(self.record.history, row["name"]))
-            speeds = [row["images_per_second"] for row in self.record.history if "images_per_second" in row]
+                    log.warning("%s", collapse(record.history, row["name"]))
+            speeds = [row["images_per_second"] for row in record.history if "images_per_second" in row]
             self.images_per_second["fit"] = float(np.median(speeds))
         self.classifier.load_state_dict(untrained)  # measured late, so that nothing waits for it
         with self.timed("baseline", len(self.data.part("test"))):
             self.baseline = compute_metrics(self.predict("test"), *self.classes)
-        best = read_checkpoint(self.record.best)
+        best = read_checkpoint(record.best)
         self.classifier.load_state_dict(best["state_dict"])
         self._choose_decision(best)
 
+    def _probe(self) -> None:
+        """Learn from what a frozen backbone makes of the images: the first candidate for the best checkpoint."""
+        classifier, data, finetune, seed = self.classifier, self.data, self.settings.finetune, self.settings.seed
+        rows, views, stored = data.part("train"), finetune.probe_views, classifier.stored_features
+        weights, loader = class_weights(self.settings, data, sampled=False), data.part_dataloader("train")
+        classifier.to(self.trainer.strategy.root_device)
+        solves = self.settings.model.head != "memory"
+        if solves:
+            assert stored is not None
+            with self.timed("probe", len(rows) * (1 + views) + len(data.part("val"))):
+                copies = [copy_of(number, classifier.augment, seed) for number in range(1 + views)]
+                train = extract_features(stored, loader, copies)
+                val = extract_features(stored, data.part_dataloader("val"))
+                head = fit_probe(train, val, finetune.probe_c, weights, views)
+                classifier.head.load(head)
+            log.info("probe: C = %g", head.c)
+        if classifier.joined is not None:
+            look = classifier.backbone.inference(with_map=True)
+            units, odds = data.samples["unit"].to_numpy()[rows], None
+            with self.timed("memory", len(rows)):
+                if solves:  # weighed against the memory
+                    assert stored is not None
+                    ways = [laid(way) for way in range(1, classifier.test_views)]
+                    turned = [extract_features(stored, loader, [way])[0] for way in ways]
+                    odds = out_of_fold(train, units, head.c, weights, views, seed, turned)
+                maps = lambda: (look(batch["image"])[1] for batch in loader)  # noqa: E731
+                classifier.joined.learn(maps, odds, data.targets[rows] == 1, units, seed)
+            found = classifier.joined.describe()
+            log.info(
+                "%(bank)d sound patches remembered; weights: memory %(memory).2f, classifier %(classifier).2f", found
+            )
+        self.trainer.validate(classifier, datamodule=data, verbose=False)
+
     def _choose_decision(self, best: dict[str, Any]) -> None:
         """On the validation images; kept in the best checkpoint, with what the choice rests on."""
-        validation = self.predict("val")
-        self.decision = choose_decision(
-            self.settings.decision, validation, *self.classes, self.settings.dataset.prevalence
-        )
+        validation, prevalence = self.predict("val"), self.settings.dataset.prevalence
+        self.decision = choose_decision(self.settings.decision, validation, *self.classes, prevalence)
         columns = ["label", "defective", "unit", *(PROBABILITY + name for name in self.data.classes)]
         best["defectcls"]["validation"] = validation.filter(columns).to_dict("list")
         best["defectcls"]["seen"] = remember_seen(self.data)
         if self.trainer.is_global_zero:
             keep_decision(best, self.decision, self.record.best)
 
-    def _probe(self) -> None:
-        """Learn from what a frozen backbone makes of the images: the first candidate for the best checkpoint."""
-        self.classifier.to(self.trainer.strategy.root_device)
-        solved = None if self._head == "memory" else self._solve()
-        if self.classifier.joined is not None:
-            self._remember(solved)
-        self.trainer.validate(self.classifier, datamodule=self.data, verbose=False)
-
-    def _solve(self) -> tuple[tuple[np.ndarray, np.ndarray], float]:
-        """Solve the linear head on frozen features; the features and targets it was solved for, and its C."""
-        views = self.settings.finetune.probe_views
-        seen = len(self.data.part("train")) * (1 + views) + len(self.data.part("val"))
-        with self.timed("probe", seen):
-            features, copies = self.classifier.stored_features, range(1 + views)
-            assert features is not None
-            seen_as = [copy_of(number, self.classifier.augment, self.settings.seed) for number in copies]
-            train = extract_features(features, self.data.part_dataloader("train"), seen_as)
-            val = extract_features(features, self.data.part_dataloader("val"))
-            weights = class_weights(self.settings, data=self.data, sampled=False)
-            head = fit_probe(train, val, self.settings.finetune.probe_c, weights, views)
-        log.info("probe: C = %g", head.c)
-        self.classifier.head.load(head)
-        return train, head.c
-
-    def _remember(self, solved: tuple[tuple[np.ndarray, np.ndarray], float] | None) -> None:
-        """Let a memory learn the sound training images, and weigh it against the probe that was solved, if one was."""
-        classifier = self.classifier
-        assert classifier.joined is not None
-        rows, seed = self.data.part("train"), self.settings.seed
-        units, targets = self.data.samples["unit"].to_numpy()[rows], self.data.targets[rows]
-        look, loader = classifier.backbone.inference(with_map=True), self.data.part_dataloader("train")
-
-        def passes() -> Iterator[torch.Tensor]:
-            for batch in tqdm(loader, "memory", disable=None, leave=False, unit="batch"):
-                yield look(batch["image"])[1]
-
-        with self.timed("memory", len(rows)):
-            odds = None
-            if solved is not None:
-                assert classifier.stored_features is not None
-                ways = [laid(way) for way in range(1, classifier.test_views)]
-                turned = [extract_features(classifier.stored_features, loader, [way])[0] for way in ways]
-                weights = class_weights(self.settings, self.data, sampled=False)
-                views = self.settings.finetune.probe_views
-                odds = out_of_fold(solved[0], units, solved[1], weights, views, seed, turned)
-            classifier.joined.learn(passes, odds, targets == 1, units, seed)
-        head = classifier.joined.describe()
-        log.info("%(bank)d sound patches remembered; weights: memory %(memory).2f, classifier %(classifier).2f", head)
-
     def measure(self) -> tuple[dict[str, Any], pd.DataFrame]:
         """metrics.json and the predictions table of all three parts, from the best weights."""
-        judged = {part: self.judge(part) for part in PARTS}
+        judged = {part: self.evaluate(part) for part in PARTS}
         metrics: dict[str, Any] = {
             "dataset": self.settings.dataset.name,
             "model": self.settings.model.name,
@@ -274,26 +236,30 @@ class TrainingRun(Run):
         return metrics, pd.concat([table for table, _ in judged.values()]).sort_index()
 
 
-def as_begun(settings: TrainSettings, begun: dict[str, Any], device: torch.device) -> TrainSettings:
+def as_begun(settings: TrainSettings, config: dict[str, Any], folder: Path, device: torch.device) -> TrainSettings:
     """The settings of a run that goes on: what is `auto` in its trainer, or its depth, is what that was as it began.
 
     On another kind of device it is chosen anew, and images that were to be kept on a GPU are kept elsewhere on a CPU.
 
-    Args:
-        begun: what `Record` was told of the run.
+    Raises:
+        UserError: it began with other ones.
     """
+    begun = read_checkpoint(folder / LAST)["defectcls"]
     trainer, dataset = settings.trainer, settings.dataset
-    if begun.get("device", device.type) == device.type:
-        chosen = {key: begun["config"]["trainer"][key] for key in ("precision", "channels_last", "compile")}
+    may_change = (*MAY_CHANGE, "dataset.depth") if dataset.depth == "auto" else MAY_CHANGE
+    now = config | {"dataset": config["dataset"] | {"depth": dataset.depth}}  # as text, however it was typed
+    remedy = f"leave that out of resume={folder}, or begin another run"
+    refuse_another(begun["config"], now, "this run", may_change, remedy)
+    if begun["device"] == device.type:
+        chosen = {key: begun["config"]["trainer"][key] for key in ("precision", "channels_last")}
         asked = {key: value for key, value in chosen.items() if getattr(trainer, key) == "auto"}
         trainer = TrainerSettings(**trainer.model_dump() | asked)
     else:
         log.warning("this run began on %s and goes on on %s, where it rounds otherwise", begun["device"], device.type)
-    if dataset.depth == "auto":
-        dataset = dataset.model_copy(update={"depth": begun["config"]["dataset"]["depth"]})
+    update = {"depth": begun["config"]["dataset"]["depth"]} if dataset.depth == "auto" else {}
     if dataset.cache == "device" and device.type == "cpu":  # as it could be where it began
-        dataset = dataset.model_copy(update={"cache": "auto"})
-    return settings.model_copy(update={"trainer": trainer, "dataset": dataset})
+        update["cache"] = "auto"
+    return settings.model_copy(update={"trainer": trainer, "dataset": dataset.model_copy(update=update)})
 
 
 def keep_decision(content: dict[str, Any], decision: Decision, path: Path) -> None:

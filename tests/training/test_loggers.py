@@ -286,7 +286,7 @@ def failing(*_: Any, **__: Any) -> Any:
 def test_a_logger_that_cannot_begin_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    monkeypatch.setattr(loggers, f"_{name}", failing)
+    monkeypatch.setattr(loggers, "_build", failing)
     settings = WANDB.model_copy(update={"name": name})
     with dashboard(settings, tmp_path, {}) as logger:
         assert logger is None
@@ -306,7 +306,7 @@ def test_a_server_that_dies_is_told_nothing_more_after_one_warning(
             raise ConnectionError("the server\nis gone")
 
     monkeypatch.setattr(CSVLogger, "log_metrics", send)
-    monkeypatch.setattr(loggers, "_wandb", lambda *_: CSVLogger(tmp_path))  # stands in for any of Lightning's
+    monkeypatch.setattr(loggers, "_build", lambda *_: CSVLogger(tmp_path))  # stands in for any of Lightning's
     with dashboard(WANDB, tmp_path, {}) as logger:
         assert logger is not None
         for number in range(1, 5):
