@@ -7,23 +7,24 @@ from defectcls.config import parse
 from defectcls.training.command import run_verb
 
 
-def train(config: dict[str, Any], folder: Path) -> None:
-    """One run, in its own folder; a finished one is only shown again."""
+def train(config: dict[str, Any], folder: Path) -> float | None:
+    """One run, in its own folder; a finished one is only shown again. Its objective is what a sweeper is told."""
     from defectcls.settings import TrainSettings
 
     settings = parse(TrainSettings, config)  # a wrong type is told before the seconds that torch takes to import
     from defectcls.pages.render import print_page
     from defectcls.pages.report import report_page
-    from defectcls.training.results import finished_metrics, write_results
+    from defectcls.training.results import finished_metrics, objective_of, write_results
 
     if (metrics := finished_metrics(folder)) is not None:
         print("this run is finished:")
         print_page(report_page(metrics), folder / "report.html")
-        return
+        return objective_of(metrics, settings.objective)
     from defectcls.training.inspection import inspect
     from defectcls.training.loggers import dashboard, log_results
     from defectcls.training.run import TrainingRun
 
+    objective_of({}, settings.objective)  # a typo is told now
     with dashboard(settings.logger, folder, config) as logger:
         run = TrainingRun(settings, config, folder, logger)
         run.train()
@@ -38,6 +39,7 @@ def train(config: dict[str, Any], folder: Path) -> None:
         run.close()
     if run.trainer.is_global_zero:
         print_page(page, folder / "report.html")
+    return objective_of(metrics, settings.objective)
 
 
 if __name__ == "__main__":

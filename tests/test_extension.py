@@ -3,13 +3,13 @@
 import json
 import sys
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tests.conftest import command, paint, sentence
+from defectcls.train import train
+from tests.conftest import command, composed, paint, sentence
 
 OWN = '''
 import lightning as L
@@ -74,12 +74,12 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (conf / group).parent.mkdir(parents=True, exist_ok=True)
         (conf / group).with_suffix(".yaml").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    import_module("own_parts")
     yield tmp_path
     forget()
 
 
 def forget() -> None:
+    """As in another process."""
     sys.modules.pop("own_parts", None)
 
 
@@ -110,7 +110,7 @@ def test_arguments_of_the_trainer_pass_through(tiny: list[str], tmp_path: Path) 
         ("+trainer.profiler=fast", "trainer.profiler: "),
         ("+callbacks.mine._target_=torch.nn.ReLU", "torch.nn has no Callback ReLU"),
         ("+callbacks.early_stopping.patiense=2", "callbacks.early_stopping: "),
-        ("+callbacks.mine._target_=own_part.Counting", "own_part"),
+        ("+callbacks.mine._target_=own_part.Counting", "own_part cannot be imported"),
     ],
 )
 def test_mistakes(tiny: list[str], tmp_path: Path, given: str, told: str) -> None:
@@ -168,3 +168,14 @@ def test_a_dataset_of_ones_own(tiny: list[str], own: Path) -> None:
     assert "own_parts.Plates, is not imported: name the dataset again, dataset=<name>" in sentence(command(*evaluate))
     again = command(*evaluate, *plates, "part=test", "seen=keep")
     assert again.code == 0, again.err
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_sweeper_is_told_the_objective(tiny: list[str], tmp_path: Path) -> None:
+    config = composed(*tiny, "finetune=probe", "objective=test/recall")
+    told = train(config, tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert told == metrics["test"]["recall"]
+    assert train(config | {"objective": "val/auroc"}, tmp_path) == metrics["val"]["auroc"]  # of a finished run too
+    wrong = sentence(command("train", *tiny, "objective=val/auroq", f"hydra.run.dir={tmp_path / 'new'}"))
+    assert wrong == "objective=val/auroq is no <train, val or test>/<name of a number>, did you mean 'auroc'?"

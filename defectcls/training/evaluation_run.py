@@ -22,7 +22,6 @@ from defectcls.training.build import build_data, build_trainer
 from defectcls.training.provenance import provenance
 from defectcls.training.run import Run, keep_decision
 from defectcls.verb_settings import EvaluateSettings
-from defectcls.verb_settings import EvaluateSettings
 
 log = logging.getLogger(__name__)
 

@@ -130,7 +130,12 @@ class TrainingRun(Run):
         start, device = time.perf_counter(), device_of(settings.trainer)
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / LAST).is_file():
-            settings = as_begun(settings, config, folder, device)
+            begun = read_checkpoint(folder / LAST)["defectcls"]
+            may_change = (*MAY_CHANGE, "dataset.depth") if settings.dataset.depth == "auto" else MAY_CHANGE
+            now = config | {"dataset": config["dataset"] | {"depth": settings.dataset.depth}}  # as text, however typed
+            remedy = f"leave that out of resume={folder}, or begin another run"
+            refuse_another(begun["config"], now, "this run", may_change, remedy)
+            settings = as_begun(settings, begun, device)
         self.settings = settings = with_compute(settings, device)
         self.folder, self.record = folder, Record(folder)
         trainer = build_trainer(settings.trainer, folder, logger, [*build_callbacks(settings), self.record], settings)
@@ -236,20 +241,15 @@ class TrainingRun(Run):
         return metrics, pd.concat([table for table, _ in judged.values()]).sort_index()
 
 
-def as_begun(settings: TrainSettings, config: dict[str, Any], folder: Path, device: torch.device) -> TrainSettings:
+def as_begun(settings: TrainSettings, begun: dict[str, Any], device: torch.device) -> TrainSettings:
     """The settings of a run that goes on: what is `auto` in its trainer, or its depth, is what that was as it began.
 
     On another kind of device it is chosen anew, and images that were to be kept on a GPU are kept elsewhere on a CPU.
 
-    Raises:
-        UserError: it began with other ones.
+    Args:
+        begun: what `Record` was told of the run.
     """
-    begun = read_checkpoint(folder / LAST)["defectcls"]
     trainer, dataset = settings.trainer, settings.dataset
-    may_change = (*MAY_CHANGE, "dataset.depth") if dataset.depth == "auto" else MAY_CHANGE
-    now = config | {"dataset": config["dataset"] | {"depth": dataset.depth}}  # as text, however it was typed
-    remedy = f"leave that out of resume={folder}, or begin another run"
-    refuse_another(begun["config"], now, "this run", may_change, remedy)
     if begun["device"] == device.type:
         chosen = {key: begun["config"]["trainer"][key] for key in ("precision", "channels_last")}
         asked = {key: value for key, value in chosen.items() if getattr(trainer, key) == "auto"}
