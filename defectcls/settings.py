@@ -97,7 +97,8 @@ class DatasetSettings(OpenSettings):
     split: SplitSettings
 
 
-class ModelSettings(Settings):
+class ModelSettings(OpenSettings):
+    target: str = Field(alias="_target_")  # dotted path of the Classifier
     name: str
     pretrained: bool
     weights: Path | None
@@ -105,6 +106,12 @@ class ModelSettings(Settings):
     head: Literal["linear", "joined", "memory"]
     dropout: Share
     test_views: Literal[1, 2, 4, 8]
+
+    @model_validator(mode="after")
+    def _options_are_of_ones_own(self) -> "ModelSettings":
+        if self.further and self.target == "defectcls.model.classifier.Classifier":
+            raise ValueError(f"no such keys: {', '.join(self.further)}; a Classifier of your own may have them")
+        return self
 
 
 class StageSettings(Settings):

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pydantic import ValidationError
 
+from defectcls.config import named
 from defectcls.errors import UserError, explain
 from defectcls.evaluation.decision import Decision
 from defectcls.files import checkpoint_file
@@ -78,12 +79,16 @@ def load_classifier(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
         if not isinstance(content.get(part), dict):
             raise UserError(f"{checkpoint} is damaged: it lacks {part}")
     try:
-        ClassifierSettings(**content["hyper_parameters"])
-        model = Classifier(**content["hyper_parameters"])
+        settings = ClassifierSettings(**content["hyper_parameters"])
+        model: Classifier = named(settings.model.target, Classifier)(**content["hyper_parameters"])
         model.load_state_dict(content["state_dict"])
     except (ValidationError, TypeError, RuntimeError) as error:  # a key, an argument or a layer that is no more
         reason = explain(error) or " ".join(str(error).split())[:200]
         raise UserError(f"{checkpoint} is damaged, or of another version of defectcls: {reason}") from error
+    except UserError as error:  # a class, or a model of timm's, of a module that nobody has imported
+        imports = content["defectcls"].get("config", {}).get("imports")
+        needed = f" was trained with imports={imports}: " if imports else ": "
+        raise UserError(f"{checkpoint}{needed}{error}") from error
     for name, values in model.state_dict().items():
         if not values.isfinite().all():
             raise UserError(

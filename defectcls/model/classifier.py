@@ -68,7 +68,12 @@ class Head(nn.Module):
 class Classifier(L.LightningModule):
     """A timm backbone with a linear head, and with what joins that to a memory where `model` asks for it.
 
-    All arguments are plain values, so that a checkpoint loads without Hydra.
+    All arguments are plain values, so that a checkpoint loads without Hydra. It trains, validates and tests with any
+    Trainer of Lightning's.
+
+    A model of one's own is a subclass, which a preset names by its `_target_`; `options` are the preset's further keys.
+    It may replace `backbone`, `head` or `augment` in its constructor and override `forward`, `training_step` or
+    `configure_optimizers`: whatever evaluates asks `forward`. What it learns must be in its state dict.
 
     Args:
         model, loss, finetune, optim, augment: the settings of these names, as dictionaries.
@@ -96,7 +101,7 @@ class Classifier(L.LightningModule):
         self.save_hyperparameters()
         self.finetune, self.optim = FinetuneSettings(**finetune), OptimSettings(**optim)
         settings = ModelSettings(**model)
-        self.classes, self.seed, self.test_views = classes, seed, settings.test_views
+        self.classes, self.seed, self.test_views, self.options = classes, seed, settings.test_views, settings.further
         self.backbone = Backbone(settings.name, settings.pool, image_size, channels_last)
         self.head = Head(self.backbone.feature_count, len(classes), settings.dropout)
         self.joined: Joined | None = None
@@ -198,7 +203,18 @@ class Classifier(L.LightningModule):
         self.backbone.precision = precision_of(str(self.trainer.precision))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return build_optimizer(self.backbone, self.head, self.optim)
+        optimizer = build_optimizer(self.backbone, self.head, self.optim)
+        known = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        if more := [parameter for parameter in self.parameters() if parameter not in known]:  # a subclass's own
+            optimizer.add_param_group({"params": more})
+        return optimizer
+
+    def on_fit_start(self) -> None:
+        if not self.finetune.active_stages:
+            raise UserError(
+                f"finetune={self.finetune.name} has no stage to train: defectcls.run solves its head, and fit takes "
+                "finetune=full, finetune=head or another"
+            )
 
     def on_train_epoch_start(self) -> None:
         self.plan = plan_stages(self.finetune, int(self.trainer.num_training_batches), self.ended)

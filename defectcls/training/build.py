@@ -73,7 +73,7 @@ def _refuse_unshown_classes(settings: TrainSettings, data: DefectDataModule) -> 
 
 def build_classifier(settings: TrainSettings, data: DefectDataModule) -> Classifier:
     """A classifier for the classes of `data`, with its pretrained weights where asked for."""
-    classifier = Classifier(
+    classifier: Classifier = named(settings.model.target, Classifier)(
         **{
             part: getattr(settings, part).model_dump(mode="json")
             for part in ("model", "loss", "finetune", "optim", "augment")

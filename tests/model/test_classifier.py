@@ -1,6 +1,7 @@
 """The classifier: logits, validation against scikit-learn, training in stages, and checkpoints from strangers."""
 
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from defectcls.errors import UserError
 from defectcls.evaluation.calibration import calibrated_loss
 from defectcls.model.checkpoint import load_classifier
 from defectcls.model.classifier import Classifier, Head
+from defectcls.model.features import FrozenFeatures
 from defectcls.model.probe import LinearHead, fit_probe
 
 TWO = {"sound": False, "defective": True}
@@ -412,3 +414,71 @@ def test_weights_that_are_not_numbers(trained: Classifier, tmp_path: Path, name:
         f"{tmp_path / 'best.ckpt'} holds weights that are not numbers, {name} first: its training has diverged, or the "
         "file is damaged"
     )
+
+
+# --- in plain Lightning, and as a class of one's own ------------------------------------------------------------------
+
+
+class Doubled(Classifier):
+    """Logits as many times as large as its preset says, and a part that learns."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.scale = nn.Parameter(torch.tensor(float(self.options["times"])))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.scale * super().forward(image)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_it_is_an_ordinary_module_of_lightnings(tmp_path: Path, precision: Any) -> None:
+    """No Trainer, callback or record of ours: what a notebook does; and its own checkpoint loads plainly."""
+    model = classifier(finetune=stages(full={"epochs": 2}))
+    plain = L.Trainer(max_epochs=3, accelerator="cpu", precision=precision, logger=False, default_root_dir=tmp_path)
+    plain.fit(model, batches(), batches())
+    assert plain.global_step == 2 * 3  # its stages end before the Trainer does
+    (found,) = plain.validate(model, batches(), verbose=False)
+    assert model.backbone.precision == ("32" if precision == "32-true" else "bf16")
+    again = Classifier.load_from_checkpoint(next(tmp_path.rglob("*.ckpt")), weights_only=True)
+    (loaded,) = plain.validate(again, batches(), verbose=False)
+    assert loaded == found
+    with torch.no_grad():
+        logits = torch.cat([model.inference()(batch["image"]) for batch in batches()])
+    assert np.array_equal(logits.numpy(), model.evaluated[1])
+
+
+def test_without_a_stage_there_is_nothing_to_fit(tmp_path: Path) -> None:
+    model = classifier(finetune={"probe": True, "stages": {}})
+    with pytest.raises(UserError, match=r"^finetune=probe_then_full has no stage to train: "):
+        trainer(tmp_path, max_epochs=1).fit(model, batches(), batches())
+
+
+def test_a_class_of_ones_own_is_evaluated_by_its_own_forward_and_loaded_where_it_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"_target_": f"{__name__}.Doubled", "times": 2}
+    plain, image = classifier().eval(), next(iter(batches()))["image"]
+    model = Doubled(**plain.hparams | {"model": plain.hparams["model"] | own}).eval()
+    model.load_state_dict(plain.state_dict(), strict=False)
+    model.stored_features = FrozenFeatures(model.backbone, [bytes([row]) for row in range(200)])
+    for evaluate in (model.inference(), lambda image: model.evaluation()({"image": image})):
+        assert torch.allclose(evaluate(image), 2 * plain.inference()(image))
+    trained = [parameter for group in model.configure_optimizers().param_groups for parameter in group["params"]]
+    assert sorted(map(id, trained)) == sorted(map(id, model.parameters()))
+    path = checkpoint(model, tmp_path / "own.ckpt", defectcls={"config": {"imports": ["own_parts"]}})
+    loaded, _ = load_classifier(path)
+    assert type(loaded) is Doubled
+    assert torch.equal(loaded.inference()(image), model.inference()(image))
+    monkeypatch.delitem(sys.modules, __name__)
+    with pytest.raises(UserError) as error:
+        load_classifier(path)
+    assert str(error.value).startswith(f"{path} was trained with imports=['own_parts']: {__name__}.Doubled is of a ")
+
+
+def test_a_loss_that_a_file_names_is_not_made_to_evaluate(trained: Classifier, tmp_path: Path) -> None:
+    loss = dict(trained.hparams["loss"]) | {"_target_": "somewhere.else.Loss"}
+    path = checkpoint(trained, tmp_path / "a.ckpt", hyper_parameters=dict(trained.hparams) | {"loss": loss})
+    model, _ = load_classifier(path)
+    assert torch.equal(model(next(iter(batches()))["image"]), trained(next(iter(batches()))["image"]))
+    with pytest.raises(UserError, match=r"^somewhere.else.Loss is of a module that is not imported"):
+        model.loss  # noqa: B018
