@@ -6,27 +6,22 @@ which the number rests; to a share one group is added that speaks for each side 
 Educational and Behavioral Statistics 37, 2012), or else a few images on which all differ would prove anything. Of
 `pairs` pairs each has an interval at the level 1 - (1 - level) / pairs (Bonferroni): that one of the intervals of a
 metric misses the truth is then as rare as it is for a single one. Nothing is adjusted for the number of metrics.
-
-A model on other images than its own test part is not paired: there the intervals of the two numbers are joined.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from math import comb
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
 from defectcls.errors import UserError
-from defectcls.evaluation.intervals import Interval, difference, metric_intervals
+from defectcls.evaluation.intervals import Interval, metric_intervals
 from defectcls.evaluation.metrics import METRICS, RANKINGS, compute_metrics, defect_numbers
 from defectcls.evaluation.predictions import class_names_of, classes_of_table, groups_of
 from defectcls.evaluation.resampling import ALL, DEFECT, Answers, Numbers, bootstrap
-
-CHANGING = ("auroc", "recall", "overkill_rate")  # compared on other images
 
 
 class Value(NamedTuple):
@@ -175,32 +170,3 @@ def _paired_interval(ahead: float, spread: float, units: int, level: float, shar
         variance = ((units * (units * spread**2 + ahead**2) + 2) / (units + 2) - centre**2) / (units + 2)
     reach = student.ppf((1 + level) / 2, units - 1) * np.sqrt(variance)
     return max(-1.0, centre - reach), min(1.0, centre + reach)
-
-
-class Change(NamedTuple):
-    """A number on a model's own test images and on those `here`, each with its interval, and here less own."""
-
-    name: str
-    own: float | None
-    own_interval: Sequence[float] | None
-    here: float | None
-    here_interval: Sequence[float] | None
-    difference: float | None
-    interval: Sequence[float] | None
-
-
-def compare_parts(own: dict[str, Any], here: dict[str, Any]) -> list[Change]:
-    """What becomes of a model on other, independent images: CHANGING of two parts as metrics.json has them.
-
-    The difference of two numbers has the interval that joins theirs; None where one is undefined or, of `own`, missing.
-    """
-    parts, found = (defect_numbers(own), defect_numbers(here)), []
-    for name in CHANGING:
-        (before, of_before), (now, of_now) = ((part.get(name), part["intervals"].get(name)) for part in parts)
-        ahead: float | None = None
-        limits: Interval | None = None
-        if before is not None and now is not None:
-            ahead = now - before
-            limits = difference((now, *of_now), (before, *of_before))[1:] if of_before and of_now else None
-        found.append(Change(name, before, of_before, now, of_now, ahead, limits))
-    return found

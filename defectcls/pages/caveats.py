@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from defectcls.evaluation.comparison import compare_parts
 from defectcls.evaluation.evaluate import CHANCE, ranks
 from defectcls.evaluation.metrics import METRICS, defect_counts, defect_numbers
 from defectcls.pages.wording import (
@@ -21,6 +20,7 @@ from defectcls.pages.wording import (
 SMALL = 50  # fewer images than this on either side: one image more or less moves the rate by over 2 points
 USING_SCORES = "decision=f1 takes a threshold that uses them"
 FEW = 20  # validation images of either kind
+ON_OTHER_IMAGES = ("auroc", "recall", "overkill_rate")  # what is said of a dataset that the model was not trained on
 FRAIL = 0.1  # of recall or overkill lost under a light disturbance
 
 
@@ -57,11 +57,12 @@ def _another_dataset(metrics: dict[str, Any], judged: dict[str, Any]) -> list[st
     """That the images are of another dataset than the model was trained on, and what it loses there."""
     if not (elsewhere := metrics.get("elsewhere")):
         return []
-    found = [one for one in compare_parts(elsewhere["test"], judged) if one.here is not None]
-    here = ", ".join(f"{METRICS[one.name].name} {shown(one.name, one.here)}" for one in found)
+    numbers, before = defect_numbers(judged), defect_numbers(elsewhere["test"])
+    known = [name for name in ON_OTHER_IMAGES if numbers.get(name) is not None]
+    here = ", ".join(f"{METRICS[name].name} {shown(name, numbers[name])}" for name in known)
     own = "its numbers on its own test images are not known"
     if elsewhere["test"]:
-        own = f"on its own test images {', '.join(shown(one.name, one.own) for one in found)}"
+        own = f"on its own test images {', '.join(shown(name, before.get(name)) for name in known)}"
     sizes = [sum(row) for row in judged["confusion_matrix"]]
     most, useless = max(sizes), ""
     if judged["accuracy"] * sum(sizes) < most < sum(sizes):

@@ -9,16 +9,14 @@ import numpy as np
 import pandas as pd
 
 from defectcls.evaluation.calibration import uncalibrate
-from defectcls.evaluation.comparison import compare_parts
 from defectcls.evaluation.metrics import METRICS, RANKINGS, defect_numbers
 from defectcls.evaluation.predictions import PROBABILITY
 from defectcls.pages.blocks import Block, Cell, Page, Photo, Photos, Picture, Section, Table, Text
-from defectcls.pages.caveats import caveats
+from defectcls.pages.caveats import ON_OTHER_IMAGES, caveats
 from defectcls.pages.photos import thumbnail_files, worst_errors, worth_seeing
 from defectcls.pages.wording import (
     SPLITS,
     decision_words,
-    difference,
     judged_split,
     number,
     percent,
@@ -148,11 +146,12 @@ def _elsewhere(metrics: dict[str, Any], judged: dict[str, Any]) -> Iterator[Bloc
     """Its numbers on its own test images beside those here, where these are of another dataset."""
     if not (elsewhere := metrics.get("elsewhere")) or not (own := elsewhere["test"]):
         return
-    rows: list[tuple[Any, ...]] = [("images", own["n"], "", judged["n"], "", "", "")]
-    for name, before, of_before, here, of_here, change, limits in compare_parts(own, judged):
-        numbers = [shown(name, before), span(name, of_before), shown(name, here), span(name, of_here)]
-        rows.append((METRICS[name].name, *numbers, difference(name, change), span(name, limits, signed=True)))
-    places = (f"{elsewhere['trained_on']}, test part", f"{elsewhere['judged_on']}, these images", "difference")
+    parts = defect_numbers(own), defect_numbers(judged)
+    rows: list[tuple[Any, ...]] = [("images", own["n"], "", judged["n"], "")]
+    for name in ON_OTHER_IMAGES:
+        cells = ((shown(name, one.get(name)), span(name, one["intervals"].get(name))) for one in parts)
+        rows.append((METRICS[name].name, *(cell for pair in cells for cell in pair)))
+    places = f"{elsewhere['trained_on']}, test part", f"{elsewhere['judged_on']}, these images"
     head = ["", *(cell for place in places for cell in (place, "95 % interval"))]
     yield Section([Table(rows, head), Text([ELSEWHERE], "note")], "On its own images and on these")
 
