@@ -220,18 +220,17 @@ def _run(hydra: "Hydra", verb: str, task: Verb, overrides: list[str], begun: lis
 def _sweep(hydra: "Hydra", verb: str, overrides: list[str], begun: list[Path]) -> int:
     """Every job, by whichever launcher, and then their table."""
     HydraConfig.instance().set_config(hydra.compose_config(verb, overrides, RunMode.MULTIRUN))
-    new, HydraConfig.instance().cfg = Path(HydraConfig.get().sweep.dir), None
-    given = any(override.startswith(f"{SWEEP_DIR}=") for override in overrides)
+    folder, HydraConfig.instance().cfg = Path(HydraConfig.get().sweep.dir), None
     arguments = [*searchpath(overrides), *(override for override in overrides if not override.startswith("hydra"))]
-    with open_sweep(new, given, verb, arguments) as folder:
+    with open_sweep(folder, verb, arguments):
         begun.append(folder)
         try:
-            here = f"{SWEEP_DIR}={quoted(str(folder))}"
-            hydra.multirun(verb, functools.partial(_sweep_job, verb), [*overrides, here])
-        except (Exception, Stopped):
-            close_sweep(folder, stopped=True)
-            raise
-        return close_sweep(folder)
+            hydra.multirun(
+                verb, functools.partial(_sweep_job, verb), [*overrides, f"{SWEEP_DIR}={quoted(str(folder))}"]
+            )
+        finally:
+            status = close_sweep(folder)
+    return status
 
 
 def _sweep_job(verb: str, config: DictConfig) -> float:
@@ -264,7 +263,7 @@ def resumed(typed: list[str]) -> tuple[list[str], bool]:
     folder = Path(unquoted(runs[-1])).expanduser()
     began = recorded_sweep(folder)
     sweeps = began is not None
-    words = recorded_command(folder) if began is None else began
+    words = began[1:] if sweeps else recorded_command(folder)
     recorded = with_presets([word for word in words if not word.startswith("resume=")], None)
     for word in [] if TRUST in typed else recorded:
         if CODE.match(word) and word not in typed:

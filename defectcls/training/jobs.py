@@ -1,7 +1,7 @@
 """The jobs of a sweep: each in a process of its own, recorded in its folder, and not run twice.
 
     <sweep folder>/
-        sweep.json              the command; whether every job has finished
+        sweep.json              the command
         sweep.lock              held while the sweep runs
         <job folder>/
             job.json            what was to be done, and what became of it
@@ -25,14 +25,12 @@ import threading
 import traceback
 from collections.abc import Iterator
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from defectcls.config import as_job, import_named
 from defectcls.errors import FULL_ERROR, Stopped, UserError, explain, stoppable
 from defectcls.files import lock_at_once, locked, read_json, replace_unprintable, written_whole
-from defectcls.training.provenance import commit
 
 if TYPE_CHECKING:
     from defectcls.evaluation.sweeps import Job
@@ -41,10 +39,12 @@ log = logging.getLogger(__name__)
 
 FINISHED, FAILED, UNFINISHED = "finished", "failed", "unfinished"
 RECORD, SWEEP = "job.json", "sweep.json"
-DONE, COMMAND = (
-    ("number", "overrides", "config", "status", "error", "exit_status", "objective"),
-    ("verb", "arguments", "finished"),
-)
+GOES_ON, OTHER_FOLDER = "resume=<sweep folder> goes on", "take another folder by hydra.sweep.dir=<folder>"
+KEYS = {  # that a file of these names has
+    RECORD: ("number", "overrides", "config", "status", "error", "exit_status", "objective"),
+    SWEEP: ("verb", "arguments"),
+    "metrics.json": ("seed", "test"),
+}
 IMPORTED_ONCE = [
     "defectcls.training.run",
     "defectcls.training.inspection",
@@ -67,7 +67,7 @@ class Task(NamedTuple):
     def record(self, status: str, error: str | None = None, returned: int | float | None = None) -> dict[str, Any]:
         """What job.json says; what the verb returned is its exit status, if a whole number, or else its objective."""
         exit_status, objective = (returned, None) if isinstance(returned, int) else (0, returned)
-        about = {"number": self.number, "overrides": self.overrides, "config": _plain(self.config)}
+        about = {"number": self.number, "overrides": self.overrides, "config": self.config}
         return about | {"status": status, "error": error, "exit_status": exit_status, "objective": objective}
 
 
@@ -82,8 +82,7 @@ def run_job(task: Task) -> dict[str, Any]:
     record = task.folder / RECORD
     known = _read(record)
     if known is not None:
-        other = "take another folder by hydra.sweep.dir=<folder>"
-        refuse_another(known["config"], task.config, str(task.folder), ("resume", "logger."), other)
+        refuse_another(known["config"], task.config, str(task.folder), ("resume", "logger."), OTHER_FOLDER)
         if known["status"] == FINISHED:
             log.info("job %d is finished: %s", task.number, " ".join(task.overrides))
             return known
@@ -134,7 +133,7 @@ def _work(task: Task, variables: dict[str, str]) -> None:
         except (Exception, Stopped) as error:
             if stopped:
                 sys.exit(128 + stopped[0])
-            sentence = explain(error, "the command of the sweep goes on")
+            sentence = explain(error, GOES_ON)
             if sentence is None or variables.get(FULL_ERROR) == "1":
                 traceback.print_exc()
             _write(record, task.record(FAILED, sentence or repr(error)))
@@ -169,7 +168,7 @@ def refuse_another(
     Raises:
         UserError: another one differs.
     """
-    before, now = (_flat(one) for one in (known, _plain(config)))
+    before, now = (_flat(json.loads(json.dumps(one, default=str))) for one in (known, config))
     other = (key for key in before | now if before.get(key) != now.get(key))
     if (key := next((key for key in other if not key.startswith(spared)), None)) is not None:
         raise UserError(f"{what} was begun with {key}={before.get(key)}, and now it is {now.get(key)}: {remedy}")
@@ -184,81 +183,36 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def open_sweep(new: Path, given: bool, verb: str, arguments: list[str]) -> Iterator[Path]:
-    """The folder of a sweep, for this process alone: that of the same command, where it has not finished, or `new`.
-
-    Args:
-        new: a folder.
-        given: the user wants this one and no other.
+def open_sweep(folder: Path, verb: str, arguments: list[str]) -> Iterator[None]:
+    """The folder of a sweep, new or begun by the same command, for this process alone.
 
     Raises:
-        UserError: the folder is that of another command, or of a sweep that runs.
+        UserError: it is of another command, of a sweep that runs, or holds other files.
     """
-    command, code = {"verb": verb, "arguments": arguments}, {"version": version("defectcls"), "commit": commit()}
-    begun = [] if given or not new.parent.is_dir() else sorted(new.parent.iterdir(), reverse=True)
-    for folder in (*(one for one in begun if _unfinished(one) == command), new):
-        known = _read(folder / SWEEP)
-        if known is not None and any(known[key] != value for key, value in command.items()):
-            theirs = " ".join([known["verb"], "-m", *known["arguments"]])
-            raise UserError(f"{folder} is of another sweep, {theirs}: take another folder by hydra.sweep.dir=<folder>")
-        if known is None and folder.is_dir() and any(folder.iterdir()):
-            raise UserError(f"{folder} holds other files: give hydra.sweep.dir=<new folder>")
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = lock_at_once(folder / "sweep.lock")
-        if lock is None:
-            if folder == new:
-                raise UserError(f"the sweep in {folder} is running: wait for it, or stop it")
-            continue
-        try:
-            if known is not None:
-                log.warning("going on with the sweep in %s", folder)
-                _compare_code(folder, known, code, given)
-            _write(folder / SWEEP, command | {"finished": False} | code)
-            yield folder
-        finally:
-            lock.release()
-        return
-
-
-def _unfinished(folder: Path) -> dict[str, Any] | None:
-    """The command of a sweep that has not finished; a damaged record is of none that this command could be."""
-    with contextlib.suppress(UserError):
-        known = _read(folder / SWEEP)
-        if known is not None and not known["finished"]:
-            return {key: known[key] for key in ("verb", "arguments")}
-    return None
-
-
-def _compare_code(folder: Path, known: dict[str, Any], code: dict[str, Any], given: bool) -> None:
-    """Say that the jobs of a sweep are not all done by the same code.
-
-    Raises:
-        UserError: some are done, and nobody has named the folder, so as to know.
-    """
-    if all(known.get(key, code[key]) == code[key] for key in code):
-        return
-    then, now = (f"defectcls {one['version']}, commit {one['commit']}" for one in (code | known, code))
-    if not given and any(record["status"] == FINISHED for record in _records(folder).values()):
-        raise UserError(
-            f"the sweep in {folder} was begun by {then}, and this is {now}: its jobs would not be comparable; "
-            f"hydra.sweep.dir=<new folder> begins anew, hydra.sweep.dir={folder} goes on all the same"
-        )
-    log.warning("it was begun by %s, and this is %s: its jobs may not be comparable", then, now)
+    known = recorded_sweep(folder)
+    if known not in (None, [verb, *arguments]):
+        theirs = " ".join([known[0], "-m", *known[1:]])
+        raise UserError(f"{folder} is of another sweep, {theirs}: {OTHER_FOLDER}")
+    if known is None and folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} holds other files: give hydra.sweep.dir=<new folder>")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = lock_at_once(folder / "sweep.lock")
+    if lock is None:
+        raise UserError(f"the sweep in {folder} is running: wait for it, or stop it")
+    with lock:
+        _write(folder / SWEEP, {"verb": verb, "arguments": arguments})
+        yield
 
 
 def recorded_sweep(folder: Path) -> list[str] | None:
-    """The arguments of the command that a folder is the sweep of; None where it is none."""
+    """The verb and the arguments of the command that a folder is the sweep of; None where it is none."""
     known = _read(folder / SWEEP)
-    return None if known is None else known["arguments"]
+    return None if known is None else [known["verb"], *known["arguments"]]
 
 
-def close_sweep(folder: Path, stopped: bool = False) -> int:
-    """Write and show the table of a sweep. Its exit status: 2 where all jobs failed, 1 where some did, else theirs.
-
-    Args:
-        stopped: before every job had been begun.
-    """
-    known = _read(folder / SWEEP) or {}
+def close_sweep(folder: Path) -> int:
+    """Write and show the table of a sweep. Its exit status: 2 where all jobs failed, 1 where some did, else theirs."""
+    verb, *arguments = recorded_sweep(folder) or [""]
     records = list(_records(folder).values())
     if not records:
         shutil.rmtree(folder)  # the command could not be composed
@@ -267,17 +221,13 @@ def close_sweep(folder: Path, stopped: bool = False) -> int:
     from defectcls.pages.render import print_page, write_page
     from defectcls.pages.sweep import sweep_page
 
-    jobs = read_jobs(folder)
-    sweep = summarise_sweep(str(folder), jobs)
-    verb, arguments = known["verb"], known["arguments"]
+    sweep = summarise_sweep(str(folder), read_jobs(folder))
     for name, table in (("sweep.csv", settings_table(sweep)), ("jobs.csv", sweep.jobs)):
         with written_whole(folder / name) as unfinished:
             table.to_csv(unfinished, index=False)
     page = sweep_page(sweep, folder, shlex.join(["python", "-m", f"defectcls.{verb}", "-m", *arguments]))
     write_page(page, folder / "sweep.html")
     print_page(page, folder / "sweep.html")
-    finished = not stopped and all(record["status"] == FINISHED for record in records)
-    _write(folder / SWEEP, known | {"finished": finished})
     failed = [record for record in records if record["status"] == FAILED]
     if len(failed) == len(records):
         print(f"error: all {len(failed)} jobs failed, the first of them: {failed[0]['error']}", file=sys.stderr)
@@ -302,19 +252,13 @@ def _records(folder: Path) -> dict[Path, dict[str, Any]]:
     return dict(sorted(found.items(), key=lambda one: one[1]["number"]))
 
 
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(config, default=str))
-
-
 def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    if path.name == SWEEP:
-        return read_json(path, "take another folder by hydra.sweep.dir=<new folder>", COMMAND)
-    anew = f"delete the folder {path.parent}, and the command of the sweep does the job anew"
-    return read_json(path, anew, DONE if path.name == RECORD else ("seed", "test"))
+    anew = f"delete the folder {path.parent}, and {GOES_ON} and does the job anew"
+    return read_json(path, OTHER_FOLDER if path.name == SWEEP else anew, KEYS[path.name])
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     with written_whole(path) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=2), encoding="utf-8")
+        unfinished.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")

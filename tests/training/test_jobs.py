@@ -4,12 +4,10 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -103,60 +101,23 @@ def test_what_killed_a_job_is_named() -> None:
 # --- the folder of a sweep --------------------------------------------------------------------------------------------
 
 
-def opened(new: Path, given: bool = False, arguments: list[str] = COMMAND) -> Path:
-    with open_sweep(new, given, "train", arguments) as folder:
+def opened(folder: Path, arguments: list[str] = COMMAND, verb: str = "train") -> Path:
+    with open_sweep(folder, verb, arguments):
         return folder
 
 
-def test_same_command_goes_on_until_all_jobs_have_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = opened(tmp_path / "1")
-    job(first, 0, "finished")
-    job(first, 1, "failed", error="no photos")
-    assert close_sweep(first) == 1
+def test_a_folder_goes_on_with_its_own_command_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = opened(tmp_path / "1")
+    job(folder, 0, "finished")
+    job(folder, 1, "failed", error="no photos")
+    assert close_sweep(folder) == 1
     assert "no photos" in capsys.readouterr().out
-    assert opened(tmp_path / "2") == first
-    shutil.rmtree(first / "1")
-    job(first, 1, "finished")
-    assert close_sweep(first, stopped=True) == 0
-    assert opened(tmp_path / "3") == first
-    assert close_sweep(first) == 0
-    assert opened(tmp_path / "3") == tmp_path / "3"
-
-
-def test_another_command_or_verb_has_a_folder_of_its_own(tmp_path: Path) -> None:
-    first = opened(tmp_path / "1")
-    assert opened(tmp_path / "2", arguments=["model=a,b", "seed=0,1,2"]) == tmp_path / "2"
-    with open_sweep(tmp_path / "3", False, "crossval", COMMAND) as folder:
-        assert folder == tmp_path / "3"
-    with pytest.raises(UserError, match=re.escape("1 is of another sweep, train -m model=a,b seed=0,1: take another")):
-        opened(first, given=True, arguments=["model=a"])
-    assert opened(first, given=True) == first
-
-
-def test_sweep_is_not_finished_by_other_code_unless_its_folder_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(jobs, "commit", lambda: "abc")
-    first = opened(tmp_path / "1")
-    assert json.loads((first / "sweep.json").read_text())["commit"] == "abc"
-    monkeypatch.setattr(jobs, "version", lambda _: "9.9")
-    was, now = f"defectcls {version('defectcls')}, commit abc", "defectcls 9.9, commit abc"
-    job(first, 0, "failed")
-    assert opened(tmp_path / "2") == first  # there is nothing to compare with
-    assert f"it was begun by {was}, and this is {now}: its jobs may not be comparable" in caplog.messages
-    job(first, 1, "finished")
-    caplog.clear()
-    assert opened(tmp_path / "2") == first  # by the same code as last time
-    assert caplog.messages == [f"going on with the sweep in {first}"]
-    monkeypatch.setattr(jobs, "commit", lambda: "abc-dirty")
-    with pytest.raises(UserError) as caught:
-        opened(tmp_path / "2")
-    assert str(caught.value) == (
-        f"the sweep in {first} was begun by {now}, and this is defectcls 9.9, commit abc-dirty: its jobs would not be "
-        f"comparable; hydra.sweep.dir=<new folder> begins anew, hydra.sweep.dir={first} goes on all the same"
-    )
-    assert opened(first, given=True) == first
-    assert caplog.messages[-1].startswith(f"it was begun by {now}, and this is ")
+    assert opened(folder) == folder
+    for arguments, verb in ((["model=a"], "train"), (COMMAND, "crossval")):
+        with pytest.raises(
+            UserError, match=re.escape("1 is of another sweep, train -m model=a,b seed=0,1: take another")
+        ):
+            opened(folder, arguments, verb)
 
 
 def test_presets_beside_conf_are_part_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +136,7 @@ def test_presets_beside_conf_are_part_of_a_sweep(tmp_path: Path, monkeypatch: py
     given = ("dataset=synthetic", "--config-dir", "mine", "-m", more, "hydra/launcher=joblib", "seed=0,1")
     assert sentence(command("train", *given)) == "enough"
     presets = f"hydra.searchpath=['file://{tmp_path}/mine','file://{tmp_path}/more']"
-    assert begun[0][2:] == ("train", [presets, "dataset=synthetic", "seed=0,1"])
+    assert begun[0][1:] == ("train", [presets, "dataset=synthetic", "seed=0,1"])
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"verb": "train"}', b"\xff"])
@@ -188,33 +149,31 @@ def test_damaged_records_of_a_sweep(tmp_path: Path, content: bytes) -> None:
         with pytest.raises(UserError) as caught:
             read_jobs(first)
         assert str(caught.value) == (
-            f"{first}/0/{file} is damaged: delete the folder {first}/0, and the command of the sweep does the job anew"
+            f"{first}/0/{file} is damaged: delete the folder {first}/0, and resume=<sweep folder> goes on and does the "
+            "job anew"
         )
         (first / "0" / file).write_bytes(whole)
     assert statuses(first) == {0: "finished"}
     (first / "sweep.json").write_bytes(content)
-    assert opened(tmp_path / "2") == tmp_path / "2"  # another sweep is none of its business
-    with pytest.raises(UserError, match="sweep.json is damaged: take another folder by hydra.sweep.dir=<new folder>"):
-        opened(first, given=True)
+    with pytest.raises(UserError, match="sweep.json is damaged: take another folder by hydra.sweep.dir=<folder>"):
+        opened(first)
 
 
 def test_folder_of_other_files_is_not_written_to(tmp_path: Path) -> None:
     (tmp_path / "photos" / "good").mkdir(parents=True)
     with pytest.raises(UserError, match="photos holds other files: give hydra.sweep.dir=<new folder>"):
-        opened(tmp_path / "photos", given=True)
+        opened(tmp_path / "photos")
     assert [entry.name for entry in (tmp_path / "photos").iterdir()] == ["good"]
 
 
 def test_running_sweep_is_not_joined(tmp_path: Path) -> None:
     first = opened(tmp_path / "1")
-    with FileLock(first / "sweep.lock"):
-        assert opened(tmp_path / "2") == tmp_path / "2"
-        with pytest.raises(UserError, match="is running: wait for it, or stop it"):
-            opened(first, given=True)
+    with FileLock(first / "sweep.lock"), pytest.raises(UserError, match="is running: wait for it, or stop it"):
+        opened(first)
 
 
 def test_status_says_whether_jobs_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    good, bad = opened(tmp_path / "good"), opened(tmp_path / "bad", arguments=[])
+    good, bad = opened(tmp_path / "good"), opened(tmp_path / "bad")
     for number in range(2):
         job(good, number, "finished", exit_status=number)
         job(bad, number, "failed", error=f"reason {number}")
@@ -276,7 +235,7 @@ def test_killed_sweep_goes_on_where_it_was(tiny: list[str], tmp_path: Path) -> N
     (folder,) = tmp_path.glob("runs/sweeps/*")
     finished = {file: file.stat().st_mtime_ns for file in folder.glob("*/metrics.json")}
     assert 2 <= len(finished) < 6
-    outcome = process("defectcls.train", "-m", *given, cwd=tmp_path)
+    outcome = process("defectcls.train", f"resume={folder}", cwd=tmp_path)
     assert outcome.code == 0, outcome.err
     assert list(tmp_path.glob("runs/sweeps/*")) == [folder]
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
