@@ -263,7 +263,7 @@ def resumed(typed: list[str]) -> tuple[list[str], bool]:
     folder = Path(unquoted(runs[-1])).expanduser()
     began = recorded_sweep(folder)
     sweeps = began is not None
-    words = began[1:] if sweeps else recorded_command(folder)
+    words = recorded_command(folder) if began is None else began[1:]
     recorded = with_presets([word for word in words if not word.startswith("resume=")], None)
     for word in [] if TRUST in typed else recorded:
         if CODE.match(word) and word not in typed:
