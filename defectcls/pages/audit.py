@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from defectcls.data.images import Depth
-from defectcls.pages.blocks import Page, Photo, Photos, Section, Table, Text
+from defectcls.pages.blocks import Page, Photo, Photos, Table, section, text
 from defectcls.pages.photos import thumbnail_files
 from defectcls.pages.wording import plural
 
@@ -46,26 +46,26 @@ def summarise(
     across = int((pairs["label"] != pairs["other_label"]).sum())
     # the pairs that tie images together are as few as can be: each set has one image more than pairs
     tied = {kind: pairs[pairs["kind"] == kind][["path", "other"]] for kind in PAIRED}
-    groups = {kind: pd.concat([one["path"], one["other"]]).nunique() - len(one) for kind, one in tied.items()}
-    copies, near, of = counts["identical"], counts["near_identical"], len(samples)
-    said = {
+    groups = {kind: len(set(one.to_numpy().ravel())) - len(one) for kind, one in tied.items()}
+    copies, near, doubted, unreadable = (counts[kind] for kind in (*PAIRED, "wrong_label", "unreadable"))
+    verdict = {
         f"{plural(leaks, 'set')} of copies {'stands' if leaks == 1 else 'stand'} on both sides of the split: what is "
         "measured on it is too good.": leaks,
-        "No image, nor a copy of it, stands on both sides of the split.": not leaks and copies + near,
+        "No image, nor a copy of it, stands on both sides of the split.": not leaks and len(pairs),
         f"{plural(across, 'pair')} of copies or near-identical images carry different labels.": across,
-        f"{plural(counts['wrong_label'], 'label')} of {of} may be wrong: look at them.": counts["wrong_label"],
+        f"{plural(doubted, 'label')} of {len(samples)} may be wrong: look at them.": doubted,
         f"{copies} redundant {'copy' if copies == 1 else 'copies'} of {plural(groups['identical'], 'image')}.": copies,
         f"{near + groups['near_identical']} images are near-identical to another.": near,
-        f"{plural(counts['unreadable'], 'file')} of {of} cannot be read.": counts["unreadable"],
+        f"{plural(unreadable, 'file')} of {len(samples)} cannot be read.": unreadable,
         "A property of the files tells the classes apart: a model may learn that and not the defect.": counts[
             "short_cut"
         ],
     }
-    verdict = [words for words, needed in said.items() if needed]
+    said = [words for words, needed in verdict.items() if needed]
     return {
         "dataset": name,
-        "images": of,
-        "verdict": [*(verdict or ["No copies, no leaks and no unreadable files were found."]), *notes],
+        "images": len(samples),
+        "verdict": [*(said or ["No copies, no leaks and no unreadable files were found."]), *notes],
         "leaks": leaks,
         "across_classes": across,
         "counts": counts,
@@ -76,49 +76,41 @@ def summarise(
 
 def audit_page(summary: dict[str, Any], findings: pd.DataFrame, root: Path, depth: Depth) -> Page:
     """The page; thumbnails are read from `root`."""
-    counts = summary["counts"]
+    counts, balance = summary["counts"], pd.DataFrame(summary["balance"])
     by_kind = {kind: findings[findings["kind"] == kind].head(SHOWN).to_dict("records") for kind in KINDS}
-    pairs = findings[findings["kind"].isin(PAIRED)].head(SHOWN).to_dict("records")
-    doubted = by_kind["wrong_label"]
+    pairs, doubted = findings[findings["kind"].isin(PAIRED)].head(SHOWN).to_dict("records"), by_kind["wrong_label"]
     paths = [*(row[side] for row in pairs for side in ("path", "other")), *(row["path"] for row in doubted)]
     files = thumbnail_files(paths, root, THUMBNAIL, depth)
-    balance = summary["balance"]
     photos = [
         Photo(files[row["path"]], "", f"{row['label']} → {row['other_label']}", [row["detail"], row["path"]])
         for row in doubted
     ]
     across = f"Across the split first, then across classes. {_of_all(pairs, sum(counts[kind] for kind in PAIRED))}"
-    credible = (
-        "Least credible first: what the image is called, and what a model that learnt from the others calls it. "
-        f"{_of_all(doubted, counts['wrong_label'])}"
-    )
-    others = [
-        Section(
-            [
-                Table([(row["path"] or row["label"], row["detail"]) for row in rows], words=True),
-                Text([_of_all(rows, counts[kind])] if len(rows) < counts[kind] else [], "note"),
-            ],
-            KINDS[kind][0].upper() + KINDS[kind][1:],
-        )
-        for kind, rows in by_kind.items()
-        if kind not in (*PAIRED, "wrong_label")
+    credible = "Least credible first: what the image is called, and what a model that learnt from the others calls it. "
+    blocks = [
+        text(*summary["verdict"], look="verdict", terminal=True),
+        section(
+            "What was found",
+            Table([(KINDS[kind], n) for kind, n in counts.items() if n], ["", "findings"], terminal=(99, 2)),
+        ),
+        section("Where the images stand", Table(balance.to_numpy().tolist(), balance.columns.tolist())),
+        section(
+            "Copies and near-identical images",
+            text(across, look="note"),
+            Photos([_pair(row, files) for row in pairs]),
+        ),
+        section(
+            "Labels that are likely wrong",
+            text(credible + _of_all(doubted, counts["wrong_label"]), look="note"),
+            Photos(photos),
+        ),
     ]
-    found = [(KINDS[kind], count) for kind, count in counts.items() if count]
-    return Page(
-        "Audit of the images",
-        f"{summary['dataset']} · {summary['images']} images",
-        [
-            Text(summary["verdict"], "verdict", terminal=True),
-            Section([Table(found, ["", "findings"], terminal=(99, 2))], "What was found"),
-            Section([Table([tuple(row.values()) for row in balance], list(balance[0]))], "Where the images stand"),
-            Section(
-                [Text([across], "note"), Photos([_pair(row, files) for row in pairs])],
-                "Copies and near-identical images",
-            ),
-            Section([Text([credible], "note"), Photos(photos)], "Labels that are likely wrong"),
-            *others,
-        ],
-    )
+    for kind, rows in by_kind.items():
+        if kind not in (*PAIRED, "wrong_label"):
+            table = Table([(row["path"] or row["label"], row["detail"]) for row in rows], words=True)
+            more = _of_all(rows, counts[kind]) if len(rows) < counts[kind] else ""
+            blocks.append(section(KINDS[kind][0].upper() + KINDS[kind][1:], table, text(more, look="note")))
+    return Page("Audit of the images", f"{summary['dataset']} · {summary['images']} images", blocks)
 
 
 def _pair(row: dict[Any, Any], files: dict[str, list[bytes]]) -> Photo:

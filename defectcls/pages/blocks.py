@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+Look = Literal["verdict", "caveats", "plain", "note", "code"]
+
 
 @dataclass(frozen=True)
 class Block:
@@ -24,7 +26,7 @@ class Text(Block):
     """Sentences, and what they are to the reader; `code` is to be copied."""
 
     content: Sequence[str]
-    look: Literal["verdict", "caveats", "plain", "note", "code"] = "plain"
+    look: Look = "plain"
     terminal: bool = False  # said there, too
     title: str = "Before you rely on this"  # of caveats
 
@@ -94,6 +96,21 @@ class Section(Block):
 
     def __bool__(self) -> bool:
         return any(block for block in self.content if getattr(block, "look", "") != "note")
+
+
+def text(*sentences: str | None, look: Look = "plain", terminal: bool = False) -> Text:
+    """Sentences, but for those that are None or ""."""
+    return Text([sentence for sentence in sentences if sentence], look, terminal)
+
+
+def facts(values: dict[str, Any]) -> Table:
+    """Names with their values, but for those that are None or ""."""
+    return Table([(name, value) for name, value in values.items() if value not in (None, "")], words=True)
+
+
+def section(title: str, *blocks: Block, folded: bool = False) -> Section:
+    """Blocks under a title."""
+    return Section(blocks, title, folded)
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,10 @@ from typing import Any
 
 from defectcls.evaluation.evaluate import CHANCE, ranks
 from defectcls.evaluation.metrics import METRICS, defect_counts, defect_numbers
-from defectcls.pages.wording import (
-    SPLITS,
-    judged_split,
-    not_promised,
-    number,
-    percent,
-    plural,
-    shown,
-    span,
-    were,
-    with_interval,
-)
+from defectcls.pages import wording
+from defectcls.pages.wording import SPLITS, percent, plural, shown, span, were
+
+Metrics = dict[str, Any]  # the content of metrics.json, or of one of its parts
 
 SMALL = 50  # fewer images than this on either side: one image more or less moves the rate by over 2 points
 USING_SCORES = "decision=f1 takes a threshold that uses them"
@@ -24,17 +16,17 @@ ON_OTHER_IMAGES = ("auroc", "recall", "overkill_rate")  # what is said of a data
 FRAIL = 0.1  # of recall or overkill lost under a light disturbance
 
 
-def caveats(metrics: dict[str, Any]) -> list[str]:
+def caveats(metrics: Metrics) -> list[str]:
     """In sentences, the gravest first."""
-    judged = metrics[judged_split(metrics)]
+    judged = metrics[wording.judged_split(metrics)]
     return [
         *seen_words(metrics.get("seen")),
         *_another_dataset(metrics, judged),
         *_called_alike(metrics, judged),
         *_not_learnt(metrics, judged),
         *_few_images(metrics, judged),
-        *_classes(metrics, judged),
-        *not_promised(metrics.get("decision")),
+        *_held_out(metrics, judged),
+        *wording.not_promised(metrics.get("decision")),
         *_broken_promises(metrics, judged),
         *_frailties(metrics.get("robustness", []), metrics.get("robustness_images", 0)),
         *_left_out(metrics),
@@ -53,7 +45,7 @@ def seen_words(seen: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def _another_dataset(metrics: dict[str, Any], judged: dict[str, Any]) -> list[str]:
+def _another_dataset(metrics: Metrics, judged: Metrics) -> list[str]:
     """That the images are of another dataset than the model was trained on, and what it loses there."""
     if not (elsewhere := metrics.get("elsewhere")):
         return []
@@ -64,118 +56,104 @@ def _another_dataset(metrics: dict[str, Any], judged: dict[str, Any]) -> list[st
     if elsewhere["test"]:
         own = f"on its own test images {', '.join(shown(name, before.get(name)) for name in known)}"
     sizes = [sum(row) for row in judged["confusion_matrix"]]
-    most, useless = max(sizes), ""
-    if judged["accuracy"] * sum(sizes) < most < sum(sizes):
-        useless = (
-            f" Calling every image “{metrics['class_names'][sizes.index(most)]}” would be right more often "
-            f"({percent(most / sum(sizes))}) than this model ({percent(judged['accuracy'])})."
+    said = f"Another dataset: the model was trained on {elsewhere['trained_on']} and is judged on "
+    said += f"{elsewhere['judged_on']}. Here {here}; {own}."
+    if judged["accuracy"] * sum(sizes) < max(sizes) < sum(sizes):
+        said += (
+            f" Calling every image “{metrics['class_names'][sizes.index(max(sizes))]}” would be right more often "
+            f"({percent(max(sizes) / sum(sizes))}) than this model ({percent(judged['accuracy'])})."
         )
-    return [
-        f"Another dataset: the model was trained on {elsewhere['trained_on']} and is judged on "
-        f"{elsewhere['judged_on']}. Here {here}; {own}.{useless}"
-    ]
+    return [said]
 
 
-def _called_alike(metrics: dict[str, Any], judged: dict[str, Any]) -> list[str]:
+def _called_alike(metrics: Metrics, judged: Metrics) -> list[str]:
     """That all images, or nearly all, are called alike, and what is to blame."""
     matrix, collapse = judged["confusion_matrix"], judged.get("collapse")
     sizes, called = ([sum(one) for one in side] for side in (matrix, zip(*matrix, strict=True)))
     into = metrics["class_names"].index(collapse["into"]) if collapse else called.index(max(called))
     name, others = metrics["class_names"][into], sum(sizes) - sizes[into]
-    numbers = defect_numbers(judged)
-    interval = numbers["intervals"].get("auroc")
-    auroc = f"AUROC {number(numbers['auroc'])}" + (f", 95 % interval {span('auroc', interval)}" if interval else "")
-    if collapse:
-        right = sum(row[index] for index, row in enumerate(matrix)) - matrix[into][into]
-        trained = [sum(row) for row in metrics.get("train", judged)["confusion_matrix"]]
-        kind = "Majority-class collapse" if trained[into] == max(trained) else "Collapse onto one class"
-        blame = f"Nor do the scores surely rank better than chance ({auroc})."
-        if ranks(judged):
-            remedy = "the threshold is for other images" if "elsewhere" in metrics else USING_SCORES
-            blame = f"The scores rank better than chance ({auroc}): {remedy}."
-        elif "baseline" in metrics:
-            blame += " Train from pretrained weights, for longer or at a higher learning rate."
-        return [
-            f"{kind}: {collapse['called']} of {plural(collapse['of'], 'image')} are called “{name}”, and of the "
-            f"{others} others {right or 'none'} {were(right or 1)} given the right class. The accuracy of "
-            f"{percent(judged['accuracy'])} tells nothing: calling every image “{name}” gives "
-            f"{percent(sizes[into] / sum(sizes))}. {blame}"
-        ]
-    if called[into] < sum(sizes) or not 0 < others < sum(sizes):
-        return []
+    auroc = f"AUROC {wording.with_interval(defect_numbers(judged), 'auroc')}"
+    if not collapse:
+        if called[into] < sum(sizes) or not 0 < others < sum(sizes):
+            return []
+        few = (
+            f"and {plural(others, 'image')} of other classes {'is' if others == 1 else 'are'} too few to show whether "
+        )
+        blame = f"although the scores tell them apart, {auroc}: {USING_SCORES}"
+        return [f"Every image is called “{name}”, {blame if ranks(judged) else few + 'the model knows better'}."]
+    right = sum(row[index] for index, row in enumerate(matrix)) - matrix[into][into]
+    trained = [sum(row) for row in metrics.get("train", judged)["confusion_matrix"]]
+    kind = "Majority-class collapse" if trained[into] == max(trained) else "Collapse onto one class"
+    blame = f"Nor do the scores surely rank better than chance: {auroc}."
     if ranks(judged):
-        return [f"Every image is called “{name}”, although the scores tell them apart ({auroc}): {USING_SCORES}."]
-    few = f"{plural(others, 'image')} of other classes {'is' if others == 1 else 'are'} too few to show"
-    return [f"Every image is called “{name}”, and {few} whether the model knows better."]
+        remedy = "the threshold is for other images" if "elsewhere" in metrics else USING_SCORES
+        blame = f"The scores rank better than chance, {auroc}: {remedy}."
+    elif "baseline" in metrics:
+        blame += " Train from pretrained weights, for longer or at a higher learning rate."
+    return [
+        f"{kind}: {collapse['called']} of {plural(collapse['of'], 'image')} are called “{name}”, and of the {others} "
+        f"others {right or 'none'} {were(right or 1)} given the right class. The accuracy of "
+        f"{percent(judged['accuracy'])} tells nothing: calling every image “{name}” gives "
+        f"{percent(sizes[into] / sum(sizes))}. {blame}"
+    ]
 
 
-def _not_learnt(metrics: dict[str, Any], judged: dict[str, Any]) -> list[str]:
+def _not_learnt(metrics: Metrics, judged: Metrics) -> list[str]:
     """That training diverged or changed nothing, and that the scores do not rank."""
     found = []
     if judged["loss"] is None and judged["n"]:
         found += ["Some probabilities are not numbers: training has diverged. Lower the learning rate."]
-    baseline, numbers = defect_numbers(metrics.get("baseline", {})), defect_numbers(judged)
-    for key in ("auroc", "f1_macro"):
-        before, after = baseline.get(key), numbers[key]
-        if before is not None and after is not None and after <= before < 1:
-            better = f"{METRICS[key].name} {shown(key, after)}, before {shown(key, before)}"
-            found += [f"No improvement over the network before training: {better}."]
-            break
-    ranked = defect_numbers(metrics["val"])["auroc"] if "val" in metrics else None
+    before, after, ranked = (
+        defect_numbers(part).get("auroc") for part in (metrics.get("baseline", {}), judged, metrics.get("val", {}))
+    )
+    if before is not None and after is not None and after <= before < 1:
+        better = f"AUROC {shown('auroc', after)}, before {shown('auroc', before)}"
+        found += [f"No improvement over the network before training: {better}."]
     if ranked is not None and ranked <= CHANCE:
-        found += [f"On validation the scores rank no better than chance (AUROC {number(ranked)}): no threshold helps."]
+        reached = f"AUROC {shown('auroc', ranked)}"
+        found += [f"On validation the scores rank no better than chance ({reached}): no threshold helps."]
     return found
 
 
-def _few_images(metrics: dict[str, Any], judged: dict[str, Any]) -> list[str]:
+def _few_images(metrics: Metrics, judged: Metrics) -> list[str]:
     """That the threshold or the verdict rests on few images or on those that made the model."""
-    found, split = [], SPLITS[judged_split(metrics)]
+    found, split, sides = [], SPLITS[wording.judged_split(metrics)], metrics["defective_classes"]
     decision = metrics.get("decision") or {}
-    if (evidence := decision.get("evidence")) and not decision["promises"]:
-        defective, sound = evidence["defective"], evidence["sound"]
-        if min(defective, sound) < FEW:
-            rests = f"{plural(defective, 'defective image')} and {sound} sound of the validation set"
-            found += [f"The threshold rests on {rests}: others would have moved it."]
+    evidence = decision.get("evidence") if not decision.get("promises") else None
+    if evidence and min(evidence["defective"], evidence["sound"]) < FEW:
+        rests = f"{plural(evidence['defective'], 'defective image')} and {evidence['sound']} sound"
+        found += [f"The threshold rests on {rests} of the validation set: others would have moved it."]
     if split != "test":
         found += [f"No test set: the verdict is on {split} images, which helped to make the model. Expect worse."]
-    if all(metrics["defective_classes"]) or not any(metrics["defective_classes"]):
-        return found
-    passed, rejected, missed, caught = defect_counts(judged["confusion_matrix"], metrics["defective_classes"])
-    unknown = {"defective": "how many defects get through", "sound": "how many sound parts are rejected"}
+    passed, rejected, missed, caught = defect_counts(judged["confusion_matrix"], sides)
     for kind, count, rate in (("defective", missed + caught, "escape"), ("sound", passed + rejected, "overkill")):
+        if not any(sides) or all(sides):
+            continue
         if not count:
-            found += [f"The {split} set has no {kind} image: {unknown[kind]} is not known, nor the AUROC."]
+            found += [f"The {split} set has no {kind} image: the {rate} rate is not known, nor the AUROC."]
         elif count < SMALL:
             found += [
                 f"The {split} set is small: with {plural(count, f'{kind} image')}, a single one moves the {rate} rate "
-                f"by {number(100 / count, 1)} percentage points."
+                f"by {wording.number(100 / count, 1)} percentage points."
             ]
     return found
 
 
-def _classes(metrics: dict[str, Any], judged: dict[str, Any]) -> list[str]:
-    """Of many classes those that are never called or not there, and what became of the type that was held out."""
-    found, matrix = [], judged["confusion_matrix"]
-    if len(matrix) > 2:
-        sides = zip(metrics["class_names"], matrix, zip(*matrix, strict=True), strict=True)
-        sizes = [(name, sum(row), sum(column)) for name, row, column in sides]
-        if unused := [f"“{name}” ({size})" for name, size, called in sizes if size and not called]:
-            found += [f"No image is called {', '.join(unused)}; in brackets how many are."]
-        if unseen := [f"“{name}”" for name, size, _ in sizes if not size]:
-            found += [f"The {SPLITS[judged_split(metrics)]} set has no image of {', '.join(unseen)}."]
-    held_out = metrics.get("config", {}).get("dataset", {}).get("split", {}).get("hold_out_defect_type")
+def _held_out(metrics: Metrics, judged: Metrics) -> list[str]:
+    """What became of the defect type that training was not shown."""
+    name, found = metrics.get("config", {}).get("dataset", {}).get("split", {}).get("hold_out_defect_type"), []
     for row in judged.get("breakdowns", {}).get("defect_type", []):
-        if row["defect_type"] == held_out:
+        if row["defect_type"] == name:
             caught = round(row["recall"] * row["n"])
-            recall = {"recall": row["recall"], "intervals": {"recall": (row["recall_low"], row["recall_high"])}}
+            recall = row | {"intervals": {"recall": (row["recall_low"], row["recall_high"])}}
             found += [
-                f"Training was not shown “{held_out}”: of {plural(row['n'], 'such image')} {caught} {were(caught)} "
-                f"caught, recall {with_interval(recall, 'recall')}; the rates above are of all types together."
+                f"Training was not shown “{name}”: of {plural(row['n'], 'such image')} {caught} {were(caught)} caught, "
+                f"recall {wording.with_interval(recall, 'recall')}; the rates above are of all types together."
             ]
     return found
 
 
-def _broken_promises(metrics: dict[str, Any], judged: dict[str, Any]) -> list[str]:
+def _broken_promises(metrics: Metrics, judged: Metrics) -> list[str]:
     found, intervals = [], defect_numbers(judged)["intervals"]
     for promise in (metrics.get("decision") or {}).get("promises", []):
         rate, interval = promise["rate"], intervals.get(promise["rate"])
@@ -200,7 +178,7 @@ def _frailties(rows: list[dict[str, Any]], images: int) -> list[str]:
     ]
 
 
-def _left_out(metrics: dict[str, Any]) -> list[str]:
+def _left_out(metrics: Metrics) -> list[str]:
     found = []
     if unreadable := len(metrics.get("unreadable", [])):
         found += [f"{plural(unreadable, 'image')} could not be read and {were(unreadable)} left out; see the end."]

@@ -4,18 +4,17 @@ from itertools import combinations
 
 from defectcls.evaluation.comparison import Comparison, Difference
 from defectcls.evaluation.metrics import METRICS
-from defectcls.pages.blocks import Page, Picture, Section, Table, Text
+from defectcls.pages.blocks import Page, Picture, Table, section, text
 from defectcls.pages.pictures import Bar, plot_intervals, png
 from defectcls.pages.wording import difference, shown, span
 
 SHOWN = (
-    "A difference is shown where the interval does not hold zero. Less overkill is better; more of all others is. "
-    "Blue dots are shown, grey ones are not."
+    "A difference is shown (blue) where the interval does not hold zero. Less overkill is better; more of all others."
 )
 
 
 def comparison_page(comparison: Comparison) -> Page:
-    """The page; its caveat says how the intervals are to be read."""
+    """The verdict first, then what the intervals mean, the differences, and the runs by themselves."""
     level, runs = f"{100 * comparison.level:g} %", list(comparison.values)
     left = [f"{count} of {run}" for run, count in comparison.left_out.items() if count]
     more = f"; left out, as they are not in all runs: {', '.join(left)}" if left else ""
@@ -37,17 +36,18 @@ def comparison_page(comparison: Comparison) -> Page:
         (METRICS[one.metric].name, f"{one.run} – {one.other}", _signed(one), one.better or "not shown")
         for one in comparison.differences
     ]
-    table = Table(differences, ["number", "runs", "difference", "better"])
-    return Page(
-        "Comparison",
-        " · ".join(runs),
-        [
-            Text(_verdict(comparison), "verdict", terminal=True),
-            Text([f"{comparison.images} images in common{more}.", adjustment], terminal=True),
-            Section([_picture(comparison), Text([SHOWN], "note"), table], "The differences"),
-            Section([Table(numbers, ["number", *runs], terminal=(99, 99)), Text([alone], "note")], "The runs"),
-        ],
-    )
+    blocks = [
+        text(*_verdict(comparison), look="verdict", terminal=True),
+        text(f"{comparison.images} images in common{more}.", adjustment, terminal=True),
+        section(
+            "The differences",
+            _picture(comparison),
+            text(SHOWN, look="note"),
+            Table(differences, ["number", "runs", "difference", "better"]),
+        ),
+        section("The runs", Table(numbers, ["number", *runs], terminal=(99, 99)), text(alone, look="note")),
+    ]
+    return Page("Comparison", " · ".join(runs), blocks)
 
 
 def _verdict(comparison: Comparison) -> list[str]:

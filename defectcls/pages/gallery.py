@@ -8,9 +8,9 @@ import pandas as pd
 
 from defectcls.data.samples import counted
 from defectcls.evaluation.predictions import ACCEPT, REJECT, REVIEW
-from defectcls.pages.blocks import Page, Photo, Photos, Section, Table, Text
+from defectcls.pages.blocks import Page, Photo, Photos, Table, facts, section, text
 from defectcls.pages.photos import thumbnail_files
-from defectcls.pages.wording import decision_words, not_promised, number, plural
+from defectcls.pages.wording import decision_words, not_promised, plural
 
 KINDS = {REJECT: "alarm", REVIEW: "doubt", ACCEPT: "calm"}
 WORDS = {"alarm": "rejected", "doubt": "for a person", "calm": "accepted"}  # the worst first
@@ -35,52 +35,45 @@ def gallery_page(
     """
     files = thumbnail_files(shown["path"], root, THUMBNAIL, summary["depth"], heat)
     telling = sorted(summary["defective_classes"]) != [False, True]  # of two the decision says which class it is
-    photos = [
-        Photo(
-            files[row["path"]],
-            WORDS[KINDS[row["decision"]]],
-            f"· {_score(row['score'])}" + f" · {row['prediction']}" * telling,
-            [row["path"]],
-            KINDS[row["decision"]],
-        )
-        for row in shown.to_dict("records")
-    ]
-    read = sum(summary[decision] for decision in KINDS)
-    note = "The score is the probability of being defective."
-    if len(photos) < read:
-        more = f"{len(photos):,} of {read:,} photos are shown, the highest scores first"
-        note = f"{more}; {summary['output']} has all. {note}"
-    if heat:
-        note += " Beside a photo where the model sees what speaks for a defect, each map from nothing to its own "
-        note += "strongest point."
-    failed = list(unreadable[["path", "error"]].itertuples(index=False, name=None))
-    more = f"{len(failed)} of {summary['unreadable']:,} are shown; {summary['output']} has all."
-    facts = {name: summary[name] for name in ("checkpoint", "input", "date", "commit", "hardware")}
-    if speed := summary["images_per_second"]:  # none where a folder was watched
-        facts["speed"] = f"{number(summary['seconds'], 1)} s, {number(speed, 1)} photos per second"
-    facts["versions"] = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
-    made = [(name, value) for name, value in facts.items() if value not in (None, "")]
-    told = [f"beside the photos: {counted(summary['left_out'])}"] if summary["left_out"] else []
-    told += [*([facts["speed"]] if speed else []), f"table: {summary['output']}"]
-    return Page(
-        f"Predictions by {summary['model']}, trained on {summary['dataset']}",
-        summary["input"],
-        [
-            Text([outcome_words(summary)], "verdict", terminal=True),
-            Text(not_promised(summary["decision"]), "caveats", terminal=True),
-            Text([*decision_words(summary["decision"]), *told], "note", terminal=True),
-            Section([Text([note], "note"), Photos(photos, WORDS)], "The photos, highest scores first"),
-            Section(
-                [
-                    Text([more] if len(failed) < summary["unreadable"] else [], "note"),
-                    Table(failed, ["path", "reason"], words=True, terminal=(TOLD, 2)),
-                ],
-                "Photos that could not be read",
+    photos = []
+    for row in shown.to_dict("records"):
+        kind, score = KINDS[row["decision"]], f"{row['score']:.3f}"
+        if row["score"] not in (0, 1):
+            score = {"0.000": "< 0.001", "1.000": "> 0.999"}.get(score, score)
+        caption = f"· {score}" + f" · {row['prediction']}" * telling
+        photos.append(Photo(files[row["path"]], WORDS[kind], caption, [row["path"]], kind))
+    decision, read = summary["decision"], sum(summary[decision] for decision in KINDS)
+    failed = unreadable[["path", "error"]].to_numpy().tolist()
+    has_all, speed = f"{summary['output']} has all.", summary["images_per_second"]
+    left_out = f"beside the photos: {counted(summary['left_out'])}" if summary["left_out"] else ""
+    made = {name: summary[name] for name in ("checkpoint", "input", "date", "commit", "hardware")}
+    made["speed"] = f"{summary['seconds']:.1f} s, {speed:.1f} photos per second" if speed else ""  # none of watching
+    made["versions"] = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+    hot = "Beside a photo where the model sees what speaks for a defect, each map from nothing to its strongest point."
+    blocks = [
+        text(outcome_words(summary), look="verdict", terminal=True),
+        text(*not_promised(decision), look="caveats", terminal=True),
+        text(*decision_words(decision), left_out, look="note", terminal=True),
+        text(made["speed"], f"table: {summary['output']}", look="note", terminal=True),
+        section(
+            "The photos, highest scores first",
+            text(
+                f"{len(photos):,} of {read:,} photos are shown; {has_all}" if len(photos) < read else "",
+                "The score is the probability of being defective.",
+                hot if heat else "",
+                look="note",
             ),
-            Section([Table(made, words=True), Text([summary["command"]], "code")], "How it was made", folded=True),
-        ],
-        broad=True,
-    )
+            Photos(photos, WORDS),
+        ),
+        section(
+            "Photos that could not be read",
+            Table(failed, ["path", "reason"], words=True, terminal=(TOLD, 2)),
+            text(f"{len(failed)} of {summary['unreadable']:,} are shown; {has_all}", look="note"),
+        ),
+        section("How it was made", facts(made), text(summary["command"], look="code"), folded=True),
+    ]
+    kind = f"Predictions by {summary['model']}, trained on {summary['dataset']}"
+    return Page(kind, summary["input"], blocks, broad=True)
 
 
 def outcome_words(summary: dict[str, Any]) -> str:
@@ -91,7 +84,3 @@ def outcome_words(summary: dict[str, Any]) -> str:
     review = f"{summary[REVIEW]:,} for a person to look at, " if summary[REVIEW] else ""
     failed = f"; {unreadable:,} could not be read" if unreadable else ""
     return f"{plural(read, 'photo')}: {summary[ACCEPT]:,} accepted, {review}{summary[REJECT]:,} rejected{failed}."
-
-
-def _score(score: float) -> str:
-    return "> 0.999" if 0.9995 <= score < 1 else "< 0.001" if 0 < score < 0.0005 else f"{score:.3f}"

@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.special import logit
 
 from defectcls.evaluation.intervals import proportion_interval
 
-RIGHT, WRONG, THIRD, QUIET, INK = "#0072B2", "#D55E00", "#009E73", "#7A8089", "#22262B"
+RIGHT, WRONG, THIRD, QUIET, INK, SHADE = "#0072B2", "#D55E00", "#009E73", "#7A8089", "#22262B", "#EEF1F5"
 LOOK: Any = {  # Any: matplotlib 3.11 types the keys, older ones do not
     "font.size": 9,
     "text.color": INK,
@@ -27,26 +26,17 @@ LOOK: Any = {  # Any: matplotlib 3.11 types the keys, older ones do not
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.color": "#E6E8EB",
-    "xtick.color": INK,
-    "ytick.color": INK,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
     "legend.frameon": False,
     "legend.fontsize": 8,
 }
+BESIDE: Any = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}  # a legend that hides nothing
 FURTHEST = 10.0  # log odds that the picture of the scores reaches to
 SCORE_TICKS = (0.0001, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
-SERIES = {  # panels of the curves, top to bottom: axis label -> column, line style
-    "loss (nats)": {
-        "train/loss": (QUIET, "--"),
-        "val/loss": (RIGHT, ":"),
-        "val/calibrated_loss": (RIGHT, "-"),
-    },
-    "accuracy, AUROC": {
-        "train/accuracy": (QUIET, "--"),
-        "val/accuracy": (RIGHT, "-"),
-        "val/auroc": (THIRD, "-"),
-    },
+SERIES = {  # panels of the curves, top to bottom: axis label -> column, colour and line style
+    "loss (nats)": {"train/loss": (QUIET, "--"), "val/loss": (RIGHT, ":"), "val/calibrated_loss": (RIGHT, "-")},
+    "accuracy, AUROC": {"train/accuracy": (QUIET, "--"), "val/accuracy": (RIGHT, "-"), "val/auroc": (THIRD, "-")},
     "learning rate": {"lr": (INK, "-")},
 }
 
@@ -60,53 +50,35 @@ def png(figure: Figure, dots_per_inch: int = 130) -> bytes:
 
 @matplotlib.rc_context(LOOK)
 def plot_curves(history: pd.DataFrame) -> Figure:
-    """Loss, accuracy, AUROC and learning rate against the epoch, with the stages shaded.
+    """Loss, accuracy, AUROC and learning rate against the epoch; every other stage is shaded.
 
     `history` has `epoch`, `stage` and any of the columns in SERIES; NaN where a row has no such number, as the row of
     the probe has none from training.
     """
-    history = history.sort_values("epoch", kind="stable")
-    panels = {
-        label: {
-            column: style for column, style in series.items() if column in history and history[column].notna().any()
-        }
-        for label, series in SERIES.items()
-    }
-    panels = {label: series for label, series in panels.items() if series}
+    history = history.sort_values("epoch", kind="stable").dropna(axis="columns", how="all")
+    panels = {label: series for label, series in SERIES.items() if {*series} & {*history}}
     heights = [0.9 if label == "learning rate" else 2.1 for label in panels]
     figure = Figure(figsize=(7.2, sum(heights) + 0.8), layout="constrained")
-    grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)
-    for axes, (label, series) in zip(grid[:, 0], panels.items(), strict=True):
+    grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    stages = history.groupby((history["stage"] != history["stage"].shift()).cumsum())
+    for axes, (label, series) in zip(grid, panels.items(), strict=True):
         for column, (colour, line) in series.items():
-            known = history[["epoch", column]].dropna()
-            axes.plot(known["epoch"], known[column], line, marker="o", markersize=3.5, color=colour, label=column)
+            if column in history:
+                known = history[["epoch", column]].dropna()
+                axes.plot(known["epoch"], known[column], line, marker="o", markersize=3.5, color=colour, label=column)
+        for number, (_, rows) in enumerate(stages):
+            start, end = rows["epoch"].min() - 0.5, rows["epoch"].max() + 0.5
+            axes.axvspan(start, end, color=SHADE if number % 2 else "white", zorder=0, linewidth=0)
+            if axes is grid[0]:  # on two lines in turn, so that the names of short stages do not run into each other
+                place = (start, 1.03 + 0.09 * (number % 2))
+                axes.text(*place, rows["stage"].iloc[0], transform=axes.get_xaxis_transform(), fontsize=8)
         axes.set_ylabel(label)
-        if label == "learning rate":
-            axes.set_ylim(0, 1.15 * history["lr"].max() or 1)
-            axes.yaxis.set_major_formatter("{x:g}")
-        else:
-            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-        _shade_stages(axes, history, named=axes is grid[0, 0])
-    grid[-1, 0].set_xlabel("epoch")
-    grid[-1, 0].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        axes.legend(**BESIDE)
+    grid[-1].set_xlim(history["epoch"].min() - 0.5, history["epoch"].max() + 0.5)
+    grid[-1].set_xlabel("epoch")
+    grid[-1].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     figure.align_ylabels()
     return figure
-
-
-def _shade_stages(axes: Axes, history: pd.DataFrame, named: bool) -> None:
-    first, last = history["epoch"].min() - 0.5, history["epoch"].max() + 0.5
-    axes.set_xlim(first, last)
-    runs = history.groupby((history["stage"] != history["stage"].shift()).cumsum())
-    for number, (_, rows) in enumerate(runs):
-        start = rows["epoch"].min() - 0.5
-        axes.axvspan(
-            start, rows["epoch"].max() + 0.5, color="#EEF1F5" if number % 2 else "white", zorder=0, linewidth=0
-        )
-        if number:
-            axes.axvline(start, color="#C5C9CF", linewidth=0.8)
-        if named:  # on two lines in turn, so that the names of short stages do not run into each other
-            place = (start, 1.03 + 0.09 * (number % 2))
-            axes.text(*place, rows["stage"].iloc[0], transform=axes.get_xaxis_transform(), color=INK, fontsize=8)
 
 
 @matplotlib.rc_context(LOOK)
@@ -116,31 +88,28 @@ def plot_scores(predictions: pd.DataFrame, accept_below: float | None, reject_fr
     Above: how many images have which score, sound ones upwards, defective ones downwards. Below: escape and overkill
     rate against the threshold. The scale is that of log odds. Lines mark the decision, and a band what goes to review.
     """
-    scores, defective = predictions["score"].to_numpy(), predictions["defective"].to_numpy(bool)
-    places = _log_odds(scores)
+    places, defective = _log_odds(predictions["score"]), predictions["defective"].to_numpy(bool)
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-    edges = np.linspace(-FURTHEST, FURTHEST, 61)
-    for chosen, colour, sign, name in ((~defective, RIGHT, 1, "sound"), (defective, WRONG, -1, "defective")):
-        counts = np.histogram(places[chosen], edges)[0]
-        above.stairs(sign * counts, edges, fill=True, color=colour, label=f"{name} ({chosen.sum()})")
+    edges, thresholds = np.linspace(-FURTHEST, FURTHEST, 61), np.linspace(-FURTHEST, FURTHEST, 601)
+    for name, chosen, colour, sign in (("sound", ~defective, RIGHT, 1), ("defective", defective, WRONG, -1)):
+        counts = sign * np.histogram(places[chosen], edges)[0]
+        above.stairs(counts, edges, fill=True, color=colour, label=f"{name} ({chosen.sum()})")
+        if chosen.any():
+            passed = np.searchsorted(np.sort(places[chosen]), thresholds) / chosen.sum()
+            rate = ("overkill rate", 1 - passed) if name == "sound" else ("escape rate", passed)
+            below.plot(thresholds, rate[1], color=colour, label=rate[0])
     above.axhline(0, color=INK, linewidth=0.8)
     above.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     above.set_ylabel("images")
-    above.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    thresholds = np.linspace(-FURTHEST, FURTHEST, 601)
-    for chosen, colour, rate in ((defective, WRONG, "escape rate"), (~defective, RIGHT, "overkill rate")):
-        if chosen.any():
-            let_through = np.searchsorted(np.sort(places[chosen]), thresholds) / chosen.sum()
-            below.plot(thresholds, let_through if rate == "escape rate" else 1 - let_through, color=colour, label=rate)
     below.yaxis.set_major_formatter("{x:.0%}")
     below.set_xlabel("score = probability of being defective; as a threshold: reject from here on")
-    below.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    below.set_xticks(_log_odds(np.array(SCORE_TICKS)), [f"{100 * tick:g} %" for tick in SCORE_TICKS])
-    if accept_below is not None and reject_from is not None:
-        low, high = _log_odds(np.array([accept_below, reject_from]))
-        for axes in (above, below):
-            axes.axvspan(low, high, color="#EEF1F5", zorder=0)
+    below.set_xticks(_log_odds(SCORE_TICKS), [f"{100 * tick:g} %" for tick in SCORE_TICKS])
+    for axes in (above, below):
+        axes.legend(**BESIDE)
+        if accept_below is not None and reject_from is not None:
+            low, high = _log_odds((accept_below, reject_from))
+            axes.axvspan(low, high, color=SHADE, zorder=0)
             for place in (low, high):
                 axes.axvline(place, color=INK, linewidth=1, linestyle="--")
     figure.align_ylabels()
@@ -158,13 +127,10 @@ def plot_reliability(scores: dict[str, np.ndarray], defective: np.ndarray) -> Fi
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=QUIET, linewidth=0.8)
     for (name, values), colour in zip(reversed(scores.items()), (RIGHT, QUIET), strict=False):
-        bins = np.minimum((values * 10).astype(int), 9)
-        known = [number for number in range(10) if (bins == number).any()]
-        x, y = ([column[bins == number].mean() for number in known] for column in (values, defective))
-        reach = np.array([proportion_interval(defective[bins == number], None) for number in known]).reshape(-1, 2).T
-        errors = np.abs(reach - y)
-        marker = "o" if colour == RIGHT else "s"
-        axes.errorbar(x, y, errors, fmt=marker, color=colour, label=name, markersize=4, linewidth=1.2, capsize=2)
+        bins = pd.DataFrame({"x": values, "y": defective}).groupby(np.minimum((values * 10).astype(int), 9))
+        x, y = bins["x"].mean().to_numpy(), bins["y"].mean().to_numpy()
+        reach = np.array([proportion_interval(rows.to_numpy(), None) for _, rows in bins["y"]]).reshape(-1, 2).T
+        axes.errorbar(x, y, np.abs(reach - y), fmt="o", color=colour, label=name, markersize=4, capsize=2)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axes.set_xlabel("probability of being defective")
     axes.set_ylabel("share that is defective")
@@ -172,8 +138,8 @@ def plot_reliability(scores: dict[str, np.ndarray], defective: np.ndarray) -> Fi
     return figure
 
 
-def _log_odds(scores: np.ndarray) -> np.ndarray:
-    return np.clip(logit(np.clip(scores, 0, 1)), -FURTHEST, FURTHEST)
+def _log_odds(scores: Any) -> np.ndarray:
+    return np.clip(logit(np.clip(np.asarray(scores, float), 0, 1)), -FURTHEST, FURTHEST)
 
 
 class Bar(NamedTuple):

@@ -19,16 +19,15 @@ def judged_split(metrics: dict[str, Any]) -> str:
 
 def verdict(metrics: dict[str, Any]) -> list[str]:
     """What the model did on the judged split, in sentences."""
-    judged, defective_classes = metrics[judged_split(metrics)], metrics["defective_classes"]
-    matrix, sentences = judged["confusion_matrix"], []
-    if any(defective_classes) and not all(defective_classes):
+    split, sides, sentences = judged_split(metrics), metrics["defective_classes"], []
+    judged, matrix = metrics[split], metrics[split]["confusion_matrix"]
+    if any(sides) and not all(sides):
         numbers = defect_numbers(judged)
-        passed, rejected, missed, caught = defect_counts(matrix, defective_classes)
+        passed, rejected, missed, caught = defect_counts(matrix, sides)
         if defects := caught + missed:
             sentences += [
-                f"Of {plural(defects, 'defective image')} in the {SPLITS[judged_split(metrics)]} set {caught} "
-                f"{were(caught)} caught: recall {percent(numbers['recall'])}, escape rate "
-                f"{with_interval(numbers, 'escape_rate')}."
+                f"Of {plural(defects, 'defective image')} in the {SPLITS[split]} set {caught} {were(caught)} caught: "
+                f"recall {percent(numbers['recall'])}, escape rate {with_interval(numbers, 'escape_rate')}."
             ]
         if sound := passed + rejected:
             count = round(numbers["overkill_rate"] * sound)  # fewer than flagged, where a person looks at some
@@ -37,11 +36,9 @@ def verdict(metrics: dict[str, Any]) -> list[str]:
         if "review_rate" in numbers:
             sentences += [f"A person has to look at {percent(numbers['review_rate'])} of the images."]
     if len(matrix) > 2 or not sentences:
-        right = sum(row[index] for index, row in enumerate(matrix))
-        sentences += [
-            f"Of all {plural(judged['n'], 'image')} {right} {were(right)} given the right class: accuracy "
-            f"{with_interval(judged, 'accuracy')}."
-        ]
+        right, accuracy = sum(row[index] for index, row in enumerate(matrix)), with_interval(judged, "accuracy")
+        given = f"{right} {were(right)} given the right class"
+        sentences += [f"Of all {plural(judged['n'], 'image')} {given}: accuracy {accuracy}."]
     return sentences
 
 
@@ -54,19 +51,16 @@ def decision_words(decision: dict[str, Any] | None, trained: bool = True) -> lis
     """
     if decision is None:
         return ["The predictions are taken as they are; where a table has none, the most probable class counts."]
-    policy, share = decision["policy"], decision["prevalence"]
-    low, high, evidence = decision["accept_below"], decision["reject_from"], decision["evidence"]
+    policy, share, evidence = (decision[key] for key in ("policy", "prevalence", "evidence"))
+    low, high = decision["accept_below"], decision["reject_from"]
     kept = [promise for promise in decision["promises"] if promise["kept"]]
     if low is None:
         alike = ", were all classes equally common," if decision["prior"] else ""
-        words = [f"An image is rejected when its most probable class{alike} is a defective one (policy {policy})."]
-        if policy == "balanced" and not decision["prior"]:
-            words += ["Validation images of one kind do not tell how errors of both weigh."]
-        return words
+        return [f"An image is rejected when its most probable class{alike} is a defective one (policy {policy})."]
     rule = f"An image is rejected from a score of {number(high, 4)} on"
     if low != high:
-        rule = f"An image is accepted below a score of {number(low, 4)}, rejected from {number(high, 4)} on, and goes "
-        rule += "to a person between"
+        between = f"rejected from {number(high, 4)} on, and goes to a person between"
+        rule = f"An image is accepted below a score of {number(low, 4)}, {between}"
     if policy == "balanced" and share is not None and high < share * (1 - 1e-9):
         rule += f": at {number(share, 4)} both error rates would weigh alike, and the network is more cautious"
     elif policy == "balanced":
@@ -80,11 +74,9 @@ def decision_words(decision: dict[str, Any] | None, trained: bool = True) -> lis
     words = [
         f"{rule} ({'; '.join(terms)}). On the validation set this lets {evidence['escapes']} of "
         f"{plural(evidence['defective'], 'defective image')} through and rejects {evidence['false_rejects']} of "
-        f"{plural(evidence['sound'], 'sound image')}."
+        f"{plural(evidence['sound'], 'sound image')}.",
+        *map(_promise, kept),
     ]
-    words += [_promise(promise) for promise in kept]
-    if policy.startswith("review") and low == high:
-        words += ["One threshold keeps both rates on the validation set: nothing goes to a person."]
     if trained and kept:
         words += ["That holds for validation images of no other use; these chose the weights too. Test images decide."]
     return words
@@ -101,14 +93,11 @@ def _promise(promise: dict[str, Any]) -> str:
     bound, target, confidence = (percent(promise[key]) for key in ("bound", "target", "confidence"))
     if promise["kept"]:
         method = "Hoeffding-Bentkus bound, averaged over groups" if promise["grouped"] else "Clopper-Pearson bound"
-        return (
-            f"Promise: with {confidence} confidence the {rate} on images like these is at most {target} "
-            f"({method} {bound} from {images})."
-        )
+        least = f"is at most {target} ({method} {bound} from {images})"
+        return f"Promise: with {confidence} confidence the {rate} on images like these {least}."
     return (
         f"No promise: an {rate} of at most {target} at {confidence} confidence takes {promise['needed']} independent "
-        f"{kind} validation images, not one of them misjudged. There are {images}, which prove an {rate} of at most "
-        f"{bound}."
+        f"{kind} validation images, not one of them misjudged. There are {images}, which prove at most {bound}."
     )
 
 

@@ -113,7 +113,7 @@ def test_collapse_in_words() -> None:
     assert caveats(metrics)[0] == (
         "Majority-class collapse: 55 of 59 images are called “sound”, and of the 13 others none was given the right "
         "class. The accuracy of 71.2 % tells nothing: calling every image “sound” gives 78.0 %. Nor do the scores "
-        f"surely rank better than chance (AUROC 0.457, 95 % interval {low:.3f} to {high:.3f})."
+        f"surely rank better than chance: AUROC 0.457 (95 % interval {low:.3f} to {high:.3f})."
     )
     baseline = metrics_of(TWO, baseline=[[30, 30], [30, 30]])
     assert "Train from pretrained weights" in caveats(metrics | baseline)[0]
@@ -141,7 +141,7 @@ def test_scores_that_rank_are_told_from_a_model_that_knows_nothing() -> None:
     assert by_promise["confusion_matrix"] == [[60, 0], [20, 0]]
     assert "collapse" not in by_promise
     assert caveats(metrics_of(TWO) | {"test": by_promise})[0].startswith(
-        "Every image is called “sound”, although the scores tell them apart (AUROC 1.000"
+        "Every image is called “sound”, although the scores tell them apart, AUROC 1.000"
     )
     _, knows_nothing = evaluate(scored([0.1] * 80, [False] * 60 + [True] * 20), ALL_SOUND, *TWO)
     assert knows_nothing["collapse"]["called"] == 80

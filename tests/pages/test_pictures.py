@@ -87,7 +87,8 @@ def test_scores_are_counted_on_both_sides_of_the_thresholds():
     above, below = figure.axes
     sound, defective = (patch.get_data().values for patch in above.patches[:2])
     assert (sound.sum(), defective.sum()) == (3, -2)  # defective ones downwards
-    escape, overkill = (line.get_xydata() for line in below.lines[:2])
+    rates = {line.get_label(): line.get_xydata() for line in below.lines}
+    escape, overkill = rates["escape rate"], rates["overkill rate"]
 
     def at(line, score):
         return line[np.searchsorted(line[:, 0], np.log(score / (1 - score))), 1]
