@@ -61,7 +61,7 @@ def doubted_labels(settings: "AuditSettings", inventory: "Inventory") -> list["F
     from defectcls.data.findings import Finding
     from defectcls.model.backbone import Backbone
     from defectcls.model.features import extract_features
-    from defectcls.model.wrong_labels import doubt_labels
+    from defectcls.model.head import doubt_labels
     from defectcls.training.build import build_data, build_features, device_of, with_compute
 
     accepting = {"on_unreadable": "skip", "contradictions": "allow"}

@@ -14,8 +14,8 @@ from scipy.ndimage import gaussian_filter
 from defectcls.config import parse
 from defectcls.data.findings import Finding, Inventory, balance
 from defectcls.errors import UserError
-from defectcls.model import wrong_labels
-from defectcls.model.wrong_labels import Doubt, doubt_labels
+from defectcls.model import head
+from defectcls.model.head import Doubt, doubt_labels
 from defectcls.pages.audit import audit_page, summarise
 from defectcls.pages.render import render_html
 from defectcls.verb_settings import AuditSettings
@@ -286,7 +286,7 @@ def test_a_class_that_cannot_stand_in_every_fold_is_a_sentence() -> None:
 @pytest.mark.realdata
 def test_wrong_labels_that_were_planted_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     doubts: list[Doubt] = []
-    monkeypatch.setattr(wrong_labels, "doubt_labels", lambda *given: doubts.append(doubt_labels(*given)) or doubts[0])
+    monkeypatch.setattr(head, "doubt_labels", lambda *given: doubts.append(doubt_labels(*given)) or doubts[0])
     knobs = ("dataset=synthetic", f"dataset.root={tmp_path}", "dataset.wrong_labels=0.05", "trainer=cpu")
     found = audited(tmp_path / "run", *knobs, "audit.wrong_labels=true")
     index = next(tmp_path.glob("*/samples.csv"))

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from defectcls.model.backbone import Backbone
-from defectcls.model.classifier import Classifier, Head
+from defectcls.model.classifier import Classifier
+from defectcls.model.head import Head
 from defectcls.training.run import TrainingRun
 from tests.conftest import Outcome, command, equal, paint, process, sentence, weights
 

@@ -5,7 +5,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.transforms import v2
 
 from defectcls.settings import AugmentSettings
 
@@ -171,6 +170,10 @@ def mirrored(image: torch.Tensor, views: int) -> list[torch.Tensor]:
 
 def mixer(mixup: float, cutmix: float, classes: int) -> nn.Module | None:
     """torchvision's mixup and cutmix by their Beta parameters, 0 is off: (image, target) -> (image, soft target)."""
+    if not (mixup or cutmix):
+        return None
+    from torchvision.transforms import v2  # half a second that others do without
+
     kinds = [(v2.MixUp, mixup), (v2.CutMix, cutmix)]
     chosen = [kind(alpha=alpha, num_classes=classes) for kind, alpha in kinds if alpha > 0]
-    return v2.RandomChoice(chosen) if chosen else None
+    return v2.RandomChoice(chosen)

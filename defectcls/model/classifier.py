@@ -16,12 +16,12 @@ from defectcls.data.batches import Batch
 from defectcls.errors import UserError
 from defectcls.evaluation.calibration import calibrated_loss
 from defectcls.model.augment import Augment, mirrored, mixer
-from defectcls.model.backbone import Backbone, Look, in_pieces
+from defectcls.model.backbone import Backbone, Look
 from defectcls.model.features import AS_IT_IS, FrozenFeatures, View, copy_of, laid
 from defectcls.model.hardware import precision_of
+from defectcls.model.head import Head
 from defectcls.model.joined import Joined
 from defectcls.model.losses import build_loss
-from defectcls.model.probe import LinearHead
 from defectcls.model.stages import Stage, build_optimizer, plan_stages, set_learning_rate, stage_at, switch_training
 from defectcls.settings import (
     AugmentSettings,
@@ -35,34 +35,6 @@ LOG_EVERY = 10  # steps
 CHECK_FINITE_EVERY = 50  # steps; reading the loss makes a GPU wait
 
 log = logging.getLogger(__name__)
-
-
-class Head(nn.Module):
-    """Standardised features -> logits, in float32 whatever the autocast: bf16 logits would tie."""
-
-    def __init__(self, feature_count: int, classes: int, dropout: float) -> None:
-        super().__init__()
-        self.mean: torch.Tensor
-        self.std: torch.Tensor
-        self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(feature_count, classes)
-        self.register_buffer("mean", torch.zeros(feature_count))
-        self.register_buffer("std", torch.ones(feature_count))
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(batch, feature_count) -> (batch, classes); in evaluation on a CPU the same bits in any batch."""
-        with torch.autocast(features.device.type, enabled=False):
-            standardised = (features.float() - self.mean) / self.std
-            if self.training:
-                return self.linear(self.dropout(standardised))
-            return in_pieces(lambda piece: (self.linear(piece),), standardised)[0]
-
-    def load(self, solved: LinearHead) -> None:
-        """Take over a probe."""
-        for own, value in zip(
-            (self.mean, self.std, self.linear.weight.data, self.linear.bias.data), solved[:4], strict=True
-        ):
-            own.copy_(torch.from_numpy(value))
 
 
 class Classifier(L.LightningModule):

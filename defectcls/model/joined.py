@@ -5,20 +5,18 @@ Both are weighed by how far known defects stand out in each, held to a prior whe
 the same without the classifier's term, and needs no defect at all.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from scipy.special import expit
 from torch import nn
 
 from defectcls.errors import UserError
 from defectcls.model.memory import Memory, image_scores
-from defectcls.model.probe import fit_probe
 
-FOLDS = 5  # the classifier is fitted once more for each
+FOLDS = 5  # the classifier is solved once more for each
 # Log-odds for a deviation of sound images in memory and in classifier, and minus their sum where neither says a thing:
 PRIOR = np.array([2.0, 0.5, -2.5])
 # Penalty on leaving them: one known defect moves them little, a hundred decide. Equal weights, and such as nothing
@@ -97,47 +95,6 @@ class Joined(nn.Module):
         return {"memory": memory, "classifier": classifier, "bank": int(self.memory.size)}
 
 
-def out_of_fold(
-    train: tuple[np.ndarray, np.ndarray],
-    units: np.ndarray,
-    c: float,
-    class_weights: list[float] | None,
-    views: int,
-    seed: int,
-    turned: Sequence[np.ndarray] = (),
-) -> np.ndarray:
-    """Log-odds of each training image by a probe that has not seen its unit, (images,).
-
-    NaN of images without which a probe would have none of their class, such as the only defect there is.
-
-    Args:
-        train, class_weights, views: see `fit_probe`; class 1 is the defective one.
-        units: images of one unit stay in one fold, (images,).
-        c: inverse strength of the probe's L2 penalty.
-        turned: features of the images laid in other ways, each (images, features), over which a test takes the mean.
-    """
-    features, targets = train
-    count = len(units)
-    image = np.arange(len(targets)) % count  # that each row is of: copies stand behind the images
-    names, unit = np.unique(units, return_inverse=True)
-    defects = np.bincount(unit, targets[:count]) > 0
-    shuffled = np.random.default_rng([seed, 4]).permutation(len(names))
-    fold = np.empty(len(names), np.int64)
-    fold[shuffled[np.argsort(defects[shuffled], kind="stable")]] = np.arange(len(names)) % FOLDS
-    odds = np.full(count, np.nan)
-    for number in range(FOLDS):
-        out = fold[unit] == number
-        for target in (0, 1):
-            if not (targets[:count][~out] == target).any():
-                out &= targets[:count] != target
-        if out.any():
-            seen = tuple(values[~out[image]] for values in train)
-            probe = fit_probe(seen, seen, [c], class_weights, views)
-            logits = np.mean([probe.logits(of_way[out]) for of_way in (features[:count], *turned)], 0)
-            odds[out] = logits[:, 1] - logits[:, 0]
-    return odds
-
-
 def weigh(scores: np.ndarray, defective: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """Logistic regression on scores in deviations of sound images, both classes of equal weight, held to `PRIOR`.
 
@@ -152,6 +109,8 @@ def weigh(scores: np.ndarray, defective: np.ndarray) -> tuple[np.ndarray, np.nda
     Raises:
         UserError: too few sound images.
     """
+    from scipy.optimize import minimize  # a second that prediction does without
+
     sound = scores[~defective & ~np.isnan(scores).any(1)].astype(np.float64)
     if not len(sound) or not np.isfinite(sound).all() or not sound.std(0).all():
         raise UserError(

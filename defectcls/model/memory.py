@@ -71,21 +71,30 @@ class Memory(nn.Module):
             distance of patches of sound images.
         """
         generator = np.random.default_rng([seed, 3])
-        patches, owners, held = _draw(passes(), sound, units, generator)
-        chosen = torch.arange(len(patches), device=patches.device)
+        of_image = max(1, CANDIDATES // max(1, int(sound.sum())))  # candidates
+        drawn, owners, held, image = [], [], [], 0
+        for maps in passes():
+            rows = image + np.flatnonzero(sound[image : image + len(maps)])
+            for row, patches in zip(rows, as_patches(maps[rows - image]), strict=True):
+                some = generator.permutation(len(patches))[:of_image]
+                drawn.append(patches[torch.from_numpy(some)])
+                owners.append(np.full(len(some), units[row]))
+            held += [maps] if len(sound) * maps[0, 0].numel() <= CANDIDATES else []
+            image += len(maps)
+        patches, kin = torch.cat(drawn), np.concatenate(owners)
         if len(patches) > BANK:
             projection = torch.from_numpy(generator.normal(size=(patches.shape[1], PROJECTION))).to(patches)
             chosen = farthest_first(patches @ projection, BANK, int(generator.integers(len(patches))))
-        self.bank[: len(chosen)] = patches[chosen]
-        self.size.fill_(len(chosen))
-        kin = owners[chosen.cpu().numpy()]
-        scores, medians, seen = [], [], 0
+            patches, kin = patches[chosen], kin[chosen.cpu().numpy()]
+        self.bank[: len(patches)] = patches
+        self.size.fill_(len(patches))
+        scores, medians, image = [], [], 0
         for maps in held or passes():
-            own = units[seen : seen + len(maps)]
-            distances = self(maps, torch.from_numpy(own[:, None] == kin).to(maps.device))
+            rows = np.arange(image, image + len(maps))
+            distances = self(maps, torch.from_numpy(units[rows, None] == kin).to(maps.device))
             scores.append(image_scores(distances))
-            medians.append(distances[torch.from_numpy(sound[seen : seen + len(maps)])].flatten(1).median(1).values)
-            seen += len(maps)
+            medians.append(distances[torch.from_numpy(sound[rows])].flatten(1).median(1).values)
+            image += len(maps)
         return torch.cat(scores).cpu().numpy(), float(torch.cat(medians).median())
 
 
@@ -103,49 +112,22 @@ def as_patches(maps: torch.Tensor) -> torch.Tensor:
 def farthest_first(points: torch.Tensor, count: int, first: int) -> torch.Tensor:
     """Rows of points (n, dimensions) that cover them all, int64 (count,): each is the farthest from those before it.
 
-    A pass over all points for each: 10,000 of 250,000 take 14 s on one CPU core.
+    A pass over all points for each: 10,000 of 250,000 take 14 s on one CPU core; several are no faster, and wait for
+    each other where others use them too.
     """
-    squares = points.square().sum(1)
+    squares, threads = points.square().sum(1), torch.get_num_threads()
     distance = torch.full_like(squares, torch.inf)
     chosen = torch.full((count,), first, device=points.device)
-    with _one_thread(), _in_float32(points.device):
-        for number in range(1, count):
-            newest = points[chosen[number - 1 : number]][0]  # not by a number, which a GPU would have to hand over
-            torch.minimum(distance, torch.addmv(squares, points, newest, alpha=-2).add_(newest @ newest), out=distance)
-            chosen[number] = distance.argmax()
-    return chosen
-
-
-def _draw(
-    batches: Iterable[torch.Tensor], sound: np.ndarray, units: np.ndarray, generator: np.random.Generator
-) -> tuple[torch.Tensor, np.ndarray, list[torch.Tensor]]:
-    """At most `CANDIDATES` random patches of sound images, the unit of each, and the maps, if they are few enough."""
-    drawn, owners, held = [], [], []
-    image, patch, wanted = 0, 0, np.empty(0, np.int64)
-    for maps in batches:
-        cells = maps[0, 0].numel()
-        if not image:
-            total = int(sound.sum()) * cells
-            wanted = np.sort(generator.choice(total, min(total, CANDIDATES), replace=False, shuffle=False))
-        rows = image + np.flatnonzero(sound[image : image + len(maps)])
-        own = wanted[np.searchsorted(wanted, patch) : np.searchsorted(wanted, patch + len(rows) * cells)] - patch
-        drawn.append(as_patches(maps[rows - image]).flatten(0, 1)[torch.from_numpy(own)])
-        owners.append(units[rows[own // cells]])
-        if len(sound) * cells <= CANDIDATES:
-            held.append(maps)
-        image, patch = image + len(maps), patch + len(rows) * cells
-    return torch.cat(drawn), np.concatenate(owners), held
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Many small steps: several threads are no faster, and wait for each other where others use the cores too."""
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with _in_float32(points.device):
+            for number in range(1, count):
+                newest = points[chosen[number - 1 : number]][0]  # not by a number, which a GPU would have to hand over
+                found = torch.addmv(squares, points, newest, alpha=-2).add_(newest @ newest)
+                chosen[number] = torch.minimum(distance, found, out=distance).argmax()
     finally:
         torch.set_num_threads(threads)
+    return chosen
 
 
 @contextmanager

@@ -26,8 +26,8 @@ from defectcls.evaluation.predictions import PROBABILITY, predictions_table, pro
 from defectcls.files import LAST, written_whole
 from defectcls.model.classifier import Classifier
 from defectcls.model.features import copy_of, extract_features, laid
-from defectcls.model.joined import out_of_fold
-from defectcls.model.probe import fit_probe
+from defectcls.model.head import fit_probe, out_of_fold
+from defectcls.model.joined import FOLDS
 from defectcls.settings import TrainerSettings, TrainSettings
 from defectcls.training.build import (
     build_callbacks,
@@ -207,7 +207,8 @@ class TrainingRun(Run):
                     assert stored is not None
                     ways = [laid(way) for way in range(1, classifier.test_views)]
                     turned = [extract_features(stored, loader, [way])[0] for way in ways]
-                    odds = out_of_fold(train, units, head.c, weights, views, seed, turned)
+                    logits = out_of_fold(train, units, FOLDS, head.c, weights, views, seed, turned)
+                    odds = logits[:, 1] - logits[:, 0]
                 maps = lambda: (look(batch["image"])[1] for batch in loader)  # noqa: E731
                 classifier.joined.learn(maps, odds, data.targets[rows] == 1, units, seed)
             found = classifier.joined.describe()

@@ -20,9 +20,9 @@ from defectcls.config import CONF_DIR
 from defectcls.errors import UserError
 from defectcls.evaluation.calibration import calibrated_loss
 from defectcls.model.checkpoint import load_classifier
-from defectcls.model.classifier import Classifier, Head
+from defectcls.model.classifier import Classifier
 from defectcls.model.features import FrozenFeatures
-from defectcls.model.probe import LinearHead, fit_probe
+from defectcls.model.head import Head, LinearHead, fit_probe
 
 TWO = {"sound": False, "defective": True}
 THREE = {"good": False, "crack": True, "dent": True}

@@ -10,11 +10,9 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from defectcls.errors import UserError
-from defectcls.model import joined as module
 from defectcls.model.classifier import Classifier
-from defectcls.model.joined import HOLD, PRIOR, Joined, out_of_fold, weigh
+from defectcls.model.joined import HOLD, PRIOR, Joined, weigh
 from defectcls.model.memory import image_scores
-from defectcls.model.probe import fit_probe
 from tests.model.test_classifier import THREE, classifier
 
 
@@ -104,75 +102,6 @@ def test_too_few_sound_images_are_a_sentence(kind: str) -> None:
     given[~defective] = {"one": 1.0, "alike": 1.0, "not scored": np.inf}[kind]
     with pytest.raises(UserError, match=r"^a memory has to see how sound images differ, and \d for training"):
         weigh(given, defective)
-
-
-# --- out of fold ------------------------------------------------------------------------------------------------------
-
-
-def photos(defects: int, views: int = 0) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """Features whose first is the number of the unit; two images a unit, one of each is sound in the last unit."""
-    units = np.repeat(np.arange(20), 2)
-    targets = (np.arange(40) >= 40 - defects).astype(np.int64)
-    noise = np.random.default_rng(0).normal(size=(40 * (1 + views), 3))
-    features = np.column_stack([np.tile(units, 1 + views), noise]).astype(np.float32)
-    return (features, np.tile(targets, 1 + views)), units
-
-
-@pytest.mark.parametrize("views", [0, 2])
-@pytest.mark.parametrize("defects", [2, 3, 9])
-def test_no_score_is_of_a_probe_that_has_seen_the_unit(
-    defects: int, views: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train, units = photos(defects, views)
-    asked: list[tuple[set, np.ndarray]] = []
-
-    def recorded(seen: tuple, val: tuple, *options: Any) -> Any:
-        head = fit_probe(seen, seen, *options)
-        assert options == ([0.1], [1.0, 3.0], views)
-        assert len(set(seen[1])) == 2
-
-        class Recorded:
-            def logits(self, features: np.ndarray) -> np.ndarray:
-                asked.append((set(seen[0][:, 0]), features[:, 0]))
-                return head.logits(features)
-
-        return Recorded()
-
-    monkeypatch.setattr(module, "fit_probe", recorded)
-    odds = out_of_fold(train, units, 0.1, [1.0, 3.0], views, 0)
-    assert len(odds) == 40
-    scored = np.concatenate([features for _, features in asked])
-    assert np.isnan(odds).sum() == 40 - len(scored)
-    assert np.isnan(odds).nonzero()[0].tolist() == ([38, 39] if defects == 2 else [])  # all there are, in one unit
-    for seen, features in asked:
-        if defects > 2:
-            assert not seen & set(features)
-
-
-def test_scores_are_means_over_the_ways_to_lay_an_image() -> None:
-    (features, targets), units = photos(9)
-    plain = out_of_fold((features, targets), units, 0.1, None, 0, 0)
-    assert out_of_fold((features, targets), units, 0.1, None, 0, 0, [features] * 3) == pytest.approx(plain)
-    doubled = out_of_fold((features, targets), units, 0.1, None, 0, 0, [2 * features])
-    tripled = out_of_fold((features, targets), units, 0.1, None, 0, 0, [3 * features])
-    assert tripled - plain == pytest.approx(2 * (doubled - plain), rel=1e-3)  # a probe's odds are linear
-
-
-def test_scores_are_those_of_a_probe_on_the_other_folds() -> None:
-    """A probe on all but a unit's fold ranks it as one on all but the unit does."""
-    rng = np.random.default_rng(1)
-    targets = (np.arange(100) >= 60).astype(np.int64)
-    features = (rng.normal(size=(100, 4)) + targets[:, None]).astype(np.float32)
-    found = out_of_fold((features, targets), np.arange(100), 0.1, None, 0, 0)
-    alone = np.empty(100)
-    for image in range(100):
-        kept = np.arange(100) != image
-        seen = features[kept], targets[kept]
-        alone[image] = np.diff(fit_probe(seen, seen, [0.1], None).logits(features[image : image + 1]))[0, 0]
-    assert np.corrcoef(found, alone)[0, 1] > 0.97
-    whole = np.diff(fit_probe((features, targets), (features, targets), [0.1], None).logits(features))[:, 0]
-    gap = found[targets == 1].mean() - found[targets == 0].mean()
-    assert gap < whole[targets == 1].mean() - whole[targets == 0].mean()  # what it has seen it knows better
 
 
 # --- the module -------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The probe against scikit-learn on the same data."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.special import expit, softmax
@@ -8,7 +10,8 @@ from sklearn.preprocessing import StandardScaler
 
 from defectcls.errors import UserError
 from defectcls.evaluation.calibration import calibrated_loss
-from defectcls.model.probe import fit_probe
+from defectcls.model import head as heads
+from defectcls.model.head import fit_probe, out_of_fold
 
 Part = tuple[np.ndarray, np.ndarray]
 
@@ -134,3 +137,76 @@ def test_features_that_are_not_finite_are_an_error_with_a_way_out(value: float) 
     features[3, 2] = value
     with pytest.raises(UserError, match=r"features are not finite: try trainer.precision=32"):
         fit_probe((features, targets), blobs(2), [0.1], None)
+
+
+# --- out of fold ------------------------------------------------------------------------------------------------------
+
+
+def photos(defects: int, views: int = 0) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Features whose first is the number of the unit; two images a unit, one of each is sound in the last unit."""
+    units = np.repeat(np.arange(20), 2)
+    targets = (np.arange(40) >= 40 - defects).astype(np.int64)
+    noise = np.random.default_rng(0).normal(size=(40 * (1 + views), 3))
+    features = np.column_stack([np.tile(units, 1 + views), noise]).astype(np.float32)
+    return (features, np.tile(targets, 1 + views)), units
+
+
+def odds_of(train: Part, units: np.ndarray, *options: Any) -> np.ndarray:
+    return np.diff(out_of_fold(train, units, 5, *options))[:, 0]
+
+
+@pytest.mark.parametrize("views", [0, 2])
+@pytest.mark.parametrize("defects", [2, 3, 9])
+def test_no_score_is_of_a_probe_that_has_seen_the_unit(
+    defects: int, views: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, units = photos(defects, views)
+    asked: list[tuple[set, np.ndarray]] = []
+
+    def recorded(seen: tuple, val: tuple, *options: Any) -> Any:
+        head = fit_probe(seen, seen, *options)
+        assert options == ([0.1], [1.0, 3.0], views)
+        assert len(set(seen[1])) == 2
+
+        class Recorded:
+            def logits(self, features: np.ndarray) -> np.ndarray:
+                asked.append((set(seen[0][:, 0]), features[:, 0]))
+                return head.logits(features)
+
+        return Recorded()
+
+    monkeypatch.setattr(heads, "fit_probe", recorded)
+    odds = odds_of(train, units, 0.1, [1.0, 3.0], views, 0)
+    assert len(odds) == 40
+    scored = np.concatenate([features for _, features in asked])
+    assert np.isnan(odds).sum() == 40 - len(scored)
+    assert np.isnan(odds).nonzero()[0].tolist() == ([38, 39] if defects == 2 else [])  # all there are, in one unit
+    for seen, features in asked:
+        if defects > 2:
+            assert not seen & set(features)
+
+
+def test_scores_are_means_over_the_ways_to_lay_an_image() -> None:
+    (features, targets), units = photos(9)
+    plain = odds_of((features, targets), units, 0.1, None, 0, 0)
+    assert odds_of((features, targets), units, 0.1, None, 0, 0, [features] * 3) == pytest.approx(plain)
+    doubled = odds_of((features, targets), units, 0.1, None, 0, 0, [2 * features])
+    tripled = odds_of((features, targets), units, 0.1, None, 0, 0, [3 * features])
+    assert tripled - plain == pytest.approx(2 * (doubled - plain), rel=1e-3)  # a probe's odds are linear
+
+
+def test_scores_are_those_of_a_probe_on_the_other_folds() -> None:
+    """A probe on all but a unit's fold ranks it as one on all but the unit does."""
+    rng = np.random.default_rng(1)
+    targets = (np.arange(100) >= 60).astype(np.int64)
+    features = (rng.normal(size=(100, 4)) + targets[:, None]).astype(np.float32)
+    found = odds_of((features, targets), np.arange(100), 0.1, None, 0, 0)
+    alone = np.empty(100)
+    for image in range(100):
+        kept = np.arange(100) != image
+        seen = features[kept], targets[kept]
+        alone[image] = np.diff(fit_probe(seen, seen, [0.1], None).logits(features[image : image + 1]))[0, 0]
+    assert np.corrcoef(found, alone)[0, 1] > 0.97
+    whole = np.diff(fit_probe((features, targets), (features, targets), [0.1], None).logits(features))[:, 0]
+    gap = found[targets == 1].mean() - found[targets == 0].mean()
+    assert gap < whole[targets == 1].mean() - whole[targets == 0].mean()  # what it has seen it knows better
