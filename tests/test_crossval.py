@@ -74,9 +74,9 @@ def test_numbers_are_of_all_predictions_and_of_each_fold(validated: Path) -> Non
 
 def test_repeats_narrow_no_interval_by_counting_an_image_again(validated: Path) -> None:
     metrics, pooled = numbers(validated), table(validated)
-    classes = metrics["class_names"], metrics["defective_classes"]
-    assert metrics["test"]["intervals"]["recall"] == metric_intervals(pooled, *classes)["recall"]
-    as_if_new = metric_intervals(pooled.assign(unit=np.arange(len(pooled))), *classes)["recall"]
+    classes = dict(zip(metrics["class_names"], metrics["defective_classes"], strict=True))
+    assert metrics["test"]["intervals"]["recall"] == metric_intervals(pooled, classes)["recall"]
+    as_if_new = metric_intervals(pooled.assign(unit=np.arange(len(pooled))), classes)["recall"]
     found = metrics["test"]["intervals"]["recall"]
     assert found[1] - found[0] > as_if_new[1] - as_if_new[0]
 

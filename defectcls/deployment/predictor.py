@@ -145,11 +145,10 @@ class Predictor:
 
     def _table(self, paths: list[str], errors: list[str], logits: np.ndarray) -> pd.DataFrame:
         """Rows of the photos; `logits` (photos, classes) are NaN where there is an error."""
-        names, defective = list(self.classes), list(self.classes.values())
         # numpy adds up the classes of one row alone in another order than those of many: a spare row, lest one be alone
-        probabilities = probabilities_of(np.concatenate([logits, np.zeros((1, len(names)))]))
+        probabilities = probabilities_of(np.concatenate([logits, np.zeros((1, len(self.classes)))]))
         rows = pd.DataFrame({"path": [*paths, ""], "error": [*errors, ""]}, dtype=object)
-        rows = decide(predictions_table(rows, probabilities, names, defective), self.decision, names, defective)[:-1]
+        rows = decide(predictions_table(rows, probabilities, self.classes), self.decision, self.classes)[:-1]
         unknown = ~np.isfinite(rows["score"])
         rows.loc[unknown, ["decision", "prediction"]] = ""
         rows.loc[unknown & (rows["error"] == ""), "error"] = NO_SCORE

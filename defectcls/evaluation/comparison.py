@@ -93,15 +93,15 @@ def compare_predictions(
     classes, groups = classes_of_table(first), groups_of(first)
     values = {}
     for run, table in common.items():
-        intervals = metric_intervals(table, *classes, level, resamples, seed)
-        found = defect_numbers(compute_metrics(table, *classes) | {"intervals": intervals})
+        intervals = metric_intervals(table, classes, level, resamples, seed)
+        found = defect_numbers(compute_metrics(table, classes) | {"intervals": intervals})
         ends = {metric: found["intervals"].get(metric) or (None, None) for metric in metrics}
         values[run] = [Value(run, metric, found.get(metric), *ends[metric]) for metric in metrics]
     comparison = Comparison(
         len(first), {run: len(table) - len(first) for run, table in tables.items()}, level, values, []
     )
 
-    answers = {run: Answers(table, *classes, each_class=False) for run, table in common.items()}
+    answers = {run: Answers(table, classes, each_class=False) for run, table in common.items()}
 
     def numbers(weights: np.ndarray) -> Numbers:
         of_runs = ((run, one.weighted(weights)) for run, one in answers.items())

@@ -72,11 +72,7 @@ MOST_PROBABLE = Decision("argmax")
 
 
 def choose_decision(
-    settings: DecisionSettings,
-    validation: pd.DataFrame,
-    class_names: list[str],
-    defective_classes: list[bool],
-    prevalence: float | None = None,
+    settings: DecisionSettings, validation: pd.DataFrame, classes: dict[str, bool], prevalence: float | None = None
 ) -> Decision:
     """The decision of a policy.
 
@@ -87,19 +83,19 @@ def choose_decision(
     Raises:
         UserError: the policy needs sound or defective images, or both, and they are missing.
     """
-    defective, sides = validation["defective"].to_numpy(bool), np.array(defective_classes, bool)
+    defective, sides = validation["defective"].to_numpy(bool), np.array([*classes.values()])
     refuse_missing_kind(settings, defective, prevalence)
-    probabilities = validation[[PROBABILITY + name for name in class_names]].to_numpy()
+    probabilities = validation[[PROBABILITY + name for name in classes]].to_numpy()
     if not np.isfinite(probabilities).all():
         return MOST_PROBABLE
-    truth = pd.Index(class_names).get_indexer(pd.Index(validation["label"]))
+    truth = pd.Index([*classes]).get_indexer(pd.Index(validation["label"]))
     if unknown := sorted(set(validation["label"][truth < 0])):
-        raise UserError(f"validation images are of {unknown}, which are none of the classes {class_names}")
+        raise UserError(f"validation images are of {unknown}, which are none of the classes {[*classes]}")
     step = 0.0 if prevalence is None else float(logit(prevalence) - logit(defective.mean()))
     scoring = _scoring(settings, probabilities, truth, sides, step)
     if prevalence is not None:
         scoring = replace(scoring, prevalence=prevalence)
-    by_class = scoring.prior is None or sorted(defective_classes) != [False, True]
+    by_class = scoring.prior is None or sorted(sides) != [False, True]
     if settings.policy == "argmax" or (settings.policy == "balanced" and by_class):
         return scoring
 
@@ -120,7 +116,7 @@ def choose_decision(
                 low = high = (low + high) / 2
         case "balanced":
             assert scoring.prior is not None
-            low = high = scoring.prior[defective_classes.index(True)]
+            low = high = scoring.prior[int(sides.argmax())]
         case _:
             low = high = _best_threshold(settings, scores, defective, math.exp(step))
     evidence = {
@@ -180,9 +176,7 @@ def refuse_missing_kind(settings: DecisionSettings, defective: np.ndarray, preva
         )
 
 
-def decide(
-    predictions: pd.DataFrame, decision: Decision, class_names: list[str], defective_classes: list[bool]
-) -> pd.DataFrame:
+def decide(predictions: pd.DataFrame, decision: Decision, classes: dict[str, bool]) -> pd.DataFrame:
     """The table with calibrated probabilities, and `prediction` and `decision` by the decision.
 
     An image that is let through gets its most probable sound class, any other its most probable defective one. One
@@ -191,9 +185,9 @@ def decide(
     Args:
         predictions: a predictions table, not calibrated.
     """
-    columns = [PROBABILITY + name for name in class_names]
+    columns = [PROBABILITY + name for name in classes]
     probabilities = calibrate(predictions[columns].to_numpy(), decision.scale, decision.shift)
-    defective, names = np.array(defective_classes, bool), np.array(class_names, dtype=object)
+    defective, names = np.array([*classes.values()]), np.array([*classes], dtype=object)
     scores = probabilities[:, defective].sum(1).clip(max=1)
     known = np.isfinite(probabilities).all(1)
     if decision.accept_below is None or decision.reject_from is None:

@@ -22,7 +22,7 @@ NEARLY_ALL = 0.9  # of the images called alike: of any two classes, a model that
 
 
 def evaluate(
-    uncalibrated: pd.DataFrame, decision: Decision | None, class_names: list[str], defective_classes: list[bool]
+    uncalibrated: pd.DataFrame, decision: Decision | None, classes: dict[str, bool]
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The decided table, and its metrics with `intervals`, `handling`, `breakdowns`, `collapse` and `uncalibrated`.
 
@@ -32,21 +32,20 @@ def evaluate(
         uncalibrated: a predictions table.
         decision: None takes the table's own predictions as they are.
     """
-    classes = class_names, defective_classes
-    predictions = uncalibrated if decision is None else decide(uncalibrated, decision, *classes)
-    metrics = compute_metrics(predictions, *classes)
-    metrics["intervals"] = metric_intervals(predictions, *classes)
+    predictions = uncalibrated if decision is None else decide(uncalibrated, decision, classes)
+    metrics = compute_metrics(predictions, classes)
+    metrics["intervals"] = metric_intervals(predictions, classes)
     if "decision" in predictions:  # how many sound and defective images are accepted, reviewed and rejected
         kind = predictions["defective"].map({False: SOUND, True: DEFECTIVE})
         handling = pd.crosstab(kind, predictions["decision"])
         handling = handling.reindex(index=[SOUND, DEFECTIVE], columns=[ACCEPT, REVIEW, REJECT], fill_value=0)
         metrics["handling"] = handling.to_dict("index")
-    metrics["breakdowns"] = breakdowns(predictions, *classes)
+    metrics["breakdowns"] = breakdowns(predictions, classes)
     promised = decision is not None and decision.policy not in ("argmax", "balanced")
     if (found := majority_collapse(predictions)) and not (promised and ranks(metrics)):
         metrics["collapse"] = found
     if decision is not None and (decision.scale != 1 or any(decision.shift)):
-        before = compute_metrics(uncalibrated, *classes)
+        before = compute_metrics(uncalibrated, classes)
         metrics["uncalibrated"] = {name: before[name] for name in CALIBRATED}
     return predictions, metrics
 
@@ -78,12 +77,16 @@ def evaluate_table(
         validation = predictions[split == "val"]
         if validation.empty:
             raise UserError(f"a decision is chosen on validation images, and {name} has no row with split val")
-        decision = choose_decision(settings.model_copy(update={"calibrate": False}), validation, *classes)
-    found = {part: evaluate(predictions[split == part], decision, *classes) for part in wanted if (split == part).any()}
+        decision = choose_decision(settings.model_copy(update={"calibrate": False}), validation, classes)
+    found = {part: evaluate(predictions[split == part], decision, classes) for part in wanted if (split == part).any()}
     if not found:
         raise UserError(f"{name} has no row with split {' or '.join(wanted)}")
     metrics: dict[str, Any] = {part: numbers for part, (_, numbers) in found.items()}
-    metrics |= {"class_names": classes[0], "defective_classes": classes[1], "decision": decision and decision.plain()}
+    metrics |= {
+        "class_names": [*classes],
+        "defective_classes": [*classes.values()],
+        "decision": decision and decision.plain(),
+    }
     return pd.concat([rows for rows, _ in found.values()]).sort_index(), metrics
 
 
@@ -104,19 +107,18 @@ def evaluate_folds(runs: list[tuple[int, int, dict[str, Any], pd.DataFrame]]) ->
     kept = ("dataset", "model", "class_names", "defective_classes", "unreadable", "depth")
     same = {key: runs[0][2][key] for key in kept}
     pooled = pd.concat(tables, ignore_index=True)
-    predictions, test = evaluate(pooled, None, same["class_names"], same["defective_classes"])
+    classes = dict(zip(same["class_names"], same["defective_classes"], strict=True))
+    predictions, test = evaluate(pooled, None, classes)
     return same | {"test": test, "folds": folds}, predictions
 
 
-def breakdowns(
-    predictions: pd.DataFrame, class_names: list[str], defective_classes: list[bool]
-) -> dict[str, list[dict[str, Any]]]:
+def breakdowns(predictions: pd.DataFrame, classes: dict[str, bool]) -> dict[str, list[dict[str, Any]]]:
     """Where a model is weak: of each of BREAKDOWNS with two values or more the values of the worst recall, worst first.
 
     `n`, `n_defective`, `recall` (share caught) with the 95 % interval from `recall_low` to `recall_high`, and
     `overkill_rate`; None where a value has no defective (or no sound) image.
     """
-    flagged, rejected = verdicts(predictions, class_names, defective_classes)
+    flagged, rejected = verdicts(predictions, classes)
     defective, groups = predictions["defective"].to_numpy(bool), groups_of(predictions)
     rates = {
         "n_defective": defective,

@@ -76,12 +76,7 @@ def share_interval(share: Share, groups: np.ndarray, level: float = 0.95) -> Int
 
 
 def metric_intervals(
-    predictions: pd.DataFrame,
-    class_names: list[str],
-    defective_classes: list[bool],
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+    predictions: pd.DataFrame, classes: dict[str, bool], level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> dict[str, Any]:
     """[low, high] of the numbers of `compute_metrics` under the same keys, or None where one is undefined.
 
@@ -90,7 +85,7 @@ def metric_intervals(
     """
     if predictions.empty:
         return {}
-    answers = Answers(predictions, class_names, defective_classes)
+    answers = Answers(predictions, classes)
     values, drawn = answers.stated(), bootstrap(answers.groups, answers.weighted, resamples, seed)
     intervals = {key: share_interval(share, answers.groups, level) for key, share in answers.shares.items()}
     for side, positive in answers.positive.items():

@@ -55,13 +55,13 @@ RANKINGS = ("auroc", "average_precision")  # what scores reach whatever the thre
 LEAST_PROBABILITY = np.finfo(np.float64).eps  # a probability of exactly 0 would make the loss infinite; as scikit-learn
 
 
-def compute_metrics(predictions: pd.DataFrame, class_names: list[str], defective_classes: list[bool]) -> dict[str, Any]:
+def compute_metrics(predictions: pd.DataFrame, classes: dict[str, bool]) -> dict[str, Any]:
     """All numbers of one predictions table.
 
     Always: `n`, `loss` (mean negative log-likelihood of the true class, in nats), `ece` (see calibration.py; of the
     score where there are sound and defective classes, else of the likeliest class), `brier`, `accuracy`, `f1_macro`,
     `auroc`, `average_precision`, `confusion_matrix` (counts; rows = truth, columns = prediction, in the order of
-    `class_names`).
+    `classes`).
 
     Sound against defective: also `precision`, `recall`, `f1`, `escape_rate` (share of the defective images let through,
     1 - recall) and `overkill_rate` (share of the sound images rejected), all of the defective class. Where a decision
@@ -75,22 +75,22 @@ def compute_metrics(predictions: pd.DataFrame, class_names: list[str], defective
     images; those of all folds together are `auroc_pooled` and `average_precision_pooled`.
 
     Raises:
-        UserError: a label or a prediction is none of `class_names`.
+        UserError: a label or a prediction is none of `classes`.
     """
-    matrix, n = confusion_matrix(predictions, class_names), len(predictions)
-    answers = Answers(predictions, class_names, defective_classes)
+    matrix, n = confusion_matrix(predictions, [*classes]), len(predictions)
+    answers = Answers(predictions, classes)
     values = answers.stated()
     if len(set(answers.folds)) > 1:
-        together = Answers(predictions.drop(columns="fold"), class_names, defective_classes).stated()
+        together = Answers(predictions.drop(columns="fold"), classes).stated()
         values |= {(f"{name}_pooled", side): value for (name, side), value in together.items() if name in RANKINGS}
 
     def average(name: str) -> float:
         return pd.Series([values[name, one] for one in answers.classes], dtype=float).mean()  # of those defined
 
-    probabilities = predictions[[PROBABILITY + name for name in class_names]].to_numpy()
-    truth = pd.Index(class_names).get_indexer(pd.Index(predictions["label"]))
+    probabilities = predictions[[PROBABILITY + name for name in classes]].to_numpy()
+    truth = pd.Index([*classes]).get_indexer(pd.Index(predictions["label"]))
     scores, hits = probabilities.max(1, initial=0), probabilities.argmax(1) == truth
-    if 0 < sum(defective_classes) < len(class_names):
+    if 0 < sum(classes.values()) < len(classes):
         scores, hits = predictions["score"].to_numpy(), predictions["defective"].to_numpy(bool)
     likelihood = probabilities[np.arange(n), truth].clip(LEAST_PROBABILITY, 1)
     numbers = {
@@ -103,7 +103,7 @@ def compute_metrics(predictions: pd.DataFrame, class_names: list[str], defective
     if not answers.two_classes:
         numbers["per_class"] = {
             name: {"n": matrix[one].sum()} | {rate: values[rate, one] for rate in RATES}
-            for one, name in enumerate(class_names)
+            for one, name in enumerate(classes)
         }
     return plain(numbers | {"confusion_matrix": matrix.tolist()})
 

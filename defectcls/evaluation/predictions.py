@@ -9,6 +9,8 @@
 | `decision`       | accept, review or reject; where the model has decided (see decision.py)    |
 | `p_<class name>` | float64 probability, one column a class, in the order of the logits        |
 | `score`          | float64 probability of being defective: the sum over the defective classes |
+
+Beside it go the `classes`: name -> whether it is defective, in the order of the logits.
 """
 
 import csv
@@ -37,24 +39,22 @@ def probabilities_of(logits: np.ndarray) -> np.ndarray:
     return softmax(np.where(np.isfinite(logits).all(1, keepdims=True), logits, np.nan), axis=1)
 
 
-def predictions_table(
-    samples: pd.DataFrame, probabilities: np.ndarray, class_names: list[str], defective_classes: list[bool]
-) -> pd.DataFrame:
+def predictions_table(samples: pd.DataFrame, probabilities: np.ndarray, classes: dict[str, bool]) -> pd.DataFrame:
     """Sample rows (n) joined with their probabilities (n, classes), in the same order.
 
     Raises:
         UserError: a column of the samples would be taken for one of the model's answers.
         ValueError: the shapes do not fit together.
     """
-    if probabilities.shape != (len(samples), len(class_names)):
-        raise ValueError(f"{probabilities.shape=} for {len(samples)} samples of {len(class_names)} classes")
+    if probabilities.shape != (len(samples), len(classes)):
+        raise ValueError(f"{probabilities.shape=} for {len(samples)} samples of {len(classes)} classes")
     for column in samples.columns:
         if column in ("prediction", "score") or column.startswith(PROBABILITY):
             raise UserError(f"the sample table's column '{column}' would be taken for a model's answer: rename it")
     probabilities = probabilities.astype(np.float64)
-    answers = pd.DataFrame(probabilities, index=samples.index, columns=[PROBABILITY + name for name in class_names])
-    answers.insert(0, "prediction", [class_names[index] for index in probabilities.argmax(axis=1)])
-    answers["score"] = probabilities[:, defective_classes].sum(axis=1).clip(max=1)  # rounding exceeds 1
+    answers = pd.DataFrame(probabilities, index=samples.index, columns=[PROBABILITY + name for name in classes])
+    answers.insert(0, "prediction", np.array([*classes], object)[probabilities.argmax(axis=1)])
+    answers["score"] = probabilities[:, [*classes.values()]].sum(axis=1).clip(max=1)  # rounding exceeds 1
     return samples.join(answers)
 
 
@@ -75,14 +75,12 @@ def folds_of(predictions: pd.DataFrame) -> np.ndarray:
     return predictions.groupby(["fold", *({"repeat"} & {*predictions.columns})]).ngroup().to_numpy()
 
 
-def verdicts(
-    predictions: pd.DataFrame, class_names: list[str], defective_classes: list[bool]
-) -> tuple[np.ndarray, np.ndarray]:
+def verdicts(predictions: pd.DataFrame, classes: dict[str, bool]) -> tuple[np.ndarray, np.ndarray]:
     """(flagged, rejected), bool (images,): not let through, and rejected without a look by a person.
 
     They differ only where the decision sends some images to review, in the column `decision`.
     """
-    flagged = predictions["prediction"].isin(np.array(class_names)[defective_classes]).to_numpy(bool)
+    flagged = predictions["prediction"].isin([name for name in classes if classes[name]]).to_numpy(bool)
     if "decision" not in predictions:
         return flagged, flagged
     return flagged, flagged & (predictions["decision"] != REVIEW).to_numpy(bool)
@@ -93,8 +91,8 @@ def class_names_of(predictions: pd.DataFrame) -> list[str]:
     return [column.removeprefix(PROBABILITY) for column in predictions.columns if column.startswith(PROBABILITY)]
 
 
-def classes_of_table(predictions: pd.DataFrame) -> tuple[list[str], list[bool]]:
-    """The class names in logit order, and which of them are defective.
+def classes_of_table(predictions: pd.DataFrame) -> dict[str, bool]:
+    """Class name -> whether it is defective, in logit order.
 
     A class without an image is defective where its probability is part of the score.
     """
@@ -102,7 +100,7 @@ def classes_of_table(predictions: pd.DataFrame) -> tuple[list[str], list[bool]]:
     known = dict(zip(predictions["label"], predictions["defective"].astype(bool), strict=True))
     numbers = predictions[[*(PROBABILITY + name for name in names), "score"]].dropna().to_numpy()
     share = np.linalg.lstsq(numbers[:, :-1], numbers[:, -1])[0]
-    return names, [known.get(name, bool(part > 0.5)) for name, part in zip(names, share, strict=True)]
+    return {name: known.get(name, bool(part > 0.5)) for name, part in zip(names, share, strict=True)}
 
 
 def write_predictions(predictions: pd.DataFrame, path: Path) -> None:
@@ -151,4 +149,4 @@ def read_predictions(path: Path) -> pd.DataFrame:
         given["prediction"] = rows["prediction"]
     defective = set(rows["label"][rows["defective"]])
     samples = rows.drop(columns=[*answers, *given])
-    return predictions_table(samples, probabilities, names, [name in defective for name in names]).assign(**given)
+    return predictions_table(samples, probabilities, {name: name in defective for name in names}).assign(**given)

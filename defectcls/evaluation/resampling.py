@@ -44,30 +44,24 @@ class Answers:
         each_class: those of each class too, and not only of defective against sound.
     """
 
-    def __init__(
-        self,
-        predictions: pd.DataFrame,
-        class_names: list[str],
-        defective_classes: list[bool],
-        each_class: bool = True,
-    ) -> None:
+    def __init__(self, predictions: pd.DataFrame, classes: dict[str, bool], each_class: bool = True) -> None:
         self.groups, self.folds = groups_of(predictions), folds_of(predictions)
-        self.two_classes, self.classes = defective_classes == [False, True], range(len(class_names))
+        self.two_classes, self.classes = [*classes.values()] == [False, True], range(len(classes))
         label, prediction = predictions["label"].to_numpy(), predictions["prediction"].to_numpy()
         everything = np.ones(len(predictions), bool)
         self.shares: dict[Key, Share] = {("accuracy", ALL): Share(label == prediction, everything)}
         self.positive: dict[int, np.ndarray] = {}  # of each side that scores rank
         self.rankings: dict[int, Callable[[np.ndarray], Numbers]] = {}
 
-        if 0 < sum(defective_classes) < len(class_names):
-            flagged, rejected = verdicts(predictions, class_names, defective_classes)
+        if 0 < sum(classes.values()) < len(classes):
+            flagged, rejected = verdicts(predictions, classes)
             defective = predictions["defective"].to_numpy(bool)
             self._add(DEFECT, defective, flagged, predictions["score"].to_numpy())
             self.shares["escape_rate", DEFECT] = Share(~flagged, defective)
             self.shares["overkill_rate", DEFECT] = Share(rejected, ~defective)
             if "decision" in predictions and (reviewed := (predictions["decision"] == REVIEW).to_numpy(bool)).any():
                 self.shares["review_rate", DEFECT] = Share(reviewed, everything)
-        for side, name in enumerate(class_names if each_class else []):
+        for side, name in enumerate(classes if each_class else ()):
             scores = None if self.two_classes else predictions[PROBABILITY + name].to_numpy()
             self._add(side, label == name, prediction == name, scores)
 

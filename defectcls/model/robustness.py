@@ -73,9 +73,7 @@ def corrupted(name: str, strength: int) -> View:
     return View(f"{name} {value}", lambda images, _: apply(images, value))
 
 
-def measure_robustness(
-    predict: Callable[[View], pd.DataFrame], class_names: list[str], defective_classes: list[bool]
-) -> pd.DataFrame:
+def measure_robustness(predict: Callable[[View], pd.DataFrame], classes: dict[str, bool]) -> pd.DataFrame:
     """Rows {corruption, strength, setting in words, recall, overkill_rate, auroc}; first `none`, of strength 0.
 
     NaN where a rate is undefined.
@@ -85,7 +83,7 @@ def measure_robustness(
     """
 
     def measured(view: View) -> dict[str, Any]:
-        numbers = compute_metrics(predict(view), class_names, defective_classes)
+        numbers = compute_metrics(predict(view), classes)
         return {rate: defect_numbers(numbers).get(rate) for rate in RATES}
 
     rows = [{"corruption": "none", "strength": 0, "setting": ""} | measured(AS_IT_IS)]

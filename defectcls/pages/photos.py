@@ -13,11 +13,9 @@ from defectcls.data.threads import map_in_threads
 from defectcls.evaluation.predictions import PROBABILITY, verdicts
 
 
-def worst_errors(
-    predictions: pd.DataFrame, class_names: list[str], defective_classes: list[bool], limit: int = 12
-) -> dict[str, pd.DataFrame]:
+def worst_errors(predictions: pd.DataFrame, classes: dict[str, bool], limit: int = 12) -> dict[str, pd.DataFrame]:
     """Up to `limit` escapes and as many false rejects, the most confident first."""
-    flagged, rejected = verdicts(predictions, class_names, defective_classes)
+    flagged, rejected = verdicts(predictions, classes)
     defective = predictions["defective"].to_numpy(bool)
     escapes, rejects = predictions[defective & ~flagged], predictions[~defective & rejected]
     return {

@@ -211,8 +211,9 @@ def _photos(metrics: dict[str, Any], rows: pd.DataFrame, root: Path, heat: dict[
     """The worst errors with what speaks for a defect in them, and the hardest of the other images."""
     if rows.empty or not any((root / path).is_file() for path in rows["path"].head(100)):
         return  # a table may be judged without its photos
-    escapes, rejects = worst_errors(rows, metrics["class_names"], metrics["defective_classes"]).values()
-    others = worth_seeing(rows.drop([*escapes.index, *rejects.index]), metrics["class_names"], HARDEST)
+    classes = dict(zip(metrics["class_names"], metrics["defective_classes"], strict=True))
+    escapes, rejects = worst_errors(rows, classes).values()
+    others = worth_seeing(rows.drop([*escapes.index, *rejects.index]), [*classes], HARDEST)
     paths = pd.concat([escapes, rejects, others])["path"]
     files = thumbnail_files(paths, root, THUMBNAIL, metrics.get("depth", "auto"), heat)
 

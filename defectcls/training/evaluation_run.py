@@ -83,7 +83,7 @@ class EvaluationRun(Run):
             whole = False
         if not whole:
             raise UserError(f"{self.checkpoint} is damaged: its validation images are no table of its classes' scores")
-        decision = choose_decision(settings.decision, validation, *self.classes, settings.prevalence)
+        decision = choose_decision(settings.decision, validation, self.data.classes, settings.prevalence)
         if settings.update_checkpoint:
             keep_decision(torch.load(self.checkpoint, map_location="cpu", weights_only=True), decision, self.checkpoint)
         return decision

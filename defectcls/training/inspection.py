@@ -41,7 +41,7 @@ def _inspect(run: Run, predictions: pd.DataFrame, settings: InspectSettings) -> 
     found: dict[str, Any] = {}
     heat: Heat = {}
     if settings.heat_maps:
-        errors = pd.concat(worst_errors(predictions, *run.classes).values())
+        errors = pd.concat(worst_errors(predictions, run.data.classes).values())
         try:
             maps = zip(errors["path"], heat_maps(run.classifier, _pixels(run, errors)), strict=True)
             root, padded = run.data.settings.root, run.data.settings.resize == "pad"
@@ -53,7 +53,7 @@ def _inspect(run: Run, predictions: pd.DataFrame, settings: InspectSettings) -> 
     if settings.robustness:
         rows = _evenly(predictions, settings.images)
         found |= {
-            "robustness": records(measure_robustness(_predictor(run, rows), *run.classes)),
+            "robustness": records(measure_robustness(_predictor(run, rows), run.data.classes)),
             "robustness_images": len(rows),
         }
     return found, heat
@@ -88,8 +88,8 @@ def _predictor(run: Run, rows: pd.DataFrame) -> Callable[[View], pd.DataFrame]:
 
     def predict(view: View) -> pd.DataFrame:
         logits = torch.cat([evaluate(batch, view) for batch in batches]).cpu().numpy()
-        uncalibrated = predictions_table(samples, probabilities_of(logits), *run.classes)
-        return decide(uncalibrated, run.decision, *run.classes)
+        uncalibrated = predictions_table(samples, probabilities_of(logits), run.data.classes)
+        return decide(uncalibrated, run.decision, run.data.classes)
 
     return predict
 

@@ -62,7 +62,6 @@ class Run:
         if "mask" in self.samples:
             sizes = mask_sizes(self.samples, settings.root, data.image_size, settings.resize)
             self.samples = self.samples.assign(mask_size=sizes)
-        self.classes = list(data.classes), list(data.classes.values())  # names and defective or not, in logit order
         self.decision = MOST_PROBABLE
         self.seconds: dict[str, float] = {}
         self.images_per_second: dict[str, float] = {}
@@ -80,21 +79,21 @@ class Run:
         """Predictions table of one part, as the network has it: not calibrated, the most probable class predicted."""
         self.trainer.test(self.classifier, dataloaders=self.data.part_dataloader(part), verbose=False)
         index, logits = self.classifier.evaluated
-        return predictions_table(self.samples.loc[index], probabilities_of(logits), *self.classes)
+        return predictions_table(self.samples.loc[index], probabilities_of(logits), self.data.classes)
 
     def evaluate(self, part: str) -> tuple[pd.DataFrame, dict[str, Any]]:
         """One part's predictions by the run's decision, and their numbers."""
         with self.timed(f"evaluate {part}", len(self.data.part(part))):
             uncalibrated = self.predict(part)
-        return evaluate(uncalibrated, self.decision, *self.classes)
+        return evaluate(uncalibrated, self.decision, self.data.classes)
 
     def describe(self) -> dict[str, Any]:
         """What metrics.json says of the run besides its numbers."""
         joined, head = self.classifier.joined, self.classifier.hparams["model"]["head"]
         return {
             **({} if joined is None else {"head": {"name": head} | joined.describe()}),
-            "class_names": self.classes[0],
-            "defective_classes": self.classes[1],
+            "class_names": [*self.data.classes],
+            "defective_classes": [*self.data.classes.values()],
             "decision": self.decision.plain(),
             "unreadable": self.data.unreadable,
             "depth": self.data.settings.depth,
@@ -178,7 +177,7 @@ class TrainingRun(Run):
             self.images_per_second["fit"] = float(np.median(speeds))
         self.classifier.load_state_dict(untrained)  # measured late, so that nothing waits for it
         with self.timed("baseline", len(self.data.part("test"))):
-            self.baseline = compute_metrics(self.predict("test"), *self.classes)
+            self.baseline = compute_metrics(self.predict("test"), self.data.classes)
         best = read_checkpoint(record.best)
         self.classifier.load_state_dict(best["state_dict"])
         self._choose_decision(best)
@@ -220,7 +219,7 @@ class TrainingRun(Run):
     def _choose_decision(self, best: dict[str, Any]) -> None:
         """On the validation images; kept in the best checkpoint, with what the choice rests on."""
         validation, prevalence = self.predict("val"), self.settings.dataset.prevalence
-        self.decision = choose_decision(self.settings.decision, validation, *self.classes, prevalence)
+        self.decision = choose_decision(self.settings.decision, validation, self.data.classes, prevalence)
         columns = ["label", "defective", "unit", *(PROBABILITY + name for name in self.data.classes)]
         best["defectcls"]["validation"] = validation.filter(columns).to_dict("list")
         best["defectcls"]["seen"] = remember_seen(self.data)

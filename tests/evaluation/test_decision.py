@@ -14,7 +14,7 @@ from defectcls.evaluation.predictions import predictions_table
 from defectcls.evaluation.promises import upper_bound
 from defectcls.settings import DecisionSettings
 
-TWO = (["sound", "defective"], [False, True])
+TWO = {"sound": False, "defective": True}
 
 
 def settings(policy: str, **changes: Any) -> DecisionSettings:
@@ -29,19 +29,19 @@ def table(sound: np.ndarray | list, defective: np.ndarray | list, group: list[st
     samples["label"] = np.where(truth, "defective", "sound")
     if group is not None:
         samples["group"] = group
-    return predictions_table(samples, np.column_stack([1 - scores, scores]), *TWO)
+    return predictions_table(samples, np.column_stack([1 - scores, scores]), TWO)
 
 
 def rates(decision: Decision, predictions: pd.DataFrame) -> tuple[float, float]:
-    metrics = compute_metrics(decide(predictions, decision, *TWO), *TWO)
+    metrics = compute_metrics(decide(predictions, decision, TWO), TWO)
     return metrics["escape_rate"], metrics["overkill_rate"]
 
 
 def test_argmax_takes_the_most_probable_class() -> None:
     predictions = table([0.1, 0.6], [0.4, 0.9])
-    decision = choose_decision(settings("argmax"), predictions, *TWO)
+    decision = choose_decision(settings("argmax"), predictions, TWO)
     assert (decision.policy, decision.accept_below, decision.reject_from) == ("argmax", None, None)
-    decided = decide(predictions, decision, *TWO)
+    decided = decide(predictions, decision, TWO)
     assert decided["prediction"].tolist() == ["sound", "defective", "sound", "defective"]
     assert decided["decision"].tolist() == ["accept", "reject", "accept", "reject"]
 
@@ -49,7 +49,7 @@ def test_argmax_takes_the_most_probable_class() -> None:
 def test_f1_is_the_best_of_all_thresholds() -> None:
     generator = np.random.default_rng(0)
     predictions = table(generator.beta(2, 4, 60), generator.beta(3, 2, 40))
-    decision = choose_decision(settings("f1"), predictions, *TWO)
+    decision = choose_decision(settings("f1"), predictions, TWO)
     truth, scores = predictions["defective"].to_numpy(), predictions["score"].to_numpy()
 
     def f1(threshold: float) -> float:
@@ -63,9 +63,9 @@ def test_f1_is_the_best_of_all_thresholds() -> None:
 def test_cost_weighs_an_escape_against_false_rejects() -> None:
     # thresholds between the scores cost, from the lowest: 3 rejects; 2; 1; one escape and 1; one escape; two escapes
     predictions = table([0.1, 0.2, 0.6], [0.5, 0.9])
-    dear = choose_decision(settings("cost", escape_cost=10), predictions, *TWO)
+    dear = choose_decision(settings("cost", escape_cost=10), predictions, TWO)
     assert dear.reject_from == pytest.approx((0.2 + 0.5) / 2)
-    cheap = choose_decision(settings("cost", escape_cost=0.5), predictions, *TWO)
+    cheap = choose_decision(settings("cost", escape_cost=0.5), predictions, TWO)
     assert cheap.reject_from == pytest.approx((0.6 + 0.9) / 2)
     assert (dear.evidence or {})["false_rejects"] == 1
     assert (cheap.evidence or {})["escapes"] == 1
@@ -74,16 +74,16 @@ def test_cost_weighs_an_escape_against_false_rejects() -> None:
 def test_precision_is_reached_with_the_most_recall() -> None:
     predictions = table([0.1, 0.2, 0.55, 0.8], [0.3, 0.5, 0.6, 0.7, 0.9])
     # from 0.9 down: 1/1, 1/2, 2/3, 3/4, 3/5, 4/6, 5/7
-    decision = choose_decision(settings("precision", target=0.75), predictions, *TWO)
+    decision = choose_decision(settings("precision", target=0.75), predictions, TWO)
     assert decision.reject_from == pytest.approx((0.55 + 0.6) / 2)
-    beyond = choose_decision(settings("precision", target=0.7), predictions, *TWO)
+    beyond = choose_decision(settings("precision", target=0.7), predictions, TWO)
     assert beyond.reject_from == pytest.approx((0.2 + 0.3) / 2)
 
 
 def test_promise_allows_as_many_misses_as_the_bound() -> None:
     """93 images with one miss prove 5 %, with two they do not: the second lowest defect sets the threshold."""
     defects = np.linspace(0.3, 0.99, 93)
-    decision = choose_decision(settings("recall", target=0.95), table([0.1, 0.305], defects), *TWO)
+    decision = choose_decision(settings("recall", target=0.95), table([0.1, 0.305], defects), TWO)
     assert decision.reject_from == pytest.approx((0.305 + defects[1]) / 2)
     (promise,) = decision.promises
     assert promise.kept
@@ -93,20 +93,20 @@ def test_promise_allows_as_many_misses_as_the_bound() -> None:
 
 
 def test_promise_that_cannot_be_kept_says_what_it_takes() -> None:
-    decision = choose_decision(settings("recall", target=0.99), table([0.1, 0.2], [0.25, 0.8, 0.9]), *TWO)
+    decision = choose_decision(settings("recall", target=0.99), table([0.1, 0.2], [0.25, 0.8, 0.9]), TWO)
     assert 0.2 < decision.reject_from < 0.2 + 1e-9  # not in the middle: the lowest that rejects no sound image
     (promise,) = decision.promises
     assert (promise.kept, promise.independent, promise.needed) == (False, 3, 299)
     assert promise.bound == pytest.approx(1 - 0.05 ** (1 / 3))
-    overkill = choose_decision(settings("fpr", target=0.01), table([0.1, 0.2], [0.25, 0.8, 0.9]), *TWO)
+    overkill = choose_decision(settings("fpr", target=0.01), table([0.1, 0.2], [0.25, 0.8, 0.9]), TWO)
     assert overkill.reject_from == 0.25  # the highest that lets no defective image through
-    alone = choose_decision(settings("fpr", target=0.01), table([0.1, 0.2], []), *TWO)
+    alone = choose_decision(settings("fpr", target=0.01), table([0.1, 0.2], []), TWO)
     assert alone.reject_from == pytest.approx((0.2 + 1) / 2)  # no score says how far to go
 
 
 def test_false_positive_rate_is_promised_from_the_other_side() -> None:
     sound = np.linspace(0.01, 0.7, 93)
-    decision = choose_decision(settings("fpr", target=0.05), table(sound, [0.695, 0.9]), *TWO)
+    decision = choose_decision(settings("fpr", target=0.05), table(sound, [0.695, 0.9]), TWO)
     assert decision.reject_from == pytest.approx((sound[-2] + 0.695) / 2)  # only the highest sound one is rejected
     assert decision.promises[0].rate == "overkill_rate"
     assert decision.promises[0].kept
@@ -115,12 +115,12 @@ def test_false_positive_rate_is_promised_from_the_other_side() -> None:
 def test_review_lies_between_both_promises() -> None:
     sound, defective = np.linspace(0.01, 0.6, 93), np.linspace(0.4, 0.99, 93)
     predictions = table(sound, defective)
-    decision = choose_decision(settings("review", escape_rate=0.05, overkill_rate=0.05), predictions, *TWO)
+    decision = choose_decision(settings("review", escape_rate=0.05, overkill_rate=0.05), predictions, TWO)
     assert decision.accept_below is not None and decision.reject_from is not None
     assert defective[0] < decision.accept_below <= defective[1] < sound[-2] < decision.reject_from <= sound[-1]
-    decided = decide(predictions, decision, *TWO)
+    decided = decide(predictions, decision, TWO)
     assert set(decided["decision"]) == {"accept", "review", "reject"}
-    metrics = compute_metrics(decided, *TWO)
+    metrics = compute_metrics(decided, TWO)
     assert metrics["escape_rate"] == pytest.approx(1 / 93)
     assert metrics["overkill_rate"] == pytest.approx(1 / 93)
     assert metrics["recall"] == pytest.approx(92 / 93)  # a defect that goes to review is not let through
@@ -129,18 +129,16 @@ def test_review_lies_between_both_promises() -> None:
 
 def test_review_is_empty_where_one_threshold_keeps_both_promises() -> None:
     predictions = table(np.linspace(0.01, 0.4, 60), np.linspace(0.6, 0.99, 60))
-    decision = choose_decision(settings("review"), predictions, *TWO)
+    decision = choose_decision(settings("review"), predictions, TWO)
     assert decision.accept_below == decision.reject_from
     assert rates(decision, predictions) == (0, 0) or max(rates(decision, predictions)) <= 0.1
 
 
 def test_score_decides_between_sound_and_defective_whatever_the_most_probable_class() -> None:
-    names, defective = ["good", "dent", "hole"], [False, True, True]
+    classes = {"good": False, "dent": True, "hole": True}
     samples = pd.DataFrame({"path": list("abc"), "label": ["good", "dent", "hole"], "defective": [False, True, True]})
-    predictions = predictions_table(
-        samples, np.array([[0.4, 0.35, 0.25], [0.45, 0.3, 0.25], [0.9, 0, 0.1]]), names, defective
-    )
-    decided = decide(predictions, Decision("f1", accept_below=0.5, reject_from=0.5), names, defective)
+    predictions = predictions_table(samples, np.array([[0.4, 0.35, 0.25], [0.45, 0.3, 0.25], [0.9, 0, 0.1]]), classes)
+    decided = decide(predictions, Decision("f1", accept_below=0.5, reject_from=0.5), classes)
     assert decided["prediction"].tolist() == ["dent", "dent", "good"]
     assert decided["decision"].tolist() == ["reject", "reject", "accept"]
 
@@ -155,17 +153,17 @@ def rare(seed: int = 0, n: int = 4000, prevalence: float = 0.08) -> pd.DataFrame
 
 def test_scores_are_calibrated_to_the_prevalence_of_validation() -> None:
     predictions = rare()
-    decision = choose_decision(settings("argmax", calibrate=True), predictions, *TWO)
+    decision = choose_decision(settings("argmax", calibrate=True), predictions, TWO)
     share = predictions["defective"].mean()
     assert decision.scale == pytest.approx(1 / 3, rel=0.1)
     assert decision.prevalence == pytest.approx(share)
-    calibrated = decide(predictions, decision, *TWO)
+    calibrated = decide(predictions, decision, TWO)
     assert predictions["score"].mean() > 2 * share
     assert calibrated["score"].mean() == pytest.approx(share, abs=1e-6)
-    before, after = compute_metrics(predictions, *TWO), compute_metrics(calibrated, *TWO)
+    before, after = compute_metrics(predictions, TWO), compute_metrics(calibrated, TWO)
     assert after["ece"] < 0.02 < 0.1 < before["ece"]
     assert after["loss"] < before["loss"]
-    untouched = choose_decision(settings("argmax"), predictions, *TWO)
+    untouched = choose_decision(settings("argmax"), predictions, TWO)
     assert (untouched.scale, untouched.shift, untouched.prevalence) == (1, (), None)
 
 
@@ -178,14 +176,14 @@ def test_balanced_rejects_from_the_prevalence_on() -> None:
     truth = generator.random(4000) < 0.08
     scores = expit(2 * generator.normal(np.where(truth, 1.0, -1.0)) - 1)  # a network that is for sound
     predictions = table(scores[~truth], scores[truth])
-    decision = choose_decision(settings("balanced", calibrate=True), predictions, *TWO)
+    decision = choose_decision(settings("balanced", calibrate=True), predictions, TWO)
     assert decision.reject_from == decision.accept_below == pytest.approx(truth.mean(), rel=1e-9)
     assert decision.prior is None
     escape, overkill = rates(decision, predictions)
     assert escape == pytest.approx(overkill, abs=0.03)  # two normals of one width: the rates are equal where they cross
     weighed = [rates(Decision("", accept_below=s, reject_from=s), predictions) for s in expit(np.linspace(-4, 2, 61))]
     assert escape + overkill < min(map(sum, weighed)) + 0.01
-    caught = choose_decision(settings("argmax", calibrate=True), predictions, *TWO)
+    caught = choose_decision(settings("argmax", calibrate=True), predictions, TWO)
     assert rates(caught, predictions)[0] > 2 * escape  # what the default would be if it took the likelier class
 
 
@@ -196,43 +194,43 @@ def test_balanced_lets_through_nothing_that_the_network_catches(bias: float, cal
     truth = generator.random(500) < 0.1
     scores = expit(generator.normal(np.where(truth, 1.0, -1.0)) + bias)
     predictions = table(scores[~truth], scores[truth])
-    decision = choose_decision(settings("balanced", calibrate=calibrates), predictions, *TWO)
-    flagged = (decide(predictions, decision, *TWO)["decision"] == "reject").to_numpy()
+    decision = choose_decision(settings("balanced", calibrate=calibrates), predictions, TWO)
+    flagged = (decide(predictions, decision, TWO)["decision"] == "reject").to_numpy()
     assert flagged[predictions["score"] > 0.5].all()
     if bias == 3:
         at_half = float(calibrate(np.array([0.5, 0.5]), decision.scale, decision.shift)[1])
         assert decision.reject_from == pytest.approx(at_half)
-    other = choose_decision(settings("balanced", calibrate=not calibrates), predictions, *TWO)
-    assert (decide(predictions, other, *TWO)["decision"] == "reject").tolist() == flagged.tolist()
+    other = choose_decision(settings("balanced", calibrate=not calibrates), predictions, TWO)
+    assert (decide(predictions, other, TWO)["decision"] == "reject").tolist() == flagged.tolist()
 
 
 def test_balanced_takes_the_class_that_would_be_most_probable_if_all_were_equally_common() -> None:
     generator = np.random.default_rng(0)
-    classes = (["good", "dent", "hole"], [False, True, True])
+    classes = {"good": False, "dent": True, "hole": True}
     log_shares = np.log([0.9, 0.08, 0.02])
     truth = generator.choice(3, size=3000, p=np.exp(log_shares))
     logits = 2 * generator.normal(2 * np.eye(3)[truth])  # log-likelihoods of the three
     samples = pd.DataFrame({"path": np.arange(3000).astype(str), "defective": truth > 0})
-    samples["label"] = np.array(classes[0])[truth]
-    predictions = predictions_table(samples, softmax(2 * logits, axis=1), *classes)
-    decision = choose_decision(settings("balanced", calibrate=True), predictions, *classes)
+    samples["label"] = np.array([*classes])[truth]
+    predictions = predictions_table(samples, softmax(2 * logits, axis=1), classes)
+    decision = choose_decision(settings("balanced", calibrate=True), predictions, classes)
     assert (decision.accept_below, decision.reject_from) == (None, None)
     assert np.array(decision.prior) == pytest.approx(np.bincount(truth) / 3000, rel=0.3)
-    decided = decide(predictions, decision, *classes)
-    agree = decided["prediction"].to_numpy() == np.array(classes[0])[logits.argmax(1)]
+    decided = decide(predictions, decision, classes)
+    agree = decided["prediction"].to_numpy() == np.array([*classes])[logits.argmax(1)]
     assert agree.mean() > 0.95
     assert ((decided["decision"] == "reject") | (predictions["prediction"] == "good")).all()
-    uncalibrated = choose_decision(settings("balanced"), predictions, *classes)
-    again = decide(predictions, uncalibrated, *classes)
+    uncalibrated = choose_decision(settings("balanced"), predictions, classes)
+    again = decide(predictions, uncalibrated, classes)
     assert again["prediction"].tolist() == decided["prediction"].tolist()
     assert Decision.from_plain(json.loads(json.dumps(decision.plain()))) == decision
 
 
 def test_balanced_without_a_kind_is_the_most_probable_class() -> None:
     predictions = table([0.2, 0.3, 0.6], [])
-    decision = choose_decision(settings("balanced", calibrate=True), predictions, *TWO)
+    decision = choose_decision(settings("balanced", calibrate=True), predictions, TWO)
     assert decision == Decision("balanced")
-    assert decide(predictions, decision, *TWO)["decision"].tolist() == ["accept", "accept", "reject"]
+    assert decide(predictions, decision, TWO)["decision"].tolist() == ["accept", "accept", "reject"]
 
 
 # --- a stated prevalence ----------------------------------------------------------------------------------------------
@@ -242,9 +240,9 @@ def test_balanced_without_a_kind_is_the_most_probable_class() -> None:
 @pytest.mark.parametrize("policy", ["recall", "fpr", "review", "balanced"])
 def test_a_stated_prevalence_moves_scores_and_no_decision(policy: str, stated: float) -> None:
     predictions = rare()
-    own = choose_decision(settings(policy, calibrate=True), predictions, *TWO)
-    moved = choose_decision(settings(policy, calibrate=True), predictions, *TWO, prevalence=stated)
-    before, after = (decide(predictions, decision, *TWO) for decision in (own, moved))
+    own = choose_decision(settings(policy, calibrate=True), predictions, TWO)
+    moved = choose_decision(settings(policy, calibrate=True), predictions, TWO, prevalence=stated)
+    before, after = (decide(predictions, decision, TWO) for decision in (own, moved))
     assert after["decision"].tolist() == before["decision"].tolist()
     assert (moved.promises, moved.evidence, moved.prevalence) == (own.promises, own.evidence, stated)
     share = predictions["defective"].mean()
@@ -260,7 +258,7 @@ def test_a_stated_prevalence_weighs_costs_by_it() -> None:
     """An escape is 10 times as dear as a false reject: among equally many worth five of them, among 1 % none."""
     predictions = table([0.1, 0.2, 0.6, 0.65], [0.5, 0.7, 0.8, 0.9])
     common, line = (
-        choose_decision(settings("cost", escape_cost=10, calibrate=True), predictions, *TWO, prevalence=share)
+        choose_decision(settings("cost", escape_cost=10, calibrate=True), predictions, TWO, prevalence=share)
         for share in (0.5, 0.01)
     )
     assert [(one.evidence or {})["escapes"] for one in (common, line)] == [0, 1]
@@ -270,16 +268,16 @@ def test_a_stated_prevalence_weighs_costs_by_it() -> None:
 def test_a_class_that_is_not_known_is_a_sentence() -> None:
     strange = table([0.1], [0.9]).replace({"label": {"sound": "Sound"}})
     with pytest.raises(UserError, match=r"validation images are of \['Sound'\], which are none of the classes"):
-        choose_decision(settings("argmax"), strange, *TWO)
+        choose_decision(settings("argmax"), strange, TWO)
 
 
 def test_a_stated_prevalence_needs_both_kinds() -> None:
     with pytest.raises(UserError, match="dataset.prevalence=0.01 moves scores from the share .* none defective: leave"):
-        choose_decision(settings("argmax", calibrate=True), table([0.1, 0.2], []), *TWO, prevalence=0.01)
+        choose_decision(settings("argmax", calibrate=True), table([0.1, 0.2], []), TWO, prevalence=0.01)
 
 
 def test_decision_survives_json() -> None:
-    decision = choose_decision(settings("review"), table([0.1, 0.7], [0.4, 0.9]), *TWO)
+    decision = choose_decision(settings("review"), table([0.1, 0.7], [0.4, 0.9]), TWO)
     assert Decision.from_plain(json.loads(json.dumps(decision.plain()))) == decision
 
 
@@ -288,10 +286,10 @@ def test_decision_survives_json() -> None:
 )
 def test_what_has_no_finite_score_is_rejected(decision: Decision) -> None:
     """Comparisons with NaN are false, and the first class is the sound one: either would let it through."""
-    names, defective = ["good", "dent", "hole"], [False, True, True]
+    classes = {"good": False, "dent": True, "hole": True}
     probabilities = np.array([[0.9, 0.1, 0.0], [np.nan] * 3, [0.2, np.inf, 0.1], [np.nan, 0.5, 0.5]])
     samples = pd.DataFrame({"path": list("abcd"), "defective": [False, True, False, True], "label": "good"})
-    decided = decide(predictions_table(samples, probabilities, names, defective), decision, names, defective)
+    decided = decide(predictions_table(samples, probabilities, classes), decision, classes)
     assert decided["decision"].tolist() == ["accept", "reject", "reject", "reject"]
     assert decided["prediction"].tolist() == ["good", "dent", "dent", "dent"]
 
@@ -330,36 +328,36 @@ def test_no_decision_at_all(nothing: object) -> None:
 
 def test_tied_scores_are_decided_alike_and_cautiously() -> None:
     predictions = table([0.5] * 100, [0.5] * 100)
-    escape = choose_decision(settings("recall", target=0.9), predictions, *TWO)
+    escape = choose_decision(settings("recall", target=0.9), predictions, TWO)
     assert rates(escape, predictions) == (0, 1)
-    overkill = choose_decision(settings("fpr", target=0.1), predictions, *TWO)
+    overkill = choose_decision(settings("fpr", target=0.1), predictions, TWO)
     assert rates(overkill, predictions) == (1, 0)
     adjacent = table([np.nextafter(0.5, 0)], [0.5])
-    assert rates(choose_decision(settings("f1"), adjacent, *TWO), adjacent) == (0, 0)
+    assert rates(choose_decision(settings("f1"), adjacent, TWO), adjacent) == (0, 0)
 
 
 def test_a_kind_that_is_missing() -> None:
     with pytest.raises(UserError, match="decision=f1 needs defective validation images, and there are none"):
-        choose_decision(settings("f1"), table([0.1], []), *TWO)
+        choose_decision(settings("f1"), table([0.1], []), TWO)
     with pytest.raises(UserError, match="decision=recall needs sound validation images, and there are none"):
-        choose_decision(settings("recall"), table([], [0.1]), *TWO)
+        choose_decision(settings("recall"), table([], [0.1]), TWO)
     with pytest.raises(UserError, match="decision=fpr needs sound validation images, and there are none"):
-        choose_decision(settings("fpr"), table([], [0.1]), *TWO)
+        choose_decision(settings("fpr"), table([], [0.1]), TWO)
 
 
 def test_false_rejects_are_promised_without_defective_images() -> None:
     sound = np.linspace(0.01, 0.99, 99)
-    with_defects = choose_decision(settings("fpr", target=0.1), table(sound, [0.995]), *TWO)
-    alone = choose_decision(settings("fpr", target=0.1), table(sound, []), *TWO)
+    with_defects = choose_decision(settings("fpr", target=0.1), table(sound, [0.995]), TWO)
+    alone = choose_decision(settings("fpr", target=0.1), table(sound, []), TWO)
     assert alone.promises == with_defects.promises
     assert alone.promises[0].kept
     assert alone.reject_from == pytest.approx(with_defects.reject_from)
     assert alone.evidence == {"defective": 0, "sound": 99, "escapes": 0, "false_rejects": 4}
-    assert choose_decision(settings("argmax", calibrate=True), table([0.2, 0.3], []), *TWO) == Decision("argmax")
+    assert choose_decision(settings("argmax", calibrate=True), table([0.2, 0.3], []), TWO) == Decision("argmax")
 
 
 def test_scores_that_are_no_numbers_leave_the_most_probable_class() -> None:
-    assert choose_decision(settings("f1"), table([0.1, np.nan], [0.4]), *TWO).policy == "argmax"
+    assert choose_decision(settings("f1"), table([0.1, np.nan], [0.4]), TWO).policy == "argmax"
 
 
 @pytest.mark.slow
@@ -381,7 +379,7 @@ def test_promised_rates_are_broken_no_more_often_than_stated(target: float, grou
     for _ in range(trials):
         predictions = table(scores(groups, -1), scores(groups, 1), group)
         wanted = settings("review", escape_rate=target, overkill_rate=target)
-        decision = choose_decision(wanted, predictions, *TWO)
+        decision = choose_decision(wanted, predictions, TWO)
         assert all(promise.kept and promise.grouped == grouped for promise in decision.promises)
         escape = np.searchsorted(population[1], decision.accept_below) / len(population[1])
         overkill = 1 - np.searchsorted(population[-1], decision.reject_from) / len(population[-1])

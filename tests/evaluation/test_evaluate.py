@@ -31,10 +31,10 @@ PARTS = two_class_table(
 
 
 def test_the_worst_comes_first_and_rows_are_of_what_differs() -> None:
-    found = breakdowns(PARTS, *TWO)
+    found = breakdowns(PARTS, TWO)
     assert list(found) == ["category", "group"]
     assert [(row["group"], row["n"], row["recall"]) for row in found["group"]] == [("a", 2, 0.5), ("b", 3, 1.0)]
-    nut, cap, bolt = breakdowns(PARTS.drop(columns="group"), *TWO)["category"]
+    nut, cap, bolt = breakdowns(PARTS.drop(columns="group"), TWO)["category"]
     low, high = proportion_interval(np.array([True, False]))
     expected = {"category": "nut", "n": 3, "n_defective": 2, "recall": 0.5, "overkill_rate": 0.0}
     assert nut == expected | {"recall_low": pytest.approx(low), "recall_high": pytest.approx(high)}
@@ -44,7 +44,7 @@ def test_the_worst_comes_first_and_rows_are_of_what_differs() -> None:
 
 def test_images_under_review_are_caught_but_not_rejected() -> None:
     decision = np.where(PARTS["prediction"] == "defective", "review", "accept")
-    rows = {row["category"]: row for row in breakdowns(PARTS.assign(decision=decision), *TWO)["category"]}
+    rows = {row["category"]: row for row in breakdowns(PARTS.assign(decision=decision), TWO)["category"]}
     assert rows["cap"]["recall"] == 1
     assert [row["overkill_rate"] for row in rows.values()] == [0, 0, 0]
 
@@ -53,7 +53,7 @@ def test_the_worst_are_kept_of_many() -> None:
     missed = [0.9] * 60
     missed[7] = missed[8] = 0.1
     rows = two_class_table([1] * 60, missed, defect_type=[f"{number // 2:02}" for number in range(60)])
-    found = breakdowns(rows, *TWO)["defect_type"]
+    found = breakdowns(rows, TWO)["defect_type"]
     assert [row["defect_type"] for row in found[:3]] == ["03", "04", "00"] and len(found) == WORST
 
 
@@ -97,7 +97,7 @@ def test_collapse_of_many_classes() -> None:
     assert majority_collapse(predictions_from([[80, 0, 0], [10, 0, 0], [10, 0, 0]], THREE)) is not None
     assert majority_collapse(predictions_from([[80, 0, 0], [1, 9, 0], [2, 0, 0]], THREE)) is None
     metrics = metrics_of(THREE) | {
-        "test": evaluate(predictions_from([[80, 0, 0], [9, 1, 0], [10, 0, 0]], THREE), None, *THREE)[1]
+        "test": evaluate(predictions_from([[80, 0, 0], [9, 1, 0], [10, 0, 0]], THREE), None, THREE)[1]
     }
     assert caveats(metrics)[0].startswith(
         "Majority-class collapse: 99 of 100 images are called “good”, and of the 20 others 1 was given the right "
@@ -106,7 +106,7 @@ def test_collapse_of_many_classes() -> None:
 
 
 def test_collapse_in_words() -> None:
-    _, test = evaluate(predictions_from([[42, 4], [13, 0]], TWO), None, *TWO)
+    _, test = evaluate(predictions_from([[42, 4], [13, 0]], TWO), None, TWO)
     assert test["collapse"] == {"into": "sound", "called": 55, "of": 59}
     assert not ranks(test)
     (low, high), metrics = test["intervals"]["auroc"], metrics_of(TWO) | {"test": test}
@@ -117,7 +117,7 @@ def test_collapse_in_words() -> None:
     )
     baseline = metrics_of(TWO, baseline=[[30, 30], [30, 30]])
     assert "Train from pretrained weights" in caveats(metrics | baseline)[0]
-    _, test = evaluate(predictions_from([[1, 49], [0, 10]], TWO), None, *TWO)
+    _, test = evaluate(predictions_from([[1, 49], [0, 10]], TWO), None, TWO)
     assert caveats(metrics_of(TWO) | {"test": test})[0].startswith(
         "Collapse onto one class: 59 of 60 images are called “defective”, and of the 50 others 1 was given"
     )
@@ -126,7 +126,7 @@ def test_collapse_in_words() -> None:
 def test_scores_that_rank_are_told_from_a_model_that_knows_nothing() -> None:
     """All defects below 0.5, and above all sound images: the network knows them, the decision does not."""
     rows = scored([0.1] * 60 + [0.4] * 20, [False] * 60 + [True] * 20)
-    _, by_class = evaluate(rows, None, *TWO)
+    _, by_class = evaluate(rows, None, TWO)
     assert by_class["collapse"]["called"] == 80
     (words,) = [text for text in caveats(metrics_of(TWO) | {"test": by_class}) if "collapse" in text]
     assert words.endswith("decision=f1 takes a threshold that uses them.") and "AUROC 1.000" in words
@@ -137,18 +137,18 @@ def test_scores_that_rank_are_told_from_a_model_that_knows_nothing() -> None:
         )[1]
     )
 
-    _, by_promise = evaluate(rows, ALL_SOUND, *TWO)
+    _, by_promise = evaluate(rows, ALL_SOUND, TWO)
     assert by_promise["confusion_matrix"] == [[60, 0], [20, 0]]
     assert "collapse" not in by_promise
     assert caveats(metrics_of(TWO) | {"test": by_promise})[0].startswith(
         "Every image is called “sound”, although the scores tell them apart, AUROC 1.000"
     )
-    _, knows_nothing = evaluate(scored([0.1] * 80, [False] * 60 + [True] * 20), ALL_SOUND, *TWO)
+    _, knows_nothing = evaluate(scored([0.1] * 80, [False] * 60 + [True] * 20), ALL_SOUND, TWO)
     assert knows_nothing["collapse"]["called"] == 80
 
 
 def test_one_defect_that_escapes_is_too_few_to_judge_the_model() -> None:
-    _, test = evaluate(predictions_from([[60, 0], [1, 0]], TWO), None, *TWO)
+    _, test = evaluate(predictions_from([[60, 0], [1, 0]], TWO), None, TWO)
     assert caveats(metrics_of(TWO) | {"test": test})[0] == (
         "Every image is called “sound”, and 1 image of other classes is too few to show whether the model knows better."
     )

@@ -110,23 +110,23 @@ def test_every_number_has_its_interval(shape):
     if shape == "three":
         classes, predictions = THREE, example_of_three()
     if shape == "defects only":
-        classes, predictions = (THREE[0], [True, True, True]), example_of_three().assign(defective=True)
+        classes, predictions = dict.fromkeys(THREE, True), example_of_three().assign(defective=True)
     if shape == "one kind":
         predictions = predictions[~predictions["defective"]]
     if shape == "not numbers":
         predictions = predictions.assign(p_sound=np.nan, p_defective=np.nan, score=np.nan)
-    found = metric_intervals(predictions, *classes, resamples=200)
-    check_against_metrics(found, compute_metrics(predictions, *classes))
+    found = metric_intervals(predictions, classes, resamples=200)
+    check_against_metrics(found, compute_metrics(predictions, classes))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
 def test_nothing_where_there_is_no_image():
-    assert metric_intervals(example()[:0], *TWO) == {}
+    assert metric_intervals(example()[:0], TWO) == {}
 
 
 def test_shares_are_those_of_their_images():
     predictions = example()
-    found, defective = metric_intervals(predictions, *TWO, level=0.9), predictions["defective"].to_numpy()
+    found, defective = metric_intervals(predictions, TWO, level=0.9), predictions["defective"].to_numpy()
     flagged = (predictions["prediction"] == "defective").to_numpy()
     assert found["recall"] == pytest.approx(proportion_interval(flagged[defective], level=0.9))
     assert found["escape_rate"] == pytest.approx([1 - end for end in reversed(found["recall"])])
@@ -141,7 +141,7 @@ def test_images_sent_to_review_are_caught_but_not_rejected():
     predictions = example()
     flagged = predictions["prediction"] == "defective"
     reviewed = predictions.assign(decision=np.where(flagged, "review", "accept"))
-    plain, found = (metric_intervals(one, *TWO, resamples=100) for one in (predictions, reviewed))
+    plain, found = (metric_intervals(one, TWO, resamples=100) for one in (predictions, reviewed))
     sound = int((~predictions["defective"]).sum())
     assert found["overkill_rate"] == pytest.approx(proportion_interval(hits(0, sound)))
     assert found["recall"] == plain["recall"]
@@ -158,14 +158,14 @@ def test_auroc_is_as_wide_as_that_of_delong():
     error = sqrt(below.mean(axis=1).var(ddof=1) / 1000 + below.mean(axis=0).var(ddof=1) / 2000)
     reach = 1.96 * error / (auroc * (1 - auroc))
     centre = np.log(auroc / (1 - auroc))
-    found = metric_intervals(two_class_table(positive.astype(int).tolist(), scores), *TWO)["auroc"]
+    found = metric_intervals(two_class_table(positive.astype(int).tolist(), scores), TWO)["auroc"]
     assert found == pytest.approx(expit([centre - reach, centre + reach]), abs=0.001)
 
 
 def test_all_images_of_a_group_being_alike_widens_every_interval():
     predictions = pd.concat([example()] * 5, ignore_index=True)
-    once = metric_intervals(example(), *TWO)
-    tied = metric_intervals(predictions.assign(group=[str(n % 120) for n in range(600)]), *TWO)
+    once = metric_intervals(example(), TWO)
+    tied = metric_intervals(predictions.assign(group=[str(n % 120) for n in range(600)]), TWO)
     for name, (low, high) in once.items():
         assert tied[name] == pytest.approx([low, high], abs=0.15 * (high - low)), name
 
@@ -173,14 +173,14 @@ def test_all_images_of_a_group_being_alike_widens_every_interval():
 def test_perfect_ranking_is_no_certainty():
     """Of 20 kinds of defect at most 1 - 0.05^(1/20) were not met; at worst they are ranked by chance."""
     scores = np.linspace(0, 1, 60)
-    found = metric_intervals(two_class_table((scores > 0.67).astype(int).tolist(), scores), *TWO)
+    found = metric_intervals(two_class_table((scores > 0.67).astype(int).tolist(), scores), TWO)
     unseen = 1 - 0.05 ** (1 / 20)
     assert found["auroc"] == pytest.approx([1 - unseen / 2, 1])
     assert found["average_precision"] == pytest.approx([1 - unseen * 2 / 3, 1])
 
 
 def test_equal_scores_rank_nothing():
-    found = metric_intervals(two_class_table([1, 0, 0, 0] * 10, [0.3] * 40), *TWO)
+    found = metric_intervals(two_class_table([1, 0, 0, 0] * 10, [0.3] * 40), TWO)
     assert found["auroc"] == [0.5, 0.5]
     assert found["precision"] is None
     low, high = found["average_precision"]
@@ -188,13 +188,13 @@ def test_equal_scores_rank_nothing():
 
 
 def test_a_single_defect_says_nothing_of_the_ranking():
-    found = metric_intervals(two_class_table([1, 0, 0, 0], [0.9, 0.1, 0.2, 0.3]), *TWO)
+    found = metric_intervals(two_class_table([1, 0, 0, 0], [0.9, 0.1, 0.2, 0.3]), TWO)
     assert found["auroc"] == found["average_precision"] == [0, 1]
     assert found["recall"] == pytest.approx([0.05, 1])
 
 
 def test_same_seed_gives_the_same_intervals():
-    first, again, other = (metric_intervals(example(), *TWO, resamples=100, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (metric_intervals(example(), TWO, resamples=100, seed=seed) for seed in (1, 1, 2))
     assert first == again != other
 
 
@@ -215,7 +215,7 @@ def draw(generator: np.random.Generator, n: int, prevalence: float, kind: str, g
     noise = sqrt(tie) * generator.normal(size=n)[photo] + sqrt(1 - tie) * generator.normal(size=n)
     shown = np.where(generator.random(n) < 0.85, 3.5, 0.5) if kind == MIXED else 2.2
     score = expit(2.2 * (positive * shown + noise) - 3)
-    names = np.array(TWO[0])
+    names = np.array([*TWO])
     return pd.DataFrame(
         {
             "label": names[positive.astype(int)],
@@ -231,7 +231,7 @@ def draw(generator: np.random.Generator, n: int, prevalence: float, kind: str, g
 
 @cache
 def true_numbers(prevalence: float, kind: str) -> dict:
-    return compute_metrics(draw(np.random.default_rng(9), 1_000_000, prevalence, kind, False), *TWO)
+    return compute_metrics(draw(np.random.default_rng(9), 1_000_000, prevalence, kind, False), TWO)
 
 
 @pytest.mark.slow
@@ -245,7 +245,7 @@ def test_intervals_cover_the_truth(n, prevalence, grouped, kind):
     covered: dict[str, list[bool]] = {}
     for seed in range(TEST_SETS[n]):
         predictions = draw(np.random.default_rng(seed), n, prevalence, kind, grouped)
-        for name, interval in metric_intervals(predictions, *TWO, resamples=RESAMPLES[n]).items():
+        for name, interval in metric_intervals(predictions, TWO, resamples=RESAMPLES[n]).items():
             if interval is not None:
                 covered.setdefault(name, []).append(interval[0] <= truth[name] <= interval[1])
     shares = {name: float(np.mean(times)) for name, times in covered.items()}
@@ -265,7 +265,7 @@ def test_intervals_of_folds_cover_the_mean_within() -> None:
         label = np.where(defective, "defective", "sound")
         predictions = pd.DataFrame({"label": label, "prediction": label, "defective": defective, "fold": fold})
         predictions = predictions.assign(score=score, p_sound=1 - score, p_defective=score)
-        low, high = metric_intervals(predictions, *TWO, resamples=400)["auroc"]
+        low, high = metric_intervals(predictions, TWO, resamples=400)["auroc"]
         covered.append(low <= 0.8 <= high)
         width.append(high - low)
     assert 0.92 <= np.mean(covered) <= 0.98

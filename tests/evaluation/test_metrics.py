@@ -12,14 +12,14 @@ from defectcls.errors import UserError
 from defectcls.evaluation.metrics import compute_metrics, defect_counts, defect_numbers
 from defectcls.evaluation.predictions import predictions_table
 
-TWO = (["sound", "defective"], [False, True])
-THREE = (["good", "crack", "hole"], [False, True, True])
+TWO = {"sound": False, "defective": True}
+THREE = {"good": False, "crack": True, "hole": True}
 
 
-def table(truth: list[int], probabilities: np.ndarray | list, classes: tuple[list[str], list[bool]], **columns):
-    names, defective = np.array(classes[0]), np.array(classes[1])
+def table(truth: list[int], probabilities: np.ndarray | list, classes: dict[str, bool], **columns):
+    names, defective = np.array([*classes]), np.array([*classes.values()])
     samples = pd.DataFrame({"label": names[truth], "defective": defective[truth], **columns})
-    return predictions_table(samples, np.asarray(probabilities, float), *classes)
+    return predictions_table(samples, np.asarray(probabilities, float), classes)
 
 
 def two_class_table(truth: list[int], scores: list[float], **columns) -> pd.DataFrame:
@@ -28,7 +28,7 @@ def two_class_table(truth: list[int], scores: list[float], **columns) -> pd.Data
 
 def test_two_classes_worked_by_hand():
     scores = [0.9, 0.8, 0.6, 0.3, 0.7, 0.4, 0.3, 0.2, 0.1, 0.1]
-    metrics = compute_metrics(two_class_table([1] * 4 + [0] * 6, scores), *TWO)
+    metrics = compute_metrics(two_class_table([1] * 4 + [0] * 6, scores), TWO)
     assert metrics["confusion_matrix"] == [[5, 1], [1, 3]]
     expected = {
         "n": 10,
@@ -53,7 +53,7 @@ def test_two_classes_worked_by_hand():
 def test_three_classes_worked_by_hand():
     certain = np.full((3, 3), 0.1) + 0.7 * np.eye(3)
     truth, prediction = [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 2, 0]
-    metrics = compute_metrics(table(truth, certain[prediction], THREE), *THREE)
+    metrics = compute_metrics(table(truth, certain[prediction], THREE), THREE)
     assert metrics["confusion_matrix"] == [[2, 1, 0], [0, 1, 1], [1, 0, 0]]
     assert metrics["per_class"] == {
         "good": {"n": 3, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3},
@@ -88,7 +88,7 @@ def test_two_classes_as_torchmetrics(seed, ties):
     truth = generator.integers(0, 2, 60)
     scores = (truth + generator.normal(0.3, 1, 60)).clip(-1, 2) / 3 + 1 / 3
     scores = scores.round(1) if ties else scores
-    metrics = compute_metrics(two_class_table(truth.tolist(), scores), *TWO)
+    metrics = compute_metrics(two_class_table(truth.tolist(), scores), TWO)
     score, target = torch.tensor(scores), torch.tensor(truth)
     for key, function in {
         "accuracy": reference.binary_accuracy,
@@ -112,7 +112,7 @@ def test_two_classes_as_scikit_learn_to_a_billionth(kind):
     truth, scores = generator.integers(0, 2, 200), generator.random(200)
     scores = {"ties": scores.round(1), "constant": scores * 0 + 0.3, "certain": scores.round()}.get(kind, scores)
     truth = np.ones(200, int) if kind == "one class" else truth
-    metrics, flagged = compute_metrics(two_class_table(truth.tolist(), scores), *TWO), scores > 0.5
+    metrics, flagged = compute_metrics(two_class_table(truth.tolist(), scores), TWO), scores > 0.5
     expected = {
         "accuracy": sk.accuracy_score(truth, flagged),
         "precision": sk.precision_score(truth, flagged) if flagged.any() else None,
@@ -136,8 +136,8 @@ def test_many_classes_as_scikit_learn_to_a_billionth(missing):
     probabilities[:, 3] = probabilities[:, 3] / 10 if missing else probabilities[:, 3]
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     names, answer = list("abcd"), probabilities.argmax(1)
-    classes = names, [False, True, True, True]
-    metrics = compute_metrics(table(truth.tolist(), probabilities, classes), *classes)
+    classes = dict(zip(names, [False, True, True, True], strict=True))
+    metrics = compute_metrics(table(truth.tolist(), probabilities, classes), classes)
     present = sorted(set(truth))
     for name, function in {"recall": sk.recall_score, "precision": sk.precision_score, "f1": sk.f1_score}.items():
         each = function(truth, answer, labels=range(4), average=None, zero_division=np.nan)
@@ -159,9 +159,9 @@ def test_many_classes_as_torchmetrics(seed, classes):
     probabilities = generator.dirichlet(np.ones(classes), len(truth)).round(2)  # rounded: ties
     probabilities[np.arange(len(truth)), truth] += 0.25
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    names, defective = [f"class {index}" for index in range(classes)], [False] + [True] * (classes - 1)
-    predictions = table(truth.tolist(), probabilities, (names, defective))
-    metrics = compute_metrics(predictions, names, defective)
+    named = {f"class {index}": index > 0 for index in range(classes)}
+    predictions = table(truth.tolist(), probabilities, named)
+    metrics = compute_metrics(predictions, named)
     scores, target = torch.tensor(probabilities), torch.tensor(truth)
     for key, function in {
         "precision_macro": reference.multiclass_precision,
@@ -182,27 +182,27 @@ def test_many_classes_as_torchmetrics(seed, classes):
 
 
 def test_only_sound_images_leave_undefined_what_needs_a_defect():
-    metrics = compute_metrics(two_class_table([0, 0], [0.2, 0.4]), *TWO)
+    metrics = compute_metrics(two_class_table([0, 0], [0.2, 0.4]), TWO)
     undefined = {key for key, value in metrics.items() if value is None}
     assert undefined == {"precision", "recall", "f1", "escape_rate", "auroc", "average_precision"}
     assert (metrics["accuracy"], metrics["overkill_rate"], metrics["f1_macro"]) == (1, 0, 1)
 
 
 def test_only_defective_images_all_missed():
-    metrics = compute_metrics(two_class_table([1, 1], [0.2, 0.4]), *TWO)
+    metrics = compute_metrics(two_class_table([1, 1], [0.2, 0.4]), TWO)
     undefined = {key for key, value in metrics.items() if value is None}
     assert undefined == {"precision", "overkill_rate", "auroc", "average_precision"}
     assert (metrics["recall"], metrics["f1"], metrics["escape_rate"]) == (0, 0, 1)
 
 
 def test_constant_scores_rank_nothing():
-    metrics = compute_metrics(two_class_table([1, 0, 0, 0], [0.3] * 4), *TWO)
+    metrics = compute_metrics(two_class_table([1, 0, 0, 0], [0.3] * 4), TWO)
     assert (metrics["auroc"], metrics["average_precision"]) == (0.5, 0.25)
     assert (metrics["precision"], metrics["recall"], metrics["accuracy"]) == (None, 0, 0.75)
 
 
 def test_a_class_without_images_is_undefined_and_outside_the_mean():
-    metrics = compute_metrics(table([0, 1], [[0.8, 0.1, 0.1], [0.7, 0.2, 0.1]], THREE), *THREE)
+    metrics = compute_metrics(table([0, 1], [[0.8, 0.1, 0.1], [0.7, 0.2, 0.1]], THREE), THREE)
     assert metrics["per_class"]["hole"] == {"n": 0, "precision": None, "recall": None, "f1": None}
     assert metrics["per_class"]["crack"] == {"n": 1, "precision": None, "recall": 0, "f1": 0}
     assert metrics["recall_macro"] == 0.5
@@ -212,28 +212,28 @@ def test_a_class_without_images_is_undefined_and_outside_the_mean():
 
 
 def test_two_defective_classes_have_no_sound_side():
-    classes = (["crack", "hole"], [True, True])
-    metrics = compute_metrics(table([0, 1, 1], [[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]], classes), *classes)
+    classes = {"crack": True, "hole": True}
+    metrics = compute_metrics(table([0, 1, 1], [[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]], classes), classes)
     assert "defect" not in metrics and "escape_rate" not in metrics
     assert metrics["per_class"]["hole"]["recall"] == 0.5
 
 
 @pytest.mark.parametrize("truth", [[], [1, 0, 0]])
 def test_every_number_is_json_even_without_images_or_probabilities(truth):
-    metrics = compute_metrics(two_class_table(truth, [np.nan] * len(truth)), *TWO)
+    metrics = compute_metrics(two_class_table(truth, [np.nan] * len(truth)), TWO)
     assert (metrics["loss"], metrics["auroc"]) == (None, None)
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
 
 
 def test_certain_and_wrong_costs_much_but_not_infinitely():
-    assert compute_metrics(two_class_table([1], [0.0]), *TWO)["loss"] == pytest.approx(36.04, abs=0.01)
-    assert str(compute_metrics(two_class_table([1], [1.0]), *TWO)["loss"]) == "0.0"
+    assert compute_metrics(two_class_table([1], [0.0]), TWO)["loss"] == pytest.approx(36.04, abs=0.01)
+    assert str(compute_metrics(two_class_table([1], [1.0]), TWO)["loss"]) == "0.0"
 
 
 def test_a_label_that_is_no_class_is_an_error():
     predictions = two_class_table([0, 1], [0.1, 0.9]).assign(label=["sound", "rust"])
     with pytest.raises(UserError, match=r"\['rust'\].*\['sound', 'defective'\]"):
-        compute_metrics(predictions, *TWO)
+        compute_metrics(predictions, TWO)
 
 
 def test_defect_counts_of_several_classes():
@@ -251,26 +251,26 @@ def test_of_folds_auroc_is_the_mean_within_as_scores_of_different_models_rank_no
     score = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 0.1, 0.2, 0.3, 0.4, 0.45])
     predictions = table(truth, np.column_stack([1 - score, score]), TWO)
     folded = predictions.assign(repeat=0, fold=[0] * 5 + [1] * 5)
-    found = compute_metrics(folded, *TWO)
+    found = compute_metrics(folded, TWO)
     assert (found["auroc"], found["average_precision"]) == (1, 1)
     # by hand: of 24 pairs the two low defects lose to three sound parts each
     assert found["auroc_pooled"] == pytest.approx(18 / 24) == sk.roc_auc_score(truth, score)
     assert found["average_precision_pooled"] == pytest.approx(sk.average_precision_score(truth, score))
-    plain = compute_metrics(predictions, *TWO)
+    plain = compute_metrics(predictions, TWO)
     assert plain["auroc"] == pytest.approx(18 / 24)
     assert "auroc_pooled" not in plain
-    assert "auroc_pooled" not in compute_metrics(folded.assign(fold=0), *TWO)
+    assert "auroc_pooled" not in compute_metrics(folded.assign(fold=0), TWO)
     repeated = pd.concat([folded, folded.assign(repeat=1, fold=0)])  # the second repeat's one fold errs as above
-    assert compute_metrics(repeated, *TWO)["auroc"] == pytest.approx((1 + 1 + 18 / 24) / 3)
+    assert compute_metrics(repeated, TWO)["auroc"] == pytest.approx((1 + 1 + 18 / 24) / 3)
     one_kind = folded.assign(fold=[0] * 8 + [1] * 2)  # cannot state a number
-    assert compute_metrics(one_kind, *TWO)["auroc"] == pytest.approx(sk.roc_auc_score(truth[:8], score[:8]))
+    assert compute_metrics(one_kind, TWO)["auroc"] == pytest.approx(sk.roc_auc_score(truth[:8], score[:8]))
 
 
 def test_of_folds_and_many_classes_each_number_is_the_mean_within():
     generator = np.random.default_rng(0)
     probabilities, truth = generator.dirichlet(np.ones(3), 90), generator.integers(3, size=90)
     predictions = table(truth, probabilities, THREE).assign(fold=np.arange(90) % 2)
-    found, halves = compute_metrics(predictions, *THREE), [slice(0, None, 2), slice(1, None, 2)]
+    found, halves = compute_metrics(predictions, THREE), [slice(0, None, 2), slice(1, None, 2)]
     rest = [[sk.roc_auc_score(truth[half] == one, probabilities[half, one]) for half in halves] for one in range(3)]
     assert found["auroc"] == pytest.approx(np.mean(rest))
     pooled = [sk.roc_auc_score(truth == one, probabilities[:, one]) for one in range(3)]

@@ -15,6 +15,7 @@ from defectcls.evaluation.predictions import (
 )
 
 AWKWARD = ["NA", "a,b", 'say "x"', "two\nlines", "return\r", "null", "p_p_", "ünï ", "1", "<b>"]
+AWKWARD_CLASSES = {name: place > 3 for place, name in enumerate(AWKWARD)}
 
 
 def awkward_table() -> pd.DataFrame:
@@ -31,13 +32,13 @@ def awkward_table() -> pd.DataFrame:
     )
     samples["unit"] = np.arange(10) // 2
     probabilities = generator.dirichlet(np.ones(10), size=10) ** 9
-    return predictions_table(samples, probabilities, AWKWARD, [False] * 4 + [True] * 6)
+    return predictions_table(samples, probabilities, AWKWARD_CLASSES)
 
 
 def test_prediction_is_the_most_probable_class_and_score_sums_the_defective_ones():
     samples = pd.DataFrame({"path": ["a", "b"], "label": ["good", "hole"], "defective": [False, True]}, index=[7, 3])
     table = predictions_table(
-        samples, np.array([[0.4, 0.3, 0.3], [0.125, 0.25, 0.625]]), ["good", "crack", "hole"], [False, True, True]
+        samples, np.array([[0.4, 0.3, 0.3], [0.125, 0.25, 0.625]]), {"good": False, "crack": True, "hole": True}
     )
     assert table.columns.tolist() == [*samples, "prediction", "p_good", "p_crack", "p_hole", "score"]
     assert table["prediction"].tolist() == ["good", "hole"]
@@ -55,8 +56,8 @@ def test_reading_restores_every_bit_and_so_every_metric(tmp_path):
     write_predictions(table.iloc[:0], tmp_path / "predictions.csv")
     with pytest.raises(UserError, match=r"predictions\.csv has no rows"):
         read_predictions(tmp_path / "predictions.csv")
-    arguments = class_names_of(restored), [False] * 4 + [True] * 6
-    assert compute_metrics(restored, *arguments) == compute_metrics(table, *arguments)
+    assert class_names_of(restored) == AWKWARD
+    assert compute_metrics(restored, AWKWARD_CLASSES) == compute_metrics(table, AWKWARD_CLASSES)
 
 
 def test_a_failed_write_leaves_the_former_file_and_nothing_else(tmp_path, monkeypatch):
@@ -76,9 +77,9 @@ def test_a_failed_write_leaves_the_former_file_and_nothing_else(tmp_path, monkey
 def test_mistakes_are_named(tmp_path):
     samples = pd.DataFrame({"path": ["a"], "label": ["x"], "defective": [False], "p_value": [1.0]})
     with pytest.raises(UserError, match="'p_value'"):
-        predictions_table(samples, np.array([[0.5, 0.5]]), ["x", "y"], [False, True])
+        predictions_table(samples, np.array([[0.5, 0.5]]), {"x": False, "y": True})
     with pytest.raises(ValueError, match=r"\(1, 3\)"):
-        predictions_table(samples.drop(columns="p_value"), np.ones((1, 3)), ["x", "y"], [False, True])
+        predictions_table(samples.drop(columns="p_value"), np.ones((1, 3)), {"x": False, "y": True})
     samples.to_csv(tmp_path / "other.csv")
     with pytest.raises(UserError, match=r"other\.csv is no predictions table, it lacks a second class"):
         read_predictions(tmp_path / "other.csv")
@@ -99,19 +100,19 @@ def test_what_another_tool_leaves_out_follows_from_the_rest(tmp_path):
     assert table["label"].tolist() == ["sound", "defective", "defective"]
     assert table["prediction"].tolist() == ["sound", "defective", "sound"]  # of equals the first
     assert table[["p_sound", "p_defective"]].to_numpy().tolist() == [[0.75, 0.25], [0.25, 0.75], [0.5, 0.5]]
-    assert classes_of_table(table) == (["sound", "defective"], [False, True])
+    assert classes_of_table(table) == {"sound": False, "defective": True}
 
     path.write_text("path,defective,label,p_good,p_dent,p_hole\na,false,good,0.5,0.2,0.3\nb,true,dent,0.1,0.3,0.6\n")
     table = read_predictions(path)
     assert table["prediction"].tolist() == ["good", "hole"]
     assert table["score"].tolist() == [0.2, 0.3]  # no image tells that a hole is a defect
-    assert classes_of_table(table.assign(score=[0.5, 0.9])) == (["good", "dent", "hole"], [False, True, True])
+    assert classes_of_table(table.assign(score=[0.5, 0.9])) == {"good": False, "dent": True, "hole": True}
 
 
 def test_rounding_never_lifts_a_score_above_one():
     samples = pd.DataFrame({"path": ["a"], "label": ["good"], "defective": [False]})
     tenths = np.array([[0.0, *[0.1] * 8, 0.2000000001]])
-    table = predictions_table(samples, tenths, ["good", *"abcdefghi"], [False] + [True] * 9)
+    table = predictions_table(samples, tenths, {name: name != "good" for name in ("good", *"abcdefghi")})
     assert table["score"].tolist() == [1]
 
 

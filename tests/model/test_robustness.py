@@ -107,11 +107,9 @@ def test_the_table_holds_the_rates_of_every_corruption(several: bool) -> None:
     def predict(view: View) -> pd.DataFrame:
         score = view.change(images, []).double().mean((1, 2, 3)).numpy() / 200
         rest = np.zeros((4, len(classes) - 2))
-        return predictions_table(
-            samples, np.column_stack([1 - score, score, rest]), list(classes), list(classes.values())
-        )
+        return predictions_table(samples, np.column_stack([1 - score, score, rest]), classes)
 
-    table = measure_robustness(predict, list(classes), list(classes.values()))
+    table = measure_robustness(predict, classes)
     assert list(table.columns) == ["corruption", "strength", "setting", "recall", "overkill_rate", "auroc"]
     assert len(table) == 1 + 3 * len(CORRUPTIONS)
     assert table.iloc[0].tolist() == ["none", 0, "", 1.0, 0.0, 1.0]
@@ -126,10 +124,7 @@ def test_the_table_holds_the_rates_of_every_corruption(several: bool) -> None:
 
 def test_rates_that_are_not_defined_are_nan() -> None:
     samples = pd.DataFrame({"path": ["a"], "label": ["good"], "defective": [False]})
-    table = measure_robustness(
-        lambda view: predictions_table(samples, np.array([[0.9, 0.1]]), ["good", "bad"], [False, True]),
-        ["good", "bad"],
-        [False, True],
-    )
+    classes = {"good": False, "bad": True}
+    table = measure_robustness(lambda view: predictions_table(samples, np.array([[0.9, 0.1]]), classes), classes)
     assert table["recall"].isna().all() and table["auroc"].isna().all()
     assert (table["overkill_rate"] == 0).all()

@@ -85,7 +85,7 @@ def test_a_light_disturbance_that_costs_much_is_a_caveat():
 def test_a_type_that_training_was_not_shown_has_a_sentence_of_its_own():
     predictions = predictions_from([[60, 0], [20, 40]], TWO)
     held_out = np.r_[np.full(60, "good"), np.full(15, "crack"), np.full(45, "dent")]  # 15 and 5 missed
-    _, judged = evaluate(predictions.assign(defect_type=held_out), None, *TWO)
+    _, judged = evaluate(predictions.assign(defect_type=held_out), None, TWO)
     config = {"dataset": {"split": {"hold_out_defect_type": "dent"}}}
     sentence = "Training was not shown “dent”: of 45 such images 40 were caught, recall 88.9 % (95 % interval "
     assert any(caveat.startswith(sentence) for caveat in caveats(metrics_of(TWO) | {"test": judged, "config": config}))

@@ -11,14 +11,14 @@ from tests.pages.test_pictures import TWO, predictions_of
 
 def test_wrong_ones_come_first_then_the_least_certain():
     predictions = predictions_of([0, 1, 1, 0, 1, 0], [0.4, 0.99, 0.1, 0.8, 0.6, 0.2])
-    assert worth_seeing(predictions, TWO)["path"].tolist() == ["2.png", "3.png", "0.png", "4.png", "5.png", "1.png"]
-    assert worth_seeing(predictions, TWO, limit=3)["path"].tolist() == ["2.png", "3.png", "0.png"]
+    assert worth_seeing(predictions, [*TWO])["path"].tolist() == ["2.png", "3.png", "0.png", "4.png", "5.png", "1.png"]
+    assert worth_seeing(predictions, [*TWO], limit=3)["path"].tolist() == ["2.png", "3.png", "0.png"]
 
 
 def test_only_test_images_are_shown_where_there_are_any():
     predictions = predictions_of([0, 1, 0], [0.9, 0.9, 0.2], split=["train", "test", "test"])
-    assert worth_seeing(predictions, TWO)["path"].tolist() == ["2.png", "1.png"]
-    assert len(worth_seeing(predictions.assign(split="val"), TWO)) == 3
+    assert worth_seeing(predictions, [*TWO])["path"].tolist() == ["2.png", "1.png"]
+    assert len(worth_seeing(predictions.assign(split="val"), [*TWO])) == 3
 
 
 def test_a_thumbnail_is_as_dark_as_the_network_sees_it_and_upright(tmp_path):
@@ -50,13 +50,13 @@ def test_an_overlay_is_the_grey_photo_where_it_is_cold_and_still_shows_it_where_
 
 def test_worst_errors_are_the_most_confident_of_either_kind():
     predictions = predictions_of([1, 1, 1, 0, 0, 0], [0.4, 0.1, 0.9, 0.6, 0.8, 0.2])
-    errors = worst_errors(predictions, TWO, [False, True])
+    errors = worst_errors(predictions, TWO)
     assert errors["escapes"]["path"].tolist() == ["1.png", "0.png"]
     assert errors["false rejects"]["path"].tolist() == ["4.png", "3.png"]
     reviewed = predictions.assign(decision=["review"] * 6)
-    assert errors["escapes"].equals(worst_errors(reviewed, TWO, [False, True])["escapes"].drop(columns="decision"))
-    assert worst_errors(reviewed, TWO, [False, True])["false rejects"].empty
-    assert len(worst_errors(predictions, TWO, [False, True], limit=1)["escapes"]) == 1
+    assert errors["escapes"].equals(worst_errors(reviewed, TWO)["escapes"].drop(columns="decision"))
+    assert worst_errors(reviewed, TWO)["false rejects"].empty
+    assert len(worst_errors(predictions, TWO, limit=1)["escapes"]) == 1
 
 
 def test_files_are_those_that_can_be_read_and_heat_stands_beside(tmp_path):

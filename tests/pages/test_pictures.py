@@ -18,19 +18,19 @@ from defectcls.pages.pictures import (
     png,
 )
 
-TWO = ["sound", "defective"]
+TWO = {"sound": False, "defective": True}
 
 
 def predictions_of(truth: list[int], scores: list[float], **columns) -> pd.DataFrame:
     samples = pd.DataFrame(
         {
             "path": [f"{index}.png" for index in range(len(truth))],
-            "label": np.array(TWO)[truth],
+            "label": np.array([*TWO])[truth],
             "defective": np.array(truth, bool),
             **columns,
         }
     )
-    return predictions_table(samples, np.column_stack([1 - np.array(scores), scores]), TWO, [False, True])
+    return predictions_table(samples, np.column_stack([1 - np.array(scores), scores]), TWO)
 
 
 def test_curves_draw_each_series_where_it_has_numbers():

@@ -16,22 +16,22 @@ from defectcls.pages.render import print_page
 from defectcls.pages.report import report_page
 from defectcls.pages.wording import span, verdict
 
-TWO = (["sound", "defective"], [False, True])
-THREE = (["good", "<b>x</b>", "hole"], [False, True, True])
+TWO = {"sound": False, "defective": True}
+THREE = {"good": False, "<b>x</b>": True, "hole": True}
 
 
-def predictions_from(matrix: list[list[int]], classes: tuple[list[str], list[bool]], **columns) -> pd.DataFrame:
+def predictions_from(matrix: list[list[int]], classes: dict[str, bool], **columns) -> pd.DataFrame:
     """A predictions table that has this confusion matrix."""
     pairs = [pair for pair, count in np.ndenumerate(np.array(matrix)) for _ in range(count)]
     truth, prediction = (np.array(side, int) for side in zip(*pairs, strict=True))
-    names, defective = np.array(classes[0]), np.array(classes[1])
+    names, defective = np.array([*classes]), np.array([*classes.values()])
     samples = pd.DataFrame({"path": "x.png", "label": names[truth], "defective": defective[truth], "split": "test"})
-    return predictions_table(samples.assign(**columns), np.eye(len(names))[prediction] * 0.6 + 0.1, *classes)
+    return predictions_table(samples.assign(**columns), np.eye(len(names))[prediction] * 0.6 + 0.1, classes)
 
 
-def metrics_of(classes: tuple[list[str], list[bool]], **matrices: list[list[int]]) -> dict:
-    splits = {key: compute_metrics(predictions_from(matrix, classes), *classes) for key, matrix in matrices.items()}
-    return {"class_names": classes[0], "defective_classes": classes[1], **splits}
+def metrics_of(classes: dict[str, bool], **matrices: list[list[int]]) -> dict:
+    splits = {key: compute_metrics(predictions_from(matrix, classes), classes) for key, matrix in matrices.items()}
+    return {"class_names": [*classes], "defective_classes": [*classes.values()], **splits}
 
 
 FULL_RUN = {
@@ -73,7 +73,7 @@ def test_the_page_of_a_full_run():
     metrics = metrics_of(TWO, **matrices, test=[[57, 3], [6, 54]]) | FULL_RUN
     categories = ["nut"] * 60 + ["cap"] * 60
     predictions = predictions_from([[57, 3], [6, 54]], TWO, category=categories, defect_type="same")
-    _, metrics["test"] = evaluate(predictions, None, *TWO)
+    _, metrics["test"] = evaluate(predictions, None, TWO)
     history = pd.DataFrame({"epoch": [0, 1], "stage": "full", "val/loss": [1.0, 0.5], "lr": [0.1, 0.1]})
     page = report_page(metrics, predictions, history=history)
 
@@ -113,7 +113,7 @@ def test_many_classes_are_first_defective_against_sound(capsys: pytest.CaptureFi
     matrix = [[8, 0, 2], [1, 5, 4], [0, 0, 10]]
     predictions = predictions_from(matrix, THREE).assign(defect_type=lambda table: table["label"])
     metrics = metrics_of(THREE, test=matrix)
-    _, metrics["test"] = evaluate(predictions, None, *THREE)
+    _, metrics["test"] = evaluate(predictions, None, THREE)
     page = report_page(metrics)
     assert page.title == "dataset · model"
     assert rows(page, "Class by class (test, worst recall first)")[1:] == [
@@ -141,7 +141,7 @@ def test_evaluate_alone_has_neither_baseline_nor_making():
 
 def test_a_dash_is_explained_only_where_there_is_one():
     for matrix, dashes in ([[60, 0], [60, 0]], True), ([[59, 1], [1, 59]], False):
-        _, judged = evaluate(predictions_from(matrix, TWO), None, *TWO)
+        _, judged = evaluate(predictions_from(matrix, TWO), None, TWO)
         assert ("precision needs a rejected image" in texts(report_page(metrics_of(TWO) | {"test": judged}))) == dashes
 
 
@@ -168,7 +168,7 @@ def test_the_page_of_a_cross_validation_has_every_fold_and_their_mean():
 def test_what_goes_to_a_person_is_told_in_a_table():
     predictions = predictions_from([[3, 1], [1, 2]], TWO)
     predictions["decision"] = ["accept", "accept", "accept", "review", "accept", "review", "reject"]
-    _, judged = evaluate(predictions, None, *TWO)
+    _, judged = evaluate(predictions, None, TWO)
     metrics = metrics_of(TWO) | {"test": judged}
     assert rows(report_page(metrics), "How it decides") == [
         ["", "accepted", "to a person", "rejected"],
@@ -207,12 +207,12 @@ def test_errors_stand_beside_what_speaks_for_a_defect_and_then_the_hardest(tmp_p
     samples["path"] = [f"{number}.png" for number in range(4)]
     scores = np.array([0.1, 0.9, 0.8, 0.3])
     predictions = predictions_table(
-        samples.assign(defective=samples["label"] == "defective"), np.column_stack([1 - scores, scores]), *TWO
+        samples.assign(defective=samples["label"] == "defective"), np.column_stack([1 - scores, scores]), TWO
     )
     for path in predictions["path"][:3]:
         Image.new("L", (8, 8), 100).save(tmp_path / path)
     looked = {"heat_maps": "HiResCAM", "localisation": {"n": 7, "hit": 0.5, "energy": 0.25, "chance": 0.125}}
-    metrics = metrics_of(TWO) | {"test": evaluate(predictions, None, *TWO)[1]} | looked
+    metrics = metrics_of(TWO) | {"test": evaluate(predictions, None, TWO)[1]} | looked
     page = report_page(metrics, predictions, tmp_path, heat={"0.png": np.ones((4, 4))})
     errors, hardest = [block.content for block in page.all_blocks() if isinstance(block, Photos)]
     assert [(photo.names, photo.kind, photo.title, len(photo.files)) for photo in errors] == [
@@ -238,8 +238,8 @@ def test_a_joined_head_says_what_it_weighs():
 
 def test_another_dataset_stands_beside_its_own():
     """Own: 36 of 40 caught, 2 of 100 rejected. Here: 10 of 40, 50 of 100."""
-    _, own = evaluate(predictions_from([[98, 2], [4, 36]], TWO), None, *TWO)
-    _, here = evaluate(predictions_from([[50, 50], [30, 10]], TWO), None, *TWO)
+    _, own = evaluate(predictions_from([[98, 2], [4, 36]], TWO), None, TWO)
+    _, here = evaluate(predictions_from([[50, 50], [30, 10]], TWO), None, TWO)
     metrics = metrics_of(TWO) | {"test": here}
     metrics["elsewhere"] = {"trained_on": "cracks", "judged_on": "<b>nuts</b>", "test": own}
     assert caveats(metrics)[0] == (
@@ -256,9 +256,7 @@ def test_another_dataset_stands_beside_its_own():
     unknown = metrics | {"elsewhere": metrics["elsewhere"] | {"test": {}}}
     assert "overkill rate 50.0 %; its numbers on its own test images are not known. Calling" in caveats(unknown)[0]
     assert rows(report_page(unknown), "The numbers")[0] == ["", "test", "95 % interval"]
-    better = metrics | {
-        "test": evaluate(predictions_from([[90, 10], [30, 10]], TWO), None, *TWO)[1]
-    }  # 100 of 140 right
+    better = metrics | {"test": evaluate(predictions_from([[90, 10], [30, 10]], TWO), None, TWO)[1]}  # 100 of 140 right
     assert caveats(better)[0].endswith("90.0 %, 2.0 %.")
-    only_sound = metrics | {"test": evaluate(predictions_from([[50, 50], [0, 0]], TWO), None, *TWO)[1]}
+    only_sound = metrics | {"test": evaluate(predictions_from([[50, 50], [0, 0]], TWO), None, TWO)[1]}
     assert caveats(only_sound)[0].endswith("Here overkill rate 50.0 %; on its own test images 2.0 %.")

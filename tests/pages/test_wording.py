@@ -25,7 +25,7 @@ def test_the_verdict_states_the_hand_worked_numbers():
         "Of 10 sound images 2 were rejected: overkill 20.0 %. "
         "Of all 30 images 23 were given the right class: accuracy 76.7 %."
     )
-    assert " ".join(verdict(metrics_of((["crack", "hole"], [True, True]), test=[[3, 1], [0, 4]]))) == (
+    assert " ".join(verdict(metrics_of({"crack": True, "hole": True}, test=[[3, 1], [0, 4]]))) == (
         "Of all 8 images 7 were given the right class: accuracy 87.5 %."
     )
 
