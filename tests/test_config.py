@@ -285,7 +285,7 @@ WRONG = {
     "finetune.stages.full.steps=5": "finetune.stages.full: give epochs or steps, and null for the other",
     "dataset.prevalence=1": "dataset.prevalence=1: Input should be less than 1",
     "dataset.split.val=null": ("dataset.split: at most one of train, val and test may be null (all that is left)"),
-    "dataset.image_count=0": "dataset.image_count=0 is not from 1 to 1000000",
+    "dataset.image_count=0": "dataset.image_count=0: Input should be greater than or equal to 1",
     "dataset.image_count=many": (
         "dataset.image_count=many: Input should be a valid integer, unable to parse string as an integer"
     ),
