@@ -127,7 +127,7 @@ class PlainRecipe:
         return roc_auc_score(defective[self.data.targets[self.data.part("test")]], scores[:, defective].sum(1))
 
 
-def plain(plan: Plan, turns: Turns) -> None:
+def plain_recipe(plan: Plan, turns: Turns) -> None:
     """All layers trained, as many batches a turn as the others."""
     recipe = PlainRecipe(plan, frozen=False)
     loader = recipe.loader("train", plan.steps_of(recipe.data) * plan.settings.batch_size)

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import contenders, plain
+from benchmarks import contenders
 from benchmarks.contenders import WARM_UP, Plan
+from benchmarks.plain import plain_frozen, plain_recipe
 from benchmarks.results import Line, keep, spread
 from benchmarks.turns import take_turns
+from defectcls.config import compose, parse, plain
 from defectcls.settings import TrainSettings
 
 SECTIONS = {  # contenders that take turns; bare: on one batch that stays in memory, no loader, no Trainer
@@ -24,14 +26,14 @@ SECTIONS = {  # contenders that take turns; bare: on one batch that stays in mem
         "bare step": contenders.step,
         "input pipeline": contenders.input_pipeline,
         "training": contenders.training,
-        "plain recipe": plain.plain,
+        "plain recipe": plain_recipe,
     },
     "evaluation": {"bare forward": contenders.forward, "evaluation": contenders.evaluation},
     "first_pass": {"bare decoding": contenders.decode, "first pass": contenders.first_pass},
     "probe": {
         "probe": contenders.probe,
         "probe, views": contenders.probe_views,
-        "plain, frozen": plain.plain_frozen,
+        "plain, frozen": plain_frozen,
     },
 }
 RATIOS = (  # speed of the first over speed of the second
@@ -69,20 +71,9 @@ def summarise(turns: pd.DataFrame) -> list[Line]:
     return lines
 
 
-def compose(overrides: list[str]) -> TrainSettings:
-    """The settings of a training run, with a local logger unless another one is asked for."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf, open_dict
-
-    from defectcls.config import CONF_DIR
-
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        config = compose("train", ["logger=csv", *overrides], return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
-    with open_dict(config):
-        del config["hydra"]
-    return TrainSettings(**OmegaConf.to_container(config, resolve=True, throw_on_missing=True))  # type: ignore[arg-type]
+def settings_of(*overrides: str) -> TrainSettings:
+    """Of a training run, with a local logger unless another one is asked for."""
+    return parse(TrainSettings, plain(compose("logger=csv", *overrides)))
 
 
 def main() -> None:
@@ -96,7 +87,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="CSV that the results are added to")
     parser.add_argument("overrides", nargs="+", help="of conf/train.yaml, as for defectcls.train")
     given = parser.parse_args()
-    settings = compose(given.overrides)
+    settings = settings_of(*given.overrides)
     turns = []
     with tempfile.TemporaryDirectory() as folder:
         plan = Plan(settings, given.rounds, given.steps, given.probe_images, given.epochs, given.workers, Path(folder))

@@ -12,14 +12,14 @@ from PIL import Image
 from benchmarks.contenders import Plan, keep_few
 from benchmarks.plain import PlainRecipe, plain_transforms
 from benchmarks.results import keep, number
-from benchmarks.speed import SECTIONS, compose, summarise
+from benchmarks.speed import SECTIONS, settings_of, summarise
 from defectcls.settings import AugmentSettings
 from tests.conftest import process
 
 
 @pytest.fixture(scope="module")
 def plan(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    return Plan(compose([*tiny, "batch_size=8"]), 2, 2, 30, 2, 1, tmp_path_factory.mktemp("plan"))
+    return Plan(settings_of(*tiny, "batch_size=8"), 2, 2, 30, 2, 1, tmp_path_factory.mktemp("plan"))
 
 
 # --- from turns to lines ----------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def test_plain_recipe_weighs_classes_and_learns(plan: Plan, tmp_path: Path) -> N
     split = ["dataset.split.val=1", "dataset.split.test=1", "dataset.split.together=[]"]
     changed = ["dataset=folder", f"dataset.root={tmp_path}", "model=timm", "model.name=test_resnet.r160_in1k"]
     changed += ["model.pretrained=false", "image_size=32", "trainer=cpu", "batch_size=4"]
-    recipe = PlainRecipe(plan._replace(settings=compose([*changed, *split])), frozen=False)
+    recipe = PlainRecipe(plan._replace(settings=settings_of(*changed, *split)), frozen=False)
     expected = {"sound": 8 / (2 * 7), "defective": 8 / (2 * 1)}
     assert np.bincount(recipe.data.targets[recipe.data.part("train")]).tolist() == [7, 1]
     assert recipe.loss.weight.tolist() == pytest.approx([expected[name] for name in recipe.data.classes])
