@@ -123,11 +123,12 @@ def _page(
     settings: "PredictSettings",
 ) -> "Page":
     from defectcls.pages.gallery import gallery_page
-    from defectcls.training.inspection import without_borders
 
     shown = read.nlargest(settings.gallery, "score")  # of equal ones those that came first
     heat = {}
     if settings.heat_maps:
+        from defectcls.training.inspection import without_borders
+
         maps = predictor.heat_maps([root / path for path in shown["path"]], settings.batch_size)
         for path, one in zip(shown["path"], maps, strict=True):
             if one is not None:
