@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _PACKAGE = Path(__file__).resolve().parent
 CONF_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "train.yaml").is_file())
 
-OURS = ("defectcls.", "torch.nn.", "lightning.pytorch.")  # whose classes a file may name
+SHIPPED = ("defectcls.", "torch.nn.", "lightning.pytorch.")  # whose classes a file may name
 TRAINING = ("train", "crossval", "audit")  # verbs that need a dataset
 FURTHER = {"trainer": "trainer/auto", "logger": "logger/wandb"}  # groups that take arguments of Lightning's classes too
 POINTERS = {  # a key, and what other tools call it
@@ -131,26 +131,18 @@ def shipped_datasets() -> dict[str, dict[str, Any]]:
 # --- parts that a configuration names ---------------------------------------------------------------------------------
 
 
-def import_named(config: Any) -> None:
+def import_named(config: dict[str, Any]) -> None:
     """Import `imports` and the module of every `_target_`, of a configuration that the user has typed or trusts.
 
     Raises:
         UserError: one is not there.
     """
-    targets = [path for path in _targets(config) if path.partition(".")[0] not in ("defectcls", "torch", "lightning")]
-    for module in (*(config.get("imports") or []), *(path.rpartition(".")[0] for path in targets)):
+    targets = re.findall(r"_target_: (\S+)\.\w+$", OmegaConf.to_yaml(OmegaConf.create(config)), re.MULTILINE)
+    for module in (*(config.get("imports") or []), *(path for path in targets if not f"{path}.".startswith(SHIPPED))):
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             raise UserError(f"{module} cannot be imported ({error}): install it, or start where it lies") from error
-
-
-def _targets(config: Any) -> Iterator[str]:
-    """Every `_target_` in a configuration."""
-    for key, value in config.items() if isinstance(config, dict | DictConfig) else ():
-        if key == "_target_" and isinstance(value, str):
-            yield value
-        yield from _targets(value)
 
 
 def named(path: str, kind: type) -> Any:
@@ -162,7 +154,7 @@ def named(path: str, kind: type) -> Any:
         UserError: it is no such class, or its module is not imported; what to type.
     """
     module, _, name = path.rpartition(".")
-    if path.startswith(OURS):
+    if path.startswith(SHIPPED):
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(module)
     if module not in sys.modules:

@@ -87,9 +87,7 @@ def run_job(task: Task) -> dict[str, Any]:
             log.info("job %d is finished: %s", task.number, " ".join(task.overrides))
             return known
     # What takes seconds to import is imported once, by a process that does nothing else but fork.
-    context: Any = multiprocessing.get_context(  # Any: typeshed's lacks Process
-        "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    )
+    context: Any = multiprocessing.get_context("forkserver")  # Any: typeshed's lacks Process
     context.set_forkserver_preload(IMPORTED_ONCE)
     process = context.Process(target=_work, args=(task, dict(os.environ)))
     process.start()
