@@ -41,6 +41,7 @@ POINTERS = {  # a key, and what other tools call it
     **{"prevalence": "prevalence", "checkpoint": "model weights", "hydra.run.dir": "save_dir output_dir"},
 }
 
+JOB = ["defectcls"]  # what this process does, as one types it after python -m
 Parsed = TypeVar("Parsed")
 
 
@@ -181,26 +182,30 @@ def searchpath(overrides: Iterable[str]) -> list[str]:
 
 
 @contextmanager
-def as_job(verb: str, repeated: list[str]) -> Iterator[None]:
+def as_job(verb: str, repeated: list[str], alone: bool = True) -> Iterator[None]:
     """For as long, what asks for the command of this process is told that of the job.
 
     Lightning does to start the other processes of a distributed job; if it saw Hydra's state, it would start them on
     the composed configuration, which no longer knows the presets.
+
+    Args:
+        alone: the process does nothing but the job, else it keeps its own command.
     """
-    main, typed, state = sys.modules["__main__"], sys.argv, HydraConfig.instance().cfg
-    module = importlib.import_module(f"defectcls.{verb}")
-    sys.modules["__main__"], sys.argv, HydraConfig.instance().cfg = module, [str(module.__file__), *repeated], None
+    main, typed, state, job = sys.modules["__main__"], sys.argv, HydraConfig.instance().cfg, JOB[:]
+    JOB[:], HydraConfig.instance().cfg = [f"defectcls.{verb}", *repeated], None
+    if alone:
+        module = importlib.import_module(f"defectcls.{verb}")
+        sys.modules["__main__"], sys.argv = module, [str(module.__file__), *repeated]
     try:
         yield
     finally:
-        sys.modules["__main__"], sys.argv, HydraConfig.instance().cfg = main, typed, state
+        sys.modules["__main__"], sys.argv, HydraConfig.instance().cfg, JOB[:] = main, typed, state, job
 
 
 def job_command() -> str:
     """What to type to repeat this job."""
-    module = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "defectcls")
     own = (RUN_DIR, UNRECORDED, "resume=")
-    return shlex.join(["python", "-m", module, *(word for word in sys.argv[1:] if not word.startswith(own))])
+    return shlex.join(["python", "-m", *(word for word in JOB if not word.startswith(own))])
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning as L
 import pandas as pd
 import pytest
+import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
@@ -107,6 +108,18 @@ def test_a_verb_leaves_its_folder_and_the_process_as_it_was(tiny: list[str], tmp
     predicted = defectcls.run("predict", f"checkpoint={run.folder}", f"input={photos}", f"hydra.run.dir={tmp_path}/c")
     assert predicted.metrics["images"] == len(predicted.predictions) > 0
     assert isinstance(predicted.predictions, pd.DataFrame)
+
+
+class Mine(torch.nn.MultiMarginLoss):
+    pass
+
+
+def test_a_part_of_a_notebook_is_found_in_it(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "Mine", Mine, raising=False)
+    given = (*tiny, "finetune=full", "finetune.stages.full.epochs=1", f"hydra.run.dir={tmp_path}")
+    run = defectcls.run("train", *given, "loss=own", "loss._target_=__main__.Mine", "+loss.margin=2", "imports=[json]")
+    assert run.metrics["config"]["loss"] == {"_target_": "__main__.Mine", "class_weights": "none", "margin": 2}
+    assert run.metrics["command"].startswith("python -m defectcls.train dataset=synthetic ")
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ def test_wheel_holds_the_package_every_preset_and_nothing_else(wheel: Path) -> N
     assert {name.removeprefix("defectcls/conf/") for name in names if name.endswith(".yaml")} == presets
     modules = {file.relative_to(CHECKOUT).as_posix() for file in CHECKOUT.glob("defectcls/**/*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
+    assert "defectcls/py.typed" in names
     assert "defectcls/pages/page.html.j2" in names
 
 

@@ -104,7 +104,7 @@ def run(verb: str, *overrides: str, config_dir: str | Path | None = None) -> Run
         with stoppable():
             task = getattr(import_module(f"defectcls.{verb}"), verb)
             given = [] if config_dir is None else [f"--config-dir={config_dir}"]
-            _perform(verb, task, [*given, *overrides], begun, logs=False)
+            _perform(verb, task, [*given, *overrides], begun, alone=False)
     except Stopped:
         raise KeyboardInterrupt(_way_on(verb, begun)) from None
     except Exception as error:
@@ -165,8 +165,12 @@ def _way_on(verb: str, begun: list[Path]) -> str:
     return f"{as_typed(f'resume={begun[-1]}')} goes on"
 
 
-def _perform(verb: str, task: Verb, typed: list[str], begun: list[Path], logs: bool = True) -> int:
-    """Show, run or sweep; the exit status."""
+def _perform(verb: str, task: Verb, typed: list[str], begun: list[Path], alone: bool = True) -> int:
+    """Show, run or sweep; the exit status.
+
+    Args:
+        alone: the process does nothing else.
+    """
     parser = get_args_parser()
     options = parser.parse_intermixed_args(typed)
     if options.config_path or options.config_name or options.experimental_rerun:
@@ -190,31 +194,28 @@ def _perform(verb: str, task: Verb, typed: list[str], begun: list[Path], logs: b
         elif sweeps:
             return _sweep(hydra, verb, overrides, begun)
         else:
-            return _run(hydra, verb, task, overrides, begun, logs)
+            return _run(hydra, verb, task, overrides, begun, alone)
     return 0
 
 
-def _run(hydra: "Hydra", verb: str, task: Verb, overrides: list[str], begun: list[Path], logs: bool) -> int:
-    failed: list[Exception] = []
-
-    def job(config: DictConfig) -> int | float | None:
+def _run(hydra: "Hydra", verb: str, task: Verb, overrides: list[str], begun: list[Path], alone: bool) -> int:
+    def job(config: DictConfig) -> int | float | Exception | None:
         folder = Path(HydraConfig.get().runtime.output_dir)
         begun.append(folder)
         try:
             values = plain(config)
             import_named(values)
-            with as_job(verb, repetition(folder)):
+            with as_job(verb, repetition(folder), alone):
                 return task(values, folder)
-        except Exception as error:
-            failed.append(error)  # Hydra would announce it in words of its own
+        except Exception as error:  # Hydra would announce it in words of its own
             if [entry.name for entry in folder.iterdir()] == [".hydra"]:
                 shutil.rmtree(folder)  # nothing came of it
-            return None
+            return error
 
-    status = hydra.run(verb, job, overrides, with_log_configuration=logs).return_value
-    if failed:
-        raise failed[0]
-    return status if isinstance(status, int) else 0
+    returned = hydra.run(verb, job, overrides, with_log_configuration=alone).return_value
+    if isinstance(returned, Exception):
+        raise returned
+    return returned if isinstance(returned, int) else 0
 
 
 def _sweep(hydra: "Hydra", verb: str, overrides: list[str], begun: list[Path]) -> int:
@@ -225,9 +226,8 @@ def _sweep(hydra: "Hydra", verb: str, overrides: list[str], begun: list[Path]) -
     with open_sweep(folder, verb, arguments):
         begun.append(folder)
         try:
-            hydra.multirun(
-                verb, functools.partial(_sweep_job, verb), [*overrides, f"{SWEEP_DIR}={quoted(str(folder))}"]
-            )
+            here = f"{SWEEP_DIR}={quoted(str(folder))}"
+            hydra.multirun(verb, functools.partial(_sweep_job, verb), [*overrides, here])
         finally:
             status = close_sweep(folder)
     return status
