@@ -1,10 +1,13 @@
 """Losses over logits (batch, classes) and hard or soft targets."""
 
+import inspect
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from defectcls.config import named
+from defectcls.errors import UserError
 from defectcls.settings import LossSettings
 
 
@@ -35,9 +38,20 @@ class FocalLoss(nn.Module):
 
 
 def build_loss(settings: LossSettings, weight: list[float] | None) -> nn.Module:
-    """The loss that the settings name, with their further keys and `weight`, one factor a class, where there is one."""
-    factors = {} if weight is None else {"weight": torch.tensor(weight)}
-    return named(settings.target, nn.Module)(**settings.further, **factors)
+    """The loss that the settings name, with their further keys and `weight`, one factor a class, if it takes one.
+
+    Raises:
+        UserError: class weights are asked for, and the loss takes none.
+    """
+    kind = named(settings.target, nn.Module)
+    takes_weight = "weight" in inspect.signature(kind).parameters
+    if not takes_weight and settings.class_weights not in ("auto", "none"):
+        raise UserError(
+            f"loss.class_weights are given, and {settings.target} has no argument `weight` to take them: "
+            "loss.class_weights=none, or give it one"
+        )
+    factors = {"weight": torch.tensor(weight)} if takes_weight and weight is not None else {}
+    return kind(**settings.further, **factors)
 
 
 def balanced_weights(counts: list[int]) -> list[float]:

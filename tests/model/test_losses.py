@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 
+from defectcls.errors import UserError
 from defectcls.model.losses import balanced_weights, build_loss
 from defectcls.settings import LossSettings
 
@@ -105,3 +106,18 @@ def test_a_class_without_images_weighs_as_one_with_a_single_one() -> None:
 def test_weights_move_with_the_loss_to_its_device() -> None:
     for name in ("cross_entropy", "focal"):
         assert "weight" in dict(loss_of(name, [1.0, 2.0]).named_buffers())
+
+
+class Unweighted(torch.nn.Module):
+    """Takes no class weights."""
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return logits.mean() - target.float().mean()
+
+
+def test_a_loss_without_weight_is_not_given_any(logits: torch.Tensor, hard: torch.Tensor) -> None:
+    target = f"{__name__}.Unweighted"
+    loss = build_loss(LossSettings(_target_=target, class_weights="auto"), [1.0, 2.0, 3.0])
+    assert loss(logits, hard) == logits.mean() - hard.float().mean()
+    with pytest.raises(UserError, match="loss.class_weights are given, and .*Unweighted has no argument `weight`"):
+        build_loss(LossSettings(_target_=target, class_weights="balanced"), [1.0, 2.0, 3.0])
