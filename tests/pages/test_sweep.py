@@ -99,7 +99,7 @@ def test_what_ranks_is_named_and_what_chance_explains_is_said() -> None:
     assert said[1].startswith(
         "Best on validation images: model=good, AUROC 0.883 ± 0.076 over 3 seeds, interval 0.694 to"
     )
-    assert said[2:] == ["The other is worse by more than chance."]
+    assert said[2:] == ["Of 1 other: 1 worse by more than chance."]
 
 
 @pytest.mark.parametrize("jobs", [[], [failed(n, "model=a", n) for n in range(3)]], ids=["none", "all failed"])
