@@ -12,7 +12,7 @@ from defectcls.pages.wording import SPLITS, plural, shown, span
 
 FIRST = ("auroc", "recall", "overkill_rate", "precision", "f1", "accuracy")  # of the judged part, in this order
 MOST_IN_PICTURE, MOST_NAMED, LONGEST_NAME = 30, 5, 60
-IN_TERMINAL = (20, 7)  # rows and columns
+ROWS_IN_TERMINAL, COLUMNS_IN_TERMINAL = 20, 7
 SEEDS = (
     "± is the standard deviation over seeds; the interval is that of the mean, 95 %, and says what other seeds would "
     "give, which deal the split, the head and the order of the images anew. It does not say what new data would."
@@ -59,13 +59,14 @@ def sweep_page(sweep: Sweep, folder: Path, command: str | None = None) -> Page:
     labels = [_label(column) for column in columns]
     head = ["setting", "jobs finished", *["sound: passed, rejected", "defective: missed, caught"] * by_images]
     head += ["behind the best"] * compared + labels
+    in_terminal = ROWS_IN_TERMINAL, COLUMNS_IN_TERMINAL + 2 * by_images
     blocks = [
         text(*_verdict(sweep), look="verdict", terminal=True),
         Text(failed, "caveats", terminal=True, title=f"{plural(len(failed), 'job')} did not finish"),
         section(
             "Each on images of its own" if by_images else "The settings, best first" if compared else "The numbers",
             _picture(sweep),
-            Table(_rows(sweep, columns, compared), head, terminal=IN_TERMINAL),
+            Table(_rows(sweep, columns, compared), head, terminal=in_terminal),
             text(SEEDS if spread else "", BEHIND if compared else "", COUNTED if by_images else "", look="note"),
             text(f"In all jobs: {shlex.join(sweep.shared)}" if sweep.shared else "", look="note"),
         ),
