@@ -100,32 +100,35 @@ def choose_decision(
         return scoring
 
     scores = calibrate(probabilities, scoring.scale, scoring.shift)[:, sides].sum(1).clip(max=1)
-    images, promises = (scores, defective, groups_of(validation)), []
-    match settings.policy:
-        case "recall":
-            low, escape = promise("escape_rate", *images, round(1 - settings.target, 12), settings.confidence)
-            high, promises = low, [escape]
-        case "fpr":
-            high, overkill = promise("overkill_rate", *images, settings.target, settings.confidence)
-            low, promises = high, [overkill]
-        case "review":
-            low, escape = promise("escape_rate", *images, settings.escape_rate, settings.confidence)
-            high, overkill = promise("overkill_rate", *images, settings.overkill_rate, settings.confidence)
-            promises = [escape, overkill]
-            if low >= high:  # both promises hold for all scores between: nobody has to look
-                low = high = (low + high) / 2
-        case "balanced":
-            assert scoring.prior is not None
-            low = high = scoring.prior[int(sides.argmax())]
-        case _:
-            low = high = _best_threshold(settings, scores, defective, math.exp(step))
+    promised = {
+        "recall": {"escape_rate": round(1 - settings.target, 12)},
+        "fpr": {"overkill_rate": settings.target},
+        "review": {"escape_rate": settings.escape_rate, "overkill_rate": settings.overkill_rate},
+    }.get(settings.policy, {})
+    groups = groups_of(validation)
+    found = [promise(rate, scores, defective, groups, most, settings.confidence) for rate, most in promised.items()]
+    if found:
+        low, high = found[0][0], found[-1][0]
+        if low > high:  # both promises hold for all scores between: nobody has to look
+            low = high = (low + high) / 2
+    elif scoring.prior is not None:
+        low = high = scoring.prior[int(sides.argmax())]
+    else:
+        low = high = _best_threshold(settings, scores, defective, math.exp(step))
     evidence = {
         "defective": int(defective.sum()),
         "sound": int((~defective).sum()),
         "escapes": int((scores < low)[defective].sum()),
         "false_rejects": int((scores >= high)[~defective].sum()),
     }
-    return replace(scoring, prior=None, accept_below=low, reject_from=high, evidence=evidence, promises=tuple(promises))
+    return replace(
+        scoring,
+        prior=None,
+        accept_below=low,
+        reject_from=high,
+        evidence=evidence,
+        promises=tuple(one for _, one in found),
+    )
 
 
 def _scoring(
