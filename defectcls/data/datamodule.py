@@ -59,6 +59,9 @@ class DefectDataModule(L.LightningDataModule):
         UserError: an option is unknown, has a wrong value, or has to be given and is not.
     """
 
+    images: Images
+    targets: np.ndarray  # number of each row's class, int64 (images,)
+
     def __init__(
         self,
         *,
@@ -79,7 +82,7 @@ class DefectDataModule(L.LightningDataModule):
             near = did_you_mean(unknown[0], defaults) or f"; it has {', '.join(defaults)}"
             raise UserError(f"{kind.__name__} has no option '{unknown[0]}'{near}")
         values = defaults | {
-            name: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            name: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value  # of Hydra's `instantiate`
             for name, value in options.items()
         }
         values["split"] = defaults["split"] | values["split"]
@@ -101,7 +104,8 @@ class DefectDataModule(L.LightningDataModule):
         self.digests: list[bytes] = []
         self.unreadable: list[dict[str, str]] = []
         self.near: np.ndarray | None = None  # where the split asks for them
-        if clash := [name for name in own if hasattr(self, name) and name not in vars(kind)]:
+        taken = {*dir(DefectDataModule), *vars(self), *inspect.get_annotations(DefectDataModule)}
+        if clash := [name for name in own if name in taken]:
             raise TypeError(f"{kind.__name__}.{clash[0]} is a name that DefectDataModule has taken: call it another")
         vars(self).update({name: getattr(checked, name) for name in own})
 

@@ -7,7 +7,6 @@ import tarfile
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from ssl import SSLError
@@ -16,8 +15,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from tqdm import tqdm
 
 from defectcls.errors import UserError
 
@@ -108,29 +106,24 @@ def download(url: str, part: Path) -> str:
             if error.code == COMPLETE_ALREADY:
                 return digest.hexdigest()
             raise
-        with response, progress_bar() as bar:
+        with response:
             if response.status != 206:  # the server knows no ranges: from the start
                 have, digest = 0, hashlib.sha256()
                 file.truncate(file.seek(0))
             length = response.headers["Content-Length"]
             total = have + int(length) if length else None
-            require_space(part.parent, (total or 0) * 2 - have, url)
-            task = bar.add_task(part.stem, total=total, completed=have)
-            while block := response.read(BLOCK):
-                file.write(block)
-                digest.update(block)
-                have += len(block)
-                bar.update(task, completed=have)
-            if total is not None and have < total:
-                raise ConnectionError(f"the connection broke after {have} of {total} bytes")
+            needed, free = (total or 0) * 2 - have, shutil.disk_usage(part.parent).free
+            if free < needed:  # for the rest, and for its content: photos are compressed already, so as much again
+                left = f"{part.parent} has {free / 1e9:.1f} GB free"
+                raise UserError(f"{url} needs {needed / 1e9:.1f} GB, unpacked too, but {left}")
+            with tqdm(desc=part.stem, total=total, initial=have, unit="B", unit_scale=True, disable=None) as progress:
+                while block := response.read(BLOCK):
+                    file.write(block)
+                    digest.update(block)
+                    progress.update(len(block))
+            if total is not None and file.tell() < total:
+                raise ConnectionError(f"the connection broke after {file.tell()} of {total} bytes")
     return digest.hexdigest()
-
-
-def require_space(folder: Path, needed: int, url: str) -> None:
-    """Space for the rest of the archive, and for its content: photos are compressed already, so about as much again."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(f"{url} needs {needed / 1e9:.1f} GB, unpacked too, but {folder} has {free / 1e9:.1f} GB free")
 
 
 def unpack(archive: Path, folder: Path, unpacked_gb: float) -> None:
@@ -140,19 +133,34 @@ def unpack(archive: Path, folder: Path, unpacked_gb: float) -> None:
         UserError: it is neither, or broken, or more than `unpacked_gb`, or a member would land outside of the folder.
     """
     folder.mkdir()
+    room = unpacked_gb * 1e9
+
+    def take(size: int) -> None:
+        """Before a member is written: no more than its header says is, by tarfile and by zipfile."""
+        nonlocal room
+        room -= HEADER + size
+        if room < 0:
+            limit = f"dataset.archive.unpacked_gb={unpacked_gb:g}"
+            raise UserError(f"{archive} unpacks to more than {limit}: allow more only if you know what it holds")
+
+    def safe(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+        take(member.size)
+        return tarfile.data_filter(member, path)
+
     try:
         if tarfile.is_tarfile(archive):
-            members = _members_of_tar(archive, folder)
+            with tarfile.open(archive) as tar:
+                tar.extractall(folder, filter=safe)
         elif zipfile.is_zipfile(archive):
-            members = _members_of_zip(archive, folder)
+            with zipfile.ZipFile(archive) as zipped:
+                for packed in zipped.infolist():
+                    take(packed.file_size)
+                    if not (folder / packed.filename).resolve().is_relative_to(folder.resolve()):  # zipfile renames it
+                        where = f"'{packed.filename}' is outside of the archive's folder"
+                        raise UserError(f"{archive} is not safe to unpack: {where}")
+                    zipped.extract(packed, folder)
         else:
             raise UserError(f"{archive} is neither a tar nor a zip archive")
-        room = unpacked_gb * 1e9
-        for written in members:
-            room -= written
-            if room < 0:
-                limit = f"dataset.archive.unpacked_gb={unpacked_gb:g}"
-                raise UserError(f"{archive} unpacks to more than {limit}: allow more only if you know what it holds")
     except tarfile.FilterError as error:
         raise UserError(f"{archive} is not safe to unpack: {error}") from error
     except (*BROKEN, OSError) as error:
@@ -162,37 +170,3 @@ def unpack(archive: Path, folder: Path, unpacked_gb: float) -> None:
             f"{archive} is broken, although its checksum is the one stated ({error or type(error).__name__}): give "
             "another address, or unpack it by hand and say where with dataset.root=<folder>"
         ) from error
-
-
-def _members_of_tar(archive: Path, folder: Path) -> Iterator[int]:
-    """The bytes of each member, told before they are written: no more than its header says are."""
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            yield HEADER + member.size
-            tar.extract(member, folder, filter="data")
-
-
-def _members_of_zip(archive: Path, folder: Path) -> Iterator[int]:
-    """The bytes of each block, told once they are unpacked: a header may say what it likes."""
-    with zipfile.ZipFile(archive) as zipped:
-        for member in zipped.infolist():
-            target = folder / member.filename
-            if not target.resolve().is_relative_to(folder.resolve()):
-                raise UserError(
-                    f"{archive} is not safe to unpack: '{member.filename}' is outside of the archive's folder"
-                )
-            yield HEADER
-            if member.is_dir():
-                target.mkdir(parents=True, exist_ok=True)
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with zipped.open(member) as packed, target.open("wb") as file:
-                while block := packed.read(BLOCK):
-                    yield len(block)
-                    file.write(block)
-
-
-def progress_bar() -> Progress:
-    """Name, bar, size, speed and time left, on stderr."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))

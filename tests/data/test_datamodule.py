@@ -20,7 +20,11 @@ from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.findings import take_inventory
 from defectcls.data.folder import Folder
 from defectcls.data.images import decode
+from defectcls.data.mvtec import MVTec
+from defectcls.data.samples import samples_in
 from defectcls.errors import UserError
+from defectcls.settings import DatasetSettings
+from tests.conftest import composed
 
 SIDE = 32
 
@@ -51,6 +55,75 @@ def ready(root: Path, dataset_options: dict[str, Any] | None = None, **changed: 
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 good images and 20 bad ones of two kinds."""
     return photos(tmp_path_factory.mktemp("photos"), good=40, dent=10, crack=10)
+
+
+# --- without a configuration ------------------------------------------------------------------------------------------
+
+
+class Bolts(DefectDataModule):
+    days: list[str]
+    night: bool = False
+
+    def list_samples(self) -> pd.DataFrame:
+        folders = {f"{day}/{kind}": {"defective": kind == "bad"} for day in self.days for kind in ("good", "bad")}
+        return samples_in(self.root, folders, "<day>/{good,bad}/<image>")
+
+
+class Nuts(DefectDataModule):
+    """With a constructor of its own."""
+
+    def __init__(self, size: int = 8, **options: Any) -> None:
+        super().__init__(**options)
+        self.size = size
+
+
+def test_what_is_not_given_is_as_conf_has_it(tmp_path: Path) -> None:
+    data, config = MVTec(root=tmp_path, split={"val": 0.25}, categories=["screw"]), composed("dataset=mvtec")
+    given = {"root": tmp_path, "split": config["dataset"]["split"] | {"val": 0.25}, "categories": ["screw"]}
+    expected = DatasetSettings(**config["dataset"] | given)
+    assert data.settings == expected
+    assert [data.target, data.image_size, data.batch_size, data.sampler, data.seed, data.workers] == [
+        *(config[name] for name in ("target", "image_size", "batch_size", "sampler", "seed")),
+        config["trainer"]["workers"],
+    ]
+    assert (data.categories, data.root, data.class_names) == (["screw"], tmp_path, [])
+
+
+def test_a_dataset_of_ones_own(tmp_path: Path) -> None:
+    for day in ("monday", "tuesday"):
+        photos(tmp_path / day, good=12, bad=12)
+    data = Bolts(root=tmp_path, days=["monday"], image_size=SIDE, batch_size=4, cache="ram")
+    data.prepare_data()
+    data.setup("fit")
+    assert (data.settings.name, data.night, data.class_names) == ("Bolts", False, ["sound", "defective"])
+    assert len(data.samples) == 24
+    assert next(iter(data.train_dataloader()))["image"].shape == (4, 3, SIDE, SIDE)
+    assert (Nuts(root=tmp_path).size, Nuts(root=tmp_path, size=9, seed=3).seed) == (8, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        (MVTec, {"image_sise": 32}, "MVTec has no option 'image_sise', did you mean 'image_size'?"),
+        (Nuts, {"days": []}, "Nuts has no option 'days'; it has "),
+        (Bolts, {}, "Bolts needs days: give days=<value>"),
+        (Bolts, {"days": "monday"}, "dataset.days=monday: Input should be a valid list"),
+        (MVTec, {"batch_size": 0}, "batch_size=0: Input should be greater than 0"),
+        (MVTec, {"split": {"train": None, "val": None}}, "split: at most one of train, val and test may be null"),
+    ],
+)
+def test_each_mistake_is_one_sentence(kind: type[DefectDataModule], options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        kind(**{"root": "photos"} | options)
+    assert str(caught.value).startswith(said)
+
+
+def test_an_option_may_not_be_called_as_something_of_the_data_module() -> None:
+    class Wrong(DefectDataModule):
+        images: int
+
+    with pytest.raises(TypeError, match=r"^Wrong\.images is a name that DefectDataModule has taken: call it another$"):
+        Wrong(root="photos", images=3)
 
 
 # --- depth ------------------------------------------------------------------------------------------------------------
