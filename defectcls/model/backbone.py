@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from defectcls.errors import UserError
-from defectcls.model.folding import Watched, folded
+from defectcls.model.folding import folded
 from defectcls.model.hardware import Precision, autocast
 from defectcls.model.weights import load_pretrained, pretrained_config
 
@@ -79,20 +79,15 @@ class Backbone(nn.Module):
         """What the body takes."""
         return (image.contiguous(memory_format=self.memory_format) - self.mean) / self.std
 
-    def with_map(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `forward`, and of the same pass the map (batch, channels, height, width) of `CELL`.
-
-        Raises:
-            UserError: the backbone has none.
-        """
-        features, output = Watched(self.body, self.body.get_submodule(self._stage()))(self.normalise(image))
-        return features, self.as_map(output)
-
     def inference(self, with_map: bool = False) -> Look:
         """What evaluates images by the weights of now: on its device, in its precision, without gradients.
 
-        Pixels as of `forward`, from any device -> (features,), or (features, map) as of `with_map`. BatchNorm is folded
-        away, once for a set of weights; on a CPU an image has the same bits in any batch.
+        Pixels as of `forward`, from any device -> (features,), or (features, map) with the map (batch, channels,
+        height, width) of `CELL`. BatchNorm is folded away, once for a set of weights; on a CPU an image has the same
+        bits in any batch.
+
+        Raises:
+            UserError: the backbone has no map.
         """
         device, precision = self.mean.device, self.precision
         stage = self._stage() if with_map else None
@@ -100,7 +95,9 @@ class Backbone(nn.Module):
         if key not in _folded:
             for oldest in list(_folded)[: 1 - KEPT]:
                 del _folded[oldest]
-            _folded[key] = folded(self.body, stage).to(memory_format=self.memory_format)
+            if (network := folded(self.body, stage)) is None:
+                raise UserError(NO_MAP)
+            _folded[key] = network.to(memory_format=self.memory_format)
         body = _folded[key]
 
         def of_piece(piece: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -109,7 +109,7 @@ class Classifier(L.LightningModule):
             return self.head(self.backbone(image))
         look: Look = self._look or (lambda way: (self.backbone(way),))
         if self._look is None and self.joined is not None:
-            look = self.backbone.with_map
+            look = self.backbone.inference(with_map=True)
         seen = [look(way) for way in mirrored(image, self.test_views)]
         logits = torch.stack([self.head(features) for features, *_ in seen]).mean(0)
         return logits if self.joined is None else self.joined(logits, *seen[0][1:])
@@ -168,8 +168,7 @@ class Classifier(L.LightningModule):
                 "use target=defect, or model.head=linear"
             )
         side = self.backbone.image_size
-        with torch.no_grad():
-            return self.backbone.with_map(torch.zeros(1, 3, side, side))[1].shape[1]
+        return self.backbone.inference(with_map=True)(torch.zeros(1, 3, side, side))[1].shape[1]
 
     def setup(self, stage: str) -> None:  # noqa: ARG002  Lightning's signature
         self.backbone.precision = precision_of(str(self.trainer.precision))

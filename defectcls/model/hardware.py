@@ -3,7 +3,7 @@
 import contextlib
 import ctypes
 import os
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 
@@ -19,25 +19,16 @@ PRECISIONS: dict[str, tuple[Any, torch.dtype]] = {  # in Lightning's words, and 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of glibc's malloc.h
 
 
-class Compute(NamedTuple):
-    """How a network is computed: type of autocast (32: none), images as NHWC in memory, torch.compile."""
+def choose_compute(trainer: TrainerSettings, device: torch.device) -> TrainerSettings:
+    """The settings with `auto` replaced by what gains on a device.
 
-    precision: Precision
-    channels_last: bool
-    compile: bool
-
-
-def choose_compute(trainer: TrainerSettings, device: torch.device) -> Compute:
-    """What the settings fix, and of the rest what gains on a device.
-
-    bf16 where it is native: on two cores with AVX512-BF16, ResNet18 trains 2 times as fast in it and MobileNetV2 1.3
-    times, and evaluates 2 and 2.6 times as fast; where it is only emulated it is slower. What it costs in quality, see
-    experiments/precision. Channels last, which convolutions are faster in and others not slower. The compiler, which
-    took 108 s for MobileNetV2 on two cores and gained 2 % of a step, only where it is asked for.
+    bf16 where it is native: with one thread of a CPU that has AVX512-BF16, ResNet18 trained 2 times as fast in it and
+    MobileNetV2 1.3 times, and evaluated 2 and 2.6 times as fast; what is only emulated is slow. For what it costs in
+    quality see experiments/precision. Channels last, which convolutions are faster in.
     """
-    precision: Precision = trainer.precision if trainer.precision != "auto" else _fastest_precision(device)
-    channels_last = True if trainer.channels_last == "auto" else trainer.channels_last
-    return Compute(precision, channels_last, trainer.compile)
+    precision = trainer.precision if trainer.precision != "auto" else _fastest_precision(device)
+    channels_last = trainer.channels_last if trainer.channels_last != "auto" else True
+    return trainer.model_copy(update={"precision": precision, "channels_last": channels_last})
 
 
 def _fastest_precision(device: torch.device) -> Precision:

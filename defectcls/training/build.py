@@ -121,8 +121,7 @@ def device_of(settings: TrainerSettings) -> torch.device:
 
 def with_compute(settings: TrainSettings, device: torch.device) -> TrainSettings:
     """The settings with `auto` in precision and channels_last replaced by what gains on this device."""
-    compute = choose_compute(settings.trainer, device)._asdict()
-    return settings.model_copy(update={"trainer": settings.trainer.model_copy(update=compute)})
+    return settings.model_copy(update={"trainer": choose_compute(settings.trainer, device)})
 
 
 def class_weights(settings: TrainSettings, data: DefectDataModule, sampled: bool) -> list[float] | None:

@@ -81,11 +81,10 @@ def test_the_map_is_that_of_the_last_stage_with_cells_of_16_pixels(
         options = {"intermediates_only": True, "output_fmt": "NCHW"}
         (expected,) = backbone.body.forward_intermediates(normalised, indices=[stage], **options)
         features = backbone(pixels())
-        for with_map in (backbone.with_map, backbone.inference(with_map=True)):
-            found, maps = with_map(pixels())
-            assert torch.allclose(found, features, rtol=1e-3, atol=1e-3)
-            assert maps.shape == (3, *shape)
-            assert torch.allclose(maps, expected, rtol=1e-3, atol=1e-3)
+        found, maps = backbone.inference(with_map=True)(pixels())
+    assert torch.allclose(found, features, rtol=1e-3, atol=1e-3)
+    assert maps.shape == (3, *shape)
+    assert torch.allclose(maps, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["coat_lite_tiny", "hrnet_w18_small", "test_nfnet"])
@@ -95,8 +94,6 @@ def test_a_backbone_without_a_map_says_so(name: str) -> None:
         del backbone.body.feature_info
     with pytest.raises(UserError, match="^this backbone has no map of the image to look at"):
         backbone.inference(with_map=True)(pixels())
-    with pytest.raises(UserError, match="^this backbone has no map of the image to look at"):
-        backbone.with_map(pixels())
 
 
 def test_normalisation_is_no_weight_and_not_in_a_checkpoint() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from defectcls.errors import UserError
-from defectcls.model.hardware import PRECISIONS, Compute, allow_tf32, autocast, choose_compute, precision_of
+from defectcls.model.hardware import PRECISIONS, allow_tf32, autocast, choose_compute, precision_of
 from defectcls.settings import TrainerSettings, TrainSettings
 from defectcls.training.build import build_trainer, device_of
 from defectcls.training.run import as_begun
@@ -26,7 +26,8 @@ def trainer(precision: Any = "auto", channels_last: Any = "auto", compile: bool 
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("compile", [True, False])
 def test_what_is_fixed_is_taken_as_it_is(precision: Any, channels_last: bool, compile: bool) -> None:
-    assert choose_compute(trainer(precision, channels_last, compile), CPU) == (precision, channels_last, compile)
+    given = trainer(precision, channels_last, compile)
+    assert choose_compute(given, CPU) == given
 
 
 @pytest.mark.parametrize(
@@ -37,15 +38,15 @@ def test_bf16_is_for_a_cpu_that_computes_in_it(
     monkeypatch: pytest.MonkeyPatch, capabilities: Any, expected: Any
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert choose_compute(trainer(), CPU) == Compute(expected, True, False)
-    assert choose_compute(trainer(), torch.device("mps")) == Compute("32", True, False)
+    assert choose_compute(trainer(), CPU) == trainer(expected, True)
+    assert choose_compute(trainer(), torch.device("mps")) == trainer("32", True)
 
 
 def test_emulated_bf16_is_not_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for able in (True, False):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, able=able: able)
         found = choose_compute(trainer(channels_last=False), torch.device("cuda"))
-        assert found == Compute("bf16" if able else "32", False, False)
+        assert found == trainer("bf16" if able else "32", False)
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_a_joined_head_is_explained_by_the_distance_of_its_patches() -> None:
     known, image = photos(12), photos()
     image[1, :, 36:44, 4:12] = 255
     with torch.no_grad():
-        maps, new = model.backbone.with_map(known)[1], model.backbone.with_map(image)[1]
+        maps, new = model.backbone.inference(with_map=True)(known)[1], model.backbone.inference(with_map=True)(image)[1]
     odds = np.random.default_rng(0).normal(size=12)
     model.joined.learn(lambda: iter([maps]), odds, np.arange(12) == 11, np.arange(12), 0)
     bank, cells = maps[:11].permute(0, 2, 3, 1).flatten(0, 2), new.permute(0, 2, 3, 1).flatten(0, 2)

@@ -184,7 +184,7 @@ def test_only_the_classifier_looks_at_a_part_that_is_turned(weight: list[float])
     image = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     assert plain.joined is not None
     with torch.no_grad():
-        ways = [plain.backbone.with_map(way) for way in (image, image.flip(3))]
+        ways = [plain.backbone.inference(with_map=True)(way) for way in (image, image.flip(3))]
         plain.joined.learn(lambda: iter([torch.rand(4, 192, 2, 2)]), np.arange(4.0), np.arange(4) > 2, np.arange(4), 0)
         plain.joined.weight.copy_(torch.tensor(weight))
         remembered = image_scores(plain.joined.memory(ways[0][1])).numpy()
@@ -201,7 +201,7 @@ def test_evaluation_gives_the_same_bits_in_any_batch() -> None:
     assert model.joined is not None
     known, sound = torch.randint(0, 100, (2, 20, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
-        maps = model.backbone.with_map(known)[1]
+        maps = model.backbone.inference(with_map=True)(known)[1]
         odds = np.random.default_rng(0).normal(size=20)
         model.joined.learn(lambda: iter([maps]), odds, np.arange(20) > 17, np.arange(20), 0)
         plain = model(sound)
