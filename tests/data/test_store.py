@@ -74,6 +74,12 @@ def test_another_process_finds_them_and_another_kind_or_shape_does_not(tmp_path:
     assert Store(tmp_path).rows("features", (4, 3), np.float32).find([key_of(0)]).tolist() == [-1]
 
 
+def test_a_key_may_be_asked_for_twice_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    add(rows_in(tmp_path), 0, 1)
+    assert (rows_in(tmp_path).find([key_of(number) for number in (0, 1, 0, 1, 0)]) >= 0).all()
+    assert caplog.text == ""
+
+
 def test_positions_stay_as_rows_are_added_by_others(tmp_path: Path) -> None:
     rows, other = add(rows_in(tmp_path), 0), add(rows_in(tmp_path), 1)
     positions = rows.find([key_of(0)])
