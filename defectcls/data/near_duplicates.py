@@ -9,7 +9,6 @@ Three sieves, by products of matrices, each on what the one before lets through:
    of the same kind of part under one fixed camera agree in most places.
 """
 
-import hashlib
 from collections.abc import Callable
 
 import numpy as np
@@ -17,7 +16,8 @@ from scipy import fft
 from scipy.ndimage import gaussian_filter, uniform_filter
 
 from defectcls.data.duplicates import NO_PAIRS, first_of, identical_files, split_units
-from defectcls.data.reading import FREQUENCIES, THUMBNAIL, Images
+from defectcls.data.photo import FREQUENCIES, THUMBNAIL, digest_of
+from defectcls.data.reading import Images
 from defectcls.data.threads import map_in_threads
 
 FURTHEST_SHIFT = 0.08  # of the frame's side
@@ -34,13 +34,13 @@ LIKE_COPY = 0.998
 PLAIN = 1.0  # a spread in grey values below which there is nothing to compare
 
 FINEST = 256  # pixels: an image counts as of this side, or of a half, a quarter … where it is smaller
-CYCLES, LIKE_DETAIL = 24, 0.85  # a frame, of the spectra of detail; planted twins reach 0.93 there
+CYCLES, LIKE_DETAIL = 24, 0.92  # a frame, of the spectra of detail; planted twins reach 0.94 there
 BLUR, SCALE = 1.5, 6.0  # pixels of the image: standard deviations of the finest and the coarsest detail
 CONTRAST, REGION, GLARE = 31, 35, 25  # pixels likewise: sides of the squares it is evened out, compared and left out in
 NOISE = 2.0  # grey values: detail fainter than this is as much the encoder's as the picture's
 CLIPPED = 250  # grey values from which a brightened twin has lost its detail
 WORST_SHARE = 5  # percent of all places that may agree less
-GRID = np.linspace(-FURTHEST_SHIFT, FURTHEST_SHIFT, 17)  # shifts that tell CYCLES apart
+GRID = np.linspace(-FURTHEST_SHIFT, FURTHEST_SHIFT, 33)  # shifts that tell CYCLES apart
 AT_ONCE, BLOCK = 64, 1024  # images or pairs that a thread has in memory; images compared with all others at once
 VERSION = b"1"  # of what is found: pairs of another version are not found in the store
 
@@ -53,8 +53,8 @@ def near_identical_pairs(images: Images) -> np.ndarray:
     Of copies only the first is looked at. What is found of a set is remembered in the store of its images.
     """
     digests, records = images.digests, images.records
-    of_set = _hash(VERSION, images.known_thumbnails.name.encode(), *digests)
-    keys = [_hash(of_set, row.to_bytes(8, "little")) for row in range(len(digests))]
+    of_set = digest_of(VERSION, images.known_thumbnails.name.encode(), *digests)
+    keys = [digest_of(of_set, row.to_bytes(8, "little")) for row in range(len(digests))]
     remembered = images.store.rows("twins", (), np.int64)
     at = remembered.find(keys)
     if (at >= 0).all():
@@ -262,7 +262,3 @@ def _mean_around(values: np.ndarray, side: float) -> np.ndarray:
 
 def _unit_rows(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
-
-
-def _hash(*parts: bytes) -> bytes:
-    return hashlib.blake2b(b"".join(parts), digest_size=16).digest()

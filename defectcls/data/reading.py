@@ -5,35 +5,22 @@ are new or were written to; what has moved is read, and known by its content. An
 """
 
 import contextlib
-import hashlib
 import os
 import shutil
 import time
 from copy import copy
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
-from scipy import fft
 from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
-from defectcls.data.images import (
-    DEPTHS,
-    LEAST_SIDE,
-    ONE_PAGE,
-    Depth,
-    Opened,
-    Resize,
-    UnreadableImageError,
-    decode,
-    further_pages,
-    open_photo,
-    read_file,
-    square,
-)
+from defectcls.data.depth import DEPTHS, Depth
+from defectcls.data.images import LEAST_SIDE, UnreadableImageError, decode, further_pages, read_file
+from defectcls.data.photo import RECORD, THUMBNAIL, digest_of, read_photo
 from defectcls.data.store import Rows, Store
 from defectcls.data.threads import map_in_threads
 from defectcls.errors import UserError
@@ -44,29 +31,6 @@ Place = Literal["off", "ram", "disk", "device"]
 CPU = torch.device("cpu")
 AT_ONCE = 2**27  # bytes of pixels that are decoded before they are stored, and that go to a device together
 SETTLED = 2e9  # ns since it was written, before which a file may be written to again at what its clock takes for once
-THUMBNAIL = 128  # pixels of the square that twins are found by, whatever image_size a model sees
-LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # of red, green and blue, ITU-R BT.601
-CYCLES = 6  # highest frequency of a spectrum, in cycles a frame: what a re-encoding leaves alone
-
-_ROWS, _COLUMNS = np.meshgrid(
-    fft.fftfreq(THUMBNAIL, 1 / THUMBNAIL), fft.rfftfreq(THUMBNAIL, 1 / THUMBNAIL), indexing="ij"
-)
-_RADIUS = np.hypot(_ROWS, _COLUMNS)
-_KEPT = (_RADIUS <= CYCLES) & (_RADIUS >= 1) & ((_COLUMNS > 0) | (_ROWS > 0))  # half the plane says all of a real image
-FREQUENCIES = np.stack([_ROWS[_KEPT], _COLUMNS[_KEPT]], axis=1)  # (frequencies, 2) down and across, cycles a frame
-_WINDOW = np.outer(np.hanning(THUMBNAIL + 2)[1:-1], np.hanning(THUMBNAIL + 2)[1:-1]).astype(np.float32)
-
-RECORD = np.dtype(
-    [
-        ("width", "i4"),
-        ("height", "i4"),
-        ("mode", "U8"),  # Pillow's: L, RGB, I;16 …
-        ("paged", "?"),  # it has further pages
-        ("depth", "U5"),  # the least of DEPTHS that holds its values; "" of 8 bits
-        ("spread", "f4"),  # standard deviation of the grey values, 0..255, at this depth
-        ("spectrum", "f2", (len(FREQUENCIES), 2)),  # real and imaginary, in grey values: 16 bits are finer than a JPEG
-    ]
-)
 VERSION = 3  # of what is kept and how it is computed; to be raised when `decode` comes to give other pixels
 
 
@@ -101,11 +65,12 @@ class Images:
             pixels = nowhere.rows("decoded", (0,), np.uint8)  # whether they can be, and nothing else
         self.pixels: Rows | torch.Tensor = pixels
         self.positions = np.zeros(0, np.int64)  # of each image among them
+        self._batch = AT_ONCE // (3 * size**2) + 1  # images
         self._read_all(pixels)
         if self.place == "device":
             self.pixels = torch.empty((len(paths), 3, size, size), dtype=torch.uint8, device=device)
-            for start in range(0, len(paths), AT_ONCE // (3 * self.size**2) + 1):
-                some = torch.from_numpy(pixels[self.positions[start : start + AT_ONCE // (3 * self.size**2) + 1]])
+            for start in range(0, len(paths), self._batch):
+                some = torch.from_numpy(pixels[self.positions[start : start + self._batch]])
                 self.pixels[start : start + len(some)].copy_(some)
             self.positions = np.arange(len(paths))
 
@@ -145,9 +110,6 @@ class Images:
 
     def thumbnails(self, rows: np.ndarray) -> np.ndarray:
         """The whole frame in grey, uint8 (rows, THUMBNAIL, THUMBNAIL)."""
-        if self.store.folder is None and self.place == "off":
-            photos = (open_photo(self._content(row), self.size) for row in rows.tolist())
-            return np.stack([_grey(photo).round() for photo in photos])
         return self.known_thumbnails[self.known_thumbnails.find([self.digests[row] for row in rows])]
 
     def keep(self, rows: np.ndarray) -> "Images":
@@ -163,16 +125,14 @@ class Images:
         known = self.known_files.find(stamps)
         found = zip(self.known_files[known], known.tolist(), strict=True)
         self.digests = [digest.tobytes() if position >= 0 else b"" for digest, position in found]
-        for _ in range(
-            3
-        ):  # once; again those of more than 8 bits, at the depth of all; again what has changed meanwhile
+        for _ in range(3):  # again those of more than 8 bits, at the depth of all; again what has changed meanwhile
             if not self._look_up(pixels):
                 return
             with pixels.lock(), tqdm(desc="reading", unit="img", disable=None, leave=False) as progress:
                 progress.reset(len(rows := self._look_up(pixels)))
-                for start in range(0, len(rows), AT_ONCE // (3 * self.size**2) + 1):
-                    self._read(rows[start : start + AT_ONCE // (3 * self.size**2) + 1], stamps, pixels)
-                    progress.update(AT_ONCE // (3 * self.size**2) + 1)
+                for start in range(0, len(rows), self._batch):
+                    self._read(rows[start : start + self._batch], stamps, pixels)
+                    progress.update(self._batch)
         if rows := self._look_up(pixels):
             raise changed(self.paths[rows[0]])
 
@@ -201,8 +161,7 @@ class Images:
         self.known_files.add([stamps[row] for row in settled], read_now)
         digests = [photo.digest for photo in whole]
         self.known_records.add(digests, [photo.record for photo in whole])
-        if self.store.folder is not None or self.place != "off":
-            self.known_thumbnails.add(digests, [photo.thumbnail for photo in whole])
+        self.known_thumbnails.add(digests, [photo.thumbnail for photo in whole])
         keys = [_key(photo.digest, str(photo.record["depth"]), self.depth) for photo in whole]
         pixels.add(keys, [photo.pixels.reshape(-1)[: pixels.row_bytes] for photo in whole])
         if self.place == "disk" and self.store.folder is None:
@@ -213,44 +172,12 @@ class Images:
                     "of decoded images: free some space there, or use dataset.cache=off"
                 )
 
-    def _content(self, row: int) -> bytes:
+    def _decode(self, row: int) -> np.ndarray:
         with contextlib.suppress(UnreadableImageError):
             content = read_file(self.paths[row])
-            if _hash(content) == self.digests[row]:
-                return content
+            if digest_of(content) == self.digests[row]:
+                return decode(content, self.size, self.resize, self.depth)
         raise changed(self.paths[row])
-
-    def _decode(self, row: int) -> np.ndarray:
-        return decode(self._content(row), self.size, self.resize, self.depth)
-
-
-class Photo(NamedTuple):
-    """What one read of a file gives; without an `error`, all of it."""
-
-    digest: bytes
-    error: str = ""
-    record: Any = None
-    thumbnail: Any = None
-    pixels: Any = None
-
-
-def read_photo(path: str, size: int, resize: Resize, depth: Depth) -> Photo:
-    """Of one file; see `Images`. With `depth` auto the pixels are at the least depth that holds them."""
-    digest = b""
-    try:
-        content = read_file(path)
-        digest = _hash(content)
-        opened = open_photo(content, size)
-        grey = _grey(opened)
-        pixels = square(opened.pixels(depth), size, resize)
-    except UnreadableImageError as error:
-        return Photo(digest, str(error))
-    windowed = (grey - (grey * _WINDOW).sum() / _WINDOW.sum()) * _WINDOW
-    spectrum = fft.rfft2(windowed)[_KEPT] / _WINDOW.sum()
-    parts = np.stack([spectrum.real, spectrum.imag], axis=1)
-    about = opened.width, opened.height, opened.mode, opened.paged and not path.lower().endswith(ONE_PAGE)
-    record = np.array((*about, opened.depth, grey.std(), parts), RECORD)
-    return Photo(digest, "", record, grey.round().astype(np.uint8), pixels)
 
 
 def changed(path: str) -> UserError:
@@ -305,12 +232,6 @@ def free_disk(folder: Path) -> int:
     return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.is_dir())).free
 
 
-def _grey(photo: Opened) -> np.ndarray:
-    """The whole frame as luminance, float32 (THUMBNAIL, THUMBNAIL), 0..255."""
-    frame = square(photo.pixels("auto"), THUMBNAIL, "squash")
-    return np.tensordot(LUMINANCE, frame.astype(np.float32), 1)
-
-
 def _stamp(path: str) -> bytes:
     """Key of a file in the state that it is in, by path, size and time; none where it is not there or just written."""
     try:
@@ -319,13 +240,9 @@ def _stamp(path: str) -> bytes:
         return b""
     if time.time_ns() - about.st_mtime_ns < SETTLED:
         return b""
-    return _hash(f"{os.path.abspath(path)}\0{about.st_size}\0{about.st_mtime_ns}".encode())  # noqa: PTH100  likewise
+    return digest_of(f"{os.path.abspath(path)}\0{about.st_size}\0{about.st_mtime_ns}".encode())  # noqa: PTH100  likewise
 
 
 def _key(digest: bytes, least: str, depth: Depth) -> bytes:
     """Of the pixels of a photo at a depth, where `least` is its own."""
-    return digest if least == "" or depth in (least, "auto") else _hash(digest + depth.encode())
-
-
-def _hash(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest()
+    return digest if least == "" or depth in (least, "auto") else digest_of(digest, depth.encode())

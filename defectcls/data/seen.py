@@ -9,7 +9,7 @@ import torch
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.duplicates import identical_files, split_units
 from defectcls.data.near_duplicates import PLAIN, near_copies
-from defectcls.data.reading import FREQUENCIES
+from defectcls.data.photo import FREQUENCIES
 from defectcls.errors import UserError
 
 KEPT = {"digests": (torch.uint8, (16,)), "spectra": (torch.float16, (len(FREQUENCIES), 2))}  # of each photo

@@ -1,10 +1,10 @@
 """One function over many files on all cores, in order; for work that lets go of Python's lock, as decoding does."""
 
-import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -23,21 +23,13 @@ def map_in_threads(
         ahead: results that are in memory before the reader asks for them, at most.
     """
     remaining = iter(items)
-
-    def each(some: list[Item]) -> list[Result]:
-        return [function(item) for item in some]
-
-    def begin(tasks: int) -> None:
-        for _ in range(tasks):
-            if some := list(itertools.islice(remaining, together)):
-                begun.append(pool.submit(each, some))
-
-    begun: deque[Future[list[Result]]] = deque()
+    some = iter(lambda: list(islice(remaining, together)), [])
     pool = ThreadPoolExecutor(os.cpu_count())
+    tasks = (pool.submit(lambda group: [function(item) for item in group], group) for group in some)
     try:
-        begin(max(1, ahead // together))
+        begun = deque(islice(tasks, max(1, ahead // together)))
         while begun:
             yield from begun.popleft().result()
-            begin(1)
+            begun.extend(islice(tasks, 1))
     finally:
         pool.shutdown(cancel_futures=True)

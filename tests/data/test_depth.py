@@ -87,6 +87,14 @@ def test_a_file_that_declares_its_white_is_believed(tmp_path: Path, suffix: str)
     assert (grey(path, "12") == expected(values, "12")).all()
 
 
+def test_a_dim_photo_is_seen_at_the_white_that_its_file_declares(tmp_path: Path) -> None:
+    """At once, as there is no other in its set."""
+    values = scene(4095, share=0.2)
+    images = read(written(tmp_path / "photo.pgm", values, maximum=4095))
+    assert images.depth == "12"
+    assert (images[np.array([0])][0, 0].numpy() == expected(values, "12")).all()
+
+
 def test_a_packed_tiff_and_a_jpeg_2000_declare_12_bits(tmp_path: Path) -> None:
     """Made by hand, since Pillow writes neither: 12-bit TIFF in 1.5 bytes a pixel, dim."""
     values = scene(4095, share=0.2).astype(int)

@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from defectcls.data import reading
+from defectcls.data import photo, reading
 from defectcls.data.images import decode
 from defectcls.data.near_duplicates import near_identical_pairs
-from defectcls.data.reading import FREQUENCIES, THUMBNAIL, Images, choose_place
+from defectcls.data.photo import FREQUENCIES, THUMBNAIL
+from defectcls.data.reading import Images, choose_place
 from defectcls.errors import UserError
 from tests.data.test_datamodule import module
 
@@ -56,7 +57,8 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files whose bytes are read, in any order of threads."""
     names: list[str] = []
     plain = reading.read_file
-    monkeypatch.setattr(reading, "read_file", lambda path: names.append(Path(path).name) or plain(path))
+    for place in (photo, reading):
+        monkeypatch.setattr(place, "read_file", lambda path: names.append(Path(path).name) or plain(path))
     return names
 
 
@@ -167,7 +169,6 @@ def test_unreadable_files_are_told_at_every_run(root: Path, reads: list[str]) ->
 def test_a_file_that_is_written_to_all_the_time_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, ticks = reading.read_file, iter(range(1000))
     monkeypatch.setattr(reading, "read_file", lambda path: plain(path) + bytes([next(ticks) % 256] * ("05" in path)))
-    (root / "cache").mkdir()
     images = read(root, cache="off")
     with pytest.raises(UserError, match=r"05.bmp has changed since the start of this run: start anew"):
         images[np.array([1, 5])]

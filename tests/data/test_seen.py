@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.folder import Folder
 from defectcls.data.near_duplicates import near_copies
-from defectcls.data.reading import FREQUENCIES
+from defectcls.data.photo import FREQUENCIES
 from defectcls.data.seen import find_seen, remember_seen
 from defectcls.data.synthetic import Synthetic
 from defectcls.errors import UserError

@@ -1,0 +1,68 @@
+"""Photos of more than 8 bits: what is white in them."""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from defectcls.errors import UserError
+
+Depth = Literal["auto", "8", "10", "12", "14", "16", "float"]
+
+# What is white in files of more than 8 bits.
+WHITE: dict[Depth, int] = {"float": 1, "8": 255, "10": 1023, "12": 4095, "14": 16383, "16": 65535}
+DEPTHS = tuple(WHITE)
+
+
+class UnreadableImageError(UserError):
+    """One image that cannot be decoded; the message is the reason."""
+
+
+class Opened(NamedTuple):
+    """A photo as its file holds it, upright: `values` (height, width) of grey or (height, width, 3) of RGB.
+
+    `white` is the largest value that the file says it holds, 0 where it says nothing; width, height and `mode` (as
+    Pillow calls it, with ;16 for 16-bit colour) are the file's, and so is whether it is `paged`: holds further pages.
+    """
+
+    values: np.ndarray
+    white: int = 0
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+    paged: bool = False
+
+    @property
+    def depth(self) -> Depth | Literal[""]:
+        """The least one that holds its values; "" of 8 bits, which are the same at every depth."""
+        return "" if self.values.dtype == np.uint8 else self._least(self.white) or "16"
+
+    def _least(self, white: float = 0) -> Depth | None:
+        high = max(float(self.values.max()), white)
+        if self.values.dtype.kind == "f" and high <= 1:
+            return "float"
+        return next((depth for depth in DEPTHS[1:] if high <= WHITE[depth]), None)
+
+    def pixels(self, depth: Depth | None) -> np.ndarray:
+        """uint8 (height, width) or (height, width, 3).
+
+        Args:
+            depth: see `upright_pixels`.
+
+        Raises:
+            UnreadableImageError: values that are beyond the depth.
+        """
+        if depth is None:
+            return np.where(self.values, np.uint8(255), np.uint8(0))
+        if self.values.dtype == np.uint8:
+            return self.values
+        low, high, least = float(self.values.min()), float(self.values.max()), self._least()
+        white = WHITE[(least or "16") if depth == "auto" else depth]
+        if not 0 <= low <= high <= white or (high > 0 and least == "float" and white > 1):
+            remedy = f"train with dataset.depth={least}, or " if least and low >= 0 else ""
+            raise UnreadableImageError(
+                f"its values run from {low:,.6g} to {high:,.6g}, and depth {depth} from 0 to {white:,}: {remedy}save "
+                "it as the photos are that the model learns from"
+            )
+        scaled = np.multiply(self.values, np.float32(255 / white), dtype=np.float32)
+        scaled += np.float32(0.5)
+        return scaled.astype(np.uint8)
