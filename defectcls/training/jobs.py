@@ -46,6 +46,7 @@ KEYS = {  # that a file of these names has
     "metrics.json": ("seed", "test"),
 }
 IMPORTED_ONCE = [
+    "joblib",  # whose launcher's start method a process has to know
     "defectcls.training.run",
     "defectcls.training.inspection",
     "defectcls.training.results",
