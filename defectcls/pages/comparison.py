@@ -78,4 +78,6 @@ def _picture(comparison: Comparison) -> Picture:
         bars.append(Bar(name, [sign * one.difference], sign * one.low, sign * one.high, bool(one.better)))
     ahead, behind = comparison.values if comparison.pairs == 1 else ("first named", "second named")
     label = f"← {behind} is better      difference in points      {ahead} is better →"
-    return Picture(png(plot_intervals(bars, label)), "compare", "Differences between the runs with their intervals")
+    return Picture(
+        png(plot_intervals(bars, label, zero=True)), "compare", "Differences between the runs with their intervals"
+    )

@@ -10,7 +10,7 @@ from defectcls.data.samples import counted
 from defectcls.evaluation.predictions import ACCEPT, REJECT, REVIEW
 from defectcls.pages.blocks import Page, Photo, Photos, Table, facts, section, text
 from defectcls.pages.photos import thumbnail_files
-from defectcls.pages.wording import decision_words, not_promised, plural
+from defectcls.pages.wording import decision_words, not_promised, number, plural
 
 KINDS = {REJECT: "alarm", REVIEW: "doubt", ACCEPT: "calm"}
 WORDS = {"alarm": "rejected", "doubt": "for a person", "calm": "accepted"}  # the worst first
@@ -37,10 +37,7 @@ def gallery_page(
     telling = sorted(summary["defective_classes"]) != [False, True]  # of two the decision says which class it is
     photos = []
     for row in shown.to_dict("records"):
-        kind, score = KINDS[row["decision"]], f"{row['score']:.3f}"
-        if row["score"] not in (0, 1):
-            score = {"0.000": "< 0.001", "1.000": "> 0.999"}.get(score, score)
-        caption = f"· {score}" + f" · {row['prediction']}" * telling
+        kind, caption = KINDS[row["decision"]], f"· {number(row['score'])}" + f" · {row['prediction']}" * telling
         photos.append(Photo(files[row["path"]], WORDS[kind], caption, [row["path"]], kind))
     decision, read = summary["decision"], sum(summary[decision] for decision in KINDS)
     failed = unreadable[["path", "error"]].to_numpy().tolist()

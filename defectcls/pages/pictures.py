@@ -117,24 +117,18 @@ def plot_scores(predictions: pd.DataFrame, accept_below: float | None, reject_fr
 
 
 @matplotlib.rc_context(LOOK)
-def plot_reliability(scores: dict[str, np.ndarray], defective: np.ndarray) -> Figure:
-    """Share of defective images against the probability of being defective, in ten bins, with 95 % intervals.
-
-    Args:
-        scores: by name, such as before and after calibration, each (images,); the last one is drawn strongest.
-    """
+def plot_reliability(scores: np.ndarray, defective: np.ndarray) -> Figure:
+    """Share of defective images against their score, in ten bins, with 95 % intervals."""
+    bins = pd.DataFrame({"x": scores, "y": defective}).groupby(np.minimum((scores * 10).astype(int), 9))
+    x, y = bins["x"].mean().to_numpy(), bins["y"].mean().to_numpy()
+    reach = np.array([proportion_interval(rows.to_numpy(), None) for _, rows in bins["y"]]).reshape(-1, 2).T
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=QUIET, linewidth=0.8)
-    for (name, values), colour in zip(reversed(scores.items()), (RIGHT, QUIET), strict=False):
-        bins = pd.DataFrame({"x": values, "y": defective}).groupby(np.minimum((values * 10).astype(int), 9))
-        x, y = bins["x"].mean().to_numpy(), bins["y"].mean().to_numpy()
-        reach = np.array([proportion_interval(rows.to_numpy(), None) for _, rows in bins["y"]]).reshape(-1, 2).T
-        axes.errorbar(x, y, np.abs(reach - y), fmt="o", color=colour, label=name, markersize=4, capsize=2)
+    axes.errorbar(x, y, np.abs(reach - y), fmt="o", color=RIGHT, markersize=4, capsize=2)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-    axes.set_xlabel("probability of being defective")
+    axes.set_xlabel("score: probability of being defective")
     axes.set_ylabel("share that is defective")
-    axes.legend(loc="lower right")
     return figure
 
 
@@ -153,12 +147,12 @@ class Bar(NamedTuple):
 
 
 @matplotlib.rc_context(LOOK)
-def plot_intervals(bars: list[Bar], label: str, limits: tuple[float, float] | None = None) -> Figure:
+def plot_intervals(bars: list[Bar], label: str, zero: bool = False) -> Figure:
     """Dots with their mean and interval, the first row on top; those that are not `strong` are grey.
 
     Args:
         label: of the axis.
-        limits: of the axis; without, it holds everything and a line at zero.
+        zero: mark it.
     """
     figure = Figure(figsize=(7.2, 0.9 + 0.3 * len(bars)), layout="constrained")
     axes = figure.subplots()
@@ -168,10 +162,8 @@ def plot_intervals(bars: list[Bar], label: str, limits: tuple[float, float] | No
         axes.plot(bar.dots, [height] * len(bar.dots), "o", color=colour, markersize=4.5, alpha=0.8, clip_on=False)
         if len(bar.dots) > 1:
             axes.plot(np.mean(bar.dots), height, "|", color=INK, markersize=11, markeredgewidth=1.6, clip_on=False)
-    if limits is None:
+    if zero:
         axes.axvline(0, color=INK, linewidth=0.8)
-    else:
-        axes.set_xlim(*limits)
     axes.set_yticks(range(len(bars)), [bar.name for bar in bars])
     axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from defectcls.evaluation.calibration import uncalibrate
 from defectcls.evaluation.metrics import METRICS, RANKINGS, defect_numbers
 from defectcls.evaluation.predictions import PROBABILITY
 from defectcls.pages import wording
@@ -187,17 +186,11 @@ def _pictures(metrics: dict[str, Any], rows: pd.DataFrame, history: pd.DataFrame
     figure = plot_scores(rows, decision.get("accept_below"), decision.get("reject_from"))
     words = "Above, how many images have which score; below, escape and overkill rate against the threshold"
     found["scores"] = [Picture(png(figure), "scores", words)]
-    scores, before = {"calibrated": rows["score"].to_numpy()}, judged.get("uncalibrated", judged)
-    if "uncalibrated" in judged:
-        columns = [PROBABILITY + name for name in metrics["class_names"]]
-        raw = uncalibrate(rows[columns].to_numpy(), decision["scale"], tuple(decision["shift"]))
-        raw = raw[:, metrics["defective_classes"]].sum(axis=1)
-        scores = {"before calibration": raw, "after": scores["calibrated"]}
-    picture = png(plot_reliability(scores, rows["defective"].to_numpy(bool)))
+    picture = png(plot_reliability(rows["score"].to_numpy(), rows["defective"].to_numpy(bool)))
     words = "Share of defective images against the probability of being defective; on the diagonal they are right"
     share = decision.get("prevalence")
     note = f"Scores are for {percent(share)} of defects: where as many are defective, the mean score is their share."
-    names = ("ece", "brier", "loss")
+    names, before = ("ece", "brier", "loss"), judged.get("uncalibrated", judged)
     errors = [(METRICS[name].explained, shown(name, before[name]), shown(name, judged[name])) for name in names]
     found["reliability"] = [
         Picture(picture, "reliability", words, wide=False),

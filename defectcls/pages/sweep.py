@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from defectcls.evaluation.metrics import METRICS
-from defectcls.evaluation.sweeps import Number, Setting, Sweep, number_range, other_images
+from defectcls.evaluation.sweeps import Number, Setting, Sweep, other_images
 from defectcls.pages.blocks import Cell, Page, Picture, Table, Text, section, text
 from defectcls.pages.wording import SPLITS, plural, shown, span
 
@@ -171,19 +171,15 @@ def _picture(sweep: Sweep) -> Picture:
     from defectcls.pages.pictures import Bar, plot_intervals, png
 
     ranked = [one for one in sweep.settings if sweep.ranked_by and one.numbers[sweep.ranked_by].n]
-    bars, ends, content = [], list[float](), b""
+    bars, content = [], b""
     for one in ranked[:MOST_IN_PICTURE]:
         name, value, dots = one.name, one.numbers[sweep.ranked_by], one.seeds[sweep.ranked_by].dropna().tolist()
         if len(name) > LONGEST_NAME:
             name = f"{name[: LONGEST_NAME // 2]}…{name[-LONGEST_NAME // 2 + 1 :]}"
-        bars.append(Bar(name, dots, value.low, value.high, not one.verdict.endswith("worse")))
-        ends += [*dots, *([value.low, value.high] if len(dots) > 2 else [])]  # of two seeds it would dwarf the dots
+        interval = value[2:4] if len(dots) > 2 else (np.nan, np.nan)  # of two seeds it would dwarf the dots
+        bars.append(Bar(name, dots, *interval, not one.verdict.endswith("worse")))
     if sum(len(bar.dots) for bar in bars) > 1:
-        least, largest = np.nanmin(ends), np.nanmax(ends)
-        room = 0.05 * (largest - least) or 0.01
         which = "first" if len(sweep.blocks) > 1 else "best"
         more = f" (the {len(bars)} {which} of {len(ranked)} settings)" if len(bars) < len(ranked) else ""
-        label = f"{_label(sweep.ranked_by)}: seeds, mean, 95 % interval{more}"
-        limits = least - room, min(largest + room, max(number_range(sweep.ranked_by)[1], largest))
-        content = png(plot_intervals(bars, label, limits))
+        content = png(plot_intervals(bars, f"{_label(sweep.ranked_by)}: seeds, mean, 95 % interval{more}"))
     return Picture(content, "sweep", "Each setting's seeds as dots, with their mean and its interval")

@@ -81,10 +81,10 @@ def test_photos_carry_decision_score_and_name_in_the_order_given(tmp_path: Path)
     heat = {"c.png": np.ones((8, 8), np.float32)}
     page = gallery_page(rows, NO_ERRORS, tmp_path, summary(images=9_999, accept=9_996, review=1, reject=2), heat)
     assert [(one.kind, one.title, one.caption, one.names) for one in photos(page)] == [
-        ("alarm", "rejected", "· > 0.999", ["c.png"]),
+        ("alarm", "rejected", "· 0.99999", ["c.png"]),
         ("alarm", "rejected", "· 0.900", ["gone.png"]),
         ("doubt", "for a person", "· 0.250", ["a.png"]),
-        ("calm", "accepted", "· < 0.001", ["b.png"]),
+        ("calm", "accepted", "· 0.000000002", ["b.png"]),
     ]
     assert [[bool(file) for file in one.files] for one in photos(page)] == [[True, True], [False], [True], [True]]
     html = render_html(page)
