@@ -24,22 +24,15 @@ HARDEST = 12  # photos besides the errors
 MOST_CLASSES = 8  # of a matrix that a terminal shows
 WHOLE = (99, 99)  # rows and columns in the terminal
 
-INTERVALS = (
-    "Intervals: mid-p binomial for shares, bootstrap for AUROC and average precision; images that belong together "
-    "(copies, groups) count as the fewer independent ones that they are worth."
-)
-UNDEFINED = (
-    "– stands where the images cannot state a number: precision needs a rejected image, recall and escape rate a "
-    "defective one, overkill rate a sound one, AUROC and average precision both kinds."
-)
+INTERVALS = "Intervals: mid-p binomial for shares, bootstrap for rankings; images that belong together count as fewer."
+UNDEFINED = "– stands where the images cannot state a number, such as recall without a defect."
 REVIEWED = (
     "An image that goes to a person counts as caught and not as overkill; in precision, F1, accuracy and the matrix "
     "below it counts as called defective."
 )
 FOLDS = (
-    "Each row a run of its own, with its own threshold and calibration. The numbers above are of all their predictions "
-    "together, but AUROC and average precision: the mean of each fold's own, as the scores of one model do not rank "
-    "those of another. Pooled, they stand beside."
+    "Each row a run of its own. The numbers above are of all their predictions together, but AUROC and average "
+    "precision: the mean over folds, as one model's scores do not rank those of another. Pooled, they stand beside."
 )
 ELSEWHERE = "Threshold, calibration, image size and normalisation are those of the training; nothing was fitted here."
 
@@ -67,7 +60,7 @@ def report_page(
     rows = rows[rows["split"] == split] if "split" in rows else rows
     pictures = _pictures(metrics, rows, history)
     decided = wording.decision_words(metrics["decision"], "seconds" in metrics) if "decision" in metrics else []
-    handled = judged["handling"].items() if "review_rate" in judged else []
+    handled = judged.get("handling", {}).items() if "review_rate" in defect_numbers(judged) else []
     per_class = judged.get("per_class", {}).items()
     worst_first = sorted(per_class, key=lambda one: (one[1]["recall"] is None, one[1]["recall"]))
     blocks = [
@@ -206,7 +199,8 @@ def _photos(metrics: dict[str, Any], rows: pd.DataFrame, root: Path, heat: dict[
         return  # a table may be judged without its photos
     classes = dict(zip(metrics["class_names"], metrics["defective_classes"], strict=True))
     escapes, rejects = worst_errors(rows, classes).values()
-    others = worth_seeing(rows.drop([*escapes.index, *rejects.index]), [*classes], HARDEST)
+    rest = rows[~rows["path"].isin([*escapes["path"], *rejects["path"]])]
+    others = worth_seeing(rest, [*classes], HARDEST)
     paths = pd.concat([escapes, rejects, others])["path"]
     files = thumbnail_files(paths, root, THUMBNAIL, metrics.get("depth", "auto"), heat)
 

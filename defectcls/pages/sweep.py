@@ -13,19 +13,12 @@ from defectcls.pages.wording import SPLITS, plural, shown, span
 FIRST = ("auroc", "recall", "overkill_rate", "precision", "f1", "accuracy")  # of the judged part, in this order
 MOST_IN_PICTURE, MOST_NAMED, LONGEST_NAME = 30, 5, 60
 ROWS_IN_TERMINAL, COLUMNS_IN_TERMINAL = 20, 7
-SEEDS = (
-    "± is the standard deviation over seeds; the interval is that of the mean, 95 %, and says what other seeds would "
-    "give, which deal the split, the head and the order of the images anew. It does not say what new data would."
-)
+SEEDS = "± is the standard deviation over seeds, the interval that of the mean, 95 %: of other seeds, not of new data."
 BEHIND = (
-    "Behind the best: the mean difference over the seeds in common, with its 95 % interval by itself. Perhaps worse: "
-    "it does not hold zero, but the best of many is partly the luckiest, and some of its equals seem worse. Worse: "
-    "also if all pairs of settings are judged together. The validation number of the best flatters a little."
+    "Behind the best: the mean difference over the seeds in common, with its 95 % interval. Perhaps worse: it does not "
+    "hold zero, as of some of many equals. Worse: nor if all pairs are judged together. The best flatters a little."
 )
-COUNTED = (
-    "Passed, rejected and missed, caught: the images of all seeds; one that several seeds tested counts as often. The "
-    "mean weighs all datasets alike, whatever their number of images."
-)
+COUNTED = "Counts are of the images of all seeds. The mean weighs all datasets alike, whatever their number of images."
 TOLD = {  # of a verdict
     "worse": "worse by more than chance",
     "perhaps worse": "perhaps worse (more seeds would tell)",

@@ -142,7 +142,7 @@ def test_evaluate_alone_has_neither_baseline_nor_making():
 def test_a_dash_is_explained_only_where_there_is_one():
     for matrix, dashes in ([[60, 0], [60, 0]], True), ([[59, 1], [1, 59]], False):
         _, judged = evaluate(predictions_from(matrix, TWO), None, TWO)
-        assert ("precision needs a rejected image" in texts(report_page(metrics_of(TWO) | {"test": judged}))) == dashes
+        assert ("cannot state a number" in texts(report_page(metrics_of(TWO) | {"test": judged}))) == dashes
 
 
 def test_beside_the_calibration_stands_for_which_prevalence_the_scores_are():
