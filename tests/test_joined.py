@@ -11,7 +11,7 @@ import torch
 
 from defectcls.deployment.predictor import load
 from defectcls.evaluation.predictions import read_predictions
-from defectcls.training import results
+from defectcls.pages import report
 from defectcls.training.build import build_data
 from tests.conftest import command, equal, sentence, weights
 
@@ -36,17 +36,19 @@ def joined_run(folder: Path, *arguments: str) -> Path:
 
 @pytest.fixture(scope="module")
 def joined(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that knows a single defect on each of three surfaces; to be read only."""
+    """The folder of a run that knows a single defect on each of two surfaces; to be read only."""
     given = ("dataset.split.anomalies=1", "model.test_views=2", "inspect.heat_maps=true")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "draw", lambda *_, **__: {})  # half of a tiny run's time
+        patch.setattr(
+            report, "_pictures", lambda *_: {"scores": [], "reliability": [], "curves": []}
+        )  # half of the time
         return joined_run(tmp_path_factory.mktemp("joined"), *tiny, *given)
 
 
 def test_it_knows_few_defects_and_says_how_it_weighs(joined: Path) -> None:
     metrics, rows = numbers(joined), read_predictions(joined / "predictions.csv")
     train, val = (rows.query("split == @part") for part in ("train", "val"))
-    assert train["defective"].sum() == 3
+    assert train["defective"].sum() == 2
     assert not val["defective"].any()
     head, cells = metrics["head"], 2 * 2
     assert (head["name"], head["memory"], head["classifier"]) == ("joined", near(2), near(0.5))  # as before any defect
@@ -95,8 +97,8 @@ def test_a_probability_is_of_the_weighed_deviations(joined: Path) -> None:
     joined_head = model.joined
     with torch.no_grad():
         images = data.images[rows.index.to_numpy()]
-        features, maps = model.backbone.with_map(images)
-        mirrored = model.backbone.with_map(images.flip(3))[0]
+        features, maps = model.backbone.inference(with_map=True)(images)
+        mirrored = model.backbone.inference(with_map=True)(images.flip(3))[0]
         cells = maps.permute(0, 2, 3, 1).flatten(1, 2)
         memory = torch.cdist(cells, joined_head.memory.bank[: int(joined_head.memory.size)]).amin(2).amax(1)
         ways = [model.head.linear((way - model.head.mean) / model.head.std) for way in (features, mirrored)]
