@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from defectcls.data.samples import IMAGE_SUFFIXES
 from defectcls.deployment.output import written_by_and_by
 from defectcls.evaluation.predictions import read_predictions
 from tests.conftest import Outcome, command, paint, process, sentence
@@ -125,10 +126,10 @@ def test_an_output_that_exists_is_kept_unless_told(finished: Path, photos: Path,
 
 def test_mistakes_are_told_before_anything_is_made(finished: Path, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    watching = ("watch=true", f"output={tmp_path}/out")
+    watching, suffixes = ("watch=true", f"output={tmp_path}/out"), ", ".join(sorted(IMAGE_SUFFIXES))
     expected = {
         (photos, "output=rows.txt"): "output=rows.txt should end in .csv",
-        (tmp_path / "empty",): f"the folder {tmp_path}/empty is empty",
+        (tmp_path / "empty",): f"the folder {tmp_path}/empty holds no image: {suffixes} count as such",
         (
             f"{photos}/*.tif",
         ): f"input={photos}/*.tif matches no file: ** stands for any folders, * for any part of a name",

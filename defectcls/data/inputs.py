@@ -37,19 +37,18 @@ def list_inputs(given: str, root: Path | None) -> Photos:
         UserError: nothing is there, no images, or a table without paths.
     """
     path = Path(given)
-    is_table = path.suffix.lower() in TABLES and path.is_file()
-    if root is not None and not is_table:
+    if path.suffix.lower() in TABLES and path.is_file():
+        return _photos_of_table(path, path.parent if root is None else root)
+    if root is not None:
         raise UserError(f"root={root} is of the paths in a table, and input={given} is none: leave root out")
-    if is_table:
-        photos = Photos(path.parent if root is None else root, _paths_in(path), {})
-        if not any((photos.root / name).is_file() for name in photos.names[:LOOKED_FOR]):
-            raise UserError(
-                f"{photos.root / photos.names[0]}, the first photo of {path}, is not there, nor are the next: give "
-                "root=<the folder that its paths are relative to>"
-            )
-        return photos
     if path.is_dir():
-        return _photos_in(path)
+        left_out = Counter[str]()
+        names = images_in(path, "", left_out)
+        if not names:
+            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+            only = f", only {counted(left_out)}" if left_out else ""
+            raise UserError(f"the folder {path} holds no image{only}: {suffixes} count as such")
+        return Photos(path, names, dict(left_out))
     if path.is_file():
         return Photos(path.parent, [path.name], {})
     if not glob.has_magic(given):
@@ -66,22 +65,7 @@ def list_inputs(given: str, root: Path | None) -> Photos:
     return Photos(Path(), [Path(match).as_posix() for match in found], {})
 
 
-def _photos_in(folder: Path) -> Photos:
-    left_out = Counter[str]()
-    names = images_in(folder, "", left_out)
-    if not names:
-        with os.scandir(folder) as entries:
-            empty = next(entries, None) is None
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise UserError(
-            f"the folder {folder} is empty"
-            if empty
-            else f"the folder {folder} holds no image, only {counted(left_out) or 'folders'}: {suffixes} count as such"
-        )
-    return Photos(folder, names, dict(left_out))
-
-
-def _paths_in(table: Path) -> list[str]:
+def _photos_of_table(table: Path, root: Path) -> Photos:
     rows = read_table(table, ("path",))
     if "path" not in rows:
         raise missing_column(table, "path", rows)
@@ -89,4 +73,9 @@ def _paths_in(table: Path) -> list[str]:
     names = rows["path"].str.replace("\\", "/").drop_duplicates().tolist()
     if len(names) < len(rows):
         log.info("%s: rows that repeat a path count once: %d", table.name, len(rows) - len(names))
-    return names
+    if not any((root / name).is_file() for name in names[:LOOKED_FOR]):
+        raise UserError(
+            f"{root / names[0]}, the first photo of {table}, is not there, nor are the next: give "
+            "root=<the folder that its paths are relative to>"
+        )
+    return Photos(root, names, {})

@@ -185,9 +185,9 @@ def group_consecutive(samples: pd.DataFrame, count: int) -> pd.DataFrame:
     natural order, since 10.png was taken after 2.png.
     """
     folder = samples["path"].str.rpartition("/")[0]
-    keys = list(map(natural_order, samples["path"]))
-    in_order = folder.iloc[sorted(range(len(keys)), key=keys.__getitem__)]
-    block = folder + "/" + (in_order.groupby(in_order).cumcount() // count).astype(str)
+    keys = [[int(one) if at % 2 else one for at, one in enumerate(re.split(r"(\d+)", p))] for p in samples["path"]]
+    in_turn = folder.iloc[sorted(range(len(keys)), key=keys.__getitem__)]
+    block = folder + "/" + (in_turn.groupby(in_turn).cumcount() // count).astype(str)
     own = samples["group"] if "group" in samples else pd.Series("", samples.index)
     return samples.assign(group=own.where(own != "", block))
 
@@ -196,11 +196,6 @@ def folded(name: str) -> str:
     """What names have in common that differ in spelling alone: in case, in space, in what one does not see."""
     visible = "".join(letter for letter in name if letter.isprintable() or letter.isspace())
     return " ".join(unicodedata.normalize("NFC", visible.casefold()).split())
-
-
-def natural_order(name: str) -> list[str | int]:
-    """What names are sorted by so that numbers in them count as such: text and numbers in turn."""
-    return [int(part) if at % 2 else part for at, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def label_samples(samples: pd.DataFrame, target: Target) -> pd.DataFrame:

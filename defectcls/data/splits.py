@@ -34,41 +34,45 @@ def split_samples(samples: pd.DataFrame, units: np.ndarray, settings: SplitSetti
     """
     classes = samples["label"].to_numpy().astype(str)
     strata = samples.groupby([c for c in ("label", "category", "defect_type") if c in samples]).ngroup().to_numpy()
-
+    parts, anomalies = np.full(len(samples), "", dtype=object), settings.anomalies
+    sizes: Sizes = {"train": settings.train, "val": settings.val, "test": settings.test}
     keeps_published = settings.published and settings.folds is None and "split" in samples
-
-    parts = np.full(len(samples), "", dtype=object)
-    wanted: Sizes = {"train": settings.train, "val": settings.val, "test": settings.test}
     if keeps_published:
         published = samples["split"].to_numpy()
-        # What the dataset publishes is kept; a part that it lacks is dealt from its training images.
         parts[published != "train"] = published[published != "train"]
-        wanted = {name: size for name, size in wanted.items() if name == "train" or name not in published}
-        if None not in wanted.values() and isinstance(settings.train, float):
-            wanted["train"] = None  # a share of all images says nothing of those that the published parts leave
+        sizes = {name: size for name, size in sizes.items() if name == "train" or name not in published}
+        if None not in sizes.values() and isinstance(settings.train, float):
+            sizes["train"] = None  # a share of all images says nothing of those that the published parts leave
     elif settings.folds is not None:
         folds: Sizes = {str(fold): 1 / settings.folds for fold in range(settings.folds)}
         dealt = _deal(units, classes, strata, folds, np.random.default_rng(seed))
         parts[dealt == str(settings.fold)] = "test"
-        del wanted["test"]
-        wanted["train"] = wanted["train"] if isinstance(wanted["train"], int) else None
-    if settings.anomalies is not None:
-        _deal_anomalies(parts, samples, units, settings.anomalies, np.random.default_rng([seed, 2]))
+        sizes = {"train": settings.train if isinstance(settings.train, int) else None, "val": settings.val}
+    if anomalies is not None:
+        _deal_anomalies(parts, samples, units, anomalies, np.random.default_rng([seed, 2]))
     if settings.hold_out_defect_type is not None:
         parts[np.isin(units, units[_of_type(samples, settings.hold_out_defect_type)])] = "test"
     free = np.flatnonzero(parts == "")
-    # A second, different stream, so that the validation images are not tied to the order of the folds.
-    generator = np.random.default_rng([seed, 1])
-    if len(free):
-        parts[free] = _deal(units[free], classes[free], strata[free], wanted, generator)
+    if len(free):  # from another stream, so that the validation images are not tied to the order of the folds
+        generator = np.random.default_rng([seed, 1])
+        parts[free] = _deal(units[free], classes[free], strata[free], sizes, generator)
     result = pd.Series(parts, index=samples.index, name="split")
-    spared: dict[str, tuple[str, ...]] = {}
-    if settings.anomalies is not None:
+    spared: dict[str, tuple[str, ...]] = {}  # parts that a class need not stand in
+    if anomalies is not None:
         spared = dict.fromkeys(samples["label"][samples["defective"]], ("val",))
     elif keeps_published or settings.hold_out_defect_type is not None:
         untold = samples["defective"] & ~samples["label"].isin(classes[free])
         spared = dict.fromkeys(samples["label"][untold], ("train", "val"))
-    _refuse_missing_classes(result, samples["label"], units, spared)
+    for name, of_class in result.groupby(samples["label"]):
+        missing = [part for part in PARTS if part not in {*of_class, *spared.get(str(name), ())}]
+        if missing:  # a class that is never tested is not measured
+            apart = len(np.unique(units[of_class.index]))
+            tied = "; dataset.split.together says what ties images" if apart < len(of_class) else ""
+            raise UserError(
+                f"class '{name}' is too small to split (images: {len(of_class)}, independent of each other: {apart}), "
+                f"none is left for {' and '.join(missing)}; add images of it, merge it with another class, "
+                f"or change dataset.split{tied}"
+            )
     return result
 
 
@@ -181,23 +185,3 @@ def _of_type(samples: pd.DataFrame, defect_type: str) -> np.ndarray:
             f"{', '.join(known) or 'no defect types in this dataset'}"
         )
     return rows
-
-
-def _refuse_missing_classes(
-    parts: pd.Series, labels: pd.Series, units: np.ndarray, spared: dict[str, tuple[str, ...]]
-) -> None:
-    """Every class must stand in every part: a class that is never tested is not measured.
-
-    Args:
-        spared: parts that a class need not stand in.
-    """
-    for name, of_class in parts.groupby(labels):
-        missing = [part for part in PARTS if part not in {*of_class, *spared.get(str(name), ())}]
-        if missing:
-            apart = len(np.unique(units[of_class.index]))
-            tied = "; dataset.split.together says what ties images" if apart < len(of_class) else ""
-            raise UserError(
-                f"class '{name}' is too small to split (images: {len(of_class)}, independent of each other: {apart}), "
-                f"none is left for {' and '.join(missing)}; add images of it, merge it with another class, "
-                f"or change dataset.split{tied}"
-            )

@@ -28,17 +28,8 @@ class Scene:
     px: float
     grain: float
     difficulty: float  # 0..1: how many marks there are that are no defect, and how faint a defect is
-    severity: float = 0  # of a defect, 0..1
-
-    @property
-    def contrast(self) -> float:
-        """0..1: hardly to be seen .. as plain as this defect gets."""
-        return (0.25 + 0.75 * self.severity) * (1.15 - 0.75 * self.difficulty)
-
-    @property
-    def size(self) -> float:
-        """Pixels per `px` of the defect: slight defects are small too."""
-        return self.px * (0.75 + 0.75 * self.severity) * (1.1 - 0.4 * self.difficulty)
+    contrast: float = 0  # of a defect, 0..1: hardly to be seen .. as plain as it gets
+    size: float = 0  # of a defect, pixels per `px`
 
 
 def clouds(rng: Random, shape: tuple[int, int], roughness: float, stretch: float = 1, angle: float = 0) -> Field:
@@ -64,11 +55,9 @@ def specks(rng: Random, scene: Scene, size: float) -> Field:
 
 
 def line(rng: Random, scene: Scene, angle: float, width: float, reach: float = 99, jagged: float = 0) -> Field:
-    """Coverage 0..1 of a line through the middle, `width` pixels wide, that thins out to its ends.
+    """Coverage 0..1 of a line through the middle, `width` pixels wide there, that thins out to its ends.
 
-    Args:
-        reach: half its length, in widths of the field.
-        jagged: how far it strays from the straight, in px.
+    Half its length is `reach` widths of the field, and it strays about `jagged` px from the straight.
     """
     y, x = _from_the_middle(rng, scene)
     along, away = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)

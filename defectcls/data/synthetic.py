@@ -23,6 +23,7 @@ FORMAT_VERSION = 2  # raise it when the same knobs come to give other files: the
 MARGIN = 6  # pixels around a crop that are no other crop's: a twin's shift and the blur of the lens stay within
 JPEG_QUALITY, TWIN_QUALITY = 95, 60  # of an industrial camera, and of a picture that was sent through a messenger
 
+Crop = tuple[np.ndarray, np.ndarray, str, float]  # pixels, mask, defect type and severity
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -39,10 +40,7 @@ class Synthetic(DefectDataModule):
     and it is their `group`. Columns beyond those of every sample table: `severity`, 0..1, from hardly visible to gross,
     0 where the surface is sound; `true_defect_type`, what `defect_type` was before wrong labels were mixed in;
     `twin_of`, the path of the image that this one nearly repeats, "" for an original.
-
-    Args:
-        draw: images that are not there yet; False: an error.
-        image_count, image_side …: the knobs, which decide the files; see conf/dataset/synthetic.yaml.
+    Units and defaults of the options are in conf/dataset/synthetic.yaml.
     """
 
     image_count: Annotated[int, Field(ge=1, le=1_000_000)]
@@ -69,8 +67,14 @@ class Synthetic(DefectDataModule):
             for part in ("images", "masks"):
                 (folder / part).mkdir(parents=True, exist_ok=True)
             with locked(folder / "lock", f"another job draws images into {folder}"):
-                if not index.exists():
-                    self._draw(folder, index)
+                photos: Any = () if index.exists() else self.plan().groupby("photo")
+                rows: list[dict] = []
+                for number, images in photos:
+                    crops = self.photo(number, images.loc[~images["twin"], "defective"].tolist())
+                    rows += [self._save(folder, crops[row.crop], row) for row in images.itertuples()]
+                if rows:
+                    with written_whole(index) as unfinished:
+                        pd.DataFrame(rows).to_csv(unfinished, index=False)
         samples = pd.read_csv(index, keep_default_na=False)
         for column in ("path", "mask", "twin_of"):
             samples[column] = [f"{self.folder}/{file}" if file else "" for file in samples[column]]
@@ -81,14 +85,6 @@ class Synthetic(DefectDataModule):
         """Ten hexadecimal digits that change with every knob."""
         knobs = {name: float(getattr(self, name)) for name in inspect.get_annotations(Synthetic) if name != "draw"}
         return hashlib.sha256(json.dumps([FORMAT_VERSION, knobs]).encode()).hexdigest()[:10]
-
-    def _draw(self, folder: Path, index: Path) -> None:
-        rows: list[dict] = []
-        for number, images in self.plan().groupby("photo"):
-            crops = self.photo(int(number), images.loc[~images["twin"], "defective"].tolist())  # type: ignore[arg-type]
-            rows += [self._save(folder, *crops[row.crop], row) for row in images.itertuples()]  # type: ignore[index]
-        with written_whole(index) as unfinished:
-            pd.DataFrame(rows).to_csv(unfinished, index=False)
 
     def plan(self) -> pd.DataFrame:
         """One row an image: its `photo`, its `crop`, if that is `defective`, if this is a `twin` of it, if `wrong`."""
@@ -106,13 +102,13 @@ class Synthetic(DefectDataModule):
         wrong = rng.choice(self.image_count, round(self.wrong_labels * self.image_count), replace=False)
         return plan.assign(wrong=plan.index.isin(wrong))
 
-    def photo(self, number: int, defective: list[bool]) -> list[tuple[np.ndarray, np.ndarray, str, float]]:
-        """Of each crop of a photo: uint8 (side, side, 3) with MARGIN on every side, mask, defect type and severity.
+    def photo(self, number: int, defective: list[bool]) -> list[Crop]:
+        """Of each crop of a photo: uint8 (side, side, 3) with MARGIN on every side, and what it shows where.
 
         Those marked `defective` have a defect, and all else is independent of these marks.
         """
         rng = np.random.default_rng([self.data_seed, number + 1])
-        draw, defects = SURFACES[_surface_of(number)]
+        draw, defects = list(SURFACES.values())[number % len(SURFACES)]
         columns, side = math.ceil(math.sqrt(self.crops_per_photo)), self.image_side + 2 * MARGIN
         px = self.image_side / 128 * rng.uniform(0.85, 1.25)  # the camera is not always equally near
         shape = math.ceil(self.crops_per_photo / columns) * side, columns * side
@@ -127,17 +123,21 @@ class Synthetic(DefectDataModule):
                 own = np.random.default_rng([self.data_seed, number + 1, crop + 1])
                 defect_type = str(own.choice(list(defects)))
                 severity = round(1 - 0.85 * own.random() ** 2, 3)  # most are plain, one in eight is below 0.35
-                factor, depth, mask = defects[defect_type](own, replace(scene, shape=(side, side), severity=severity))
+                contrast = (0.25 + 0.75 * severity) * (1.15 - 0.75 * self.difficulty)
+                size = px * (0.75 + 0.75 * severity) * (1.1 - 0.4 * self.difficulty)  # slight defects are small too
+                spot = replace(scene, shape=(side, side), contrast=contrast, size=size)
+                factor, depth, mask = defects[defect_type](own, spot)
                 albedo[places[crop]] *= factor
                 relief[places[crop]] += depth
                 shown[crop] = mask, defect_type, severity
         pixels = photograph(rng, scene, albedo, relief)
         return [(pixels[place], *what) for place, what in zip(places, shown, strict=True)]
 
-    def _save(self, folder: Path, pixels: np.ndarray, mask: np.ndarray, truth: str, severity: float, row: Any) -> dict:
+    def _save(self, folder: Path, crop: Crop, row: Any) -> dict:
         """Write the image of a row of the plan, and its mask if it shows a defect; returns its row of the index."""
+        pixels, mask, truth, severity = crop
         rng = np.random.default_rng([self.data_seed, row.photo + 1, row.crop + 1, 1])
-        photo, surface = f"photo_{row.photo:04d}", _surface_of(row.photo)
+        photo, surface = f"photo_{row.photo:04d}", list(SURFACES)[row.photo % len(SURFACES)]
         name, quality, gain, (down, right) = f"{photo}_{row.crop}", JPEG_QUALITY, 1.0, (0, 0)
         twin_of = f"images/{name}.jpg" if row.twin else ""
         if row.twin:
@@ -164,8 +164,3 @@ class Synthetic(DefectDataModule):
             "mask": f"masks/{name}.png" if mask.any() else "",
             **{"severity": severity, "true_defect_type": truth, "twin_of": twin_of},
         }
-
-
-def _surface_of(photo: int) -> str:
-    """The surface that a photo shows: each in turn."""
-    return list(SURFACES)[photo % len(SURFACES)]

@@ -89,7 +89,7 @@ def test_each_mistake_is_one_sentence(photos: Path) -> None:
         "gone": f"input={photos}/gone does not exist: give a photo, a folder, a pattern such as photos/*.png, or a CSV",
         "gone.csv": f"input={photos}/gone.csv does not exist: give a photo, a folder, a pattern such as photos/*.png, "
         "or a CSV",
-        "empty": f"the folder {photos}/empty is empty",
+        "empty": f"the folder {photos}/empty holds no image: {suffixes} count as such",
         "deep/*.png": f"input={photos}/deep/*.png matches no file: ** stands for any folders, * for any part of a name",
         "bare.csv": f"{photos}/bare.csv needs a column 'path', it has: Pfad, label; call one of them path",
         "none.csv": f"{photos}/none.csv has no rows",
