@@ -76,11 +76,10 @@ def _called_alike(metrics: Metrics, judged: Metrics) -> list[str]:
     if not collapse:
         if called[into] < sum(sizes) or not 0 < others < sum(sizes):
             return []
-        few = (
-            f"and {plural(others, 'image')} of other classes {'is' if others == 1 else 'are'} too few to show whether "
-        )
-        blame = f"although the scores tell them apart, {auroc}: {USING_SCORES}"
-        return [f"Every image is called “{name}”, {blame if ranks(judged) else few + 'the model knows better'}."]
+        blame = f"and {plural(others, 'other image')} cannot show whether the model knows better"
+        if ranks(judged):
+            blame = f"although the scores tell them apart, {auroc}: {USING_SCORES}"
+        return [f"Every image is called “{name}”, {blame}."]
     right = sum(row[index] for index, row in enumerate(matrix)) - matrix[into][into]
     trained = [sum(row) for row in metrics.get("train", judged)["confusion_matrix"]]
     kind = "Majority-class collapse" if trained[into] == max(trained) else "Collapse onto one class"

@@ -167,9 +167,11 @@ def _matrix(matrix: list[list[int]], names: list[str]) -> Table:
 
 def _pictures(metrics: dict[str, Any], rows: pd.DataFrame, history: pd.DataFrame | None) -> dict[str, list[Block]]:
     """Of the scores, their reliability and the training, with what belongs to them."""
+    found: dict[str, list[Block]] = {"scores": [], "reliability": [], "curves": []}
+    if rows.empty and history is None:
+        return found  # a finished run that is shown again: without the half second that matplotlib takes
     from defectcls.pages.pictures import plot_curves, plot_reliability, plot_scores, png
 
-    found: dict[str, list[Block]] = {"scores": [], "reliability": [], "curves": []}
     if history is not None and len(history) > 1:
         words = "Loss, accuracy and learning rate against the epoch, stage by stage"
         found["curves"] = [Picture(png(plot_curves(history)), "curves", words)]

@@ -150,5 +150,5 @@ def test_scores_that_rank_are_told_from_a_model_that_knows_nothing() -> None:
 def test_one_defect_that_escapes_is_too_few_to_judge_the_model() -> None:
     _, test = evaluate(predictions_from([[60, 0], [1, 0]], TWO), None, TWO)
     assert caveats(metrics_of(TWO) | {"test": test})[0] == (
-        "Every image is called “sound”, and 1 image of other classes is too few to show whether the model knows better."
+        "Every image is called “sound”, and 1 other image cannot show whether the model knows better."
     )
