@@ -1,5 +1,7 @@
 """Cross-validate: every fold a run of its own, and the predictions of all of them judged as one."""
 
+import contextlib
+import itertools
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,21 +39,18 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
 
     log.info("cross-validation in %s", folder)
     runs, data = [], None
-    logger_settings = settings.logger.model_copy(update={"job_type": "crossval"})
-    with dashboard(logger_settings, folder, config) as logger:
-        for repeat in range(settings.repeats):
-            for fold in range(settings.folds):
-                log.info("repeat %d of %d, fold %d of %d", repeat + 1, settings.repeats, fold + 1, settings.folds)
-                of_fold = fold_config(config, repeat, fold)
-                run_folder = folder / f"repeat_{repeat}" / f"fold_{fold}"
-                metrics = finished_metrics(run_folder)
-                if metrics is None:
-                    run = TrainingRun(parse(TrainSettings, of_fold), of_fold, run_folder, None, data)
-                    data = run.data
-                    run.train()
-                    metrics, predictions = run.measure()
-                    write_results(run_folder, metrics, predictions)
-                runs.append((repeat, fold, metrics, fold_predictions(run_folder, metrics)))
+    with dashboard(settings.logger, folder, config) as logger:
+        for repeat, fold in itertools.product(range(settings.repeats), range(settings.folds)):
+            log.info("repeat %d of %d, fold %d of %d", repeat + 1, settings.repeats, fold + 1, settings.folds)
+            of_fold, run_folder = fold_config(config, repeat, fold), folder / f"repeat_{repeat}" / f"fold_{fold}"
+            metrics = finished_metrics(run_folder)
+            if metrics is None:
+                run = TrainingRun(parse(TrainSettings, of_fold), of_fold, run_folder, None, data)
+                data = run.data
+                run.train()
+                metrics, predictions = run.measure()
+                write_results(run_folder, metrics, predictions)
+            runs.append((repeat, fold, metrics, fold_predictions(run_folder, metrics)))
         metrics, predictions = evaluate_folds(runs)
         metrics |= provenance(settings.seed, config, find_device(settings.trainer.accelerator))
         root = settings.dataset.root
@@ -70,15 +69,12 @@ def fold_predictions(folder: Path, metrics: dict[str, Any]) -> "pd.DataFrame":
     from defectcls.evaluation.predictions import read_predictions
 
     file = folder / "predictions.csv"
-    try:
+    with contextlib.suppress(UserError, ValueError, KeyError):
         predictions = read_predictions(file)
         tested = predictions[predictions["split"] == "test"]
-        whole = len(tested) == metrics["test"]["n"] and set(tested["label"]) <= set(metrics["class_names"])
-    except (UserError, ValueError, KeyError):
-        whole = False
-    if not whole:
-        raise UserError(f"{file} is damaged: delete {folder / 'metrics.json'} too, and the fold is measured again")
-    return tested
+        if len(tested) == metrics["test"]["n"] and set(tested["label"]) <= set(metrics["class_names"]):
+            return tested
+    raise UserError(f"{file} is damaged: delete {folder / 'metrics.json'} too, and the fold is measured again")
 
 
 def fold_config(config: dict[str, Any], repeat: int, fold: int) -> dict[str, Any]:

@@ -118,6 +118,16 @@ def test_arguments_of_the_trainer_pass_through(tiny: list[str], tmp_path: Path) 
     assert history["step"].tolist() == [2]
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_gradients_of_several_batches_make_one_step(tiny: list[str], tmp_path: Path) -> None:
+    """A stage ends after its epochs all the same."""
+    given = ("+trainer.accumulate_grad_batches=3", "finetune=full", "batch_size=8", "finetune.stages.full.epochs=2")
+    done = command("train", *tiny, *given, f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.code == 0, done.err
+    history = pd.read_csv(tmp_path / "run/metrics.csv")
+    assert history["step"].tolist() == [3, 6]  # of 7 batches an epoch
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
@@ -147,6 +157,28 @@ def test_a_loss_of_ones_own(tiny: list[str], own: Path) -> None:
     again = command("evaluate", f"checkpoint={own / 'run'}", f"hydra.run.dir={own / 'again'}")
     assert again.code == 0, again.err
     assert "own_parts" not in sys.modules
+
+
+PARTS = {
+    "a model": ("model._target_=own_parts.Doubled", "imports=[]"),
+    "a timm model": ("model.name=thin_resnet", "imports=[own_parts]"),
+}
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("part", PARTS)
+def test_a_network_of_ones_own_is_loaded_where_the_user_has_imported_it(tiny: list[str], own: Path, part: str) -> None:
+    forget()
+    done = command("train", *tiny, *PARTS[part], "finetune=full", f"hydra.run.dir={own / 'run'}")
+    assert done.code == 0, done.err
+    evaluate = ("evaluate", f"checkpoint={own / 'run'}", f"hydra.run.dir={own / 'again'}")
+    forget()
+    assert "imports=[own_parts]" in sentence(command(*evaluate))
+    assert "own_parts" not in sys.modules  # not because the file says so
+    again = command(*evaluate, "imports=[own_parts]")
+    assert again.code == 0, again.err
+    before, after = (json.loads((own / name / "metrics.json").read_text())["test"] for name in ("run", "again"))
+    assert before == after
 
 
 @pytest.mark.usefixtures("no_pictures")

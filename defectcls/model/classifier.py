@@ -1,6 +1,7 @@
 """The LightningModule: uint8 pixels -> augmentation, backbone, head -> logits."""
 
 import logging
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -187,8 +188,12 @@ class Classifier(L.LightningModule):
                 "finetune=full, finetune=head or another"
             )
 
+    @property
+    def _steps_per_epoch(self) -> int:
+        return math.ceil(int(self.trainer.num_training_batches) / self.trainer.accumulate_grad_batches)
+
     def on_train_epoch_start(self) -> None:
-        self.plan = plan_stages(self.finetune, int(self.trainer.num_training_batches), self.ended)
+        self.plan = plan_stages(self.finetune, self._steps_per_epoch, self.ended)
         self.stage = None  # the evaluation between two epochs may have changed the modes
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002  Lightning's signature
@@ -210,7 +215,7 @@ class Classifier(L.LightningModule):
         assert stage is not None
         if self._head_alone:
             assert self.stored_features is not None
-            epoch = (self.trainer.global_step - stage.start) // int(self.trainer.num_training_batches)
+            epoch = (self.trainer.global_step - stage.start) // self._steps_per_epoch
             copies = 1 + self.finetune.probe_views  # the epochs take turns with them
             view = copy_of(epoch % copies, self.augment, self.seed)
             logits = self.head(self.stored_features.extract(batch, view))

@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 CRITERION = "val/calibrated_loss"  # lower is better
-SHOWN = ("epoch", "stage", "train/loss", CRITERION, "val/auroc", "images_per_second")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -98,18 +97,13 @@ class Record(Checkpoint):
         self._write_history(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        seconds = time.perf_counter() - self._started
-        images = self._images * trainer.world_size
-        row = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
-        row |= {
-            "lr": trainer.optimizers[0].param_groups[-1]["lr"],
-            "seconds": seconds,
-            "images_per_second": images / seconds,
-        }
-        self.history[-1].update(row)
+        row, seconds = self.history[-1], time.perf_counter() - self._started
+        row |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
+        row |= {"lr": trainer.optimizers[0].param_groups[-1]["lr"], "seconds": seconds}
+        row["images_per_second"] = self._images * trainer.world_size / seconds
         log.info(
             "epoch %d (%s): training loss %.4f, calibrated validation loss %.4f, AUROC %.4f, %.0f img/s",
-            *(self.history[-1][key] for key in SHOWN),
+            *(row[key] for key in ("epoch", "stage", "train/loss", CRITERION, "val/auroc", "images_per_second")),
         )
         self.fitted = trainer.should_stop
         self._save(trainer, self.last)
@@ -164,24 +158,30 @@ def best_row(history: list[Row]) -> Row:
     this loss: see `calibrated_loss`.
     """
 
-    def rank(row: Row) -> tuple[float, float]:
-        loss, auroc = row[CRITERION], row["val/auroc"]
-        return (math.inf if math.isnan(loss) else loss, math.inf if math.isnan(auroc) else -auroc)
+    def rank(row: Row) -> list[float]:
+        return [math.inf if math.isnan(value) else value for value in (row[CRITERION], -row["val/auroc"])]
 
     return min(history, key=rank)
 
 
+def by_stage(history: list[Row]) -> dict[str, list[Row]]:
+    """The evaluations of each stage, in order."""
+    names = dict.fromkeys(row["stage"] for row in history)
+    return {name: [row for row in history if row["stage"] == name] for name in names}
+
+
 def rolled_back(history: list[Row], stage: str) -> bool:
     """Whether a stage was evaluated and never got better than the best that came before it."""
-    rows = [position for position, row in enumerate(history) if row["stage"] == stage]
-    return bool(rows) and rows[0] > 0 and best_row(history[: rows[-1] + 1]) not in [history[row] for row in rows]
+    rows = by_stage(history).get(stage, [])
+    if not rows or rows[0] is history[0]:
+        return False
+    return best_row(history[: history.index(rows[-1]) + 1]) not in rows
 
 
 def ended_stages(history: list[Row], patience: int | None) -> dict[str, int]:
     """The step after which a stage had gone `patience` evaluations without a better one of its own, by its name."""
     ended = {}
-    for stage in dict.fromkeys(row["stage"] for row in history):
-        rows = [row for row in history if row["stage"] == stage]
+    for stage, rows in by_stage(history).items():
         since_best = len(rows) - 1 - next(number for number, row in enumerate(rows) if row is best_row(rows))
         if patience is not None and since_best >= patience:
             ended[stage] = rows[-1]["step"]
@@ -190,9 +190,8 @@ def ended_stages(history: list[Row], patience: int | None) -> dict[str, int]:
 
 def collapse(history: list[Row], stage: str) -> str:
     """One sentence on a stage that was rolled back."""
-    rows = [row for row in history if row["stage"] == stage]
-    best = best_row(history[: history.index(rows[0])])  # a later stage may have done better
-    reached = best_row(rows)
+    rows = by_stage(history)[stage]
+    best, reached = best_row(history[: history.index(rows[0])]), best_row(rows)  # a later stage may have done better
     return (
         f"stage '{stage}' reached a calibrated validation loss of {reached[CRITERION]:.4g} (AUROC "
         f"{reached['val/auroc']:.4f}), not below the {best[CRITERION]:.4g} ({best['val/auroc']:.4f}) of "
@@ -202,12 +201,8 @@ def collapse(history: list[Row], stage: str) -> str:
 
 def stage_summary(history: list[Row]) -> list[dict[str, Any]]:
     """Each stage that ran: {name, epochs, best: {metric: value}, rolled_back}."""
-    names = list(dict.fromkeys(row["stage"] for row in history))
     summary = []
-    for name in names:
-        rows = [row for row in history if row["stage"] == name]
-        best = {
-            metric.removeprefix("val/"): value for metric, value in best_row(rows).items() if metric.startswith("val/")
-        }
+    for name, rows in by_stage(history).items():
+        best = {key.removeprefix("val/"): value for key, value in best_row(rows).items() if key.startswith("val/")}
         summary.append({"name": name, "epochs": len(rows), "best": best, "rolled_back": rolled_back(history, name)})
     return summary
