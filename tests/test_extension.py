@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from timm.models import _registry
 
 from defectcls.train import train
 from tests.conftest import command, composed, paint, sentence
@@ -99,6 +100,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def forget() -> None:
     """As in another process."""
     sys.modules.pop("own_parts", None)
+    for known in (_registry._model_entrypoints, _registry._model_to_module, _registry._model_pretrained_cfgs):
+        known.pop("thin_resnet", None)
 
 
 @pytest.mark.usefixtures("no_pictures")
