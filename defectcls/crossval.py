@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from defectcls.config import parse
 from defectcls.errors import UserError
 from defectcls.training.command import run_verb
+from defectcls.training.provenance import prepare_wandb
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +29,8 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
     settings = parse(CrossvalSettings, config)
     if settings.trainer.strategy != "auto":
         raise UserError("cross-validation trains on one device: leave trainer.strategy=auto")
+    if settings.logger.name == "wandb":
+        prepare_wandb()
     from defectcls.evaluation.evaluate import evaluate_folds
     from defectcls.model.hardware import find_device
     from defectcls.pages.render import print_page

@@ -5,6 +5,7 @@ from typing import Any
 
 from defectcls.config import parse
 from defectcls.training.command import run_verb
+from defectcls.training.provenance import prepare_wandb
 
 
 def train(config: dict[str, Any], folder: Path) -> float | None:
@@ -12,6 +13,8 @@ def train(config: dict[str, Any], folder: Path) -> float | None:
     from defectcls.settings import TrainSettings
 
     settings = parse(TrainSettings, config)  # a wrong type is told before the seconds that torch takes to import
+    if settings.logger.name == "wandb":
+        prepare_wandb()
     from defectcls.pages.render import print_page
     from defectcls.pages.report import report_page
     from defectcls.training.results import finished_metrics, objective_of, write_results

@@ -87,7 +87,7 @@ def load_classifier(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
         raise UserError(f"{checkpoint} is damaged, or of another version of defectcls: {reason}") from error
     except UserError as error:  # a class, or a model of timm's, of a module that nobody has imported
         imports = content["defectcls"].get("config", {}).get("imports")
-        needed = f" was trained with imports={imports}: " if imports else ": "
+        needed = f" was trained with imports=[{', '.join(map(str, imports))}]: " if isinstance(imports, list) else ": "
         raise UserError(f"{checkpoint}{needed}{error}") from error
     for name, values in model.state_dict().items():
         if not values.isfinite().all():

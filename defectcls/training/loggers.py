@@ -121,7 +121,7 @@ def _wandb(
         "resume": "allow" if mode == "online" else None,
         "config": config,
         "mode": mode,
-        "settings": wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_S),
+        "settings": wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_S, x_save_requirements=False),
         **settings.model_dump(include={"project", "job_type", "tags"}),
     }
     try:

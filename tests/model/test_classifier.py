@@ -472,7 +472,7 @@ def test_a_class_of_ones_own_is_evaluated_by_its_own_forward_and_loaded_where_it
     monkeypatch.delitem(sys.modules, __name__)
     with pytest.raises(UserError) as error:
         load_classifier(path)
-    assert str(error.value).startswith(f"{path} was trained with imports=['own_parts']: {__name__}.Doubled is of a ")
+    assert str(error.value).startswith(f"{path} was trained with imports=[own_parts]: {__name__}.Doubled is of a ")
 
 
 def test_a_loss_that_a_file_names_is_not_made_to_evaluate(trained: Classifier, tmp_path: Path) -> None:
