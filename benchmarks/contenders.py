@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.turns import Stopwatch, Turn, Turns
 from defectcls.data.batches import Batch
 from defectcls.data.datamodule import DefectDataModule
-from defectcls.data.images import attempt
+from defectcls.data.images import decode as decoded
 from defectcls.data.threads import map_in_threads
 from defectcls.model.stages import plan_stages, switch_training
 from defectcls.settings import StageSettings, TrainSettings
@@ -164,7 +164,7 @@ def decode(plan: Plan, turns: Turns) -> None:
     dataset = plan.settings.dataset
     paths = [dataset.root / path for path in build_data(plan.settings).samples["path"]]
     how: Any = plan.settings.image_size, dataset.resize, "auto"
-    turns.play(torch.device("cpu"), lambda: sum(1 for _ in map_in_threads(lambda path: attempt(path, *how), paths)))
+    turns.play(torch.device("cpu"), lambda: sum(1 for _ in map_in_threads(lambda path: decoded(path, *how), paths)))
 
 
 def first_pass(plan: Plan, turns: Turns) -> None:

@@ -33,7 +33,7 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     settings = parse(PredictSettings, config)
     import numpy as np
 
-    from defectcls.data.images import further_pages, has_further_pages
+    from defectcls.data.images import further_pages
     from defectcls.data.inputs import Photos, list_inputs
     from defectcls.deployment.output import read_output, refuse_output
     from defectcls.evaluation.predictions import ACCEPT, REJECT, REVIEW
@@ -58,9 +58,8 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     seconds = time.perf_counter() - start
     rows = read_output(output)  # of all times that it was watched
     unreadable, read = rows[rows["error"] != ""], rows[rows["error"] == ""]
-    paged = sum(has_further_pages(str(photos.root / path)) for path in read["path"])
-    if paged:
-        log.warning(further_pages(paged))
+    if predictor.paged:
+        log.warning(further_pages(predictor.paged))
     trained = predictor.trained.settings
     summary = {
         "checkpoint": str(settings.checkpoint),
@@ -73,7 +72,10 @@ def predict(config: dict[str, Any], folder: Path) -> int:
         "depth": predictor.depth,
         **{"images": len(rows), "read": len(read), "unreadable": len(unreadable)},
         **{decision: int((read["decision"] == decision).sum()) for decision in (ACCEPT, REVIEW, REJECT)},
-        **{"output": str(output), "root": str(photos.root), "left_out": photos.left_out, "further_pages": paged},
+        "output": str(output),
+        "root": str(photos.root),
+        "left_out": photos.left_out,
+        "further_pages": predictor.paged,
         **{"seconds": seconds, "images_per_second": None if settings.watch else len(rows) / seconds},
         **provenance(trained.seed, {}, predictor.device),
     }

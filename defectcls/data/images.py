@@ -34,9 +34,6 @@ ONE_PAGE = (".jpg", ".jpeg")  # whatever a telephone has hidden behind it
 TURNED = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # what may say in a PNG how the camera was held
 
 
-Decoded = np.ndarray | UnreadableImageError
-
-
 def decode(photo: Photo, size: int, resize: Resize, depth: Depth | None) -> np.ndarray:
     """Pixels of the whole frame, uint8 (3, size, size), RGB, upright as the camera held it.
 
@@ -123,17 +120,6 @@ def further_pages(count: int) -> str:
     """A sentence on so many files."""
     files = "1 file holds" if count == 1 else f"{count} files hold"
     return f"{files} further pages: only the first is looked at"
-
-
-def has_further_pages(path: str) -> bool:
-    """Whether a file holds more than the page that is looked at; nothing is decoded."""
-    if path.lower().endswith(ONE_PAGE):
-        return False
-    try:
-        with open(path, "rb") as file, open_image(file) as image:  # noqa: PTH123  as above
-            return bool(getattr(image, "is_animated", False))
-    except Exception:  # decoders raise what they like; `decode` gives the reason
-        return False
 
 
 def _checked(array: np.ndarray) -> np.ndarray:
@@ -272,11 +258,3 @@ def square(array: np.ndarray, size: int, resize: Resize) -> np.ndarray:
         left, top = (round((size - side) / 2) for side in (width, height))
         pixels = F.pad(pixels, (left, size - width - left, top, size - height - top))
     return np.ascontiguousarray(pixels.expand(3, -1, -1).numpy())
-
-
-def attempt(photo: Photo, size: int, resize: Resize, depth: Depth | None) -> Decoded:
-    """What `decode` returns, or raises of an unreadable image."""
-    try:
-        return decode(photo, size, resize, depth)
-    except UnreadableImageError as error:
-        return error

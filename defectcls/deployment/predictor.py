@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from defectcls.data.images import Decoded, Photo, attempt
+from defectcls.data.images import Photo, UnreadableImageError, open_photo, square
 from defectcls.data.threads import map_in_threads
 from defectcls.evaluation.decision import MOST_PROBABLE, decide
 from defectcls.evaluation.predictions import PROBABILITY, predictions_table, probabilities_of
@@ -44,13 +44,14 @@ class Predictor:
     """Made by `load`. Classes, size, calibration and decision are the checkpoint's.
 
     `classes` are class name -> defective, in the order of the probabilities; `image_size` is the side in pixels that
-    every photo is brought to, by `resize` (squash or pad).
+    every photo is brought to, by `resize` (squash or pad). `paged` counts the photos of which only the first page was
+    looked at.
     """
 
     def __init__(self, trained: Trained) -> None:
         self.trained, self.device, dataset = trained, trained.device, trained.settings.dataset
         self.classes, self.image_size = trained.classifier.classes, trained.settings.image_size
-        self.resize, self.depth = dataset.resize, dataset.depth
+        self.resize, self.depth, self.paged = dataset.resize, dataset.depth, 0
         self.decision = trained.decision or MOST_PROBABLE
         if trained.decision is None:
             log.warning(
@@ -87,16 +88,18 @@ class Predictor:
         | `error`          | "", or why there is no decision: it could not be read, or the score is no number      |
 
         Args:
-            images: one or many (a list, a generator, an array of four dimensions) of: a path; an image of Pillow's, of
-                any mode and size; an array uint8 (height, width, 3) of RGB from 0 to 255, or (height, width) of grey,
-                or of uint16 or float32 on the scale that the model learnt from (`dataset.depth`). What is in memory is
-                judged as the same pixels from a PNG file would be.
+            images: one or many (a list, a generator, an array of four dimensions) of: a path; the content of a file; an
+                image of Pillow's, of any mode and size; an array uint8 (height, width, 3) of RGB from 0 to 255, or
+                (height, width) of grey, or of uint16 or float32 on the scale that the model learnt from
+                (`dataset.depth`). What is in memory is judged as the same pixels from a PNG file would be.
             batch_size: photos a step of the network; more make a GPU faster, and need more of its memory.
 
         Raises:
             UserError: an array of another shape or type, or what is no photo at all.
         """
-        one = isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4)
+        one = isinstance(images, str | Path | bytes | Image.Image) or (
+            isinstance(images, np.ndarray) and images.ndim < 4
+        )
         tables = list(self.stream([images] if one else images, batch_size))  # type: ignore[list-item, arg-type]
         return pd.concat(tables or [self._table([], [], np.empty((0, len(self.classes))))], ignore_index=True)
 
@@ -130,15 +133,21 @@ class Predictor:
         together = max(1, min(8, ahead // 32))  # few large photos are to reach all cores
         decoded = map_in_threads(self._read, photos, together, ahead)
         while some := list(itertools.islice(decoded, batch_size)):
-            errors = ["" if isinstance(found, np.ndarray) else str(found) for _, found in some]
-            readable = [found for _, found in some if isinstance(found, np.ndarray)]
+            paths, found, paged = zip(*some, strict=True)
+            self.paged += sum(paged)
+            errors = ["" if isinstance(one, np.ndarray) else str(one) for one in found]
+            readable = [one for one in found if isinstance(one, np.ndarray)]
             side = self.image_size
-            pixels = np.stack(readable) if readable else np.empty((0, 3, side, side), np.uint8)
-            yield [path for path, _ in some], errors, pixels
+            yield list(paths), errors, np.stack(readable) if readable else np.empty((0, 3, side, side), np.uint8)
 
-    def _read(self, photo: Photo) -> tuple[str, Decoded]:
+    def _read(self, photo: Photo) -> tuple[str, np.ndarray | UnreadableImageError, bool]:
+        """Path, pixels or why there are none, and whether there are further pages."""
         path = str(photo) if isinstance(photo, str | Path) else ""
-        return path, attempt(photo, self.image_size, self.resize, self.depth)
+        try:
+            opened = open_photo(photo, self.image_size)
+            return path, square(opened.pixels(self.depth), self.image_size, self.resize), opened.paged
+        except UnreadableImageError as error:
+            return path, error, False
 
     def _logits(self, pixels: np.ndarray) -> np.ndarray:
         return self._infer(torch.from_numpy(pixels)).cpu().numpy()

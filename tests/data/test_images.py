@@ -47,8 +47,14 @@ def decode(photo: Any, size: int, resize: Any, depth: Depth | None = "8") -> np.
     return images.decode(photo, size, resize, depth)
 
 
-def decode_all(paths: Any, size: int, resize: Any) -> Iterator[images.Decoded]:
-    return map_in_threads(lambda path: images.attempt(path, size, resize, "8"), paths)
+def decode_all(paths: Any, size: int, resize: Any) -> Iterator[np.ndarray | images.UnreadableImageError]:
+    def attempt(path: Any) -> np.ndarray | images.UnreadableImageError:
+        try:
+            return decode(path, size, resize)
+        except images.UnreadableImageError as error:
+            return error
+
+    return map_in_threads(attempt, paths)
 
 
 def as_image(chw: np.ndarray) -> np.ndarray:

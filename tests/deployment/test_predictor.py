@@ -75,7 +75,7 @@ def test_images_in_memory_are_judged_as_their_files(predictor: Predictor, finish
     for many in (arrays, np.stack(arrays), iter(arrays), [opened[0], *arrays[1:]]):
         found = predictor.predict(many)
         pd.testing.assert_frame_equal(found.drop(columns="path"), expected[:4], check_exact=True)
-    for one in (paths[0], str(paths[0]), opened[0], arrays[0]):
+    for one in (paths[0], str(paths[0]), paths[0].read_bytes(), opened[0], arrays[0]):
         found = predictor.predict(one)
         pd.testing.assert_frame_equal(found.drop(columns="path"), expected[:1], check_exact=True)
 
@@ -135,7 +135,7 @@ def test_no_photos_are_no_rows(predictor: Predictor) -> None:
     assert found["score"].dtype == np.float64
 
 
-@pytest.mark.parametrize("images", [np.zeros((4, 4)), [None], np.zeros((2, 3, 8, 8), np.uint8), [b"bytes"]])
+@pytest.mark.parametrize("images", [np.zeros((4, 4)), [None], np.zeros((2, 3, 8, 8), np.uint8)])
 def test_what_is_no_photo_is_refused(predictor: Predictor, images: object) -> None:
     with pytest.raises(UserError, match="is no photo: give"):
         predictor.predict(images)  # type: ignore[arg-type]
