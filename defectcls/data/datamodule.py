@@ -193,10 +193,8 @@ class DefectDataModule(L.LightningDataModule):
             )
         self.classes = self.classes or found
         if unknown := [name for name in found if name not in self.classes]:
-            known = ", ".join(self.classes)
-            raise UserError(
-                f"the data has classes that the model does not know: {', '.join(unknown)}; it knows {known}"
-            )
+            known = f"it knows {', '.join(self.classes)}"
+            raise UserError(f"the data has classes that the model does not know: {', '.join(unknown)}; {known}")
         self._tied = self._units(samples)
         samples["unit"] = split_units(first_of(self._tied), samples.get("group"))  # a split may ignore what is related
         self.samples = samples
@@ -240,27 +238,24 @@ class DefectDataModule(L.LightningDataModule):
 
     def _read(self, samples: pd.DataFrame) -> pd.DataFrame:
         """The rows that can be read; `images` and `digests` are theirs."""
-        paths = [f"{self.settings.root}/{name}" for name in samples["path"].tolist()]
-        images = Images(paths, self.settings, self.image_size, self.device)
+        images = Images(
+            [f"{self.root}/{name}" for name in samples["path"]], self.settings, self.image_size, self.device
+        )
         for sentence in images.told():
             log.info(sentence)
         self.settings = self.settings.model_copy(update={"depth": images.depth})
-        self._report_unreadable(images.errors, samples["path"])
-        self.images = images.keep(np.delete(np.arange(len(paths)), list(images.errors)))
+        self.unreadable = [{"path": samples["path"][row], "reason": why} for row, why in images.errors.items()]
+        if self.unreadable:
+            shown = ", ".join(f"{entry['path']} ({entry['reason']})" for entry in self.unreadable[:3])
+            more = f" and {len(self.unreadable) - 3} more" if len(self.unreadable) > 3 else ""
+            sentence = f"{len(self.unreadable)} of {len(samples)} images cannot be read: {shown}{more}"
+            if self.settings.on_unreadable == "error" or len(self.unreadable) == len(samples):
+                raise UserError(f"{sentence}; mend or delete them, or leave them out with dataset.on_unreadable=skip")
+            log.warning("%s; left out, as dataset.on_unreadable=skip says", sentence)
+        self.images = images.keep(np.delete(np.arange(len(samples)), list(images.errors)))
         self.digests = self.images.digests
         log.info("%s", self.images)
         return samples.drop(index=list(images.errors)).reset_index(drop=True)
-
-    def _report_unreadable(self, reasons: dict[int, str], paths: pd.Series) -> None:
-        if not reasons:
-            return
-        self.unreadable = [{"path": paths.iloc[row], "reason": reason} for row, reason in reasons.items()]
-        shown = ", ".join(f"{entry['path']} ({entry['reason']})" for entry in self.unreadable[:3])
-        more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
-        sentence = f"{len(reasons)} of {len(paths)} images cannot be read: {shown}{more}"
-        if self.settings.on_unreadable == "error" or len(reasons) == len(paths):
-            raise UserError(f"{sentence}; mend or delete them, or leave them out with dataset.on_unreadable=skip")
-        log.warning("%s; left out, as dataset.on_unreadable=skip says", sentence)
 
     def _units(self, samples: pd.DataFrame) -> np.ndarray:
         """Number of the images that each image is tied to, (images,); says how many copies and near twins are tied."""
@@ -269,8 +264,7 @@ class DefectDataModule(L.LightningDataModule):
             log.info("identical to another: %d images; those that are tied count as one", copies[copies > 1].sum())
         near = self.near_twins() if "near_identical" in together else NO_PAIRS
         if len(near):
-            twins = len(np.unique(near))
-            log.info("near-identical to another: %d images; those that are tied count as one", twins)
+            log.info("near-identical to another: %d images; those that are tied count as one", len(np.unique(near)))
         return related_images(samples, self.settings, self.digests, near)
 
     def deal(self, split: SplitSettings, seed: int) -> None:
@@ -282,10 +276,9 @@ class DefectDataModule(L.LightningDataModule):
         self.settings, self.seed = self.settings.model_copy(update={"split": split}), seed
         parts = split_samples(self.samples, self._tied, split, seed)
         if leaks := leaked_units(parts, self._tied):
+            sides = "copies, near twins or related images stand on both sides"
             log.warning(
-                "the published split leaks: %d groups of copies, near twins or related images stand on both sides; "
-                "dataset.split.published=false splits anew without leaks",
-                leaks,
+                "the published split leaks: %d groups of %s; dataset.split.published=false mends it", leaks, sides
             )
         log.info("%s", ", ".join(f"{name} {int((parts == name).sum())}" for name in PARTS))
         self.samples["split"] = parts
