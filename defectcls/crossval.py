@@ -50,8 +50,8 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
             if metrics is None:
                 run = TrainingRun(parse(TrainSettings, of_fold), of_fold, run_folder, None, data)
                 data = run.data
-                run.train()
-                metrics, predictions = run.measure()
+                run.train(baseline=False)
+                metrics, predictions = run.measure(["test"])
                 write_results(run_folder, metrics, predictions)
             runs.append((repeat, fold, metrics, fold_predictions(run_folder, metrics)))
         metrics, predictions = evaluate_folds(runs)

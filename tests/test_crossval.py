@@ -126,7 +126,9 @@ def test_resumed_where_it_stopped(validated: Path, tmp_path: Path, monkeypatch: 
     (validated / "metrics.json").unlink()
     trained: list[Path] = []
     run = import_module("defectcls.training.run").TrainingRun
-    monkeypatch.setattr(run, "train", lambda self, train=run.train: (trained.append(self.folder), train(self)))
+    monkeypatch.setattr(
+        run, "train", lambda self, train=run.train, **how: (trained.append(self.folder), train(self, **how))
+    )
     assert command("crossval", f"resume={validated}").code == 0
     assert trained == [validated / "repeat_1/fold_1"]
     pd.testing.assert_frame_equal(table(validated), before)

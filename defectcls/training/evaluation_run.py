@@ -12,6 +12,7 @@ from defectcls.config import parse, shipped_datasets
 from defectcls.data.seen import find_seen
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision
+from defectcls.evaluation.evaluate import evaluate
 from defectcls.evaluation.metrics import defect_numbers
 from defectcls.evaluation.predictions import PROBABILITY
 from defectcls.files import read_json
@@ -53,7 +54,7 @@ class EvaluationRun(Run):
 
     def measure(self) -> tuple[dict[str, Any], pd.DataFrame]:
         """metrics.json and the predictions table of the part."""
-        predictions, numbers = self.evaluate(self.part)
+        predictions, numbers = evaluate(self.predict(self.part), self.decision, self.data.classes)
         metrics = {
             "dataset": self.settings.dataset.name,
             "model": self.settings.model.name,

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,15 +77,10 @@ class Run:
 
     def predict(self, part: str) -> pd.DataFrame:
         """Predictions table of one part, as the network has it: not calibrated, the most probable class predicted."""
-        self.trainer.test(self.classifier, dataloaders=self.data.part_dataloader(part), verbose=False)
+        with self.timed(f"evaluate {part}", len(self.data.part(part))):
+            self.trainer.test(self.classifier, dataloaders=self.data.part_dataloader(part), verbose=False)
         index, logits = self.classifier.evaluated
         return predictions_table(self.samples.loc[index], probabilities_of(logits), self.data.classes)
-
-    def evaluate(self, part: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-        """One part's predictions by the run's decision, and their numbers."""
-        with self.timed(f"evaluate {part}", len(self.data.part(part))):
-            uncalibrated = self.predict(part)
-        return evaluate(uncalibrated, self.decision, self.data.classes)
 
     def describe(self) -> dict[str, Any]:
         """What metrics.json says of the run besides its numbers."""
@@ -137,6 +132,7 @@ class TrainingRun(Run):
             settings = as_begun(settings, begun, device)
         self.settings = settings = with_compute(settings, device)
         self.folder, self.record = folder, Record(folder)
+        self.baseline: dict[str, Any] = {}
         trainer = build_trainer(settings.trainer, folder, logger, [*build_callbacks(settings), self.record], settings)
         if data is None:
             data = build_data(settings, device=device)
@@ -156,8 +152,12 @@ class TrainingRun(Run):
         super().__init__(data, classifier, trainer)
         self.seconds["data"] = time.perf_counter() - start
 
-    def train(self) -> None:
-        """Probe, stages, baseline; ends with the best weights in place. Goes on from last.ckpt where there is one."""
+    def train(self, baseline: bool = True) -> None:
+        """Probe, stages, baseline; ends with the best weights in place. Goes on from last.ckpt where there is one.
+
+        Args:
+            baseline: measure the untrained network too.
+        """
         record, finetune, last = self.record, self.settings.finetune, self.record.last
         untrained = {name: value.clone() for name, value in self.classifier.state_dict().items()}
         goes_on = last.is_file()
@@ -175,9 +175,10 @@ class TrainingRun(Run):
                     log.warning("%s", collapse(record.history, row["name"]))
             speeds = [row["images_per_second"] for row in record.history if "images_per_second" in row]
             self.images_per_second["fit"] = float(np.median(speeds))
-        self.classifier.load_state_dict(untrained)  # measured late, so that nothing waits for it
-        with self.timed("baseline", len(self.data.part("test"))):
-            self.baseline = compute_metrics(self.predict("test"), self.data.classes)
+        if baseline:  # late, so that nothing waits for it
+            self.classifier.load_state_dict(untrained)
+            with self.timed("baseline", len(self.data.part("test"))):
+                self.baseline = {"baseline": compute_metrics(self.predict("test"), self.data.classes)}
         best = read_checkpoint(record.best)
         self.classifier.load_state_dict(best["state_dict"])
         self._choose_decision(best)
@@ -218,7 +219,8 @@ class TrainingRun(Run):
 
     def _choose_decision(self, best: dict[str, Any]) -> None:
         """On the validation images; kept in the best checkpoint, with what the choice rests on."""
-        validation, prevalence = self.predict("val"), self.settings.dataset.prevalence
+        self.validation = validation = self.predict("val")
+        prevalence = self.settings.dataset.prevalence
         self.decision = choose_decision(self.settings.decision, validation, self.data.classes, prevalence)
         columns = ["label", "defective", "unit", *(PROBABILITY + name for name in self.data.classes)]
         best["defectcls"]["validation"] = validation.filter(columns).to_dict("list")
@@ -226,13 +228,14 @@ class TrainingRun(Run):
         if self.trainer.is_global_zero:
             keep_decision(best, self.decision, self.record.best)
 
-    def measure(self) -> tuple[dict[str, Any], pd.DataFrame]:
-        """metrics.json and the predictions table of all three parts, from the best weights."""
-        judged = {part: self.evaluate(part) for part in PARTS}
+    def measure(self, parts: Sequence[str] = PARTS) -> tuple[dict[str, Any], pd.DataFrame]:
+        """metrics.json and the predictions table of these parts, from the best weights."""
+        predicted = {part: self.validation if part == "val" else self.predict(part) for part in parts}
+        judged = {part: evaluate(table, self.decision, self.data.classes) for part, table in predicted.items()}
         metrics: dict[str, Any] = {
             "dataset": self.settings.dataset.name,
             "model": self.settings.model.name,
-            "baseline": self.baseline,
+            **self.baseline,
             **{part: numbers for part, (_, numbers) in judged.items()},
             "stages": stage_summary(self.record.history),
             **self.describe(),
