@@ -185,6 +185,23 @@ def test_a_network_of_ones_own_is_loaded_where_the_user_has_imported_it(tiny: li
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_a_model_of_ones_own(tiny: list[str], own: Path) -> None:
+    """A class of one's own on a network that its module registers, in the precision and layout of the default."""
+    made = ("model._target_=own_parts.Doubled", "model.name=thin_resnet", "imports=[own_parts]")
+    auto = ("trainer.precision=auto", "trainer.channels_last=auto")
+    done = command("train", *tiny, *made, *auto, "finetune=probe_then_full", f"hydra.run.dir={own / 'run'}")
+    assert done.code == 0, done.err
+    forget()
+    evaluate = ("evaluate", f"checkpoint={own / 'run'}", f"hydra.run.dir={own / 'again'}")
+    told = "was trained with imports=['own_parts']: own_parts.Doubled is of a module that is not imported"
+    assert told in sentence(command(*evaluate))
+    again = command(*evaluate, "imports=[own_parts]")
+    assert again.code == 0, again.err
+    first, second = (json.loads((own / name / "metrics.json").read_text())["test"] for name in ("run", "again"))
+    assert first == second
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_a_dataset_of_ones_own(tiny: list[str], own: Path) -> None:
     for number in range(20):
         paint(own / f"plates/monday/good/{number}.png", (10 * number, 90, 200))
