@@ -193,7 +193,7 @@ def test_a_model_of_ones_own(tiny: list[str], own: Path) -> None:
     assert done.code == 0, done.err
     forget()
     evaluate = ("evaluate", f"checkpoint={own / 'run'}", f"hydra.run.dir={own / 'again'}")
-    told = "was trained with imports=['own_parts']: own_parts.Doubled is of a module that is not imported"
+    told = "was trained with imports=[own_parts]: own_parts.Doubled is of a module that is not imported"
     assert told in sentence(command(*evaluate))
     again = command(*evaluate, "imports=[own_parts]")
     assert again.code == 0, again.err

@@ -86,8 +86,10 @@ def load_classifier(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
         reason = explain(error) or " ".join(str(error).split())[:200]
         raise UserError(f"{checkpoint} is damaged, or of another version of defectcls: {reason}") from error
     except UserError as error:  # a class, or a model of timm's, of a module that nobody has imported
-        imports = content["defectcls"].get("config", {}).get("imports")
-        needed = f" was trained with imports=[{', '.join(map(str, imports))}]: " if isinstance(imports, list) else ": "
+        config = content["defectcls"].get("config")
+        imports = config.get("imports") if isinstance(config, dict) else None
+        known = isinstance(imports, list) and bool(imports)
+        needed = f" was trained with imports=[{', '.join(map(str, imports))}]: " if known else ": "
         raise UserError(f"{checkpoint}{needed}{error}") from error
     for name, values in model.state_dict().items():
         if not values.isfinite().all():
