@@ -88,8 +88,9 @@ def load_classifier(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
     except UserError as error:  # a class, or a model of timm's, of a module that nobody has imported
         config = content["defectcls"].get("config")
         imports = config.get("imports") if isinstance(config, dict) else None
-        known = isinstance(imports, list) and bool(imports)
-        needed = f" was trained with imports=[{', '.join(map(str, imports))}]: " if known else ": "
+        needed = ": "
+        if imports and isinstance(imports, list):
+            needed = f" was trained with imports=[{', '.join(map(str, imports))}]: "
         raise UserError(f"{checkpoint}{needed}{error}") from error
     for name, values in model.state_dict().items():
         if not values.isfinite().all():
