@@ -161,7 +161,7 @@ def test_labels_of_a_table_outside_its_classes(photos: Path) -> None:
     table.write_text("\n".join(["path,label", *rows, ""]).replace("scratch/3.png,scratch", "scratch/3.png,scrach"))
     given = (f"dataset.root={photos}", f"dataset.table={table}", "dataset.labels=[good,scratch]", *SMALL)
     outcome = command("train", "dataset=table", *given, f"hydra.run.dir={photos.parent / 'run'}")
-    assert sentence(outcome) == f"{table} has labels that the classes do not have: scrach"
+    assert sentence(outcome) == f"{table} has labels that dataset.labels does not name: scrach"
 
 
 def test_split_asks_for_more_than_there_is(photos: Path) -> None:

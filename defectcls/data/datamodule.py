@@ -197,9 +197,9 @@ class DefectDataModule(L.LightningDataModule):
             raise UserError(f"the data has classes that the model does not know: {', '.join(unknown)}; {known}")
         self._tied = self._units(samples)
         samples["unit"] = split_units(first_of(self._tied), samples.get("group"))  # a split may ignore what is related
-        self.samples = samples
+        self._listed, self.samples = samples, samples.copy(deep=False)  # with the published split, and with ours
         if self.test_all:
-            samples["split"] = "test"
+            self.samples["split"] = "test"
         else:
             self.deal(self.settings.split, self.seed)
         self.targets = samples["label"].map({name: i for i, name in enumerate(self.classes)}).to_numpy(np.int64)
@@ -274,7 +274,7 @@ class DefectDataModule(L.LightningDataModule):
             UserError: too few of a class.
         """
         self.settings, self.seed = self.settings.model_copy(update={"split": split}), seed
-        parts = split_samples(self.samples, self._tied, split, seed)
+        parts = split_samples(self._listed, self._tied, split, seed)
         if leaks := leaked_units(parts, self._tied):
             sides = "copies, near twins or related images stand on both sides"
             log.warning(

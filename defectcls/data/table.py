@@ -52,7 +52,7 @@ class Table(DefectDataModule):
         if self.labels is not None:
             known = set(map(folded, self.labels))
             unknown = [name for name in sorted(set(rows["label"])) if folded(name) not in known]
-            refuse(unknown, f"{table} has labels beside dataset.labels")
+            refuse(unknown, f"{table} has labels that dataset.labels does not name")
         for column in rows.columns.intersection(["path", "mask"]):
             cells = rows[column].tolist()
             refuse(filter(_is_absolute, cells), f"{table} has absolute {column}s, not relative to root={root}")

@@ -526,6 +526,18 @@ def test_a_published_split_that_leaks_is_kept_and_warned_of(tmp_path: Path, capl
     assert "leaks" not in caplog.text
 
 
+def test_the_same_images_are_dealt_again_from_the_published_split(tmp_path: Path) -> None:
+    for seed, part in enumerate(("train", "val", "test")):
+        with_twins(tmp_path / part, seed)
+    data = ready(tmp_path)
+    published = data.samples["split"].tolist()
+    data.deal(data.settings.split.model_copy(update={"folds": 3}), seed=1)
+    assert data.samples["split"].tolist() != published
+    data.deal(data.settings.split.model_copy(update={"folds": None}), seed=1)
+    assert data.samples["split"].tolist() == published
+    assert ready(tmp_path, seed=1).samples.equals(data.samples)
+
+
 # --- the order of an epoch --------------------------------------------------------------------------------------------
 
 

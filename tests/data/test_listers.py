@@ -426,7 +426,7 @@ def test_parquet_needs_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_table_classes(tmp_path: Path) -> None:
     assert len(listed(tmp_path, CSV, labels=["good", "dent", "hole"])) == 2
     assert complaint(tmp_path, CSV + "c/d.png,dnet\n", labels=["good", "hole"]) == (
-        "has labels beside dataset.labels: dent, dnet"
+        "has labels that dataset.labels does not name: dent, dnet"
     )
 
 
