@@ -1,5 +1,7 @@
 """From turns to lines of a CSV: medians and spreads, ratios taken round by round, and where they were measured."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ def keep(lines: list[Line], about: Line, seed: int, file: Path | None) -> None:
     from defectcls.training.provenance import provenance
 
     made = provenance(seed, {})
+    made["command"] = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     about = about | {name: made[name] for name in ("date", "seed", "commit", "hardware", "command")}
     versions = {f"version_{name}": version for name, version in made["versions"].items()}
     results = pd.DataFrame([about | line | versions for line in lines])
