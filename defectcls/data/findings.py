@@ -80,7 +80,8 @@ def take_inventory(data: DefectDataModule) -> Inventory:
     """
     data.prepare_data()
     samples, settings = label_samples(data.sample_table(), data.target), data.settings
-    images = Images([f"{settings.root}/{path}" for path in samples["path"]], settings, data.image_size, CPU)
+    anywhere = settings.model_copy(update={"cache": "auto"}) if settings.cache == "device" else settings
+    images = Images([f"{settings.root}/{path}" for path in samples["path"]], anywhere, data.image_size, CPU)
     records, digests, every = images.records, images.digests, np.arange(len(samples))
     readable = ~np.isin(every, list(images.errors))
     first = identical_files(digests)

@@ -16,7 +16,7 @@ from scipy import fft
 from scipy.ndimage import gaussian_filter, uniform_filter
 
 from defectcls.data.duplicates import NO_PAIRS, first_of, identical_files, split_units
-from defectcls.data.photo import FREQUENCIES, THUMBNAIL, digest_of
+from defectcls.data.photo import FREQUENCIES, THUMBNAIL, counts_as, digest_of
 from defectcls.data.reading import Images
 from defectcls.data.threads import map_in_threads
 
@@ -33,7 +33,6 @@ LIKE_MAGNITUDES, LIKE_SPECTRA = 0.55, 0.9  # cosines; planted twins of 64 px, th
 LIKE_COPY = 0.998
 PLAIN = 1.0  # a spread in grey values below which there is nothing to compare
 
-FINEST = 256  # pixels: an image counts as of this side, or of a half, a quarter … where it is smaller
 CYCLES, LIKE_DETAIL = 24, 0.92  # a frame, of the spectra of detail; planted twins reach 0.94 there
 BLUR, SCALE = 1.5, 6.0  # pixels of the image: standard deviations of the finest and the coarsest detail
 CONTRAST, REGION, GLARE = 31, 35, 25  # pixels likewise: sides of the squares it is evened out, compared and left out in
@@ -62,10 +61,9 @@ def near_identical_pairs(images: Images) -> np.ndarray:
     else:
         files = np.flatnonzero(identical_files(digests) == np.arange(len(digests)))
         files = files[records["spread"][files] >= PLAIN]  # 0 of what cannot be read
-        shorter = np.minimum(records["width"], records["height"]).clip(8, FINEST)
         candidates = candidate_pairs(images.spectra[files])
         candidates[:, :2] = files[candidates[:, :2]]
-        sides = 2 ** np.rint(np.log2(shorter)).astype(int)[candidates[:, :2]].min(axis=1)
+        sides = counts_as(np.minimum(records["width"], records["height"]))[candidates[:, :2]].min(axis=1)
         near = [_near(candidates[sides == side], side, images.thumbnails) for side in np.unique(sides)]
         twin = first_of(split_units(np.arange(len(digests)), None, np.concatenate([NO_PAIRS, *near])))
         remembered.add(keys, twin)

@@ -9,6 +9,7 @@ from scipy import fft
 from defectcls.data.images import ONE_PAGE, Depth, Resize, UnreadableImageError, open_photo, read_file, square
 
 THUMBNAIL = 128  # pixels of the square that twins are found by, whatever image_size a model sees
+FINEST = 256  # pixels of the side that twins are compared at, by a thumbnail of half of it
 LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # of red, green and blue, ITU-R BT.601
 CYCLES = 6  # highest frequency of a spectrum, in cycles a frame: what a re-encoding leaves alone
 
@@ -56,16 +57,24 @@ def read_photo(path: str, size: int, resize: Resize, depth: Depth) -> Photo:
         own = opened.depth or depth
         upright = opened.pixels(own)
         at_depth = upright if depth in ("auto", own) else opened.pixels(depth)
-        pixels, frame = square(at_depth, size, resize), square(upright, THUMBNAIL, "squash")
+        side = min(THUMBNAIL, int(counts_as(np.array(upright.shape[:2]).min())))
+        pixels, frame = square(at_depth, size, resize), square(upright, side, "squash")
     except UnreadableImageError as error:
         return Photo(digest, str(error))
-    grey = np.tensordot(LUMINANCE, frame.astype(np.float32), 1)
+    grey = (
+        np.tensordot(LUMINANCE, frame.astype(np.float32), 1).repeat(THUMBNAIL // side, 0).repeat(THUMBNAIL // side, 1)
+    )
     windowed = (grey - (grey * _WINDOW).sum() / _WINDOW.sum()) * _WINDOW
     spectrum = fft.rfft2(windowed)[_KEPT] / _WINDOW.sum()
     parts = np.stack([spectrum.real, spectrum.imag], axis=1)
     about = opened.width, opened.height, opened.mode, opened.paged and not path.lower().endswith(ONE_PAGE)
     record = np.array((*about, opened.depth, grey.std(), parts), RECORD)
     return Photo(digest, "", record, grey.round().astype(np.uint8), pixels)
+
+
+def counts_as(shorter: np.ndarray) -> np.ndarray:
+    """The side in pixels, 8, 16, … up to FINEST, that images of this shorter side are compared at."""
+    return 2 ** np.rint(np.log2(shorter.clip(8, FINEST))).astype(int)
 
 
 def digest_of(*parts: bytes) -> bytes:

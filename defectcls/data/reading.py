@@ -31,7 +31,7 @@ Place = Literal["off", "ram", "disk", "device"]
 CPU = torch.device("cpu")
 AT_ONCE = 2**27  # bytes of pixels that are decoded before they are stored, and that go to a device together
 SETTLED = 2e9  # ns since it was written, before which a file may be written to again at what its clock takes for once
-VERSION = 3  # of what is kept and how it is computed; to be raised when `decode` comes to give other pixels
+VERSION = 4  # of what is kept and how it is computed; to be raised when `decode` comes to give other pixels
 
 
 class Images:
@@ -195,26 +195,24 @@ def choose_place(needed: int, stored: int, settings: DatasetSettings, device: to
     Raises:
         UserError: they do not fit.
     """
-    limit, folder = settings.cache_max_gb * 1e9, settings.cache_dir
-    if settings.cache == "device" and device.type == "cpu":
-        raise UserError("dataset.cache=device, but there is no GPU: use dataset.cache=auto")
-    if settings.cache == "disk" and needed > limit:
+    limit = settings.cache_max_gb * 1e9
+    on_device = 0 if device.type == "cpu" else free_memory(device)
+    room = {"device": on_device, "disk": limit, "ram": free_memory(), "off": np.inf}
+    if settings.cache == "auto":
+        on_disk = min(limit, free_disk(settings.cache_dir) + stored)
+        fits: dict[Place, bool] = {
+            "device": needed < on_device / 2,
+            "disk": needed <= on_disk,
+            "ram": needed <= room["ram"] / 2,
+        }
+        return next((place for place, enough in fits.items() if enough), "off")
+    if needed > room[settings.cache]:
+        names = {"device": "the GPU has", "disk": "dataset.cache_max_gb allows", "ram": "memory has"}
         raise UserError(
-            f"dataset.cache=disk needs {needed / 1e9:.2g} GB, more than dataset.cache_max_gb="
-            f"{settings.cache_max_gb:g}: allow more, or use dataset.cache=auto"
+            f"dataset.cache={settings.cache} needs {needed / 1e9:.2g} GB, but {names[settings.cache]} "
+            f"{room[settings.cache] / 1e9:.2g}: use dataset.cache=auto"
         )
-    if settings.cache == "ram" and needed > free_memory():
-        raise UserError(
-            f"dataset.cache=ram needs {needed / 1e9:.1f} GB, but {free_memory() / 1e9:.1f} GB are free: "
-            "use dataset.cache=auto"
-        )
-    if settings.cache != "auto":
-        return settings.cache
-    if device.type == "cuda" and needed < free_memory(device) / 2:
-        return "device"
-    if needed <= min(limit, free_disk(folder) + stored):
-        return "disk"
-    return "ram" if needed <= free_memory() / 2 else "off"
+    return settings.cache
 
 
 def free_memory(device: torch.device = CPU) -> float:

@@ -36,6 +36,7 @@ from defectcls.files import locked
 log = logging.getLogger(__name__)
 
 KEY = np.dtype([("key", "V16"), ("sum", "<u4")])
+LARGE = 1 << 14  # bytes of a row whose checksum is worth a thread
 PLACES = 1 << 32  # a position is the number of a file times this, and a place in the file
 
 
@@ -126,19 +127,19 @@ class Rows:
     def find(self, keys: Sequence[bytes]) -> np.ndarray:
         """Position of each key's row, int64 (keys,); -1 where it is not known, or damaged, which is a warning."""
         found = np.fromiter((self._positions.get(key, -1) for key in keys), np.int64, len(keys))
-        unsure = [row for row, position in enumerate(found.tolist()) if position >= 0 and not self._is_right(position)]
-        right = list(map_in_threads(self._check, found[unsure].tolist())) if unsure else []
-        damaged = [row for row, is_right in zip(unsure, right, strict=True) if not is_right]
-        for row in damaged:
+        known = np.flatnonzero(found >= 0)
+        each = map_in_threads if self.row_bytes > LARGE else map
+        right = np.fromiter(each(self._is_right, found[known].tolist()), bool, len(known))
+        for row in known[~right]:
             self._positions.pop(keys[row], None)
-        used = set((found[found >= 0] // PLACES).tolist())
-        for path in (path for path, number in self._files.items() if number in used and path not in self.store.in_use):
+        if not right.all():
+            log.warning("%s: %d of %d rows are damaged and computed anew", self.folder, (~right).sum(), len(keys))
+        found[known[~right]] = -1
+        used = set((found[known[right]] // PLACES).tolist())
+        for path in {path for path, number in self._files.items() if number in used} - self.store.in_use:
             self.store.in_use.add(path)
             with contextlib.suppress(OSError):  # of another user, or deleted to make room
                 os.utime(path)
-        found[damaged] = -1
-        if damaged:
-            log.warning("%s: %d of %d rows are damaged and computed anew", self.folder, len(damaged), len(keys))
         return found
 
     def __getitem__(self, positions: np.ndarray) -> np.ndarray:
@@ -210,15 +211,11 @@ class Rows:
 
     def _is_right(self, position: int) -> bool:
         number, place = divmod(position, PLACES)
-        return self._sums[number][place] < 0
-
-    def _check(self, position: int) -> bool:
-        number, place = divmod(int(position), PLACES)
         wanted = self._sums[number][place]
         right = wanted < 0 or zlib.crc32(_bytes(self._blocks[number][place])) == wanted
         if right:
             self._sums[number][place] = -1
-        return right
+        return bool(right)
 
 
 def _bytes(values: np.ndarray) -> memoryview:

@@ -220,9 +220,13 @@ def test_auto_is_the_fastest_place_that_is_large_enough(
 @pytest.mark.parametrize(
     ("cache", "options", "sentence"),
     [
-        ("device", {}, "^dataset.cache=device, but there is no GPU: use dataset.cache=auto$"),
-        ("disk", {"cache_max_gb": (SIZE - 1) / 1e9}, "^dataset.cache=disk needs .* more than dataset.cache_max_gb=2.3"),
-        ("ram", {}, "^dataset.cache=ram needs 0.0 GB, but 0.0 GB are free: use dataset.cache=auto$"),
+        ("device", {}, "^dataset.cache=device needs 2.3e-06 GB, but the GPU has 0: use dataset.cache=auto$"),
+        (
+            "disk",
+            {"cache_max_gb": (SIZE - 1) / 1e9},
+            "^dataset.cache=disk needs 2.3e-06 GB, but dataset.cache_max_gb allows 2.3e-06: use",
+        ),
+        ("ram", {}, "^dataset.cache=ram needs 2.3e-06 GB, but memory has 2.3e-06: use dataset.cache=auto$"),
     ],
 )
 def test_a_place_that_is_too_small_is_a_sentence(
