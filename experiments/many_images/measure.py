@@ -36,25 +36,14 @@ def make_files(root: Path, images: int) -> None:
 
 def measure(root: Path, images: int) -> dict:
     """Seconds of each phase and MiB beyond the imports, in this process."""
-    import torch
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    from defectcls.config import CONF_DIR, parse
     from defectcls.data import datamodule
-    from defectcls.settings import DatasetSettings
+    from defectcls.data.table import Table
     from defectcls.training.provenance import provenance
-
-    options = ["dataset=table", f"dataset.root={root}", f"dataset.table={root / 'few.csv'}", "dataset.cache=off"]
-    options += ["dataset.split.together=[group,identical]"]
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        plain = OmegaConf.to_container(compose("train", options).dataset, resolve=True)
-    settings = parse(DatasetSettings, plain)
 
     seconds: dict[str, float] = {}
 
-    def timed(name: str) -> None:
-        plain_function = getattr(datamodule, name)
+    def timed(owner: object, function: str, name: str) -> None:
+        plain_function = getattr(owner, function)
 
         def timing(*given: object, **named: object) -> object:
             start = time.perf_counter()
@@ -63,15 +52,15 @@ def measure(root: Path, images: int) -> dict:
             finally:
                 seconds[name] = seconds.get(name, 0) + time.perf_counter() - start
 
-        setattr(datamodule, name, timing)
+        setattr(owner, function, timing)
 
-    for name in ("list_samples", "digest_files", "related_images", "split_samples"):
-        timed(name)
+    timed(Table, "sample_table", "list_samples")
+    timed(Table, "_read", "digest_files")
+    for name in ("related_images", "split_samples"):
+        timed(datamodule, name, name)
     before, start = peak(), time.perf_counter()
-    data = datamodule.DefectDataModule(
-        settings, target="defect", image_size=32, batch_size=32, sampler="shuffle", seed=0, workers=0,
-        device=torch.device("cpu"),
-    )  # fmt: skip
+    together = {"together": ["group", "identical"]}
+    data = Table(root=root, table=root / "few.csv", cache="off", split=together, image_size=32, batch_size=32)
     data.setup()
     ready = time.perf_counter()
     batch = next(iter(data.train_dataloader()))
