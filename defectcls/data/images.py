@@ -16,7 +16,13 @@ from defectcls.data.depth import WHITE, Depth, Opened, UnreadableImageError
 from defectcls.errors import UserError
 
 Resize = Literal["squash", "pad"]
-Photo = Path | str | bytes | Image.Image | np.ndarray  # a file, its content, or what has been read of one
+
+
+class Content(bytes):
+    """Of a file, as `read_file` gives it."""
+
+
+Photo = Path | str | Content | Image.Image | np.ndarray  # a file, its content, or what has been read of one
 
 # A photo beyond this is taken for a decompression bomb: 179 million pixels decode to half a gigabyte. Pillow raises
 # from twice its own limit and warns before; to make its warning an error would not be safe among the threads below.
@@ -75,11 +81,11 @@ def open_photo(photo: Photo, side: int) -> Opened:
     """
     if isinstance(photo, np.ndarray):
         return Opened(_checked(photo))
-    if not isinstance(photo, Path | str | bytes | Image.Image):
+    if not isinstance(photo, Path | str | Content | Image.Image):
         raise UserError(f"{photo!r} is no photo: give a path, an image of Pillow's, or an array")
     content = b""
     try:
-        if isinstance(photo, bytes):
+        if isinstance(photo, Content):
             content = photo
         elif isinstance(photo, Path | str):
             content = read_file(photo)
@@ -103,7 +109,7 @@ def open_photo(photo: Photo, side: int) -> Opened:
         raise UnreadableImageError(f"damaged, its decoder says: {reason}") from error
 
 
-def read_file(path: Path | str) -> bytes:
+def read_file(path: Path | str) -> Content:
     """The one place where the bytes of a photo are read.
 
     Raises:
@@ -111,7 +117,7 @@ def read_file(path: Path | str) -> bytes:
     """
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123  a path object costs as much as reading a small file
-            return file.read()
+            return Content(file.read())
     except OSError as error:
         raise UnreadableImageError(error.strerror or str(error)) from None
 

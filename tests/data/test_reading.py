@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from defectcls.data import photo, reading
-from defectcls.data.images import decode
+from defectcls.data.images import Content, decode
 from defectcls.data.near_duplicates import near_identical_pairs
 from defectcls.data.photo import FREQUENCIES, THUMBNAIL
 from defectcls.data.reading import Images, choose_place
@@ -168,7 +168,9 @@ def test_unreadable_files_are_told_at_every_run(root: Path, reads: list[str]) ->
 
 def test_a_file_that_is_written_to_all_the_time_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, ticks = reading.read_file, iter(range(1000))
-    monkeypatch.setattr(reading, "read_file", lambda path: plain(path) + bytes([next(ticks) % 256] * ("05" in path)))
+    monkeypatch.setattr(
+        reading, "read_file", lambda path: Content(plain(path) + bytes([next(ticks) % 256] * ("05" in path)))
+    )
     images = read(root, cache="off")
     with pytest.raises(UserError, match=r"05.bmp has changed since the start of this run: start anew"):
         images[np.array([1, 5])]
