@@ -62,7 +62,7 @@ def defectcls(category: str, seed: int) -> tuple[pd.Series, int, float]:
         sys.argv += ["trainer=cpu", "trainer.precision=32", "trainer.channels_last=true", "trainer.compile=false"]
         sys.argv += [f"image_size={SIDE}", f"seed={seed}", f"hydra.run.dir={folder}/run"]
         run_verb("train", task)
-        _, numbers = runs[0].evaluate("test")
+        numbers = runs[0].measure(["test"])[0]["test"]
     return fits[0] - tests[0], len(runs[0].data.part("train")), numbers["auroc"]
 
 
