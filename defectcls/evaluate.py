@@ -31,7 +31,8 @@ def evaluate(config: dict[str, Any], folder: Path) -> None:
 
         run = EvaluationRun(settings, folder)
         metrics, predictions = run.measure()
-        found, heat = inspect(run, predictions, settings.inspect)
+        with run.timed("inspect"):
+            found, heat = inspect(run, predictions, settings.inspect)
         metrics |= found
         root = run.data.settings.root
     page = report_page(metrics, predictions, root, heat=heat)

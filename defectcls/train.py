@@ -34,7 +34,8 @@ def train(config: dict[str, Any], folder: Path) -> float | None:
         metrics, predictions = run.measure()
         if run.trainer.is_global_zero:
             test, root = predictions[predictions["split"] == "test"], settings.dataset.root
-            found, heat = inspect(run, test, settings.inspect)
+            with run.timed("inspect"):
+                found, heat = inspect(run, test, settings.inspect)
             metrics |= found
             page = report_page(metrics, predictions, root, run.record.table(), heat)
             write_results(folder, metrics, predictions, page)

@@ -145,6 +145,18 @@ def test_metrics_of_the_best_epoch_are_in_the_history(finished: Path) -> None:
     assert metrics["val"]["uncalibrated"]["loss"] == pytest.approx(best["val/loss"], abs=1e-6)
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_what_is_left_to_the_machine_is_chosen_and_computed_in_again(tiny: list[str], tmp_path: Path) -> None:
+    """Precision and memory layout as conf/ has them, from the probe to an evaluation of the checkpoint."""
+    given = [argument for argument in tiny if not argument.startswith("trainer.")]
+    of_run = run(tmp_path / "run", *given, "finetune.probe=true", "finetune.stages.full.epochs=1")
+    chosen = of_run["config"]["trainer"]
+    assert (chosen["precision"] in ("32", "bf16"), chosen["channels_last"], chosen["compile"]) == (True, True, False)
+    assert [stage["name"] for stage in of_run["stages"]] == ["probe", "full"]
+    again = evaluated(tmp_path / "run", tmp_path / "evaluated")["test"]
+    assert again["auroc"] == pytest.approx(of_run["test"]["auroc"], abs=1e-9)
+
+
 # --- the seed ---------------------------------------------------------------------------------------------------------
 
 

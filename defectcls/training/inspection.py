@@ -33,11 +33,6 @@ def inspect(run: Run, predictions: pd.DataFrame, settings: InspectSettings) -> t
     Args:
         predictions: decided, of the part to look into; its index is that of the run's sample table.
     """
-    with run.timed("inspect"):
-        return _inspect(run, predictions, settings)
-
-
-def _inspect(run: Run, predictions: pd.DataFrame, settings: InspectSettings) -> tuple[dict[str, Any], Heat]:
     found: dict[str, Any] = {}
     heat: Heat = {}
     if settings.heat_maps:
