@@ -121,6 +121,15 @@ def test_arguments_of_the_trainer_pass_through(tiny: list[str], tmp_path: Path) 
     assert history["step"].tolist() == [2]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("given", ["fast_dev_run=true", "deterministic=true", "profiler=simple", "num_nodes=1"])
+def test_a_run_finishes_with_an_argument_of_the_trainer(tiny: list[str], tmp_path: Path, given: str) -> None:
+    done = command("train", *tiny, f"+trainer.{given}", "finetune=full", f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.code == 0, done.err
+    assert (tmp_path / "run/metrics.json").is_file()
+
+
 @pytest.mark.usefixtures("no_pictures")
 def test_gradients_of_several_batches_make_one_step(tiny: list[str], tmp_path: Path) -> None:
     """A stage ends after its epochs all the same."""
