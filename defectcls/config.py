@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import importlib
 import re
 import shlex
@@ -117,10 +118,15 @@ def parse(kind: type[Parsed], config: dict[str, Any]) -> Parsed:
 
 def presets(*names: str) -> dict[str, Any]:
     """The values of conf/<name>.yaml, of a later one over those before it, with ??? for what one has to give."""
-    merged = OmegaConf.merge(*(OmegaConf.load(CONF_DIR / f"{name}.yaml") for name in names))
+    merged = OmegaConf.merge(*map(_preset, names))
     assert isinstance(merged, DictConfig)
     rest = [str(key) for key in merged if key not in ("defaults", "hydra")]
     return OmegaConf.to_container(OmegaConf.masked_copy(merged, rest), resolve=True)  # type: ignore[return-value]
+
+
+@functools.cache  # a millisecond a line
+def _preset(name: str) -> Any:
+    return OmegaConf.load(CONF_DIR / f"{name}.yaml")
 
 
 def shipped_datasets() -> dict[str, dict[str, Any]]:

@@ -79,6 +79,10 @@ class Run:
         """Predictions table of one part, as the network has it: not calibrated, the most probable class predicted."""
         with self.timed(f"evaluate {part}", len(self.data.part(part))):
             self.trainer.test(self.classifier, dataloaders=self.data.part_dataloader(part), verbose=False)
+        return self._evaluated()
+
+    def _evaluated(self) -> pd.DataFrame:
+        """Predictions table of what was evaluated last."""
         index, logits = self.classifier.evaluated
         return predictions_table(self.samples.loc[index], probabilities_of(logits), self.data.classes)
 
@@ -133,6 +137,7 @@ class TrainingRun(Run):
         self.settings = settings = with_compute(settings, device)
         self.folder, self.record = folder, Record(folder)
         self.baseline: dict[str, Any] = {}
+        self.validation: pd.DataFrame | None = None  # predicted by the best weights
         trainer = build_trainer(settings.trainer, folder, logger, [*build_callbacks(settings), self.record], settings)
         if data is None:
             data = build_data(settings, device=device)
@@ -216,11 +221,14 @@ class TrainingRun(Run):
                 "%(bank)d sound patches remembered; weights: memory %(memory).2f, classifier %(classifier).2f", found
             )
         self.trainer.validate(classifier, datamodule=data, verbose=False)
+        if not finetune.active_stages:  # no other weights will be the best
+            self.validation = self._evaluated()
 
     def _choose_decision(self, best: dict[str, Any]) -> None:
         """On the validation images; kept in the best checkpoint, with what the choice rests on."""
-        self.validation = validation = self.predict("val")
-        prevalence = self.settings.dataset.prevalence
+        if self.validation is None:
+            self.validation = self.predict("val")
+        validation, prevalence = self.validation, self.settings.dataset.prevalence
         self.decision = choose_decision(self.settings.decision, validation, self.data.classes, prevalence)
         columns = ["label", "defective", "unit", *(PROBABILITY + name for name in self.data.classes)]
         best["defectcls"]["validation"] = validation.filter(columns).to_dict("list")
@@ -230,6 +238,7 @@ class TrainingRun(Run):
 
     def measure(self, parts: Sequence[str] = PARTS) -> tuple[dict[str, Any], pd.DataFrame]:
         """metrics.json and the predictions table of these parts, from the best weights."""
+        assert self.validation is not None
         predicted = {part: self.validation if part == "val" else self.predict(part) for part in parts}
         judged = {part: evaluate(table, self.decision, self.data.classes) for part, table in predicted.items()}
         metrics: dict[str, Any] = {
