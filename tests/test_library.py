@@ -118,7 +118,7 @@ def test_a_part_of_a_notebook_is_found_in_it(tiny: list[str], tmp_path: Path, mo
     monkeypatch.setattr(sys.modules["__main__"], "Mine", Mine, raising=False)
     given = (*tiny, "finetune=full", "finetune.stages.full.epochs=1", f"hydra.run.dir={tmp_path}")
     run = defectcls.run("train", *given, "loss=own", "loss._target_=__main__.Mine", "+loss.margin=2", "imports=[json]")
-    assert run.metrics["config"]["loss"] == {"_target_": "__main__.Mine", "class_weights": "none", "margin": 2}
+    assert run.metrics["config"]["loss"] == {"_target_": "__main__.Mine", "class_weights": "auto", "margin": 2}
     assert run.metrics["command"].startswith("python -m defectcls.train dataset=synthetic ")
 
 
