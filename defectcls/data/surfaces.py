@@ -95,7 +95,7 @@ def brushed_metal(rng: Random, scene: Scene) -> Surface:
     """Sheet brushed along its grain: streaks, bright bands across them, rolled-in lines along them, and dust."""
     shape, px, angle = scene.shape, scene.px, scene.grain
     streaks = clouds(rng, shape, rng.uniform(0.55, 0.8), rng.uniform(25, 60), angle)
-    albedo = 1 + rng.uniform(0.03, 0.055) * (0.7 + scene.difficulty) * streaks + 0.04 * clouds(rng, shape, 1.8)
+    albedo = 1 + rng.uniform(0.04, 0.055) * (1 + 0.7 * scene.difficulty) * streaks + 0.04 * clouds(rng, shape, 1.8)
     for _ in range(rng.poisson(1.5 + 4.5 * scene.difficulty)):
         albedo += rng.uniform(-0.12, 0.14) * line(rng, scene, angle, 0.8 * px)
     return albedo - 0.25 * specks(rng, scene, 1.5), 0.02 * px * grains(rng, shape, 2 * px)
