@@ -6,6 +6,7 @@ they have, be it as short as "|"; and the headers of the presets get what to exp
 """
 
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 from studies import STUDIES, TITLES, Measurement, Study, text
 
-from defectcls.evaluation.intervals import difference, proportion_interval
+from defectcls.evaluation.intervals import proportion_interval
 from defectcls.evaluation.predictions import groups_of, read_predictions
 
 HERE = Path(__file__).parent
@@ -30,6 +31,13 @@ NUMBERS = {
     "train": ("accuracy",),
     "val": ("accuracy", "auroc"),
 }
+
+
+def difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
+    """`one` less `other`, each (value, low, high) of images of its own, with its limits (Zou and Donner 2008)."""
+    value = one[0] - other[0]
+    low = value - math.hypot(one[0] - one[1], other[2] - other[0])
+    return value, low, value + math.hypot(one[2] - one[0], other[0] - other[1])
 
 
 def row(folder: Path) -> dict:

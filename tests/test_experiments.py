@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from scipy.stats import binomtest
 
 from defectcls.config import CONF_DIR, parse
 from defectcls.settings import TrainSettings
@@ -91,6 +92,13 @@ def test_results_come_from_commands_that_the_study_names(results: Path) -> None:
 def test_header_of_a_preset_says_what_its_study_found(preset: Path, collect: ModuleType) -> None:
     lines = preset.read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if line.startswith("# Expected")] == collect.expected().get(preset.stem, [])
+
+
+def test_difference_of_two_shares_is_newcombes(collect: ModuleType) -> None:
+    """56 of 70 less 48 of 80: Newcombe 1998, table II, method 10."""
+    wilson = [binomtest(hits, n).proportion_ci(method="wilson") for hits, n in ((56, 70), (48, 80))]
+    shares = [(share, interval.low, interval.high) for share, interval in zip((0.8, 0.6), wilson, strict=True)]
+    assert collect.difference(*shares) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
 
 
 def test_each_folder_is_a_study(collect: ModuleType) -> None:

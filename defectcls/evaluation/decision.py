@@ -232,13 +232,10 @@ def _best_threshold(settings: DecisionSettings, scores: np.ndarray, defective: n
 
 def _name(settings: DecisionSettings) -> str:
     """The policy as one types it."""
-    match settings.policy:
-        case "recall" | "precision":
-            return f"{settings.policy}>={settings.target:g}"
-        case "fpr":
-            return f"fpr<={settings.target:g}"
-        case "cost":
-            return f"cost, an escape {settings.escape_cost:g}, a false reject {settings.overkill_cost:g}"
-        case "review":
-            return f"review, escape<={settings.escape_rate:g}, overkill<={settings.overkill_rate:g}"
-    return settings.policy
+    return settings.policy + {
+        "recall": f">={settings.target:g}",
+        "precision": f">={settings.target:g}",
+        "fpr": f"<={settings.target:g}",
+        "cost": f", an escape {settings.escape_cost:g}, a false reject {settings.overkill_cost:g}",
+        "review": f", escape<={settings.escape_rate:g}, overkill<={settings.overkill_rate:g}",
+    }.get(settings.policy, "")

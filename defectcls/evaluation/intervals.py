@@ -20,7 +20,6 @@ has eleven values, and no set of eleven intervals has the right coverage everywh
 and its macro average where two or three groups hold all defects, several each: 90 %.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,18 +30,11 @@ from scipy.special import betainc, expit, logit
 from scipy.stats import t as student
 
 from defectcls.evaluation.metrics import RANKINGS, plain
-from defectcls.evaluation.resampling import Answers, Share, bootstrap
+from defectcls.evaluation.resampling import Answers, Key, bootstrap
 
 Interval = tuple[float, float]
 NOTHING: Interval = (np.nan, np.nan)
 ROUNDING = 1e-7  # smaller counts are none
-
-
-def difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
-    """`one` less `other`, each (value, low, high) of images of its own, with its limits (MOVER)."""
-    value = one[0] - other[0]
-    low = value - math.hypot(one[0] - one[1], other[2] - other[0])
-    return value, low, value + math.hypot(one[2] - one[0], other[0] - other[1])
 
 
 def average(values: Sequence[float], limits: Sequence[Interval], correlation: np.ndarray | None = None) -> Interval:
@@ -69,12 +61,6 @@ def proportion_interval(hits: np.ndarray, groups: np.ndarray | None = None, leve
     return _lower_limit(share, size, level), 1 - _lower_limit(1 - share, size, level)
 
 
-def share_interval(share: Share, groups: np.ndarray, level: float = 0.95) -> Interval:
-    """Of the number that a share stands for, given the group of each image."""
-    low, high = proportion_interval(share.hits[share.members], groups[share.members], level)
-    return share.stated(low), share.stated(high)
-
-
 def metric_intervals(
     predictions: pd.DataFrame, classes: dict[str, bool], level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> dict[str, Any]:
@@ -87,7 +73,10 @@ def metric_intervals(
         return {}
     answers = Answers(predictions, classes)
     values, drawn = answers.stated(), bootstrap(answers.groups, answers.weighted, resamples, seed)
-    intervals = {key: share_interval(share, answers.groups, level) for key, share in answers.shares.items()}
+    intervals: dict[Key, Interval] = {}
+    for key, share in answers.shares.items():
+        low, high = proportion_interval(share.hits[share.members], answers.groups[share.members], level)
+        intervals[key] = share.stated(low), share.stated(high)
     for side, positive in answers.positive.items():
         for name, chance in zip(RANKINGS, (0.5, positive.mean()), strict=True):
             key = name, side

@@ -77,7 +77,11 @@ def compute_metrics(predictions: pd.DataFrame, classes: dict[str, bool]) -> dict
     Raises:
         UserError: a label or a prediction is none of `classes`.
     """
-    matrix, n = confusion_matrix(predictions, [*classes]), len(predictions)
+    if unknown := {*predictions["label"], *predictions["prediction"]} - {*classes}:
+        raise UserError(f"the predictions hold {sorted(unknown)}, which are none of the classes {[*classes]}")
+    names, n, size = pd.Index([*classes]), len(predictions), len(classes)
+    truth, prediction = (names.get_indexer(pd.Index(predictions[column])) for column in ("label", "prediction"))
+    matrix = np.bincount(truth * size + prediction, minlength=size * size).reshape(size, size)
     answers = Answers(predictions, classes)
     values = answers.stated()
     if len(set(answers.folds)) > 1:
@@ -88,7 +92,6 @@ def compute_metrics(predictions: pd.DataFrame, classes: dict[str, bool]) -> dict
         return pd.Series([values[name, one] for one in answers.classes], dtype=float).mean()  # of those defined
 
     probabilities = predictions[[PROBABILITY + name for name in classes]].to_numpy()
-    truth = pd.Index([*classes]).get_indexer(pd.Index(predictions["label"]))
     scores, hits = probabilities.max(1, initial=0), probabilities.argmax(1) == truth
     if 0 < sum(classes.values()) < len(classes):
         scores, hits = predictions["score"].to_numpy(), predictions["defective"].to_numpy(bool)
@@ -115,15 +118,6 @@ def defect_numbers(part: dict[str, Any]) -> dict[str, Any]:
     """
     intervals = part.get("intervals", {})
     return part | part.get("defect", {}) | {"intervals": intervals | intervals.get("defect", {})}
-
-
-def confusion_matrix(predictions: pd.DataFrame, class_names: list[str]) -> np.ndarray:
-    """Counts (classes, classes): rows = truth, columns = prediction."""
-    if unknown := {*predictions["label"], *predictions["prediction"]} - {*class_names}:
-        raise UserError(f"the predictions hold {sorted(unknown)}, which are none of the classes {class_names}")
-    names, size = pd.Index(class_names), len(class_names)
-    truth, prediction = (names.get_indexer(pd.Index(predictions[column])) for column in ("label", "prediction"))
-    return np.bincount(truth * size + prediction, minlength=size * size).reshape(size, size)
 
 
 def defect_counts(matrix: np.ndarray | list, defective_classes: list[bool]) -> tuple[int, int, int, int]:

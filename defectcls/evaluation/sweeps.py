@@ -74,8 +74,9 @@ class Setting:
 
     @cached_property
     def numbers(self) -> dict[str, Number]:
-        """Over the seeds."""
-        return {str(column): over_seeds(self.seeds[column], *number_range(str(column))) for column in self.seeds}
+        """Over the seeds; of the interval what lies where the number can."""
+        most = {str(column): np.inf if str(column).endswith(("loss", "seconds")) else 1.0 for column in self.seeds}
+        return {column: over_seeds(self.seeds[column], 0.0, end) for column, end in most.items()}
 
 
 @dataclass(frozen=True)
@@ -190,11 +191,6 @@ def settings_table(sweep: Sweep) -> pd.DataFrame:
         rows.append(row | dict(zip(COUNTS, setting.counts or [None] * 4, strict=True)) | {"verdict": setting.verdict})
     table, last = pd.DataFrame(rows), [*COUNTS, "verdict"]
     return table[[*table.columns.drop(last), *last]] if rows else table
-
-
-def number_range(column: str) -> tuple[float, float]:
-    """Where a number can lie."""
-    return 0.0, np.inf if column.endswith(("loss", "seconds")) else 1.0
 
 
 def other_images(varying: list[str]) -> list[str]:

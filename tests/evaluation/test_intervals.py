@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import expit
-from scipy.stats import binom, binomtest, norm
+from scipy.stats import binom, norm
 
-from defectcls.evaluation.intervals import difference, metric_intervals, proportion_interval
+from defectcls.evaluation.intervals import metric_intervals, proportion_interval
 from defectcls.evaluation.metrics import compute_metrics
 from tests.evaluation.test_metrics import THREE, TWO, table, two_class_table
 
@@ -270,10 +270,3 @@ def test_intervals_of_folds_cover_the_mean_within() -> None:
         width.append(high - low)
     assert 0.92 <= np.mean(covered) <= 0.98
     assert np.mean(width) < 0.16  # that of one model on as many images: 0.13
-
-
-def test_difference_of_two_shares_is_newcombes() -> None:
-    """56 of 70 less 48 of 80: Newcombe 1998, table II, method 10."""
-    wilson = [binomtest(hits, n).proportion_ci(method="wilson") for hits, n in ((56, 70), (48, 80))]
-    shares = [(share, interval.low, interval.high) for share, interval in zip((0.8, 0.6), wilson, strict=True)]
-    assert difference(*shares) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
