@@ -69,7 +69,6 @@ class SplitSettings(Settings):
 class Archive(Settings):
     url: str
     sha256: str
-    unpacked_gb: Positive
 
 
 class DatasetSettings(OpenSettings):

@@ -73,7 +73,7 @@ def victim(tmp_path: Path) -> Iterator[Victim]:
 def stranger(finished: Path, victim: Victim, file: Path, **dataset: Any) -> Path:
     """The checkpoint of `finished`, with a dataset after a stranger's heart."""
     content = torch.load(finished / "checkpoints/best.ckpt", weights_only=True)
-    archive = {"url": f"{victim.address}/photos.zip", "sha256": "0" * 64, "unpacked_gb": 1}
+    archive = {"url": f"{victim.address}/photos.zip", "sha256": "0" * 64}
     content["defectcls"]["config"]["dataset"] |= {
         **{"cache_dir": str(victim.folder), "cache_max_gb": 1e-9, "cache": "disk", "archive": archive},
         **{"download": True, "source": "a stranger"},

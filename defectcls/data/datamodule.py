@@ -142,7 +142,7 @@ class DefectDataModule(L.LightningDataModule):
         if source is None:
             root.mkdir(parents=True, exist_ok=True)  # made on first use
         elif not root.is_dir() and self.settings.download and archive:
-            fetch_archive(archive.url, archive.sha256, root, archive.unpacked_gb)
+            fetch_archive(archive.url, archive.sha256, root)
         elif not root.is_dir():
             public = f"get '{self.settings.name}' from {source} and put it there, or " if source[:4] == "http" else ""
             download = ", or add dataset.download=true" if archive else ""

@@ -44,7 +44,7 @@ def contradiction(samples: pd.DataFrame, digests: list[bytes]) -> str:
 
 
 def first_of(units: np.ndarray) -> np.ndarray:
-    """For every image the position of the first one of its unit, int64 (images,)."""
+    """For every image the position of the first one of its unit or group, int64 (images,)."""
     _, first, member = np.unique(units, return_index=True, return_inverse=True)
     return first[member]
 
@@ -61,8 +61,7 @@ def split_units(identical: np.ndarray, group: pd.Series | None, near: np.ndarray
     ties = [(np.arange(count), identical), (near[:, 0], near[:, 1])]
     if group is not None:
         named = np.flatnonzero(group.to_numpy() != "")
-        _, first, member = np.unique(group.to_numpy()[named].astype(str), return_index=True, return_inverse=True)
-        ties.append((named, named[first[member]]))
+        ties.append((named, named[first_of(group.to_numpy()[named].astype(str))]))
     rows, columns = (np.concatenate(side) for side in zip(*ties, strict=True))
     graph = coo_array((np.ones(len(rows), dtype=bool), (rows, columns)), shape=(count, count))
     return connected_components(graph, directed=False)[1].astype(np.int64)

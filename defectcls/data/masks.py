@@ -8,8 +8,7 @@ import pandas as pd
 from defectcls.data.images import Resize, UnreadableImageError, decode
 from defectcls.data.threads import map_in_threads
 
-SIZES = {"under 0.1 %": 0.001, "0.1 to 1 %": 0.01, "1 to 10 %": 0.1}  # of the image, up to and with
-LARGEST = "over 10 %"
+SIZES = {"under 0.1 %": 0.001, "0.1 to 1 %": 0.01, "1 to 10 %": 0.1, "over 10 %": 1}  # of the image, up to and with
 
 
 def load_masks(samples: pd.DataFrame, root: Path, side: int, resize: Resize) -> np.ndarray:
@@ -38,11 +37,10 @@ def mask_sizes(samples: pd.DataFrame, root: Path, side: int, resize: Resize) -> 
     Raises:
         UserError: a mask cannot be read.
     """
-    words, limits = [*SIZES, LARGEST], [*SIZES.values()]
 
     def size(row: int) -> str:
         share = load_masks(samples.iloc[[row]], root, side, resize).mean()
-        return words[int(np.searchsorted(limits, share))] if share else ""
+        return next(words for words, limit in SIZES.items() if share <= limit) if share else ""
 
     marked = np.flatnonzero(samples["mask"] != "").tolist()
     sizes = dict(zip(marked, map_in_threads(size, marked), strict=True))

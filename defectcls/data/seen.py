@@ -1,6 +1,5 @@
 """The photos that a model learned from and was chosen on, as its checkpoint remembers them, found among others."""
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.duplicates import identical_files, split_units
 from defectcls.data.near_duplicates import PLAIN, near_copies
-from defectcls.data.photo import FREQUENCIES
+from defectcls.data.photo import FREQUENCIES, digest_of
 from defectcls.errors import UserError
 
 KEPT = {"digests": (torch.uint8, (16,)), "spectra": (torch.float16, (len(FREQUENCIES), 2))}  # of each photo
@@ -54,5 +53,4 @@ def find_seen(seen: Any, data: DefectDataModule, part: str) -> tuple[np.ndarray,
 
 
 def _digest_of_part(data: DefectDataModule, part: str) -> str:
-    digests = sorted(data.digests[row] for row in data.part(part))
-    return hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest()
+    return digest_of(*sorted(data.digests[row] for row in data.part(part))).hex()

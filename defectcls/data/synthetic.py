@@ -92,9 +92,7 @@ class Synthetic(DefectDataModule):
         twins = round(self.near_duplicates * self.image_count)
         originals = self.image_count - twins
         photo, crop = np.divmod(np.arange(originals), self.crops_per_photo)
-        proneness = rng.random(originals)[photo] + rng.random(
-            originals
-        )  # some photos have many defects, some have none
+        proneness = rng.random(originals)[photo] + rng.random(originals)  # some photos have many defects, some none
         defective = proneness.argsort().argsort() >= originals - round(self.defect_share * originals)
         plan = pd.DataFrame({"photo": photo, "crop": crop, "defective": defective, "twin": False})
         repeated = plan.iloc[rng.choice(originals, twins, replace=False)]

@@ -377,7 +377,7 @@ def test_a_missing_root_says_where_to_get_the_data(tmp_path: Path) -> None:
 
 
 def test_a_missing_root_with_a_known_archive_says_that_it_can_be_fetched(tmp_path: Path) -> None:
-    archive = {"url": "https://127.0.0.1/a.zip", "sha256": "0" * 64, "unpacked_gb": 1}
+    archive = {"url": "https://127.0.0.1/a.zip", "sha256": "0" * 64}
     with pytest.raises(UserError, match=r"dataset.root=<folder>, or add dataset.download=true$"):
         module(tmp_path / "gone", {"archive": archive}).prepare_data()
 
@@ -387,7 +387,7 @@ def test_download_fetches_a_missing_root_and_leaves_a_present_one_alone(
 ) -> None:
     fetched: list[tuple] = []
     monkeypatch.setattr(datamodule, "fetch_archive", lambda *arguments: fetched.append(arguments))
-    options = {"archive": {"url": "https://127.0.0.1/a.zip", "sha256": "0" * 64, "unpacked_gb": 1}, "download": True}
+    options = {"archive": {"url": "https://127.0.0.1/a.zip", "sha256": "0" * 64}, "download": True}
     module(tmp_path, options).prepare_data()
     assert fetched == []
     module(tmp_path / "gone", options).prepare_data()

@@ -17,10 +17,9 @@ import numpy as np
 import pytest
 
 from defectcls.data import download
-from defectcls.data.download import unpack
+from defectcls.data.download import fetch_archive
 from defectcls.errors import UserError
 
-GB = 0.1  # the most that an archive of these tests may unpack to, but where it is about that
 FILES = {"good/1.png": b"sound" * 2000, "bad/2.png": b"cracked" * 2000, "readme.txt": b"hello"}
 
 
@@ -40,10 +39,6 @@ def zip_of(files: dict[str, bytes], packing: int = zipfile.ZIP_STORED) -> bytes:
         for name, content in files.items():
             zipped.writestr(name, content)
     return buffer.getvalue()
-
-
-def fetch_archive(url: str, checksum: str, root: Path, unpacked_gb: float = GB) -> None:
-    download.fetch_archive(url, checksum, root, unpacked_gb)
 
 
 def sha256(content: bytes) -> str:
@@ -86,7 +81,6 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     """A server that behaves; a test takes from it what it needs."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(download, "PAUSES", (0, 0, 0))
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.content = tar_of(FILES)
     server.asked, server.statuses, server.drop_after, server.leads_to = [], [], [], []
@@ -172,23 +166,13 @@ def test_complete_partial_file_is_only_unpacked(server: ThreadingHTTPServer, roo
     assert content_of(root) == FILES
 
 
-def test_dropped_connections_are_resumed(server: ThreadingHTTPServer, root: Path) -> None:
-    server.drop_after = [50, 0, 30]
+def test_a_dropped_connection_is_told_and_the_next_run_resumes(server: ThreadingHTTPServer, root: Path) -> None:
+    server.drop_after = [40, 50]
+    for came in (40, 90):
+        assert f"the connection broke after {came} of {len(server.content)} bytes" in refusal(server, root)
+        assert part_of(root).read_bytes() == server.content[:came]
     fetch_archive(server.url, sha256(server.content), root)
-    assert server.asked == [None, "bytes=50-", "bytes=50-", "bytes=80-"]
-    assert content_of(root) == FILES
-
-
-def test_connection_that_keeps_dropping(server: ThreadingHTTPServer, root: Path) -> None:
-    server.drop_after = [10] * 4
-    message = refusal(server, root)
-    assert f"the connection broke after 40 of {len(server.content)} bytes" in message
-    assert part_of(root).read_bytes() == server.content[:40]  # the next run resumes
-
-
-def test_server_that_is_busy_is_asked_again(server: ThreadingHTTPServer, root: Path) -> None:
-    server.statuses = [503, 429]
-    fetch_archive(server.url, sha256(server.content), root)
+    assert server.asked == [None, "bytes=40-", "bytes=90-"]
     assert content_of(root) == FILES
 
 
@@ -206,7 +190,7 @@ def test_wrong_checksum(server: ThreadingHTTPServer, root: Path) -> None:
     assert list(root.parent.iterdir()) == []
 
 
-def test_not_found_is_not_asked_again(server: ThreadingHTTPServer, root: Path) -> None:
+def test_not_found(server: ThreadingHTTPServer, root: Path) -> None:
     server.statuses = [404]
     assert refusal(server, root) == (
         f"cannot download {server.url} (HTTP Error 404: Not Found): check the network and run again, which resumes, "
@@ -247,9 +231,9 @@ def test_too_little_space(server: ThreadingHTTPServer, root: Path, monkeypatch: 
 def test_archive_that_writes_outside(server: ThreadingHTTPServer, root: Path, name: str, archive: str) -> None:
     files = {"good/1.png": b"1", name: b"2"}
     server.content = zip_of(files) if archive == "zip" else tar_of(files)
-    if archive == "tar" and name.startswith("/"):  # tar strips the leading slash, as every tar program does
+    if archive == "zip" or name.startswith("/"):  # what leads out is stripped, as every such program does
         fetch_archive(server.url, sha256(server.content), root)
-        assert content_of(root) == {"good/1.png": b"1", "outside.png": b"2"}
+        assert sorted(Path(path).name for path in content_of(root)) == ["1.png", "outside.png"]
         return
     message = refusal(server, root)
     assert "parts one.tar.gz.part is not safe to unpack: " in message
@@ -288,44 +272,12 @@ def test_server_sends_on_to_another_address_but_to_no_other_kind(
 ) -> None:
     secret = tmp_path / "secret.zip"
     secret.write_bytes(server.content)
-    server.leads_to = ["ftp://127.0.0.1/a.zip"]
-    assert refusal(server, root) == (
-        f"{server.url} leads to ftp://127.0.0.1/a.zip, which is not followed: only http and https are"
-    )
     for other in (secret.as_uri(), "data:,a"):
         server.leads_to = [other]
         assert f"Redirection to url '{other}' is not allowed" in refusal(server, root)
     server.leads_to = [server.url]
     fetch_archive(server.url, sha256(server.content), root)
     assert content_of(root) == FILES
-
-
-@pytest.mark.parametrize("mode", ["w:xz", "zip"])
-def test_archive_that_unpacks_to_more_than_is_stated(tmp_path: Path, mode: str) -> None:
-    """3 MB of zeros in less than 5 kB; what is over 2 MB is never written."""
-    files = {"good/1.png": bytes(1_000_000), "good/2.png": bytes(2_000_000)}
-    archive = tmp_path / "bomb"
-    archive.write_bytes(zip_of(files, zipfile.ZIP_DEFLATED) if mode == "zip" else tar_of(files, mode))
-    assert archive.stat().st_size < 5_000
-    with pytest.raises(UserError) as caught:
-        unpack(archive, tmp_path / "small", 0.002)
-    assert str(caught.value) == (
-        f"{archive} unpacks to more than dataset.archive.unpacked_gb=0.002: allow more only if you know what it holds"
-    )
-    assert sum(file.stat().st_size for file in tmp_path.glob("small/good/*")) < 2_000_000
-    unpack(archive, tmp_path / "large", 0.00301)
-    assert {file.name: file.stat().st_size for file in tmp_path.glob("large/good/*")} == {
-        "1.png": 1_000_000,
-        "2.png": 2_000_000,
-    }
-
-
-@pytest.mark.parametrize("mode", ["w", "zip"])
-def test_a_hundred_empty_files_take_room_too(tmp_path: Path, mode: str) -> None:
-    files = {f"{number}.png": b"" for number in range(100)}
-    (tmp_path / "many").write_bytes(zip_of(files) if mode == "zip" else tar_of(files, mode))
-    with pytest.raises(UserError, match="unpacks to more than"):
-        unpack(tmp_path / "many", tmp_path / "out", 0.00005)
 
 
 def broken(kind: str) -> bytes:
