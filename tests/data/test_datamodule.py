@@ -391,7 +391,7 @@ def test_download_fetches_a_missing_root_and_leaves_a_present_one_alone(
     module(tmp_path, options).prepare_data()
     assert fetched == []
     module(tmp_path / "gone", options).prepare_data()
-    assert fetched == [("https://127.0.0.1/a.zip", "0" * 64, tmp_path / "gone", 1)]
+    assert fetched == [("https://127.0.0.1/a.zip", "0" * 64, tmp_path / "gone")]
 
 
 def test_a_dataset_that_is_made_on_first_use_needs_no_root(tmp_path: Path) -> None:
