@@ -16,8 +16,9 @@ from defectcls.data.images import Photo, UnreadableImageError, open_photo, squar
 from defectcls.data.threads import map_in_threads
 from defectcls.evaluation.decision import MOST_PROBABLE, decide
 from defectcls.evaluation.predictions import PROBABILITY, predictions_table, probabilities_of
-from defectcls.model.checkpoint import Device, Trained, load_trained
-from defectcls.model.hardware import Precision, allow_tf32
+from defectcls.model.checkpoint import Trained, load_trained
+from defectcls.model.hardware import allow_tf32
+from defectcls.settings import Device, Precision
 
 log = logging.getLogger(__name__)
 

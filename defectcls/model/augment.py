@@ -19,17 +19,7 @@ class Augment(nn.Module):
     once, after it; hue is a rotation about the grey axis, which keeps the mean and the chroma of a colour, not HSV's
     value and saturation; shifts are not rounded to pixels; what comes in at the border is a reflection, not black.
 
-    Settings, all off at 0 or false:
-        horizontal_flip, vertical_flip: each in half of the images.
-        quarter_turns: turn by 0, 90, 180 or 270 degrees. Flips and quarter turns alone change no pixel value.
-        rotation: up to so many degrees either way.
-        scale: side scaled by 1 - scale to 1 + scale.
-        shift: up to this share of the side, in each direction.
-        crop: a square window anywhere, of 1 - crop to 1 of the area, enlarged to the whole.
-        brightness, contrast, saturation: factor 1 - x to 1 + x.
-        hue: turn of the colour circle, up to this share of it.
-        blur: Gaussian, with a standard deviation of up to this share of the side.
-        noise: Gaussian, with this standard deviation in grey values.
+    What each setting means says conf/augment/none.yaml. Flips and quarter turns alone change no pixel value.
     """
 
     DRAWN = (
@@ -40,9 +30,6 @@ class Augment(nn.Module):
 
     def __init__(self, settings: AugmentSettings) -> None:
         super().__init__()
-        self.limits: torch.Tensor
-        self.grey: torch.Tensor
-        self.hues: torch.Tensor
         self.settings = one = settings
         self.crop, self.blur, self.noise = one.crop, one.blur, one.noise
         self.resamples = bool(one.rotation or one.scale or one.shift or one.crop)
@@ -52,12 +39,12 @@ class Augment(nn.Module):
         # Buffers: a constant that is made in forward would make the host wait for the GPU.
         shift = 2 * one.shift  # in grid units: the whole side is 2
         colours = (one.brightness, one.contrast, one.saturation, 2 * math.pi * one.hue)
-        limits = torch.tensor((math.radians(one.rotation), one.scale, shift, shift, *colours))
+        limits = (math.radians(one.rotation), one.scale, shift, shift, *colours)
         third = torch.full((3, 3), 1 / 3)
         cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
-        self.register_buffer("limits", limits, persistent=False)
-        self.register_buffer("grey", torch.tensor(GREY), persistent=False)
-        self.register_buffer("hues", torch.stack([third, torch.eye(3) - third, cross]), persistent=False)
+        self.limits = nn.Buffer(torch.tensor(limits), persistent=False)
+        self.grey = nn.Buffer(torch.tensor(GREY), persistent=False)
+        self.hues = nn.Buffer(torch.stack([third, torch.eye(3) - third, cross]), persistent=False)
 
     def forward(self, image: torch.Tensor, draws: torch.Tensor | None = None) -> torch.Tensor:
         """Pixels 0..255, float or uint8 (batch, 3, side, side) -> float32, same shape and range.
@@ -70,32 +57,21 @@ class Augment(nn.Module):
         if draws is None:
             draws = torch.rand(len(image), self.DRAWS, device=image.device)
         with torch.autocast(image.device.type, enabled=False):  # half precision would round grey values
-            deviations = self.blur * image.shape[-1] * draws[:, 6]
-            given = (image, self._places(draws), *self._colours(draws), deviations)
             if image.device.type != "cpu":
-                return self._augment(*given)
+                return self._augment(image, draws)
             # A few images at a time stay in the CPU's cache: half the time of passes over the whole batch.
-            result = torch.empty_like(image, dtype=torch.float32)
             count = 4 * torch.get_num_threads()
-            for target, *piece in zip(*(one.split(count) for one in (result, *given)), strict=True):
-                target.copy_(self._augment(*piece))
-            return result
+            pieces = zip(image.split(count), draws.split(count), strict=True)
+            return torch.cat([self._augment(*piece) for piece in pieces])
 
-    def _augment(
-        self,
-        image: torch.Tensor,
-        places: torch.Tensor,
-        colours: torch.Tensor,
-        shades: torch.Tensor,
-        deviations: torch.Tensor,
-    ) -> torch.Tensor:
+    def _augment(self, image: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         image = image.float()
         if self.recolours:
-            image = self._recolour(image, colours, shades)
+            image = self._recolour(image, *self._colours(draws))
         if self.moves:
-            image = self._move(image, places)
+            image = self._move(image, self._places(draws))
         if self.blur:
-            image = _blur(image, deviations, self.blur)
+            image = _blur(image, self.blur * image.shape[-1] * draws[:, 6], self.blur)
         if self.noise:
             image = (image + self.noise * torch.randn_like(image)).clamp_(0, 255)
         return image

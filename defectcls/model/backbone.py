@@ -13,8 +13,9 @@ from torch import nn
 
 from defectcls.errors import UserError
 from defectcls.model.folding import folded
-from defectcls.model.hardware import Precision, autocast
+from defectcls.model.hardware import autocast
 from defectcls.model.weights import load_pretrained, pretrained_config
+from defectcls.settings import Precision
 
 PIECE = 16  # images: as fast as 32 on a CPU, and one alone takes no longer than 16
 CELL = 16  # pixels: the map of an image is that of the last stage whose cells are no wider, blocks.4 of MobileNetV2
@@ -38,16 +39,9 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self,
-        name: str,
-        pool: str | None,
-        image_size: int,
-        channels_last: bool = False,
-        precision: Precision = "32",
+        self, name: str, pool: str | None, image_size: int, channels_last: bool = False, precision: Precision = "32"
     ) -> None:
         super().__init__()
-        self.mean: torch.Tensor
-        self.std: torch.Tensor
         self.body: Any
         self.image_size, self.precision = image_size, precision
         self.options: dict[str, Any] = {} if pool is None else {"global_pool": pool}
@@ -62,9 +56,9 @@ class Backbone(nn.Module):
             ) from error
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.body.to(memory_format=self.memory_format)
-        shape = (1, -1, 1, 1)
-        self.register_buffer("mean", 255 * torch.tensor(self.pretrained_config.mean).view(shape), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(self.pretrained_config.std).view(shape), persistent=False)
+        constants = (self.pretrained_config.mean, self.pretrained_config.std)
+        mean, std = (255 * torch.tensor(of_colours).view(1, -1, 1, 1) for of_colours in constants)
+        self.mean, self.std = nn.Buffer(mean, persistent=False), nn.Buffer(std, persistent=False)
         try:
             with torch.no_grad():
                 self.feature_count = self.eval()(torch.zeros(1, 3, image_size, image_size)).shape[1]

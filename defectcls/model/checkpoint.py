@@ -1,7 +1,7 @@
 """A checkpoint: the model, the settings of its run, and the plain values that the run has left. The file is data."""
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import ValidationError
@@ -11,10 +11,8 @@ from defectcls.errors import UserError, explain
 from defectcls.evaluation.decision import Decision
 from defectcls.files import checkpoint_file
 from defectcls.model.classifier import Classifier
-from defectcls.model.hardware import Precision, find_device, refuse_float16
-from defectcls.settings import ClassifierSettings, TrainSettings
-
-Device = Literal["auto", "cpu", "gpu"]
+from defectcls.model.hardware import find_device, refuse_float16
+from defectcls.settings import ClassifierSettings, Device, Precision, TrainSettings
 
 
 class Trained(NamedTuple):

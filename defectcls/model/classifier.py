@@ -10,8 +10,7 @@ import lightning as L
 import numpy as np
 import torch
 from torch import nn
-from torchmetrics import MetricCollection, classification
-from torchmetrics.functional.classification import binary_auroc
+from torchmetrics.functional import auroc, f1_score, precision, recall
 
 from defectcls.data.batches import Batch
 from defectcls.errors import UserError
@@ -24,13 +23,7 @@ from defectcls.model.head import Head
 from defectcls.model.joined import Joined
 from defectcls.model.losses import build_loss
 from defectcls.model.stages import Stage, build_optimizer, plan_stages, set_learning_rate, stage_at, switch_training
-from defectcls.settings import (
-    AugmentSettings,
-    FinetuneSettings,
-    LossSettings,
-    ModelSettings,
-    OptimSettings,
-)
+from defectcls.settings import AugmentSettings, FinetuneSettings, LossSettings, ModelSettings, OptimSettings
 
 LOG_EVERY = 10  # steps
 CHECK_FINITE_EVERY = 50  # steps; reading the loss makes a GPU wait
@@ -82,7 +75,6 @@ class Classifier(L.LightningModule):
             self.joined = Joined(self._channels_of_map(settings.head))
         self.augment = Augment(AugmentSettings(**augment))
         self.mix = mixer(augment["mixup"], augment["cutmix"], len(classes))
-        self.metrics = _metrics(len(classes))
         self._loss = LossSettings(**loss), class_weights
         self.plan: list[Stage] = []
         self.ended: dict[str, int] = {}  # stages that ended before their time, and at which step
@@ -155,7 +147,7 @@ class Classifier(L.LightningModule):
         """The stored features, if they are of the present weights, and if nothing but the head makes logits of them."""
         stored = self.stored_features
         plain = type(self).forward is Classifier.forward
-        return stored if plain and stored is not None and stored.hold(self.backbone) else None
+        return stored if plain and stored is not None and stored.weights == self.backbone.digest() else None
 
     def _channels_of_map(self, head: str) -> int:
         """What a memory is made for.
@@ -250,17 +242,20 @@ class Classifier(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         logits, target = self._gather()
         probabilities = logits.cpu().double().softmax(1)  # float32 would call what is surely right as sure as can be
-        scores = logits.softmax(1)
-        values = {
+        scores, count = logits.softmax(1), len(self.classes)
+        # Of class 1, the defective one, with two classes; of more the mean over classes.
+        given, task = (scores[:, 1], "binary") if count == 2 else (scores, "multiclass")
+        watched: dict[str, Any] = {"precision": precision, "recall": recall, "f1": f1_score, "auroc": auroc}
+        values: dict[str, Any] = {
             "loss": nn.functional.cross_entropy(logits, target),
             "calibrated_loss": torch.tensor(calibrated_loss(probabilities.numpy(), target.cpu().numpy())).to(logits),
-            **self.metrics(scores[:, 1] if len(self.classes) == 2 else scores, target),
+            "accuracy": (logits.argmax(1) == target).float().mean(),
+            **{name: of(given, target, task, num_classes=count, average="macro") for name, of in watched.items()},
         }
         sides = torch.tensor(list(self.classes.values()), device=target.device)
         if sides.any() and not sides.all():  # of defective against sound, as everywhere
-            values["auroc"] = binary_auroc(scores[:, sides].sum(1).clamp(max=1), sides[target].long())
+            values["auroc"] = auroc(scores[:, sides].sum(1).clamp(max=1), sides[target].long(), "binary")
         self.log_dict({f"val/{name}": value.float() for name, value in values.items()})  # alike in all processes
-        self.metrics.reset()
 
     on_test_epoch_start, test_step = on_validation_epoch_start, validation_step
 
@@ -279,15 +274,3 @@ class Classifier(L.LightningModule):
         once = torch.from_numpy(first).to(logits.device)
         self.evaluated = rows, logits[once].cpu().numpy()
         return logits[once], target[once]
-
-
-def _metrics(classes: int) -> MetricCollection:
-    """What validation watches: of class 1, the defective one, with two classes; macro averages with more."""
-    task: dict[str, Any] = {"task": "multiclass", "num_classes": classes, "average": "macro"}
-    if classes == 2:
-        task = {"task": "binary"}
-    names = {"precision": "Precision", "recall": "Recall", "f1": "F1Score", "auroc": "AUROC", "accuracy": "Accuracy"}
-    metrics = {name: getattr(classification, kind)(**task) for name, kind in names.items()}
-    if classes > 2:
-        metrics["accuracy"] = classification.Accuracy("multiclass", num_classes=classes, average="micro")
-    return MetricCollection(metrics)

@@ -80,10 +80,6 @@ class FrozenFeatures:
     def __deepcopy__(self, memo: dict) -> "FrozenFeatures":  # a moving average copies the classifier
         return self
 
-    def hold(self, backbone: Backbone) -> bool:
-        """Whether they are those of a backbone's present weights."""
-        return backbone.digest() == self.weights
-
     def extract(self, batch: Batch, view: View = AS_IT_IS) -> torch.Tensor:
         """Feature tensor float32 (batch, feature_count) of a batch's images, on its device."""
         digests = [self.digests[row] for row in batch["index"].tolist()]

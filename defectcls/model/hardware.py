@@ -3,14 +3,13 @@
 import contextlib
 import ctypes
 import os
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from defectcls.errors import UserError
-from defectcls.settings import TrainerSettings
+from defectcls.settings import Precision, TrainerSettings
 
-Precision = Literal["32", "bf16", "16"]
 PRECISIONS: dict[str, tuple[Any, torch.dtype]] = {  # in Lightning's words, and the type that autocast computes in
     "32": ("32-true", torch.float32),
     "bf16": ("bf16-mixed", torch.bfloat16),

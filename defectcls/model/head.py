@@ -36,12 +36,9 @@ class Head(nn.Module):
 
     def __init__(self, feature_count: int, classes: int, dropout: float) -> None:
         super().__init__()
-        self.mean: torch.Tensor
-        self.std: torch.Tensor
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(feature_count, classes)
-        self.register_buffer("mean", torch.zeros(feature_count))
-        self.register_buffer("std", torch.ones(feature_count))
+        self.mean, self.std = nn.Buffer(torch.zeros(feature_count)), nn.Buffer(torch.ones(feature_count))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(batch, feature_count) -> (batch, classes); in evaluation on a CPU the same bits in any batch."""
@@ -53,10 +50,9 @@ class Head(nn.Module):
 
     def load(self, solved: LinearHead) -> None:
         """Take over a probe."""
-        for own, value in zip(
-            (self.mean, self.std, self.linear.weight.data, self.linear.bias.data), solved[:4], strict=True
-        ):
-            own.copy_(torch.from_numpy(value))
+        own = (self.mean, self.std, self.linear.weight.data, self.linear.bias.data)
+        for values, learned in zip(own, solved[:4], strict=True):
+            values.copy_(torch.from_numpy(learned))
 
 
 def fit_probe(

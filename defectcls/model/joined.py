@@ -35,17 +35,10 @@ class Joined(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.mean: torch.Tensor
-        self.deviation: torch.Tensor
-        self.weight: torch.Tensor
-        self.bias: torch.Tensor
-        self.usual: torch.Tensor
         self.memory = Memory(channels)
-        self.register_buffer("mean", torch.zeros(2))
-        self.register_buffer("deviation", torch.ones(2))
-        self.register_buffer("weight", torch.tensor([0.0, 1.0]))
-        self.register_buffer("bias", torch.tensor(0.0))
-        self.register_buffer("usual", torch.tensor(0.0))  # distance of patches of sound images
+        self.mean, self.deviation = nn.Buffer(torch.zeros(2)), nn.Buffer(torch.ones(2))
+        self.weight, self.bias = nn.Buffer(torch.tensor([0.0, 1.0])), nn.Buffer(torch.tensor(0.0))
+        self.usual = nn.Buffer(torch.tensor(0.0))  # distance of patches of sound images
 
     def forward(self, logits: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
         """The classifier's logits (batch, 2) and maps (batch, channels, height, width) -> logits float32 (batch, 2)."""

@@ -20,9 +20,8 @@ class FocalLoss(nn.Module):
 
     def __init__(self, gamma: float, label_smoothing: float = 0, weight: torch.Tensor | None = None) -> None:
         super().__init__()
-        self.weight: torch.Tensor | None
         self.gamma, self.label_smoothing = gamma, label_smoothing
-        self.register_buffer("weight", weight)
+        self.weight = None if weight is None else nn.Buffer(weight)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Mean loss of logits (batch, classes) against classes (batch,) or probabilities (batch, classes)."""

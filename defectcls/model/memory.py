@@ -27,10 +27,8 @@ class Memory(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.bank: torch.Tensor
-        self.size: torch.Tensor
-        self.register_buffer("bank", torch.zeros(BANK, channels))  # of a fixed shape, so that a checkpoint fits
-        self.register_buffer("size", torch.tensor(0))
+        self.bank = nn.Buffer(torch.zeros(BANK, channels))  # of a fixed shape, so that a checkpoint fits
+        self.size = nn.Buffer(torch.tensor(0))
 
     def forward(self, maps: torch.Tensor, apart: torch.Tensor | None = None) -> torch.Tensor:
         """Distance of each cell of maps (images, channels, height, width) to the nearest of the bank, without channels.

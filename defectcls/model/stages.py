@@ -51,18 +51,15 @@ def build_optimizer(backbone: Backbone, head: nn.Module, settings: OptimSettings
 
     Fused, all parameters in one pass, where torch has it.
     """
-    spared: set[str] = getattr(backbone.body, "no_weight_decay", set)()  # timm models name what else must not decay
-    if settings.layer_decay is not None:
-        groups = param_groups_layer_decay(
-            backbone.body, settings.weight_decay, spared, layer_decay=settings.layer_decay
-        )
+    body, decay, options = backbone.body, settings.weight_decay, dict(settings.options)
+    spared: set[str] = getattr(body, "no_weight_decay", set)()  # timm models name what else must not decay
+    if settings.layer_decay is None:
+        groups = param_groups_weight_decay(body, decay, no_weight_decay_list=spared)
     else:
-        groups = param_groups_weight_decay(backbone.body, settings.weight_decay, no_weight_decay_list=spared)
-    groups += param_groups_weight_decay(head, settings.weight_decay)
-    options = dict(settings.options)
-    kind = get_optimizer_class(
-        settings.name.lower().split("_")[-1], bind_defaults=False
-    )  # lookahead_adamw is AdamW too
+        groups = param_groups_layer_decay(body, decay, spared, layer_decay=settings.layer_decay)
+    groups += param_groups_weight_decay(head, decay)
+    name = settings.name.lower().split("_")[-1]  # lookahead_adamw is AdamW too
+    kind = get_optimizer_class(name, bind_defaults=False)
     if kind in FUSED and not options.keys() & {"fused", "foreach", "differentiable"}:  # which exclude each other
         options["fused"] = True
     optimizer = create_optimizer_v2(groups, opt=settings.name, lr=settings.lr, **options)
