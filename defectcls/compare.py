@@ -35,7 +35,7 @@ def compare(config: dict[str, Any], folder: Path) -> None:
         "left_out": comparison.left_out,
         "level": comparison.level,
         "verdict": page.said("verdict"),
-        "values": [value._asdict() for values in comparison.values.values() for value in values],
+        "values": [value for values in comparison.values.values() for value in values],
         "differences": differences,
     }
     pd.DataFrame(differences).to_csv(folder / "compare.csv", index=False)

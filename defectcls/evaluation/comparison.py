@@ -11,7 +11,7 @@ metric misses the truth is then as rare as it is for a single one. Nothing is ad
 from dataclasses import dataclass
 from itertools import combinations, product
 from math import comb
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,16 +22,6 @@ from defectcls.evaluation.intervals import Interval, metric_intervals
 from defectcls.evaluation.metrics import METRICS, RANKINGS, compute_metrics, defect_numbers
 from defectcls.evaluation.predictions import class_names_of, classes_of_table, groups_of
 from defectcls.evaluation.resampling import ALL, DEFECT, Answers, Numbers, bootstrap
-
-
-class Value(NamedTuple):
-    """One number of one run, with its own interval at the level asked for; None where it is undefined."""
-
-    run: str
-    metric: str
-    value: float | None
-    low: float | None
-    high: float | None
 
 
 class Difference(NamedTuple):
@@ -62,7 +52,7 @@ class Comparison:
     images: int
     left_out: dict[str, int]
     level: float
-    values: dict[str, list[Value]]  # of each run, in the order of the metrics
+    values: dict[str, list[dict[str, Any]]]  # of each run, metric by metric; `low` to `high` at `level`, None undefined
     differences: list[Difference]  # metric by metric, and pair by pair where both runs can state the number
 
     @property
@@ -96,7 +86,10 @@ def compare_predictions(
         intervals = metric_intervals(table, classes, level, resamples, seed)
         found = defect_numbers(compute_metrics(table, classes) | {"intervals": intervals})
         ends = {metric: found["intervals"].get(metric) or (None, None) for metric in metrics}
-        values[run] = [Value(run, metric, found.get(metric), *ends[metric]) for metric in metrics]
+        values[run] = [
+            {"run": run, "metric": metric, "value": found.get(metric), "low": ends[metric][0], "high": ends[metric][1]}
+            for metric in metrics
+        ]
     comparison = Comparison(
         len(first), {run: len(table) - len(first) for run, table in tables.items()}, level, values, []
     )

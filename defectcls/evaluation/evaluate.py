@@ -175,3 +175,22 @@ def ranks(numbers: dict[str, Any]) -> bool:
     """
     interval = defect_numbers(numbers)["intervals"].get("auroc")
     return interval is not None and interval[0] > CHANCE
+
+
+def mask_scores(heat: np.ndarray, masks: np.ndarray) -> dict[str, np.ndarray]:
+    """How well heat maps (n, height, width) find what masks, bool of the same shape, mark: float64 (n,) in 0..1 each.
+
+    hit: whether the hottest pixel lies in the mask, as a share where several are equally hot; the pointing game of
+    Zhang et al. 2018, "Top-down Neural Attention by Excitation Backprop", with a tolerance of 0.
+    energy: share of the heat that lies in the mask; Wang et al. 2020, "Score-CAM".
+    chance: what heat spread evenly would score.
+    Hit and energy are 0 for a map without heat, and all are NaN where the mask is empty.
+    """
+    hottest = (heat == heat.max(axis=(1, 2), keepdims=True)) & (heat > 0)
+    found = {}
+    for name, weight in (("hit", hottest), ("energy", heat), ("chance", np.ones(heat.shape))):
+        inside = np.sum(weight, axis=(1, 2), where=masks, dtype=np.float64)
+        total = np.sum(weight, axis=(1, 2), dtype=np.float64)
+        share = np.divide(inside, total, out=np.zeros(len(masks)), where=total > 0)
+        found[name] = np.where(masks.any(axis=(1, 2)), share, np.nan)
+    return found

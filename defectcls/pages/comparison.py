@@ -29,8 +29,11 @@ def comparison_page(comparison: Comparison) -> Page:
         "differ: the differences above compare image by image."
     )
     numbers = [
-        (METRICS[one[0].metric].name, *(f"{shown(v.metric, v.value)} ({span(v.metric, v[3:])})" for v in one))
-        for one in zip(*comparison.values.values(), strict=True)
+        (
+            METRICS[of_runs[0]["metric"]].name,
+            *(f"{shown(v['metric'], v['value'])} ({span(v['metric'], (v['low'], v['high']))})" for v in of_runs),
+        )
+        for of_runs in zip(*comparison.values.values(), strict=True)
     ]
     differences = [
         (METRICS[one.metric].name, f"{one.run} – {one.other}", _signed(one), one.better or "not shown")

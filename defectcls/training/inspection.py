@@ -12,7 +12,7 @@ import torch
 from defectcls.data.masks import load_masks
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import decide
-from defectcls.evaluation.localisation import chance, mask_scores
+from defectcls.evaluation.evaluate import mask_scores
 from defectcls.evaluation.metrics import records
 from defectcls.evaluation.predictions import predictions_table, probabilities_of
 from defectcls.model.features import View
@@ -62,9 +62,8 @@ def _localisation(run: Run, predictions: pd.DataFrame, limit: int) -> dict[str, 
     if rows.empty:
         return {}
     masks = load_masks(rows, run.data.settings.root, run.data.image_size, run.data.settings.resize)
-    hit, energy = mask_scores(heat_maps(run.classifier, _pixels(run, rows)), masks)
-    means = {"hit": hit, "energy": energy, "chance": chance(masks)}
-    return {"localisation": {"n": len(rows)} | {name: float(np.nanmean(values)) for name, values in means.items()}}
+    found = mask_scores(heat_maps(run.classifier, _pixels(run, rows)), masks)
+    return {"localisation": {"n": len(rows)} | {name: float(np.nanmean(values)) for name, values in found.items()}}
 
 
 def without_borders(heat: np.ndarray, path: Path) -> np.ndarray:

@@ -69,7 +69,7 @@ def test_of_folds_the_mean_within_is_compared():
     found = compare_predictions(tables, ["auroc"], resamples=200)
     one, other = (values[0] for values in found.values.values())
     within = [sk.roc_auc_score(rows["defective"], rows["score"]) for _, rows in tables["one"].groupby("fold")]
-    assert one.value == other.value == pytest.approx(np.mean(within))
+    assert one["value"] == other["value"] == pytest.approx(np.mean(within))
     assert found.differences[0].difference == pytest.approx(0, abs=1e-12)
 
 
@@ -104,7 +104,7 @@ def test_pairing_is_what_shows_a_small_difference():
     comparison = compare_predictions(runs(1, n=2000, skills=(2.3, 2), likeness=0.95), ["auroc"])
     (found,) = comparison.differences
     assert found.better == "run 0"
-    alone = [one.high - one.low for (one,) in comparison.values.values()]
+    alone = [one["high"] - one["low"] for (one,) in comparison.values.values()]
     assert found.high - found.low < 0.5 * np.hypot(*alone)
 
 
@@ -153,7 +153,7 @@ def test_a_number_that_one_run_cannot_state_is_left_out():
     nothing = tables["run 1"].assign(prediction="sound", score=0.1, p_defective=0.1, p_sound=0.9)
     comparison = compare_predictions({"a": tables["run 0"], "b": nothing}, ALL, resamples=100)
     assert set(by_metric(comparison)) == set(ALL) - {"precision"}
-    assert comparison.values["b"][ALL.index("precision")][2:] == (None, None, None)
+    assert [*comparison.values["b"][ALL.index("precision")].values()][2:] == [None, None, None]
 
 
 # --- which images -----------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from defectcls.evaluation.decision import ABOVE_ALL, Decision
-from defectcls.evaluation.evaluate import WORST, breakdowns, evaluate, majority_collapse, ranks
+from defectcls.evaluation.evaluate import WORST, breakdowns, evaluate, majority_collapse, mask_scores, ranks
 from defectcls.evaluation.intervals import proportion_interval
 from defectcls.pages.caveats import caveats
 from tests.evaluation.test_metrics import two_class_table
@@ -152,3 +152,24 @@ def test_one_defect_that_escapes_is_too_few_to_judge_the_model() -> None:
     assert caveats(metrics_of(TWO) | {"test": test})[0] == (
         "Every image is called “sound”, and 1 other image cannot show whether the model knows better."
     )
+
+
+def test_hit_and_energy_by_hand() -> None:
+    heat = np.zeros((5, 2, 2), np.float32)
+    heat[0] = [[1.0, 0.5], [0.25, 0.25]]
+    heat[1] = [[0.5, 1.0], [0.5, 0.0]]
+    heat[2] = [[1.0, 1.0], [1.0, 0.0]]  # three are equally hot, one of them in the mask
+    masks = np.zeros((5, 2, 2), bool)
+    masks[:4, 0, 0] = masks[0, 1, 1] = True
+    hit, energy, chance = mask_scores(heat, masks).values()
+    assert hit == pytest.approx([1, 0, 1 / 3, 0, np.nan], nan_ok=True)  # the fourth map is cold, the fifth mask empty
+    assert energy == pytest.approx([1.25 / 2, 0.5 / 2, 1 / 3, 0, np.nan], nan_ok=True)
+    assert chance == pytest.approx([0.5, 0.25, 0.25, 0.25, np.nan], nan_ok=True)
+
+
+def test_energy_of_random_heat_is_chance() -> None:
+    rng = np.random.default_rng(0)
+    masks = rng.random((200, 16, 16)) < rng.uniform(0.1, 0.9, (200, 1, 1))
+    hit, energy, chance = mask_scores(rng.random((200, 16, 16)).astype(np.float32), masks).values()
+    assert energy.mean() == pytest.approx(chance.mean(), abs=0.01)
+    assert hit.mean() == pytest.approx(chance.mean(), abs=0.1)
