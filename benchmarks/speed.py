@@ -18,7 +18,7 @@ from benchmarks.contenders import WARM_UP, Plan
 from benchmarks.plain import plain_frozen, plain_recipe
 from benchmarks.results import Line, keep, spread
 from benchmarks.turns import take_turns
-from defectcls.config import compose, parse, plain
+from defectcls.config import compose, plain
 from defectcls.settings import TrainSettings
 
 SECTIONS = {  # contenders that take turns; bare: on one batch that stays in memory, no loader, no Trainer
@@ -73,7 +73,7 @@ def summarise(turns: pd.DataFrame) -> list[Line]:
 
 def settings_of(*overrides: str) -> TrainSettings:
     """Of a training run, with a local logger unless another one is asked for."""
-    return parse(TrainSettings, plain(compose("logger=csv", *overrides)))
+    return TrainSettings(**plain(compose("logger=csv", *overrides)))
 
 
 def main() -> None:

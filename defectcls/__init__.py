@@ -16,52 +16,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from defectcls.config import compose as compose
-    from defectcls.data.casting import Casting as Casting
-    from defectcls.data.concrete_crack import ConcreteCrack as ConcreteCrack
-    from defectcls.data.datamodule import DefectDataModule as DefectDataModule
-    from defectcls.data.folder import Folder as Folder
-    from defectcls.data.mvtec import MVTec as MVTec
-    from defectcls.data.railway import Railway as Railway
-    from defectcls.data.railway_components import RailwayComponents as RailwayComponents
-    from defectcls.data.synthetic import Synthetic as Synthetic
-    from defectcls.data.table import Table as Table
-    from defectcls.deployment.predictor import Predictor as Predictor
-    from defectcls.deployment.predictor import load as load
-    from defectcls.errors import UserError as UserError
-    from defectcls.model.classifier import Classifier as Classifier
+    from defectcls.config import compose
+    from defectcls.data.casting import Casting
+    from defectcls.data.concrete_crack import ConcreteCrack
+    from defectcls.data.datamodule import DefectDataModule
+    from defectcls.data.folder import Folder
+    from defectcls.data.mvtec import MVTec
+    from defectcls.data.railway import Railway
+    from defectcls.data.railway_components import RailwayComponents
+    from defectcls.data.synthetic import Synthetic
+    from defectcls.data.table import Table
+    from defectcls.deployment.predictor import Predictor, load
+    from defectcls.errors import UserError
+    from defectcls.model.classifier import Classifier
     from defectcls.settings import TrainSettings
-    from defectcls.training.command import RunFolder as RunFolder
-    from defectcls.training.command import run as run
+    from defectcls.training.command import RunFolder, run
 
 __version__ = "0.1.0"
-__all__ = [
-    *("Casting", "Classifier", "ConcreteCrack", "DefectDataModule", "Folder", "MVTec", "Predictor", "Railway"),
-    *("RailwayComponents", "RunFolder", "Synthetic", "Table", "UserError"),
-    *("classifier", "compose", "datamodule", "load", "run"),
-]
-_MODULES = {
-    "config": ["compose"],
-    "data.casting": ["Casting"],
-    "data.concrete_crack": ["ConcreteCrack"],
-    "data.datamodule": ["DefectDataModule"],
-    "data.folder": ["Folder"],
-    "data.mvtec": ["MVTec"],
-    "data.railway": ["Railway"],
-    "data.railway_components": ["RailwayComponents"],
-    "data.synthetic": ["Synthetic"],
-    "data.table": ["Table"],
-    "deployment.predictor": ["Predictor", "load"],
-    "errors": ["UserError"],
-    "model.classifier": ["Classifier"],
-    "training.command": ["RunFolder", "run"],
-}
+__all__ = ["Casting", "Classifier", "ConcreteCrack", "DefectDataModule", "Folder", "MVTec", "Predictor", "Railway"]
+__all__ += ["RailwayComponents", "RunFolder", "Synthetic", "Table", "UserError"]
+__all__ += ["classifier", "compose", "datamodule", "load", "run"]
+_HOMES = """
+    config.compose data.casting.Casting data.concrete_crack.ConcreteCrack data.datamodule.DefectDataModule
+    data.folder.Folder data.mvtec.MVTec data.railway.Railway data.railway_components.RailwayComponents
+    data.synthetic.Synthetic data.table.Table deployment.predictor.Predictor deployment.predictor.load
+    errors.UserError model.classifier.Classifier training.command.RunFolder training.command.run
+"""
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(import_module(f"defectcls.{module}"), name)
+    for module in (home.removesuffix(f".{name}") for home in _HOMES.split() if home.endswith(f".{name}")):
+        return getattr(import_module(f"defectcls.{module}"), name)
     raise AttributeError(f"module 'defectcls' has no attribute '{name}'")
 
 
@@ -114,13 +99,13 @@ def _settings(config: Mapping[str, Any]) -> "TrainSettings":
     from omegaconf import OmegaConf
     from pydantic import ValidationError
 
-    from defectcls.config import import_named, parse, plain
+    from defectcls.config import import_named, plain
     from defectcls.errors import UserError, explain
     from defectcls.settings import TrainSettings
 
     values = plain(config if OmegaConf.is_config(config) else OmegaConf.create(dict(config)))
     import_named(values)
     try:
-        return parse(TrainSettings, values)
+        return TrainSettings(**values)
     except ValidationError as error:
         raise UserError(explain(error)) from error

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from defectcls.config import parse
 from defectcls.training.command import run_verb
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ def audit(config: dict[str, Any], folder: Path) -> int:
     """Write audit.csv, audit.html and audit.json; 1 where copies or near-identical images straddle the split."""
     from defectcls.verb_settings import AuditSettings
 
-    settings = parse(AuditSettings, config)
+    settings = AuditSettings(**config)
     from defectcls.data.datamodule import DefectDataModule
     from defectcls.data.findings import balance, take_inventory
     from defectcls.data.samples import counted

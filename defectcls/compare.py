@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from defectcls.config import parse
 from defectcls.errors import UserError
 from defectcls.training.command import run_verb
 
@@ -16,7 +15,7 @@ def compare(config: dict[str, Any], folder: Path) -> None:
     """Print what was found, and write compare.csv, compare.json, compare.png and compare.html."""
     from defectcls.verb_settings import CompareSettings
 
-    settings = parse(CompareSettings, config)
+    settings = CompareSettings(**config)
     files = [predictions_file(path) for path in settings.runs]
     names = short_names(files)
     import pandas as pd

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -43,7 +43,6 @@ POINTERS = {  # a key, and what other tools call it
 }
 
 JOB = ["defectcls"]  # what this process does, as one types it after python -m
-Parsed = TypeVar("Parsed")
 
 
 def verbs() -> dict[str, list[str]]:
@@ -51,6 +50,17 @@ def verbs() -> dict[str, list[str]]:
     presets = (file for file in sorted(CONF_DIR.glob("*.yaml")) if (_PACKAGE / file.name).with_suffix(".py").is_file())
     first = {file.stem: file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for file in presets}
     return {verb: line.split(": ", 1) for verb, line in first.items()}
+
+
+def task_of(verb: str) -> Any:
+    """The function of a verb, which takes its configuration and the folder of the run.
+
+    Raises:
+        UserError: there is no such verb.
+    """
+    if verb not in (known := verbs()):
+        raise UserError(f"there is no verb '{verb}'{did_you_mean(verb, known) or ','} there are {', '.join(known)}")
+    return getattr(importlib.import_module(f"defectcls.{verb}"), verb)
 
 
 @contextmanager
@@ -109,11 +119,6 @@ def overrides_of(verb: str, typed: list[str], sweeps: bool) -> list[str]:
 def plain(config: Any) -> dict[str, Any]:
     """The values of a composed configuration; what is missing raises OmegaConf's error."""
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
-
-
-def parse(kind: type[Parsed], config: dict[str, Any]) -> Parsed:
-    """Check the types of a composed configuration; a mistake raises pydantic's error, which `explain` puts in words."""
-    return kind(**config)
 
 
 def presets(*names: str) -> dict[str, Any]:

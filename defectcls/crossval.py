@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from defectcls.config import parse
 from defectcls.errors import UserError
 from defectcls.training.command import run_verb
 from defectcls.training.provenance import prepare_wandb
@@ -26,7 +25,7 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
     from defectcls.settings import TrainSettings
     from defectcls.verb_settings import CrossvalSettings
 
-    settings = parse(CrossvalSettings, config)
+    settings = CrossvalSettings(**config)
     if settings.trainer.strategy != "auto":
         raise UserError("cross-validation trains on one device: leave trainer.strategy=auto")
     if settings.logger.name == "wandb":
@@ -48,7 +47,7 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
             of_fold, run_folder = fold_config(config, repeat, fold), folder / f"repeat_{repeat}" / f"fold_{fold}"
             metrics = finished_metrics(run_folder)
             if metrics is None:
-                run = TrainingRun(parse(TrainSettings, of_fold), of_fold, run_folder, None, data)
+                run = TrainingRun(TrainSettings(**of_fold), of_fold, run_folder, None, data)
                 data = run.data
                 run.train(baseline=False)
                 metrics, predictions = run.measure(["test"])

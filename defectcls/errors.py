@@ -3,6 +3,7 @@
 import difflib
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -95,21 +96,17 @@ def explain(error: BaseException, way_on: str = AGAIN) -> str | None:
 
 def _wrong_value(error: Any) -> str:
     """A pydantic error: the key as one types it, the value, what is allowed."""
-    first = error.errors(include_url=False)[0]
+    every = error.errors(include_url=False)
+    first = every[0]
     # Steps of a union's branches, such as 'constrained-float', are no part of the key.
     steps = [str(step) for step in first["loc"] if str(step).isidentifier() and not str(step).startswith("function")]
     prefix = "" if error.title.endswith("Settings") else "dataset."
-    allowed = {
-        one["msg"].removeprefix("Value error, ")
-        for one in error.errors(include_url=False)
-        if one["loc"][:1] == first["loc"][:1]
-    }
+    alike = (one["msg"] for one in every if one["loc"][:1] == first["loc"][:1])
+    allowed = "; ".join(sorted({message.removeprefix("Value error, ") for message in alike}))
     near = ""
     if first["type"] == "literal_error":
-        near = did_you_mean(
-            str(first["input"]), first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        )
+        near = did_you_mean(str(first["input"]), re.findall("[^', ]+", first["ctx"]["expected"].replace(" or ", ",")))
     if not steps:  # of several keys together
-        return "; ".join(sorted(allowed))
+        return allowed
     given = "" if first["type"] in ("value_error", "missing") else f"={first['input']}"
-    return f"{prefix}{'.'.join(steps)}{given}: {'; '.join(sorted(allowed))}{near}"
+    return f"{prefix}{'.'.join(steps)}{given}: {allowed}{near}"

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from defectcls.config import parse
 from defectcls.training.command import run_verb
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> None:
     """Write metrics.json, predictions.csv, the pictures and the report."""
     from defectcls.verb_settings import EvaluateSettings
 
-    settings = parse(EvaluateSettings, config)
+    settings = EvaluateSettings(**config)
     from defectcls.pages.render import print_page
     from defectcls.pages.report import report_page
     from defectcls.training import results

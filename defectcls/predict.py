@@ -9,7 +9,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from defectcls.config import parse
 from defectcls.training.command import run_verb
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     """Write the table, gallery.html and summary.json; 1 where photos could not be read."""
     from defectcls.verb_settings import PredictSettings
 
-    settings = parse(PredictSettings, config)
+    settings = PredictSettings(**config)
     import numpy as np
 
     from defectcls.data.images import further_pages

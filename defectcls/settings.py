@@ -46,6 +46,10 @@ class OpenSettings(Settings):
         return dict(self.model_extra or {})
 
 
+class TargetSettings(OpenSettings):
+    target: str = Field(alias="_target_")  # dotted path of its class
+
+
 class SplitSettings(Settings):
     together: list[Literal["group", "identical", "near_identical"]]
     published: bool
@@ -71,11 +75,8 @@ class Archive(Settings):
     sha256: str
 
 
-class DatasetSettings(OpenSettings):
-    """What every dataset has; further keys are the options of its class."""
-
+class DatasetSettings(TargetSettings):
     name: str
-    target: str = Field(alias="_target_")  # dotted path of the DefectDataModule
     root: Path
     source: str | None
     archive: Archive | None
@@ -96,8 +97,7 @@ class DatasetSettings(OpenSettings):
     split: SplitSettings
 
 
-class ModelSettings(OpenSettings):
-    target: str = Field(alias="_target_")  # dotted path of the Classifier
+class ModelSettings(TargetSettings):
     name: str
     pretrained: bool
     weights: Path | None
@@ -106,11 +106,9 @@ class ModelSettings(OpenSettings):
     dropout: Share
     test_views: Literal[1, 2, 4, 8]
 
-    @model_validator(mode="after")
-    def _options_are_of_ones_own(self) -> "ModelSettings":
+    def mistakes(self) -> Iterator[str]:
         if self.further and self.target == "defectcls.model.classifier.Classifier":
-            raise ValueError(f"no such keys: {', '.join(self.further)}; a Classifier of your own may have them")
-        return self
+            yield f"no such keys: {', '.join(self.further)}; a Classifier of your own may have them"
 
 
 class StageSettings(Settings):
@@ -167,8 +165,7 @@ class OptimSettings(Settings):
     clip: Positive | None
 
 
-class LossSettings(OpenSettings):
-    target: str = Field(alias="_target_")
+class LossSettings(TargetSettings):
     class_weights: Literal["auto", "balanced", "none"] | dict[str, Positive]
 
 
@@ -226,10 +223,6 @@ class LoggerSettings(OpenSettings):
     table_rows: PositiveInt
 
 
-class CallbackSettings(OpenSettings):
-    target: str = Field(alias="_target_")
-
-
 class RecipeSettings(Settings):
     model: ModelSettings
     loss: LossSettings
@@ -262,7 +255,7 @@ class TrainSettings(RecipeSettings, BatchSettings):
     dataset: DatasetSettings
     decision: DecisionSettings
     trainer: TrainerSettings
-    callbacks: dict[str, CallbackSettings | None]  # null takes one away that a preset has
+    callbacks: dict[str, TargetSettings | None]  # null takes one away that a preset has
     logger: LoggerSettings
     inspect: InspectSettings
     imports: list[str]

@@ -67,13 +67,11 @@ def read_table(table: Path, columns: Sequence[str]) -> pd.DataFrame:
     if rows.empty:
         raise UserError(f"{table} has no rows")
     rows = rows.reset_index(drop=True)
-    allowed: dict[str, tuple[dict[str, Any], str]]
-    allowed = {"defective": (TRUTH, "0, 1, true, false, yes or no"), "split": (SPLIT_NAMES, "train, val or test")}
-    for column in (column for column in allowed if column in columns and column in rows):
-        words, told = allowed[column]
-        known = rows[column].str.casefold().map(words)
-        unknown = sorted(set(rows[column][known.isna()]))
-        refuse(unknown, f"{table} has values of '{column}' that are not {told}")
+    words: dict[str, dict[str, Any]] = {"defective": TRUTH, "split": SPLIT_NAMES}
+    for column in (column for column in words if column in columns and column in rows):
+        known = rows[column].str.casefold().map(words[column])
+        told = "0, 1, true, false, yes or no" if column == "defective" else "train, val or test"
+        refuse(sorted(set(rows[column][known.isna()])), f"{table} has values of '{column}' that are not {told}")
         rows[column] = known.astype(bool) if column == "defective" else known
     return rows
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from defectcls.config import parse
 from defectcls.training.command import run_verb
 from defectcls.training.provenance import prepare_wandb
 
@@ -12,7 +11,7 @@ def train(config: dict[str, Any], folder: Path) -> float | None:
     """One run, in its own folder; a finished one is only shown again. Its objective is what a sweeper is told."""
     from defectcls.settings import TrainSettings
 
-    settings = parse(TrainSettings, config)  # a wrong type is told before the seconds that torch takes to import
+    settings = TrainSettings(**config)  # a wrong type is told before the seconds that torch takes to import
     if settings.logger.name == "wandb":
         prepare_wandb()
     from defectcls.pages.render import print_page

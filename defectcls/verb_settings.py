@@ -6,58 +6,44 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from defectcls.settings import (
-    AugmentSettings,
-    DatasetSettings,
-    DecisionSettings,
-    Device,
-    InspectSettings,
-    NonNegative,
-    Positive,
-    Precision,
-    Prevalence,
-    Settings,
-    Several,
-    Text,
-    TrainSettings,
-)
+from defectcls import settings
 
 
-class FindSettings(Settings):
+class FindSettings(settings.Settings):
     wrong_labels: bool
-    folds: Several
-    c: Positive
+    folds: settings.Several
+    c: settings.Positive
 
 
-class AuditSettings(TrainSettings):
+class AuditSettings(settings.TrainSettings):
     audit: FindSettings
 
 
-class CrossvalSettings(TrainSettings):
-    folds: Several
+class CrossvalSettings(settings.TrainSettings):
+    folds: settings.Several
     repeats: PositiveInt
 
 
-class TrainedSettings(Settings):
+class TrainedSettings(settings.Settings):
     """Where and in what a trained model computes."""
 
     root: Path | None
     imports: list[str]
-    device: Device
-    precision: Precision | None
+    device: settings.Device
+    precision: settings.Precision | None
 
 
 class EvaluateSettings(TrainedSettings):
     checkpoint: Path | None
     predictions: Path | None
     part: Literal["train", "val", "test", "all"] | None
-    augment: AugmentSettings
-    dataset: DatasetSettings | None
-    decision: DecisionSettings | None
+    augment: settings.AugmentSettings
+    dataset: settings.DatasetSettings | None
+    decision: settings.DecisionSettings | None
     update_checkpoint: bool
-    inspect: InspectSettings
+    inspect: settings.InspectSettings
     seen: Literal["leave_out", "keep"]
-    prevalence: Prevalence
+    prevalence: settings.Prevalence
 
     def mistakes(self) -> Iterator[str]:
         if (self.checkpoint is None) == (self.predictions is None):
@@ -75,15 +61,15 @@ class EvaluateSettings(TrainedSettings):
 
 class PredictSettings(TrainedSettings):
     checkpoint: Path
-    input: Annotated[str, Text]
+    input: Annotated[str, settings.Text]
     output: Path | None
     overwrite: bool
     batch_size: PositiveInt
     gallery: Annotated[int, Field(ge=0)]
     heat_maps: bool
     watch: bool
-    watch_seconds: Positive
-    watch_patience: NonNegative
+    watch_seconds: settings.Positive
+    watch_patience: settings.NonNegative
 
     def mistakes(self) -> Iterator[str]:
         if self.heat_maps and not self.gallery:
@@ -94,7 +80,7 @@ class PredictSettings(TrainedSettings):
             yield f"watch=true needs a folder, and input={self.input} is none"
 
 
-class CompareSettings(Settings):
+class CompareSettings(settings.Settings):
     runs: list[Path]
     metrics: list[Literal["recall", "overkill_rate", "precision", "f1", "accuracy", "auroc", "average_precision"]]
     level: Annotated[float, Field(gt=0.5, lt=1)]

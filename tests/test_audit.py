@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from defectcls.config import parse
 from defectcls.data.findings import Finding, Inventory, balance
 from defectcls.errors import UserError
 from defectcls.model import head
@@ -377,4 +376,4 @@ def test_copies_among_the_concrete_patches(tmp_path: Path) -> None:
 
 
 def test_the_verb_composes_into_valid_settings() -> None:
-    assert parse(AuditSettings, composed("dataset=synthetic", verb="audit")).audit.wrong_labels
+    assert AuditSettings(**composed("dataset=synthetic", verb="audit")).audit.wrong_labels

@@ -15,7 +15,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from scipy.stats import binomtest
 
-from defectcls.config import CONF_DIR, parse
+from defectcls.config import CONF_DIR
 from defectcls.settings import TrainSettings
 from defectcls.verb_settings import CrossvalSettings
 from tests.conftest import CHECKOUT, composed
@@ -133,7 +133,7 @@ def test_command_of_a_preset_composes_into_valid_settings(preset: Path) -> None:
     commands = jobs_of_preset(preset)
     for module, overrides in {(module, given - {f"seed={seed}" for seed in range(9)}) for module, given in commands}:
         verb = module.removeprefix("defectcls.")
-        parse(SETTINGS[verb], composed(*overrides, verb=verb))
+        SETTINGS[verb](**composed(*overrides, verb=verb))
 
 
 # --- from runs to tables ----------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from defectcls.config import parse
 from defectcls.model.backbone import Backbone
 from defectcls.model.classifier import Classifier
 from defectcls.settings import TrainSettings
@@ -104,7 +103,7 @@ def test_every_image_is_predicted_once_and_no_photo_straddles_the_split(finished
 
 def test_baseline_is_the_untrained_network_on_the_test_part(finished: Path) -> None:
     metrics = numbers(finished)
-    settings = parse(TrainSettings, metrics["config"])
+    settings = TrainSettings(**metrics["config"])
     data = build_data(settings)
     L.seed_everything(settings.seed, verbose=False)
     with torch.inference_mode():
@@ -198,7 +197,7 @@ def test_preset_runs_its_stages_in_order(tiny: list[str], tmp_path: Path, preset
 @pytest.mark.usefixtures("no_pictures")
 def test_probe_leaves_the_backbone_as_it_was(tiny: list[str], tmp_path: Path) -> None:
     run(tmp_path, *tiny, "finetune=probe")
-    settings = parse(TrainSettings, composed(*tiny, "finetune=probe"))
+    settings = TrainSettings(**composed(*tiny, "finetune=probe"))
     data = build_data(settings)
     L.seed_everything(settings.seed, verbose=False)
     untrained, trained = build_classifier(settings, data).state_dict(), weights(tmp_path / "checkpoints/best.ckpt")
@@ -269,7 +268,7 @@ def test_patience_ends_a_stage_and_the_next_one_runs(tiny: list[str], tmp_path: 
 @pytest.mark.parametrize("arguments", [("sampler=shuffle",), ("sampler=balanced",)])
 def test_defects_have_half_of_the_loss(tiny: list[str], arguments: tuple[str, ...]) -> None:
     """Not more: by weights and by a sampler, both at once, they once had most of it."""
-    settings = parse(TrainSettings, composed(*tiny, "batch_size=1", *arguments))
+    settings = TrainSettings(**composed(*tiny, "batch_size=1", *arguments))
     data = build_data(settings)
     targets = torch.cat([batch["target"] for batch in data.train_dataloader()])
     weights = torch.tensor(class_weights(settings, data, settings.sampler == "balanced") or [1.0, 1.0])
@@ -313,7 +312,7 @@ def fitted(folder: Path, *arguments: str) -> dict[str, torch.Tensor]:
     """The weights after two epochs of a run that draws no pictures."""
     arguments = ("finetune=full", "finetune.stages.full.epochs=2", "batch_size=16", *arguments)
     config = composed(*arguments)
-    TrainingRun(parse(TrainSettings, config), config, folder, None).train()
+    TrainingRun(TrainSettings(**config), config, folder, None).train()
     return weights(folder / "checkpoints/last.ckpt")
 
 

@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +31,9 @@ from defectcls.config import (
     plain,
     repetition,
     searchpath,
-    verbs,
+    task_of,
 )
-from defectcls.errors import AGAIN, FULL_ERROR, Stopped, UserError, did_you_mean, explain, stoppable
+from defectcls.errors import AGAIN, FULL_ERROR, Stopped, UserError, explain, stoppable
 from defectcls.files import BEST, read_json, reader_has_gone, replace_unprintable
 from defectcls.training.jobs import Task, close_sweep, open_sweep, recorded_sweep, run_job
 
@@ -95,14 +94,12 @@ def run(verb: str, *overrides: str, config_dir: str | Path | None = None) -> Run
         UserError: a mistake that the user can mend.
         KeyboardInterrupt: Ctrl-C; `run("train", "resume=<folder>")` goes on.
     """
-    if verb not in verbs():
-        raise UserError(f"there is no verb '{verb}'{did_you_mean(verb, verbs()) or ','} there are {', '.join(verbs())}")
+    task = task_of(verb)
     if options := [word for word in overrides if word.startswith("-")]:
         raise UserError(f"{options[0]} is for the command line: give key=value, and config_dir=<folder>")
     begun: list[Path] = []
     try:
         with stoppable():
-            task = getattr(import_module(f"defectcls.{verb}"), verb)
             given = [] if config_dir is None else [f"--config-dir={config_dir}"]
             _perform(verb, task, [*given, *overrides], begun, alone=False)
     except Stopped:
@@ -114,7 +111,7 @@ def run(verb: str, *overrides: str, config_dir: str | Path | None = None) -> Run
     return RunFolder(begun[-1])
 
 
-def run_verb(verb: str, task: Verb, typed: list[str] | None = None) -> None:
+def run_verb(verb: str, task: Verb | None, typed: list[str] | None = None) -> None:
     """Do what the command line asks for: compose conf/<verb>.yaml and call `task(config, run folder)` for every job.
 
     A user's mistake ends in one sentence on stderr and exit status 2; HYDRA_FULL_ERROR=1 shows its traceback. So does
@@ -122,6 +119,7 @@ def run_verb(verb: str, task: Verb, typed: list[str] | None = None) -> None:
     1 where some of its jobs failed; any other is what a sweeper is told.
 
     Args:
+        task: None takes the verb's own.
         typed: None takes what was typed after the name of the program.
     """
     # Threads that spin starve others. Before torch is imported, here and in all that is started from here.
@@ -132,7 +130,7 @@ def run_verb(verb: str, task: Verb, typed: list[str] | None = None) -> None:
     replace_unprintable()
     with stoppable() as received:
         try:
-            status = _perform(verb, task, typed, begun)
+            status = _perform(verb, task or task_of(verb), typed, begun)
             sys.stdout.flush()
         except (Exception, Stopped) as error:
             if received:

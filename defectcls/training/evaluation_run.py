@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from defectcls.config import parse, shipped_datasets
+from defectcls.config import shipped_datasets
 from defectcls.data.seen import find_seen
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision
@@ -161,4 +161,4 @@ def _as_shipped(own: DatasetSettings, checkpoint: Path) -> DatasetSettings:
         raise UserError(f"{checkpoint} was trained on images in {own.root}, which does not exist: say where, {again}")
     log.info("images from %s, as the checkpoint says", own.root)
     update = {key: shipped[key] for key in OF_HERE} | ({"draw": False} if "draw" in shipped else {})
-    return parse(DatasetSettings, own.model_dump() | update)
+    return DatasetSettings(**own.model_dump() | update)

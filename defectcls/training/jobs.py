@@ -24,11 +24,10 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from defectcls.config import as_job, import_named
+from defectcls.config import as_job, import_named, task_of
 from defectcls.errors import FULL_ERROR, Stopped, UserError, explain, stoppable
 from defectcls.files import lock_at_once, locked, read_json, replace_unprintable, written_whole
 
@@ -128,7 +127,7 @@ def _work(task: Task, variables: dict[str, str]) -> None:
         _write(record, task.record(UNFINISHED))
         try:
             import_named(task.config)
-            returned = getattr(import_module(f"defectcls.{task.verb}"), task.verb)(task.config, task.folder)
+            returned = task_of(task.verb)(task.config, task.folder)
         except (Exception, Stopped) as error:
             if stopped:
                 sys.exit(128 + stopped[0])

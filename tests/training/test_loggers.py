@@ -20,7 +20,7 @@ from wandb import wandb_agent
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.launch.sweeps.utils import load_sweep_config
 
-from defectcls.config import CONF_DIR, parse
+from defectcls.config import CONF_DIR
 from defectcls.model.classifier import Classifier
 from defectcls.settings import LoggerSettings, TrainSettings
 from defectcls.training import loggers
@@ -400,7 +400,7 @@ def test_what_an_agent_types_is_a_valid_run(
 ) -> None:
     words, _ = agent_command(values, tmp_path, monkeypatch)
     assert words[:4] == ["/usr/bin/env", "python", "-m", "defectcls.train"]
-    settings = parse(TrainSettings, composed(*words[4:]))
+    settings = TrainSettings(**composed(*words[4:]))
     assert settings.optim.lr == values["optim.lr"]
     assert settings.image_size == values["image_size"]
     assert settings.seed == 0
