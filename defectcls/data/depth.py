@@ -20,12 +20,11 @@ class UnreadableImageError(UserError):
 class Opened(NamedTuple):
     """A photo as its file holds it, upright: `values` (height, width) of grey or (height, width, 3) of RGB.
 
-    `white` is the largest value that the file says it holds, 0 where it says nothing; width, height and `mode` (as
-    Pillow calls it, with ;16 for 16-bit colour) are the file's, and so is whether it is `paged`: holds further pages.
+    Width, height and `mode` (as Pillow calls it, with ;16 for 16-bit colour) are the file's, and so is whether it is
+    `paged`: holds further pages.
     """
 
     values: np.ndarray
-    white: int = 0
     width: int = 0
     height: int = 0
     mode: str = ""
@@ -34,10 +33,10 @@ class Opened(NamedTuple):
     @property
     def depth(self) -> Depth | Literal[""]:
         """The least one that holds its values; "" of 8 bits, which are the same at every depth."""
-        return "" if self.values.dtype == np.uint8 else self._least(self.white) or "16"
+        return "" if self.values.dtype == np.uint8 else self._least() or "16"
 
-    def _least(self, white: float = 0) -> Depth | None:
-        high = max(float(self.values.max()), white)
+    def _least(self) -> Depth | None:
+        high = float(self.values.max())
         if self.values.dtype.kind == "f" and high <= 1:
             return "float"
         return next((depth for depth in DEPTHS[1:] if high <= WHITE[depth]), None)

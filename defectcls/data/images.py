@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageFile
 
-from defectcls.data.depth import WHITE, Depth, Opened, UnreadableImageError
+from defectcls.data.depth import Depth, Opened, UnreadableImageError
 from defectcls.errors import UserError
 
 Resize = Literal["squash", "pad"]
@@ -80,7 +80,13 @@ def open_photo(photo: Photo, side: int) -> Opened:
         UnreadableImageError, UserError: see `decode`.
     """
     if isinstance(photo, np.ndarray):
-        return Opened(_checked(photo))
+        shaped = photo.ndim == 2 or (photo.ndim == 3 and photo.shape[-1] == 3)
+        if photo.dtype not in (np.uint8, np.uint16, np.float32) or not shaped or not photo.size:
+            raise UserError(
+                f"an array {photo.dtype} {photo.shape} is no photo: give uint8 (height, width, 3) of RGB from 0 to "
+                "255, or (height, width) of grey; uint16 or float32 for a model that learnt from such photos"
+            )
+        return Opened(photo)
     if not isinstance(photo, Path | str | Content | Image.Image):
         raise UserError(f"{photo!r} is no photo: give a path, an image of Pillow's, or an array")
     content = b""
@@ -128,16 +134,6 @@ def further_pages(count: int) -> str:
     return f"{files} further pages: only the first is looked at"
 
 
-def _checked(array: np.ndarray) -> np.ndarray:
-    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] == 3)
-    if array.dtype not in (np.uint8, np.uint16, np.float32) or not shaped or not array.size:
-        raise UserError(
-            f"an array {array.dtype} {array.shape} is no photo: give uint8 (height, width, 3) of RGB from 0 to 255, or "
-            "(height, width) of grey; uint16 or float32 for a model that learnt from such photos"
-        )
-    return array
-
-
 def open_image(file: IO[bytes]) -> Image.Image:
     """An image of Pillow's whose pixels are not read yet.
 
@@ -158,35 +154,23 @@ def open_image(file: IO[bytes]) -> Image.Image:
 
 def _opened(image: Image.Image, content: bytes, side: int) -> Opened:
     (width, height), mode, paged = image.size, image.mode, bool(getattr(image, "is_animated", False))
-    white, may_be_turned = _white_of(image, content), True
+    tiles, may_be_turned = getattr(image, "tile", None), True
+    layout = str(tiles[0].args) if tiles else ""  # of a file whose pixels are not read yet
     if content and image.format in ("JPEG", "MPO"):
         values = _decode_jpeg(image, content, side)
     elif content and image.format == "PNG":
         may_be_turned = _refuse_damaged_png(content)
-        values = _without_alpha(imagecodecs.png_decode(content))
+        values = imagecodecs.png_decode(content)
+        if values.ndim == 3:  # with or without transparency
+            values = values[..., 0] if values.shape[2] < 3 else values[..., :3]
     else:
         image.load()
         values = _as_array(image)
-        if white == WHITE["16"] and values.dtype == np.uint8:
+        if values.dtype == np.uint8 and (";16" in layout or (image.format == "PPM" and "65535" in layout)):
             raise UnreadableImageError("16-bit colour, of which only the upper bytes are read: save it as PNG")
-    white = white if WHITE["8"] < white < WHITE["16"] else 0
-    if white and values.dtype != np.uint8 and image.format in ("PPM", "JPEG2000"):
-        values = np.rint(values * (white / WHITE["16"])).astype(np.int32)  # Pillow has scaled them
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if may_be_turned else 1  # which decodes a PNG
     mode += ";16" * (values.dtype != np.uint8 and mode[0] not in "IF")  # Pillow calls 16-bit colour RGB too
-    return Opened(_upright(values, orientation), white, width, height, mode, paged)
-
-
-def _white_of(image: Image.Image, content: bytes) -> int:
-    """The largest value that an image whose pixels are not read yet has room for, or says that it holds."""
-    tiles = getattr(image, "tile", None)
-    arguments = tiles[0].args if tiles else ""
-    if image.format == "JPEG2000" and (size := content.find(b"\xff\x51")) >= 0:
-        return 2 ** (1 + (content[size + 40] & 127)) - 1
-    if image.format == "PPM" and image.mode != "F" and isinstance(arguments, tuple):
-        return arguments[-1]
-    bits = (16, 12) if image.format in ("PNG", "TIFF", "PPM") else ()
-    return next((2**bit - 1 for bit in bits if f";{bit}" in str(arguments)), WHITE["8"])
+    return Opened(_upright(values, orientation), width, height, mode, paged)
 
 
 def _as_array(image: Image.Image) -> np.ndarray:
@@ -215,13 +199,6 @@ def _decode_jpeg(image: Image.Image, content: bytes, side: int) -> np.ndarray:
     if space == "CMYK":
         return _as_array(Image.fromarray(255 - values, "CMYK"))  # as Adobe has them: inverted
     return values[..., 0] if space == "GRAY" else values
-
-
-def _without_alpha(values: np.ndarray) -> np.ndarray:
-    """(height, width) or (height, width, 3) of grey or RGB with or without transparency."""
-    if values.ndim == 2:
-        return values
-    return values[..., 0] if values.shape[2] < 3 else values[..., :3]
 
 
 def _refuse_damaged_png(content: bytes) -> bool:

@@ -31,7 +31,7 @@ Place = Literal["off", "ram", "disk", "device"]
 CPU = torch.device("cpu")
 AT_ONCE = 2**27  # bytes of pixels that are decoded before they are stored, and that go to a device together
 SETTLED = 2e9  # ns since it was written, before which a file may be written to again at what its clock takes for once
-VERSION = 4  # of what is kept and how it is computed; to be raised when `decode` comes to give other pixels
+VERSION = 5  # of what is kept and how it is computed; to be raised when `decode` comes to give other pixels
 
 
 class Images:

@@ -77,43 +77,6 @@ def test_other_ways_to_hold_a_photo(tmp_path: Path, name: str) -> None:
     assert (grey(path, depth) == expected(kept, depth)).all()
 
 
-@pytest.mark.parametrize("suffix", ["pgm", "pnm"])
-def test_a_file_that_declares_its_white_is_believed(tmp_path: Path, suffix: str) -> None:
-    """A dim photo that says 4,095 is white; Pillow hands its values on as if 65,535 were."""
-    values = scene(4095, share=0.2)
-    path = written(tmp_path / f"photo.{suffix}", values, maximum=4095)
-    assert values.max() < 1023
-    assert depth_of(path) == "12"
-    assert (grey(path, "12") == expected(values, "12")).all()
-
-
-def test_a_dim_photo_is_seen_at_the_white_that_its_file_declares(tmp_path: Path) -> None:
-    """At once, as there is no other in its set."""
-    values = scene(4095, share=0.2)
-    images = read(written(tmp_path / "photo.pgm", values, maximum=4095))
-    assert images.depth == "12"
-    assert (images[np.array([0])][0, 0].numpy() == expected(values, "12")).all()
-
-
-def test_a_packed_tiff_and_a_jpeg_2000_declare_12_bits(tmp_path: Path) -> None:
-    """Made by hand, since Pillow writes neither: 12-bit TIFF in 1.5 bytes a pixel, dim."""
-    values = scene(4095, share=0.2).astype(int)
-    pairs = values.reshape(-1, 2)
-    packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], 1)
-    tags = {256: SIDE, 257: SIDE, 258: 12, 259: 1, 262: 1, 273: 200, 277: 1, 278: SIDE, 279: packed.size}
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
-    path = tmp_path / "packed.tif"
-    path.write_bytes(head.ljust(200, b"\0") + packed.astype(np.uint8).tobytes())
-    assert depth_of(path) == "12"
-    assert (grey(path, "12") == expected(values, "12")).all()
-    written(tmp_path / "photo.jp2", values * 16)
-    content = (tmp_path / "photo.jp2").read_bytes()
-    at = content.index(b"\xff\x51") + 40
-    (tmp_path / "photo.jp2").write_bytes(content[:at] + bytes([11]) + content[at + 1 :])
-    assert depth_of(tmp_path / "photo.jp2") == "12"
-
-
 def test_one_scale_for_a_set_the_brightest_photo_decides(tmp_path: Path) -> None:
     dim, bright = (written(tmp_path / f"{share}.tif", scene(4095, share)) for share in (0.1, 0.9))
     Image.fromarray(GREY.astype(np.uint8)).save(tmp_path / "plain.png")
