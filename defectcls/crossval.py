@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from defectcls.errors import UserError
 from defectcls.training.command import run_verb
-from defectcls.training.provenance import prepare_wandb
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,8 +27,6 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
     settings = CrossvalSettings(**config)
     if settings.trainer.strategy != "auto":
         raise UserError("cross-validation trains on one device: leave trainer.strategy=auto")
-    if settings.logger.name == "wandb":
-        prepare_wandb()
     from defectcls.evaluation.evaluate import evaluate_folds
     from defectcls.model.hardware import find_device
     from defectcls.pages.render import print_page

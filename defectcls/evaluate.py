@@ -1,14 +1,9 @@
 """Measure a trained model again, on its own test part or another dataset; or any table of predictions."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from defectcls.training.command import run_verb
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from defectcls.verb_settings import EvaluateSettings
 
 
 def evaluate(config: dict[str, Any], folder: Path) -> None:
@@ -22,8 +17,16 @@ def evaluate(config: dict[str, Any], folder: Path) -> None:
 
     heat: dict[str, Any] = {}
     if settings.predictions is not None:
-        metrics, predictions = measure_table(settings.predictions, settings)
-        root = settings.root or settings.predictions.parent
+        from defectcls.data.splits import PARTS
+        from defectcls.evaluation.evaluate import evaluate_table
+        from defectcls.evaluation.predictions import read_predictions
+        from defectcls.training.provenance import provenance
+
+        table = settings.predictions
+        wanted = PARTS if settings.part in (None, "all") else (settings.part,)
+        predictions, found = evaluate_table(read_predictions(table), str(table), settings.decision, wanted)
+        metrics = {"dataset": table.stem, "model": "table of predictions"} | found | provenance(0, {})
+        root = settings.root or table.parent
     else:
         from defectcls.training.evaluation_run import EvaluationRun
         from defectcls.training.inspection import inspect
@@ -37,23 +40,6 @@ def evaluate(config: dict[str, Any], folder: Path) -> None:
     page = report_page(metrics, predictions, root, heat=heat)
     results.write_results(folder, metrics, predictions, page)
     print_page(page, folder / "report.html")
-
-
-def measure_table(table: Path, settings: "EvaluateSettings") -> tuple[dict[str, Any], "pd.DataFrame"]:
-    """metrics.json and the judged rows of a predictions table.
-
-    Raises:
-        UserError: no such table, or nothing in it that can be judged as the settings say.
-    """
-    from defectcls.data.splits import PARTS
-    from defectcls.evaluation.evaluate import evaluate_table
-    from defectcls.evaluation.predictions import read_predictions
-    from defectcls.training.provenance import provenance
-
-    wanted = PARTS if settings.part in (None, "all") else (settings.part,)
-    predictions, found = evaluate_table(read_predictions(table), str(table), settings.decision, wanted)
-    about = {"dataset": table.stem, "model": "table of predictions"}
-    return about | found | provenance(0, {}), predictions
 
 
 if __name__ == "__main__":

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 from defectcls.training.command import run_verb
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import numpy as np
 
     from defectcls.data.inputs import Photos
     from defectcls.deployment.predictor import Predictor
-    from defectcls.pages.blocks import Page
     from defectcls.verb_settings import PredictSettings
 
 log = logging.getLogger(__name__)
@@ -44,6 +43,7 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     checkpoint_file(settings.checkpoint)  # told before torch is imported
     from defectcls.deployment.predictor import load
     from defectcls.model.hardware import keep_freed_memory
+    from defectcls.pages.gallery import gallery_page
     from defectcls.pages.render import print_page, write_page
     from defectcls.training.provenance import provenance
 
@@ -79,7 +79,9 @@ def predict(config: dict[str, Any], folder: Path) -> int:
         **provenance(trained.seed, {}, predictor.device),
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
-    page = _page(predictor, photos.root, read, unreadable, summary, settings)
+    shown = read.nlargest(settings.gallery, "score")  # of equal ones those that came first
+    heat = _heat(predictor, photos.root, list(shown["path"]), settings.batch_size) if settings.heat_maps else {}
+    page = gallery_page(shown, unreadable[:LISTED], photos.root, summary, heat)
     file = folder / "gallery.html" if settings.gallery else None
     if file:
         write_page(page, file)
@@ -115,28 +117,15 @@ def _watch(predictor: "Predictor", photos: "Photos", settings: "PredictSettings"
             print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {told} {row['path']}", flush=True)
 
 
-def _page(
-    predictor: "Predictor",
-    root: Path,
-    read: "pd.DataFrame",
-    unreadable: "pd.DataFrame",
-    summary: dict[str, Any],
-    settings: "PredictSettings",
-) -> "Page":
-    from defectcls.pages.gallery import gallery_page
+def _heat(predictor: "Predictor", root: Path, paths: list[str], batch_size: int) -> "dict[str, np.ndarray]":
+    """Heat maps of the photos that can be read again, by path."""
+    from defectcls.training.inspection import without_borders
 
-    shown = read.nlargest(settings.gallery, "score")  # of equal ones those that came first
-    heat = {}
-    if settings.heat_maps:
-        from defectcls.training.inspection import without_borders
-
-        maps = predictor.heat_maps([root / path for path in shown["path"]], settings.batch_size)
-        for path, one in zip(shown["path"], maps, strict=True):
-            if one is not None:
-                step = max(1, len(one) // HEAT_SIDE)
-                small = one[::step, ::step]
-                heat[path] = without_borders(small, root / path) if predictor.resize == "pad" else small
-    return gallery_page(shown, unreadable[:LISTED], root, summary, heat)
+    maps = zip(paths, predictor.heat_maps([root / path for path in paths], batch_size), strict=True)
+    steps = slice(None, None, max(1, predictor.image_size // HEAT_SIDE))
+    small = {path: one[steps, steps] for path, one in maps if one is not None}
+    padded = predictor.resize == "pad"
+    return {path: without_borders(one, root / path) if padded else one for path, one in small.items()}
 
 
 if __name__ == "__main__":

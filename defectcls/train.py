@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from defectcls.training.command import run_verb
-from defectcls.training.provenance import prepare_wandb
 
 
 def train(config: dict[str, Any], folder: Path) -> float | None:
@@ -12,8 +11,6 @@ def train(config: dict[str, Any], folder: Path) -> float | None:
     from defectcls.settings import TrainSettings
 
     settings = TrainSettings(**config)  # a wrong type is told before the seconds that torch takes to import
-    if settings.logger.name == "wandb":
-        prepare_wandb()
     from defectcls.pages.render import print_page
     from defectcls.pages.report import report_page
     from defectcls.training.results import finished_metrics, objective_of, write_results

@@ -65,15 +65,3 @@ def read_output(output: Path) -> pd.DataFrame:
         return pd.DataFrame(columns=["path", "decision", "prediction", "score", "error"])
     rows = pd.read_csv(output, dtype=str, keep_default_na=False).drop_duplicates("path", keep="last")
     return rows.assign(score=pd.to_numeric(rows["score"]))
-
-
-def cut_torn_row(output: Path) -> None:
-    """Take away the last row if it was not written to its end."""
-    whole = length = quotes = 0
-    with output.open("r+b") as file:
-        for line in file:
-            length += len(line)
-            quotes += line.count(b'"')  # a name within quotes may hold the end of a line
-            if line.endswith(b"\n") and quotes % 2 == 0:
-                whole = length
-        file.truncate(whole)

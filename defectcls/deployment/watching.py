@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from defectcls.data.samples import images_in, writable
-from defectcls.deployment.output import appending, cut_torn_row
+from defectcls.deployment.output import appending
 from defectcls.errors import UserError
 from defectcls.files import lock_at_once
 
@@ -146,7 +146,14 @@ def remembered(output: Path, columns: list[str], model: str) -> set[tuple[str, s
             f"output={output} is no table that watches with this model: its columns are not {', '.join(columns)}; "
             "give another output, or overwrite=true"
         )
-    cut_torn_row(output)
+    whole = length = quotes = 0
+    with output.open("r+b") as file:
+        for line in file:
+            length += len(line)
+            quotes += line.count(b'"')  # a name within quotes may hold the end of a line
+            if line.endswith(b"\n") and quotes % 2 == 0:
+                whole = length
+        file.truncate(whole)
     rows = pd.read_csv(output, usecols=["path", MODIFIED, MODEL], dtype=str, keep_default_na=False)
     for other in rows[MODEL][rows[MODEL] != model][:1]:
         raise UserError(

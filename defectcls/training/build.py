@@ -56,19 +56,14 @@ def build_data(
     data.prepare_data()
     data.setup()
     if trains and split and not alone:
-        _refuse_unshown_classes(settings, data)
-    return data
-
-
-def _refuse_unshown_classes(settings: TrainSettings, data: DefectDataModule) -> None:
-    shown = data.targets[data.part("train")]
-    for target, name in enumerate(data.classes):
-        if target not in shown:
+        for target in set(range(len(data.classes))) - set(data.targets[data.part("train")]):
             raise UserError(
                 f"model.head={settings.model.head} learns from every class, and the split leaves none of the "
-                f"{(data.targets == target).sum()} images of '{name}' for training: model.head=memory finetune=probe "
-                "needs sound ones alone, dataset.split.anomalies=10 shows ten, dataset.split.published=false its share"
+                f"{(data.targets == target).sum()} images of '{list(data.classes)[target]}' for training: "
+                "model.head=memory finetune=probe needs sound ones alone, dataset.split.anomalies=10 shows ten, "
+                "dataset.split.published=false its share"
             )
+    return data
 
 
 def build_classifier(settings: TrainSettings, data: DefectDataModule) -> Classifier:
@@ -100,9 +95,7 @@ def build_classifier(settings: TrainSettings, data: DefectDataModule) -> Classif
 def build_features(settings: TrainSettings, data: DefectDataModule, backbone: Backbone) -> FrozenFeatures:
     """The features of a frozen backbone, kept in `dataset.cache_dir` unless `dataset.cache` is off."""
     dataset = settings.dataset
-    store = None
-    if dataset.cache != "off":
-        store = Store(dataset.cache_dir, dataset.cache_max_gb)
+    store = None if dataset.cache == "off" else Store(dataset.cache_dir, dataset.cache_max_gb)
     return FrozenFeatures(backbone, data.digests, store, f"{dataset.resize} {data.settings.depth}")
 
 
@@ -149,7 +142,10 @@ def build_trainer(
     training: TrainSettings | None = None,
 ) -> L.Trainer:
     """Lightning's Trainer: it does not save or print by itself."""
-    _quiet()
+    for name in ("timm", "lightning.pytorch", "lightning.fabric"):  # their advice is not for the user of this tool
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for ignored in ({"module": "lightning"}, {"module": "torchmetrics"}, {"message": ".*_register_pytree_node.*"}):
+        warnings.filterwarnings("ignore", **ignored)
     device = device_of(settings)
     if device.type == "cpu":
         keep_freed_memory()
@@ -206,12 +202,3 @@ def build_callbacks(settings: TrainSettings) -> list[L.Callback]:
             if sys.stdout.isatty() or not isinstance(callback, ProgressBar):
                 callbacks.append(callback)
     return callbacks
-
-
-def _quiet() -> None:
-    """Lightning's advice on workers and hardware is not for the user of this tool."""
-    for name in ("timm", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", module="torchmetrics")
-    warnings.filterwarnings("ignore", message=".*_register_pytree_node.*")

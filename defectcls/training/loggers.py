@@ -45,7 +45,7 @@ def dashboard(settings: LoggerSettings, folder: Path, config: dict[str, Any]) ->
             import wandb
 
             if wandb.run is not None:
-                _attempt(logger, functools.partial(wandb.finish, exit_code=int(failed)))
+                _tell(logger, wandb.finish, exit_code=int(failed), over=True)
         elif logger is not None:
             logger.finalize("failed" if failed else "success")
 
@@ -80,21 +80,17 @@ def _build(settings: LoggerSettings, folder: Path, config: dict[str, Any]) -> Lo
     return MLFlowLogger(settings.project, **{"run_name": run_name, "tracking_uri": server} | settings.further)
 
 
-def _tell(logger: Logger, method: Callable[..., Any], *given: Any, **options: Any) -> None:
-    """Once it has failed nothing is told to it."""
-    if "failed" not in vars(logger):
-        _attempt(logger, functools.partial(method, *given, **options))
-
-
-def _attempt(logger: Logger, act: Callable[[], Any]) -> None:
-    """Whatever a dashboard raises is one warning."""
-    try:
-        act()
-    except Exception as error:
-        if "failed" not in vars(logger):
-            name = type(logger).__name__.removesuffix("Logger").lower()
-            log.warning(GOES_ON, name, " ".join(repr(error).split()))
-        vars(logger)["failed"] = True
+def _tell(logger: Logger, act: Callable[..., Any], *given: Any, over: bool = False, **options: Any) -> None:
+    """Whatever a dashboard raises is one warning; once it has failed it is told nothing but that the run is over."""
+    failed = "failed" in vars(logger)
+    if over or not failed:
+        try:
+            act(*given, **options)
+        except Exception as error:
+            vars(logger)["failed"] = True
+            if not failed:
+                name = type(logger).__name__.removesuffix("Logger").lower()
+                log.warning(GOES_ON, name, " ".join(repr(error).split()))
 
 
 def _wandb(

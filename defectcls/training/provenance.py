@@ -1,7 +1,5 @@
 """What a result needs so that another person can repeat it: command, configuration, code, versions, hardware."""
 
-import contextlib
-import importlib
 import json
 import platform
 import subprocess
@@ -33,12 +31,6 @@ def provenance(seed: int, config: dict[str, Any], device: "torch.device | None" 
         "hardware": device_name(device),
         "config": json.loads(json.dumps(config, default=str)),
     }
-
-
-def prepare_wandb() -> None:
-    """Before torch is imported: what W&B imports as it starts walks all modules there are, for each of its classes."""
-    with contextlib.suppress(ImportError):  # not installed, or of another version, whose start takes seconds longer
-        importlib.import_module("wandb.sdk.launch.inputs.internal")
 
 
 def device_name(device: "torch.device | None") -> str:
