@@ -144,8 +144,8 @@ def build_trainer(
     """Lightning's Trainer: it does not save or print by itself."""
     for name in ("timm", "lightning.pytorch", "lightning.fabric"):  # their advice is not for the user of this tool
         logging.getLogger(name).setLevel(logging.ERROR)
-    for ignored in ({"module": "lightning"}, {"module": "torchmetrics"}, {"message": ".*_register_pytree_node.*"}):
-        warnings.filterwarnings("ignore", **ignored)
+    warnings.filterwarnings("ignore", module="lightning|torchmetrics")
+    warnings.filterwarnings("ignore", message=".*_register_pytree_node.*")
     device = device_of(settings)
     if device.type == "cpu":
         keep_freed_memory()
