@@ -70,9 +70,7 @@ class Classifier(L.LightningModule):
         self.classes, self.seed, self.test_views, self.options = classes, seed, settings.test_views, settings.further
         self.backbone = Backbone(settings.name, settings.pool, image_size, channels_last)
         self.head = Head(self.backbone.feature_count, len(classes), settings.dropout)
-        self.joined: Joined | None = None
-        if settings.head != "linear":
-            self.joined = Joined(self._channels_of_map(settings.head))
+        self.joined = None if settings.head == "linear" else Joined(self._channels_of_map(settings.head))
         self.augment = Augment(AugmentSettings(**augment))
         self.mix = mixer(augment["mixup"], augment["cutmix"], len(classes))
         self._loss = LossSettings(**loss), class_weights

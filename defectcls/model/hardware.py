@@ -25,19 +25,14 @@ def choose_compute(trainer: TrainerSettings, device: torch.device) -> TrainerSet
     MobileNetV2 1.3 times, and evaluated 2 and 2.6 times as fast; what is only emulated is slow. For what it costs in
     quality see experiments/precision. Channels last, which convolutions are faster in.
     """
-    precision = trainer.precision if trainer.precision != "auto" else _fastest_precision(device)
-    channels_last = trainer.channels_last if trainer.channels_last != "auto" else True
-    return trainer.model_copy(update={"precision": precision, "channels_last": channels_last})
-
-
-def _fastest_precision(device: torch.device) -> Precision:
-    native = False
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device.type == "cpu":
-        able = torch.cpu.get_capabilities()
-        native = bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))  # the last is of ARM
-    return "bf16" if native else "32"
+    chosen: dict[str, Any] = {"channels_last": True} if trainer.channels_last == "auto" else {}
+    if trainer.precision == "auto":
+        able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        native = any(able.get(kind) for kind in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is of ARM
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        chosen["precision"] = "bf16" if native else "32"
+    return trainer.model_copy(update=chosen)
 
 
 def find_device(accelerator: str) -> torch.device:
@@ -80,8 +75,7 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
 
 def precision_of(lightning: str) -> Precision:
     """Which of ours a Trainer's precision is; 32 for those that cast the weights themselves, or nothing."""
-    of_lightning: dict[str, Precision] = {"bf16-mixed": "bf16", "16-mixed": "16"}
-    return of_lightning.get(lightning, "32")
+    return {"bf16-mixed": "bf16", "16-mixed": "16"}.get(lightning, "32")  # type: ignore[return-value]
 
 
 def refuse_float16(precision: str, device: torch.device, asked: str, key: str) -> None:
