@@ -180,13 +180,10 @@ def refuse_missing_kind(settings: DecisionSettings, defective: np.ndarray, preva
 
 
 def decide(predictions: pd.DataFrame, decision: Decision, classes: dict[str, bool]) -> pd.DataFrame:
-    """The table with calibrated probabilities, and `prediction` and `decision` by the decision.
+    """The uncalibrated table with calibrated probabilities, and `prediction` and `decision` by the decision.
 
     An image that is let through gets its most probable sound class, any other its most probable defective one. One
     whose probabilities are not all numbers is rejected, since nothing says that it is sound.
-
-    Args:
-        predictions: a predictions table, not calibrated.
     """
     columns = [PROBABILITY + name for name in classes]
     probabilities = calibrate(predictions[columns].to_numpy(), decision.scale, decision.shift)

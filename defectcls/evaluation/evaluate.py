@@ -93,10 +93,8 @@ def evaluate_table(
 def evaluate_folds(runs: list[tuple[int, int, dict[str, Any], pd.DataFrame]]) -> tuple[dict[str, Any], pd.DataFrame]:
     """metrics.json and the out-of-fold predictions of all folds of a cross-validation.
 
-    An image keeps its `unit` from repeat to repeat, so that these narrow no interval by counting it again.
-
-    Args:
-        runs: repeat, fold, metrics.json and test predictions of every fold.
+    Of each fold its repeat, number, metrics.json and test predictions are given. An image keeps its `unit` from repeat
+    to repeat, so that these narrow no interval by counting it again.
     """
     tables, folds = [], []
     for repeat, fold, metrics, rows in runs:
@@ -168,10 +166,9 @@ def majority_collapse(predictions: pd.DataFrame) -> dict[str, Any] | None:
 
 
 def ranks(numbers: dict[str, Any]) -> bool:
-    """Whether scores surely rank better than chance, as the interval of their AUROC says: then a threshold would help.
+    """Whether scores surely rank better than chance, by the interval of the AUROC of one part of metrics.json.
 
-    Args:
-        numbers: of one part, as metrics.json has them.
+    Then a threshold would help.
     """
     interval = defect_numbers(numbers)["intervals"].get("auroc")
     return interval is not None and interval[0] > CHANCE

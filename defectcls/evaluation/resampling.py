@@ -40,8 +40,7 @@ class Share(NamedTuple):
 class Answers:
     """A predictions table as `shares` and `rankings` of its images, and so as numbers under weights.
 
-    Args:
-        each_class: those of each class too, and not only of defective against sound.
+    They are of defective against sound, and of `each_class` against the rest.
     """
 
     def __init__(self, predictions: pd.DataFrame, classes: dict[str, bool], each_class: bool = True) -> None:

@@ -144,10 +144,10 @@ def _held_out(metrics: Metrics, judged: Metrics) -> list[str]:
     for row in judged.get("breakdowns", {}).get("defect_type", []):
         if row["defect_type"] == name:
             caught = round(row["recall"] * row["n"])
-            recall = row | {"intervals": {"recall": (row["recall_low"], row["recall_high"])}}
+            within = span("recall", (row["recall_low"], row["recall_high"]))
             found += [
                 f"Training was not shown “{name}”: of {plural(row['n'], 'such image')} {caught} {were(caught)} caught, "
-                f"recall {wording.with_interval(recall, 'recall')}; the rates above are of all types together."
+                f"recall {percent(row['recall'])} (95 % interval {within}); the rates above are of all types together."
             ]
     return found
 

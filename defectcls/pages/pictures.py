@@ -148,12 +148,7 @@ class Bar(NamedTuple):
 
 @matplotlib.rc_context(LOOK)
 def plot_intervals(bars: list[Bar], label: str, zero: bool = False) -> Figure:
-    """Dots with their mean and interval, the first row on top; those that are not `strong` are grey.
-
-    Args:
-        label: of the axis.
-        zero: mark it.
-    """
+    """Dots with their mean and interval, the first row on top; those that are not `strong` are grey."""
     figure = Figure(figsize=(7.2, 0.9 + 0.3 * len(bars)), layout="constrained")
     axes = figure.subplots()
     for height, bar in enumerate(bars):

@@ -30,12 +30,7 @@ TOLD = {  # of a verdict
 
 
 def sweep_page(sweep: Sweep, folder: Path, command: str | None = None) -> Page:
-    """The page.
-
-    Args:
-        folder: of the sweep; the page links to the report of every job that has one in the folder of its number.
-        command: what started it.
-    """
+    """The page; it links to the report of every job that has one in the folder of its number below `folder`."""
     by_images, ranked = len(sweep.blocks) > 1, sweep.ranked_by
     compared = any(setting.behind for setting in sweep.settings)
     spread = ranked and any(setting.numbers[ranked].n > 1 for setting in sweep.settings)

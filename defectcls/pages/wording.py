@@ -43,12 +43,7 @@ def verdict(metrics: dict[str, Any]) -> list[str]:
 
 
 def decision_words(decision: dict[str, Any] | None, trained: bool = True) -> list[str]:
-    """How the model decides and what it can promise, in sentences.
-
-    Args:
-        decision: None where predictions are taken as they are.
-        trained: the validation images made the model, too.
-    """
+    """How the model decides and what it can promise, in sentences; `trained` with the same validation images."""
     if decision is None:
         return ["The predictions are taken as they are; where a table has none, the most probable class counts."]
     policy, share, evidence = (decision[key] for key in ("policy", "prevalence", "evidence"))
