@@ -214,7 +214,7 @@ class DefectDataModule(L.LightningDataModule):
         if self.sampler == "balanced":
             counts = np.bincount(self.targets[rows], minlength=len(self.targets))
             weights = torch.from_numpy(1.0 / counts[self.targets[rows]])
-        return self._loader(rows, shuffle=True, weights=weights)
+        return self.part_dataloader("train", shuffle=True, weights=weights)
 
     def val_dataloader(self) -> DataLoader:
         return self.part_dataloader("val")
@@ -222,11 +222,9 @@ class DefectDataModule(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self.part_dataloader("test")
 
-    def part_dataloader(self, name: str) -> DataLoader:
-        """One part in the order of its rows, every image once."""
-        return self._loader(self.part(name), shuffle=False, weights=None)
-
-    def _loader(self, rows: np.ndarray, shuffle: bool, weights: torch.Tensor | None) -> DataLoader:
+    def part_dataloader(self, name: str, shuffle: bool = False, weights: torch.Tensor | None = None) -> DataLoader:
+        """One part, in the order of its rows and every image once unless it is shuffled or drawn by weights (rows,)."""
+        rows = self.part(name)
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return PartLoader(
             Part(self.images, self.targets, rows),

@@ -1,11 +1,12 @@
 """From an image file to uint8 pixels at the training size."""
 
+import contextlib
 import io
 import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 import imagecodecs
 import numpy as np
@@ -31,7 +32,12 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 # A file from a stranger is data: nothing here is read by calling another program, as Pillow reads an EPS.
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "DIB", "AVIF", "PCX", "QOI", "SUN", "TGA")
+FORMATS = ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "DIB", "AVIF", "PCX", "QOI", "SUN", "TGA"]
+with contextlib.suppress(ImportError):  # where it is installed
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    FORMATS.append("HEIF")
 SCALED_FROM = 4  # a JPEG of so many times the side is decoded at 1/4 or less: at 4 in 0.85 of the time, at 16 in 0.5
 LEAST_SIDE = 128  # but at no fraction that is smaller than this: what twins are found by
 HARMLESS = "Invalid SOS parameters"  # what some cameras write into a JPEG: every pixel is there
@@ -100,13 +106,15 @@ def open_photo(photo: Photo, side: int) -> Opened:
             content = photo.fp.read()
         else:
             return _opened(photo, b"", side)
-        with open_image(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return _opened(image, content, side)
     except UserError:
         raise
     except Image.DecompressionBombError:
         raise UnreadableImageError(f"over {MAX_PIXELS:,} pixels, as in a decompression bomb") from None
     except Image.UnidentifiedImageError:
+        if "HEIF" not in FORMATS and content[4:8] == b"ftyp" and (b"hei" in content[:32] or b"hev" in content[:32]):
+            raise UnreadableImageError("HEIC is read once pillow-heif is installed: pip install pillow-heif") from None
         raise UnreadableImageError("not an image" if content else "empty file") from None
     except OSError as error:
         raise UnreadableImageError(error.strerror or str(error)) from None
@@ -132,24 +140,6 @@ def further_pages(count: int) -> str:
     """A sentence on so many files."""
     files = "1 file holds" if count == 1 else f"{count} files hold"
     return f"{files} further pages: only the first is looked at"
-
-
-def open_image(file: IO[bytes]) -> Image.Image:
-    """An image of Pillow's whose pixels are not read yet.
-
-    Raises:
-        UnreadableImageError: HEIC, and its plug-in is not installed. What Pillow raises, of others.
-    """
-    begin = file.read(32)
-    file.seek(0)
-    if begin[4:8] != b"ftyp" or b"avif" in begin or not (b"hei" in begin or b"hev" in begin):
-        return Image.open(file, formats=FORMATS)
-    try:
-        import pillow_heif
-    except ImportError:
-        raise UnreadableImageError("HEIC is read once pillow-heif is installed: pip install pillow-heif") from None
-    pillow_heif.register_heif_opener()
-    return Image.open(file, formats=("HEIF",))
 
 
 def _opened(image: Image.Image, content: bytes, side: int) -> Opened:
