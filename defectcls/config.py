@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -97,9 +98,7 @@ def compose(*overrides: str, verb: str = "train", config_dir: str | Path | None 
     given = overrides_of(verb, with_presets(list(overrides), config_dir), sweeps=False)
     try:
         with hydra_of(verb):
-            from hydra import compose as composed
-
-            return composed(verb, given)
+            return hydra_compose(verb, given)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(composition_sentence(error, verb, list(overrides))) from error
 
@@ -270,7 +269,7 @@ def _pointed(key: str, verb: str) -> str | None:
 
 
 def _known_keys(verb: str) -> list[str]:
-    names = (verb, "train") if verb in TRAINING else (verb,)
-    groups = [folder.name for folder in CONF_DIR.iterdir() if folder.is_dir()] if verb in TRAINING else []
-    keys = [str(key) for name in names for key in OmegaConf.load(CONF_DIR / f"{name}.yaml")]
-    return list(dict.fromkeys([*groups, *(key for key in keys if key not in ("defaults", "hydra"))]))
+    if verb not in TRAINING:
+        return list(presets(verb))
+    groups = (folder.name for folder in CONF_DIR.iterdir() if folder.is_dir())
+    return list(dict.fromkeys([*groups, *presets(verb, "train")]))

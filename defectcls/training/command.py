@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 TRUST = "trust=true"  # of the folder that `resume` names
 # Keys of Hydra's own, of functions, classes and modules, and presets that lie outside of conf/.
 CODE = re.compile(r"[\s+~]*(-|hydra|imports)|.*_target_|[\w/+~]*(@[^=]*)?=.*(\.\./|\$)", re.DOTALL)
+REFUSED = ("config_path", "config_name", "experimental_rerun", "hydra_help", "info", "shell_completion")  # of Hydra's
 RESUMED = ("train", "crossval")  # verbs that go on where they stopped
 NUMBERS = ("metrics", "audit", "compare", "summary")  # what the verbs call their JSON
 
@@ -153,26 +154,18 @@ def _sentence(error: BaseException, verb: str, typed: list[str], begun: list[Pat
 
 
 def _way_on(verb: str, begun: list[Path]) -> str:
-    """What goes on after a run, or a sweep, was cut short.
-
-    Args:
-        begun: its folder, where there was one yet.
-    """
+    """What goes on after a run, or a sweep, was cut short in the folder that was begun, if one was."""
     if not begun or not begun[-1].is_dir() or not (verb in RESUMED or recorded_sweep(begun[-1]) is not None):
         return AGAIN
     return f"{as_typed(f'resume={begun[-1]}')} goes on"
 
 
 def _perform(verb: str, task: Verb, typed: list[str], begun: list[Path], alone: bool = True) -> int:
-    """Show, run or sweep; the exit status.
-
-    Args:
-        alone: the process does nothing else.
-    """
+    """Show, run or sweep; the exit status."""
     parser = get_args_parser()
     options = parser.parse_intermixed_args(typed)
-    if options.config_path or options.config_name or options.experimental_rerun:
-        raise UserError("conf/ and its presets stay: --config-dir=<folder> adds presets of your own")
+    if any(getattr(options, name) for name in REFUSED):
+        raise UserError("there are --help, --cfg, --resolve, --package, --multirun, and --config-dir=<your presets>")
     overrides, sweeps = resumed(with_presets(options.overrides, options.config_dir))
     if verb in TRAINING and options.help:
         overrides.append("dataset=synthetic")  # a dataset is required; the help shows the keys of this one
@@ -181,14 +174,8 @@ def _perform(verb: str, task: Verb, typed: list[str], begun: list[Path], alone: 
     with hydra_of(verb) as hydra:
         if options.help:
             hydra.app_help(verb, parser, options)
-        elif options.hydra_help:
-            hydra.hydra_help(verb, parser, options)
         elif options.cfg:
             hydra.show_cfg(verb, overrides, options.cfg, options.package, options.resolve)
-        elif options.info:
-            hydra.show_info(options.info, verb, overrides)
-        elif options.shell_completion:
-            hydra.shell_completion(verb, overrides)
         elif sweeps:
             return _sweep(hydra, verb, overrides, begun)
         else:
@@ -246,10 +233,7 @@ def _sweep_job(verb: str, config: DictConfig) -> float:
 
 
 def resumed(typed: list[str]) -> tuple[list[str], bool]:
-    """`resume=<folder>` stands for the command that began it, with the same folder; what is typed wins.
-
-    Returns:
-        The overrides, and whether they are of a sweep.
+    """The overrides, and whether they are of a sweep: `resume=<folder>` stands for what began it; what is typed wins.
 
     Raises:
         UserError: the folder is of none, or names code that is not typed again, and `trust=true` is not typed.
