@@ -8,8 +8,6 @@ from torch import nn
 
 from defectcls.settings import AugmentSettings
 
-GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
-
 
 class Augment(nn.Module):
     """What torchvision.transforms.v2 does image by image, for a batch: the same operations and distributions.
@@ -43,7 +41,7 @@ class Augment(nn.Module):
         third = torch.full((3, 3), 1 / 3)
         cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
         self.limits = nn.Buffer(torch.tensor(limits), persistent=False)
-        self.grey = nn.Buffer(torch.tensor(GREY), persistent=False)
+        self.grey = nn.Buffer(torch.tensor([0.299, 0.587, 0.114]), persistent=False)  # ITU-R BT.601 luma
         self.hues = nn.Buffer(torch.stack([third, torch.eye(3) - third, cross]), persistent=False)
 
     def forward(self, image: torch.Tensor, draws: torch.Tensor | None = None) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """The LightningModule: uint8 pixels -> augmentation, backbone, head -> logits."""
 
-import logging
 import math
 from collections.abc import Callable
 from functools import cached_property
@@ -27,8 +26,6 @@ from defectcls.settings import AugmentSettings, FinetuneSettings, LossSettings, 
 
 LOG_EVERY = 10  # steps
 CHECK_FINITE_EVERY = 50  # steps; reading the loss makes a GPU wait
-
-log = logging.getLogger(__name__)
 
 
 class Classifier(L.LightningModule):
@@ -78,7 +75,7 @@ class Classifier(L.LightningModule):
         self.ended: dict[str, int] = {}  # stages that ended before their time, and at which step
         self.stage: Stage | None = None
         self.stored_features: FrozenFeatures | None = None  # of the backbone as it was before training
-        self._head_alone = False  # whether a stage trains on them
+        self._head_trains_on: FrozenFeatures | None = None  # in a stage of the head alone
         self._look: Look | None = None  # stands in for the backbone while it infers
         self._evaluate: Callable[[Batch], torch.Tensor] | None = None  # of the evaluation that runs
         self._outputs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
@@ -193,7 +190,7 @@ class Classifier(L.LightningModule):
             switch_training(self.backbone, self.head, stage, self.finetune.batchnorm)
             self.stage = stage
             alone = stage.settings.trainable == "head" and self.mix is None  # mixed images are never the same
-            self._head_alone = alone and self._features_now() is not None
+            self._head_trains_on = self._features_now() if alone else None
         set_learning_rate(self.trainer.optimizers[0], self.optim, stage, step)
         if self.logger and step % LOG_EVERY == 0:  # not by `log`, which would make it a tensor
             lr = self.trainer.optimizers[0].param_groups[-1]["lr"]  # the head's, which layer_decay leaves alone
@@ -203,12 +200,11 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         stage, target = self.stage, batch["target"]
         assert stage is not None
-        if self._head_alone:
-            assert self.stored_features is not None
+        if self._head_trains_on is not None:
             epoch = (self.trainer.global_step - stage.start) // self._steps_per_epoch
             copies = 1 + self.finetune.probe_views  # the epochs take turns with them
             view = copy_of(epoch % copies, self.augment, self.seed)
-            logits = self.head(self.stored_features.extract(batch, view))
+            logits = self.head(self._head_trains_on.extract(batch, view))
         else:
             image = self.augment(batch["image"])
             if self.mix is not None:

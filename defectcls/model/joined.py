@@ -28,9 +28,6 @@ class Joined(nn.Module):
     """logit of "defective" = weight · ((memory, classifier) - mean) / deviation + bias.
 
     Until it has learned, the logit is the classifier's own.
-
-    Args:
-        channels: of the maps.
     """
 
     def __init__(self, channels: int) -> None:

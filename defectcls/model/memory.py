@@ -19,11 +19,7 @@ HOTTEST = 0.02  # share of an image's patches whose mean distance is its score; 
 
 
 class Memory(nn.Module):
-    """Patches of sound images; an empty bank is 0 away from everything.
-
-    Args:
-        channels: of the maps.
-    """
+    """Patches of sound images; an empty bank is 0 away from everything."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
