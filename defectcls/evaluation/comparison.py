@@ -40,10 +40,6 @@ class Difference(NamedTuple):
         ahead, behind = (self.other, self.run) if METRICS[self.metric].less_is_better else (self.run, self.other)
         return ahead if self.low > 0 else behind if self.high < 0 else ""
 
-    def reversed(self) -> "Difference":
-        """The same, of `other` less `run`."""
-        return Difference(self.metric, self.other, self.run, -self.difference, -self.high, -self.low)
-
 
 @dataclass(frozen=True)
 class Comparison:

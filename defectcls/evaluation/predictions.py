@@ -46,8 +46,6 @@ def predictions_table(samples: pd.DataFrame, probabilities: np.ndarray, classes:
         UserError: a column of the samples would be taken for one of the model's answers.
         ValueError: the shapes do not fit together.
     """
-    if probabilities.shape != (len(samples), len(classes)):
-        raise ValueError(f"{probabilities.shape=} for {len(samples)} samples of {len(classes)} classes")
     for column in samples.columns:
         if column in ("prediction", "score") or column.startswith(PROBABILITY):
             raise UserError(f"the sample table's column '{column}' would be taken for a model's answer: rename it")

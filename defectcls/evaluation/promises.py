@@ -54,9 +54,8 @@ def promise(
 
     allowed = bisect_right(misjudged, target, key=bound)
     proven = bound(misjudged[allowed - 1] if allowed else 0)
-    found = Promise(
-        rate, target, confidence, proven, proven <= target, independent, images_needed(target, confidence), grouped
-    )
+    needed = images_needed(target, confidence)
+    found = Promise(rate, target, confidence, proven, proven <= target, independent, needed, grouped)
     if allowed == len(hardest):
         return ABOVE_ALL if escapes else 0.0, found
     # Between the first that is judged right and the next score of all on the cautious side.

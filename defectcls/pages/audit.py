@@ -34,12 +34,8 @@ def summarise(
 ) -> dict[str, Any]:
     """What audit.json says of the images; `verdict` is a list of sentences, gravest first.
 
-    Args:
-        samples: labelled sample table with its split.
-        findings: as in audit.csv.
-        balance: images by class and part.
-        leaks: sets of copies and near-identical images that stand on both sides of the split.
-        notes: what could not be done, and why.
+    `findings` are as in audit.csv, `balance` has images by class and part, `leaks` is the number of sets of copies and
+    near-identical images that stand on both sides of the split, and `notes` say what could not be done, and why.
     """
     counts = {kind: int((findings["kind"] == kind).sum()) for kind in KINDS}
     pairs = findings[findings["kind"].isin(PAIRED)]

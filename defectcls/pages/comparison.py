@@ -59,9 +59,10 @@ def _verdict(comparison: Comparison) -> list[str]:
     for run, other in combinations(comparison.values, 2):
         of_pair = [one for one in comparison.differences if (one.run, one.other) == (run, other)]
         for one in of_pair:
+            if one.better == other:  # said of the better run
+                one = Difference(one.metric, other, run, -one.difference, -one.high, -one.low)
             if one.better:
-                told = one if one.better == run else one.reversed()
-                said.append(f"{told.run} is better than {told.other} in {METRICS[told.metric].name}: {_signed(told)}.")
+                said.append(f"{one.run} is better than {one.other} in {METRICS[one.metric].name}: {_signed(one)}.")
         if alike := [METRICS[one.metric].name for one in of_pair if not one.better]:
             said.append(f"{run} and {other}: no difference shown in {', '.join(alike)}.")
     return said
