@@ -84,7 +84,6 @@ class DatasetSettings(TargetSettings):
     resize: Literal["squash", "pad"]
     depth: Annotated[Literal["auto", "8", "10", "12", "14", "16", "float"], Text]
     on_unreadable: Literal["error", "skip"]
-    join_spellings: bool
     contradictions: Literal["error", "allow"]
     consecutive: PositiveInt | None
     prevalence: Prevalence

@@ -18,7 +18,7 @@ from defectcls.data.download import fetch_archive
 from defectcls.data.duplicates import NO_PAIRS, contradiction, first_of, identical_files, related_images, split_units
 from defectcls.data.near_duplicates import near_identical_pairs
 from defectcls.data.reading import Images
-from defectcls.data.samples import classes_of, counted, group_consecutive, in_order, label_samples, one_spelling
+from defectcls.data.samples import classes_of, counted, group_consecutive, in_order, label_samples, refuse_spellings
 from defectcls.data.splits import PARTS, leaked_units, split_samples
 from defectcls.errors import UserError, did_you_mean, explain
 from defectcls.settings import BatchSettings, DatasetSettings, SplitSettings, TrainSettings
@@ -151,7 +151,7 @@ class DefectDataModule(L.LightningDataModule):
             )
 
     def sample_table(self) -> pd.DataFrame:
-        """What `list_samples` lists, in the order of paths, with names in one spelling, and groups of `consecutive`.
+        """What `list_samples` lists, in the order of paths, with groups of `consecutive`.
 
         Raises:
             UserError: no images, or names of classes that differ in spelling alone.
@@ -162,8 +162,7 @@ class DefectDataModule(L.LightningDataModule):
         samples = in_order(listed)
         for column, kinds in (("defect_type", "classes"), ("category", "categories")):
             if column in samples:
-                first, join = getattr(self, "sound", []), settings.join_spellings
-                samples[column] = one_spelling(samples[column], kinds, first, join)
+                refuse_spellings(samples[column], kinds)
         return samples if settings.consecutive is None else group_consecutive(samples, settings.consecutive)
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002  Lightning's signature

@@ -156,26 +156,21 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
     return samples
 
 
-def one_spelling(names: pd.Series, named: str, first: list[str], join: bool) -> pd.Series:
-    """The names, those of one kind in the spelling that `first` has, or else most images.
+def refuse_spellings(names: pd.Series, named: str) -> None:
+    """Names of one kind have one spelling.
 
     Raises:
-        UserError: some differ in spelling alone, and `join` is false.
+        UserError: some differ in spelling alone.
     """
     counts, alike = names.value_counts(), dict[str, list[str]]()
-    for name in sorted(counts.index, key=lambda name: (name not in first, -counts[name], name)):
+    for name in sorted(counts.index, key=lambda name: (-counts[name], name)):
         alike.setdefault(folded(name), []).append(name)
-    several = [spellings for spellings in alike.values() if len(spellings) > 1]
-    if several and not join:
+    if several := [spellings for spellings in alike.values() if len(spellings) > 1]:
         seen = {unicodedata.normalize("NFC", name) for name in several[0]}
         show = repr if len(seen) == len(several[0]) else ascii  # what looks the same is told by the numbers of letters
         told = " and ".join(f"{show(name)} ({counts[name]} images)" for name in several[0])
         more = f", and {len(several) - 1} more such" if len(several) > 1 else ""
-        raise UserError(
-            f"the {named} {told} differ in spelling alone{more}: rename them, or join them with "
-            "dataset.join_spellings=true"
-        )
-    return names.replace({name: spellings[0] for spellings in several for name in spellings[1:]})
+        raise UserError(f"the {named} {told} differ in spelling alone{more}: rename them")
 
 
 def group_consecutive(samples: pd.DataFrame, count: int) -> pd.DataFrame:
