@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -22,9 +22,6 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 
 from defectcls.arguments import RUN_DIR, UNRECORDED, as_overrides, as_typed, quoted, with_presets
 from defectcls.errors import UserError, did_you_mean
-
-if TYPE_CHECKING:
-    from hydra._internal.hydra import Hydra
 
 # In a wheel conf/ lies inside the package, in a checkout beside it.
 _PACKAGE = Path(__file__).resolve().parent
@@ -65,15 +62,13 @@ def task_of(verb: str) -> Any:
 
 
 @contextmanager
-def hydra_of(verb: str) -> Iterator["Hydra"]:
+def hydra_of(verb: str) -> Iterator[Any]:
     """Hydra on conf/, for as long, whoever else in this process has it on another folder."""
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3", job_name=verb):
-            hydra = GlobalHydra.instance().hydra
-            assert hydra is not None
-            yield hydra
+            yield GlobalHydra.instance().hydra
     finally:
         GlobalHydra.instance().clear()
         if before is not None:

@@ -39,7 +39,6 @@ from defectcls.training.jobs import Task, close_sweep, open_sweep, recorded_swee
 
 if TYPE_CHECKING:
     import pandas as pd
-    from hydra._internal.hydra import Hydra
 
 TRUST = "trust=true"  # of the folder that `resume` names
 # Keys of Hydra's own, of functions, classes and modules, and presets that lie outside of conf/.
@@ -183,7 +182,7 @@ def _perform(verb: str, task: Verb, typed: list[str], begun: list[Path], alone: 
     return 0
 
 
-def _run(hydra: "Hydra", verb: str, task: Verb, overrides: list[str], begun: list[Path], alone: bool) -> int:
+def _run(hydra: Any, verb: str, task: Verb, overrides: list[str], begun: list[Path], alone: bool) -> int:
     def job(config: DictConfig) -> int | float | Exception | None:
         folder = Path(HydraConfig.get().runtime.output_dir)
         begun.append(folder)
@@ -203,7 +202,7 @@ def _run(hydra: "Hydra", verb: str, task: Verb, overrides: list[str], begun: lis
     return returned if isinstance(returned, int) else 0
 
 
-def _sweep(hydra: "Hydra", verb: str, overrides: list[str], begun: list[Path]) -> int:
+def _sweep(hydra: Any, verb: str, overrides: list[str], begun: list[Path]) -> int:
     """Every job, by whichever launcher, and then their table."""
     HydraConfig.instance().set_config(hydra.compose_config(verb, overrides, RunMode.MULTIRUN))
     folder, HydraConfig.instance().cfg = Path(HydraConfig.get().sweep.dir), None

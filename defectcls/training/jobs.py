@@ -44,13 +44,8 @@ KEYS = {  # that a file of these names has
     SWEEP: ("verb", "arguments"),
     "metrics.json": ("seed", "test"),
 }
-IMPORTED_ONCE = [
-    "joblib",  # whose launcher's start method a process has to know
-    "defectcls.training.run",
-    "defectcls.training.inspection",
-    "defectcls.training.results",
-    "defectcls.training.loggers",
-]
+# joblib: a process has to know the start method of its launcher.
+IMPORTED_ONCE = ["joblib", *(f"defectcls.training.{name}" for name in ("run", "inspection", "results", "loggers"))]
 
 
 class Task(NamedTuple):
