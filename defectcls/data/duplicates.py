@@ -13,12 +13,7 @@ NO_PAIRS = np.zeros((0, 2), dtype=np.int64)
 def related_images(
     samples: pd.DataFrame, settings: DatasetSettings, digests: list[bytes], near: np.ndarray = NO_PAIRS
 ) -> np.ndarray:
-    """`split_units` of the ties that `dataset.split.together` names.
-
-    Args:
-        digests: of every image's content, see `defectcls.data.digests`.
-        near: positions of near-identical images, (pairs, 2), where they were looked for.
-    """
+    """`split_units` of the ties that `dataset.split.together` names, by each image's digest."""
     together = settings.split.together
     identical = identical_files(digests) if "identical" in together else np.arange(len(samples))
     group = samples.get("group") if "group" in together else None

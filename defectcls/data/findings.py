@@ -72,9 +72,6 @@ class Inventory:
 def take_inventory(data: DefectDataModule) -> Inventory:
     """List, read, compare and split the images; whatever cannot be read is a finding.
 
-    Args:
-        image_size: that `train` would bring them to, as it is then spared to read them.
-
     Raises:
         UserError: the folder is missing, holds no images, or is not laid out as the dataset expects.
     """

@@ -83,11 +83,7 @@ def leaked_units(parts: pd.Series, units: np.ndarray) -> int:
 
 
 def _deal(
-    units: np.ndarray,
-    classes: np.ndarray,
-    strata: np.ndarray,
-    sizes: Sizes,
-    generator: np.random.Generator,
+    units: np.ndarray, classes: np.ndarray, strata: np.ndarray, sizes: Sizes, generator: np.random.Generator
 ) -> np.ndarray:
     """Deal whole units to parts, largest first, each to the part that lacks most of the unit's classes and strata.
 

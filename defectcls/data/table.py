@@ -55,7 +55,8 @@ class Table(DefectDataModule):
             refuse(unknown, f"{table} has labels that dataset.labels does not name")
         for column in rows.columns.intersection(["path", "mask"]):
             cells = rows[column].tolist()
-            refuse(filter(_is_absolute, cells), f"{table} has absolute {column}s, not relative to root={root}")
+            absolute = (cell for cell in cells if cell.startswith(("/", "\\")) or ntpath.isabs(cell))  # or of Windows
+            refuse(absolute, f"{table} has absolute {column}s, not relative to root={root}")
             cells = [posixpath.normpath(cell.replace("\\", "/")) if cell else "" for cell in cells]
             outside = [] if self.allow_outside else [cell for cell in cells if cell == ".." or cell.startswith("../")]
             refuse(outside, f"{table} has {column}s outside root={root}, which dataset.allow_outside=true would take")
@@ -79,8 +80,3 @@ class Table(DefectDataModule):
                 "the sound ones, sound=[...], or give a column 'defective'"
             )
         return ~sound
-
-
-def _is_absolute(path: str) -> bool:
-    """Whether the path starts at a root, of this system or of Windows, where tables often come from."""
-    return path.startswith(("/", "\\")) or ntpath.isabs(path)
