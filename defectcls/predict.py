@@ -110,8 +110,7 @@ def _watch(predictor: "Predictor", photos: "Photos", settings: "PredictSettings"
     from defectcls.evaluation.predictions import ACCEPT
 
     log.info("watching %s, predictions go to %s; Ctrl-C ends it", photos.root, output)
-    often = settings.batch_size, settings.watch_seconds, settings.watch_patience
-    for rows in watch(predictor, photos.root, output, settings.overwrite, *often):
+    for rows in watch(predictor, photos.root, output, settings):
         for row in rows[rows["decision"] != ACCEPT].to_dict("records"):
             told = f"{row['decision']} {row['score']:.3f}" if not row["error"] else f"unreadable ({row['error']})"
             print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {told} {row['path']}", flush=True)

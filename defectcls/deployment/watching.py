@@ -20,6 +20,7 @@ from defectcls.files import lock_at_once
 
 if TYPE_CHECKING:
     from defectcls.deployment.predictor import Predictor
+    from defectcls.verb_settings import PredictSettings
 
 log = logging.getLogger(__name__)
 
@@ -37,24 +38,11 @@ class State(NamedTuple):
         return f"{np.datetime64(self.modified, 'ns')}Z"
 
 
-def watch(
-    predictor: "Predictor",
-    folder: Path,
-    output: Path,
-    overwrite: bool,
-    batch_size: int,
-    seconds: float,
-    patience: float,
-) -> Iterator[pd.DataFrame]:
+def watch(predictor: "Predictor", folder: Path, output: Path, settings: "PredictSettings") -> Iterator[pd.DataFrame]:
     """Append the predictions of the photos in a folder, and of those that come, to `output`; yield them too.
 
-    Ends with Ctrl-C or SIGTERM.
-
-    Args:
-        seconds: between two looks at the folder. Looking, instead of being told by the system, works on network drives
-            too; a look at 10,000 files takes 0.1 s.
-        patience: seconds after which a photo that cannot be read, and does not change, is written down as unreadable:
-            a slow copy may rest for longer than it takes to look twice.
+    Ends with Ctrl-C or SIGTERM. To look, instead of being told by the system, works on network drives too; a look at
+    10,000 files takes 0.1 s. A slow copy may rest for longer than it takes to look twice: hence `watch_patience`.
 
     Raises:
         UserError: the output has other columns or is of another model, or another process appends to it.
@@ -67,7 +55,7 @@ def watch(
             raise UserError(f"another process watches with output={output}: stop it, or give another output")
         held.callback(lock.release)
         stop = held.enter_context(_until_stopped())
-        if overwrite:
+        if settings.overwrite:
             output.unlink(missing_ok=True)
         done = remembered(output, columns, predictor.digest)
         append = held.enter_context(appending(output))
@@ -77,7 +65,7 @@ def watch(
             if now is None and before is not None:
                 log.warning("%s is not there, or cannot be read: waiting for it", folder)
             names, before = due(before or {}, now or {}, done), now
-            for rows in predictor.stream((f"{folder}/{name}" for name in names), batch_size):
+            for rows in predictor.stream((f"{folder}/{name}" for name in names), settings.batch_size):
                 seen = {name: before[name] for name in names[: len(rows)]}  # type: ignore[index]
                 del names[: len(rows)]
                 rows = rows.assign(path=list(map(writable, seen)), modified=list(map(str, seen.values())))
@@ -85,7 +73,7 @@ def watch(
                 since = [unreadable.setdefault(version, time.monotonic()) for version in versions]
                 # What changed or went before it could be read is due again when it comes back.
                 still = [state_of(f"{folder}/{name}") == state for name, state in seen.items()]
-                given_up = np.array(still) & (time.monotonic() - np.array(since) >= patience)
+                given_up = np.array(still) & (time.monotonic() - np.array(since) >= settings.watch_patience)
                 rows = rows.assign(model=predictor.digest)[columns][(rows["error"] == "") | given_up]
                 append(rows)
                 for version in zip(rows["path"], rows[MODIFIED], strict=True):
@@ -94,7 +82,7 @@ def watch(
                 yield rows
                 if stop.is_set():
                     break
-            stop.wait(seconds)
+            stop.wait(settings.watch_seconds)
 
 
 def look(folder: Path) -> dict[str, State] | None:

@@ -3,6 +3,7 @@
 import logging
 import sys
 import warnings
+from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -135,13 +136,10 @@ def class_weights(settings: TrainSettings, data: DefectDataModule, sampled: bool
 
 
 def build_trainer(
-    settings: TrainerSettings,
-    folder: Path,
-    logger: Logger | None,
-    callbacks: list[L.Callback],
-    training: TrainSettings | None = None,
+    training: TrainSettings, folder: Path, logger: Logger | None = None, callbacks: Sequence[L.Callback] = ()
 ) -> L.Trainer:
     """Lightning's Trainer: it does not save or print by itself."""
+    settings, stages = training.trainer, training.finetune.active_stages.values()
     for name in ("timm", "lightning.pytorch", "lightning.fabric"):  # their advice is not for the user of this tool
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning|torchmetrics")
@@ -151,7 +149,6 @@ def build_trainer(
         keep_freed_memory()
     if settings.precision != "32":
         allow_tf32(device)
-    stages = training.finetune.active_stages.values() if training else []
     epochs = [stage.epochs for stage in stages]
     strategy = settings.strategy
     if strategy == "ddp" and any(stage.trainable != "all" for stage in stages):
@@ -163,9 +160,9 @@ def build_trainer(
         "precision": PRECISIONS[settings.precision][0],
         "max_epochs": sum(epoch or 0 for epoch in epochs) if None not in epochs else -1,
         "min_epochs": 0,
-        "gradient_clip_val": training.optim.clip if training else None,
+        "gradient_clip_val": training.optim.clip,
         "logger": logger or False,
-        "callbacks": callbacks,
+        "callbacks": list(callbacks),
         "default_root_dir": folder,
         "enable_checkpointing": any(isinstance(one, Checkpoint) for one in callbacks),
         "enable_progress_bar": any(isinstance(one, ProgressBar) for one in callbacks),

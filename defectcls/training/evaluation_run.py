@@ -42,7 +42,7 @@ class EvaluationRun(Run):
             dataset = settings.dataset.model_copy(update={"resize": own.resize, "depth": own.depth})
         self.settings, classifier = trained.settings.model_copy(update={"dataset": dataset}), trained.classifier
         data = build_data(self.settings, classifier.classes, split=asked != "all", device=trained.device)
-        super().__init__(data, classifier, build_trainer(self.settings.trainer, folder, None, []))
+        super().__init__(data, classifier, build_trainer(self.settings, folder))
         self.part = "test" if asked == "all" else asked
         self.decision = trained.decision or MOST_PROBABLE
         if settings.decision is not None:

@@ -138,7 +138,7 @@ class TrainingRun(Run):
         self.folder, self.record = folder, Record(folder)
         self.baseline: dict[str, Any] = {}
         self.validation: pd.DataFrame | None = None  # predicted by the best weights
-        trainer = build_trainer(settings.trainer, folder, logger, [*build_callbacks(settings), self.record], settings)
+        trainer = build_trainer(settings, folder, logger, [*build_callbacks(settings), self.record])
         if data is None:
             data = build_data(settings, device=device)
         else:

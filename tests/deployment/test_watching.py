@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -145,8 +146,8 @@ def watched(predictor: StandIn, folder: Path, output: Path, wanted: int, **optio
     signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGTERM))
     signal.setitimer(signal.ITIMER_REAL, 1)
     try:
-        often = 2, 0.01, options.get("patience", 0)
-        for table in watch(predictor, folder, output, bool(options.get("overwrite")), *often):  # type: ignore[arg-type]
+        chosen = {"overwrite": False, "batch_size": 2, "watch_seconds": 0.01, "watch_patience": 0} | options
+        for table in watch(predictor, folder, output, SimpleNamespace(**chosen)):  # type: ignore[arg-type]
             names += table["path"].tolist()
             if len(names) >= wanted:
                 signal.raise_signal(signal.SIGINT)
@@ -203,7 +204,7 @@ def test_a_photo_that_is_copied_slowly_is_waited_for(folder: Path, tmp_path: Pat
     """It rests for longer than two looks, cut off in the middle, and then goes on."""
     (folder / "3.png").write_bytes(b"")
     threading.Timer(0.3, lambda: (folder / "3.png").write_text("pixels")).start()
-    assert watched(StandIn(), folder, tmp_path / "out.csv", 5, patience=60)[-1] == "3.png"
+    assert watched(StandIn(), folder, tmp_path / "out.csv", 5, watch_patience=60)[-1] == "3.png"
     found = pd.read_csv(tmp_path / "out.csv", keep_default_na=False)
     assert (len(found), set(found["error"])) == (5, {""})
 

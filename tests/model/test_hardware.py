@@ -92,7 +92,8 @@ print(min(faults() for _ in range(6)) < given_back / 10)  # the first of them gr
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_a_trainer_computes_in_what_a_predictor_does(tmp_path: Path, precision: Any) -> None:
     settings = {"accelerator": "cpu", "devices": 1, "strategy": "auto", "precision": precision, "workers": 0}
-    trainer = build_trainer(TrainerSettings(**settings, channels_last=False, compile=False), tmp_path, None, [])
+    config = composed("dataset=synthetic") | {"trainer": settings | {"channels_last": False, "compile": False}}
+    trainer = build_trainer(TrainSettings(**config), tmp_path)
     found = []
     for context in (trainer.precision_plugin.forward_context(), autocast(precision, CPU)):
         with context:
