@@ -121,8 +121,8 @@ def _heat(predictor: "Predictor", root: Path, paths: list[str], batch_size: int)
     from defectcls.training.inspection import without_borders
 
     maps = zip(paths, predictor.heat_maps([root / path for path in paths], batch_size), strict=True)
-    steps = slice(None, None, max(1, predictor.image_size // HEAT_SIDE))
-    small = {path: one[steps, steps] for path, one in maps if one is not None}
+    steps = slice(None, None, max(1, predictor.image_size // HEAT_SIDE))  # copied, lest the whole map stays
+    small = {path: one[steps, steps].copy() for path, one in maps if one is not None}
     padded = predictor.resize == "pad"
     return {path: without_borders(one, root / path) if padded else one for path, one in small.items()}
 
