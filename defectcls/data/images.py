@@ -156,7 +156,10 @@ def _opened(image: Image.Image, content: bytes, side: int) -> Opened:
     else:
         image.load()
         values = _as_array(image)
-        if values.dtype == np.uint8 and (";16" in layout or (image.format == "PPM" and "65535" in layout)):
+        deep = ";16" in layout or (image.format == "PPM" and "65535" in layout)
+        if image.format == "JPEG2000" and (size := content.find(b"\xff\x51")) >= 0:
+            deep = content[size + 40] & 127 > 7  # bits of the first component, less one
+        if deep and values.dtype == np.uint8:
             raise UnreadableImageError("16-bit colour, of which only the upper bytes are read: save it as PNG")
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if may_be_turned else 1  # which decodes a PNG
     mode += ";16" * (values.dtype != np.uint8 and mode[0] not in "IF")  # Pillow calls 16-bit colour RGB too

@@ -5,6 +5,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
@@ -153,10 +154,15 @@ def test_16_bit_colour_of_a_png_is_on_the_scale_of_the_set(tmp_path: Path) -> No
     assert np.abs(grey(path, "12").astype(int) - np.rint(GREY * (16 * 255 / 4095))).max() <= 1
 
 
-def test_16_bit_colour_of_other_files_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["ppm", "jp2"])
+def test_16_bit_colour_of_other_files_is_refused(tmp_path: Path, suffix: str) -> None:
     """Pillow reads its upper bytes alone."""
-    path = tmp_path / "photo.ppm"
-    path.write_bytes(b"P6 %d %d 65535\n" % (SIDE, SIDE) + colour_of(257).tobytes())
+    path, colour = tmp_path / f"photo.{suffix}", colour_of(257)
+    written = {
+        "ppm": b"P6 %d %d 65535\n" % (SIDE, SIDE) + colour.tobytes(),
+        "jp2": imagecodecs.jpeg2k_encode(colour.astype(np.uint16)),
+    }
+    path.write_bytes(written[suffix])
     for depth in ("8", "16"):
         with pytest.raises(UnreadableImageError, match="^16-bit colour, of which only the upper bytes are read: save"):
             decode(path, SIDE, "squash", depth)  # type: ignore[arg-type]
