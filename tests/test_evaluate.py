@@ -318,6 +318,28 @@ def test_decision_is_kept_in_the_checkpoint(finished: Path, tmp_path: Path) -> N
     assert equal(weights(run / "best.ckpt"), weights(finished / "checkpoints/best.ckpt"))
 
 
+VALIDATION = {
+    "nothing": "",
+    "two lengths": {"label": ["sound"]},
+    "another class": {"label": ["moth"]},
+    "the other kind": {"defective": [True]},
+    "no numbers": {"p_sound": [float("nan")]},
+}
+
+
+@pytest.mark.parametrize("wrong", VALIDATION)
+def test_a_decision_is_chosen_on_validation_images_that_make_sense(finished: Path, tmp_path: Path, wrong: str) -> None:
+    value = VALIDATION[wrong]
+    content = torch.load(finished / "checkpoints/best.ckpt", weights_only=True)
+    whole = {"label": ["sound"], "defective": [False], "p_sound": [0.9], "p_defective": [0.1]}
+    if wrong == "two lengths":
+        whole["defective"] = [False, True]
+    content["defectcls"]["validation"] = whole | value if value else value
+    torch.save(content, tmp_path / "best.ckpt")
+    text = sentence(evaluate(tmp_path / "new", f"checkpoint={tmp_path / 'best.ckpt'}", "decision=f1"))
+    assert text == f"{tmp_path / 'best.ckpt'} is damaged: its validation images are no table of its classes' scores"
+
+
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("content", ["{", "[]", '{"test": 3}', '{"test": {"n": 1}}', "\x00\xff"])
 def test_a_broken_metrics_json_beside_the_checkpoint(finished: Path, tmp_path: Path, content: str) -> None:

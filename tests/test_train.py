@@ -369,7 +369,9 @@ def test_a_second_probe_of_the_same_images_computes_no_feature(
 def test_a_head_is_trained_on_features_of_one_pass_and_evaluates_as_the_network_that_it_is(
     tiny: list[str], tmp_path: Path
 ) -> None:
-    of_run = run(tmp_path / "run", *tiny, "finetune=head", "finetune.stages.head.epochs=4", "augment=texture")
+    of_run = run(
+        tmp_path / "run", *tiny, "finetune=head", "finetune.stages.head.epochs=4", "augment=texture", "optim.lr=0.01"
+    )
     assert [(stage["name"], stage["epochs"]) for stage in of_run["stages"]] == [("head", 4)]
     loss = pd.read_csv(tmp_path / "run" / "metrics.csv")["train/loss"]
     assert loss.iloc[-1] < loss.iloc[0]

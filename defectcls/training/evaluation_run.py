@@ -14,6 +14,7 @@ from defectcls.errors import UserError
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision
 from defectcls.evaluation.evaluate import evaluate
 from defectcls.evaluation.metrics import defect_numbers
+from defectcls.evaluation.predictions import PROBABILITY
 from defectcls.files import read_json
 from defectcls.model.checkpoint import load_trained
 from defectcls.pages.caveats import seen_words
@@ -66,11 +67,23 @@ class EvaluationRun(Run):
         return metrics, predictions
 
     def _decide_anew(self, settings: EvaluateSettings) -> Decision:
-        """On the validation images of the run, whose predictions its checkpoint holds; kept there where asked for."""
+        """On the validation images of the run, whose predictions its checkpoint holds; kept there where asked for.
+
+        Raises:
+            UserError: it holds none.
+        """
         assert settings.decision is not None
         if "validation" not in self.about:
             raise UserError(f"{self.checkpoint} is of a run that did not finish: resume=<run folder> finishes it")
-        validation = pd.DataFrame(self.about["validation"])
+        try:
+            validation = pd.DataFrame(self.about["validation"])
+            probabilities = validation[[PROBABILITY + name for name in self.data.classes]].to_numpy(float)
+            of_classes = (validation["label"].map(self.data.classes) == validation["defective"]).all()
+            whole = bool(of_classes and ((probabilities >= 0) & (probabilities <= 1)).all())
+        except (ValueError, TypeError, KeyError):
+            whole = False
+        if not whole:
+            raise UserError(f"{self.checkpoint} is damaged: its validation images are no table of its classes' scores")
         decision = choose_decision(settings.decision, validation, self.data.classes, settings.prevalence)
         if settings.update_checkpoint:
             keep_decision(torch.load(self.checkpoint, map_location="cpu", weights_only=True), decision, self.checkpoint)

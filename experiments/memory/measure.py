@@ -33,7 +33,6 @@ def timed(call: Callable[[], Any]) -> pd.Series:
 
 def defectcls(category: str, seed: int) -> tuple[pd.Series, int, float]:
     """`model.head=memory`, nothing cached before: `SECONDS`, images learned from, and AUROC."""
-    from defectcls.config import parse
     from defectcls.settings import TrainSettings
     from defectcls.training.command import run_verb
     from defectcls.training.run import TrainingRun
@@ -49,7 +48,7 @@ def defectcls(category: str, seed: int) -> tuple[pd.Series, int, float]:
             return found[0]
 
     def fit(config: dict[str, Any], folder: Path) -> None:
-        run = Timed(parse(TrainSettings, config), config, folder, None)
+        run = Timed(TrainSettings(**config), config, folder, None)
         run.train()
         runs.append(run)
 

@@ -22,7 +22,7 @@ from defectcls.model.checkpoint import load_trained
         ),
         ("config", {"image_size": 64}, "its image_size or its precision is not that of its network"),
         ("config", {"trainer": None}, "TypeError: "),
-        ("config", {"dataset": {}}, "dataset.name: Field required"),
+        ("config", {"dataset": {}}, "dataset._target_: Field required"),
     ],
 )
 def test_a_checkpoint_that_makes_no_sense(
