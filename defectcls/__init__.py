@@ -59,7 +59,7 @@ def datamodule(config: Mapping[str, Any]) -> "DefectDataModule":
     Raises:
         UserError: a value is wrong, or a part of one's own cannot be imported.
 
-    Example:
+    Examples:
         >>> data = datamodule(compose("dataset=synthetic", "dataset.root=photos", "image_size=96"))
         >>> data.setup()
         >>> data.class_names
@@ -82,7 +82,7 @@ def classifier(config: Mapping[str, Any], data: "DefectDataModule | None" = None
     Raises:
         UserError: as `datamodule`, and without photos.
 
-    Example:
+    Examples:
         >>> model = classifier(config, data)
         >>> lightning.Trainer(max_epochs=3).fit(model, data)
     """

@@ -85,7 +85,7 @@ def compose(*overrides: str, verb: str = "train", config_dir: str | Path | None 
     Raises:
         UserError: no such key, preset or folder.
 
-    Example:
+    Examples:
         >>> config = compose("dataset=mvtec", "dataset.categories=[screw]", "model=mobilenetv2")
         >>> config.image_size
         224
