@@ -119,7 +119,7 @@ def collect(file: Path, folders: list[Path]) -> None:
 
 def results(study: str) -> pd.DataFrame:
     """The runs of a study; settings that none of them has are empty."""
-    found = pd.read_csv(HERE / study / "results.csv")
+    found = pd.read_csv(HERE / study / "results.csv", dtype={"commit": str})
     return found.reindex(columns=[*found, *(name for name in SETTINGS if name not in found)])
 
 
@@ -152,7 +152,7 @@ def headlines(name: str) -> list[tuple[str, str, pd.DataFrame]]:
     if not (HERE / name / study.file).is_file():
         return []
     if isinstance(study, Measurement):
-        measured = pd.read_csv(HERE / name / study.file)
+        measured = pd.read_csv(HERE / name / study.file, dtype={"commit": str})
         return [(study.made_by, study.headline(measured), measured.reindex(columns=["commit", "hardware"]))]
     chosen = [(made_by, results(name).query(query)) for made_by, query in study.rows.items()]
     numbers = study.headline.split()

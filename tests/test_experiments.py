@@ -83,7 +83,7 @@ def test_table_of_a_study_is_the_one_its_results_give(results: Path, collect: Mo
 
 @pytest.mark.parametrize("results", RESULTS, ids=lambda file: file.parent.name)
 def test_results_come_from_commands_that_the_study_names(results: Path) -> None:
-    table = pd.read_csv(results)
+    table = pd.read_csv(results, dtype={"commit": str})
     assert jobs("\n".join(table["command"])) <= jobs_of_study(results.parent.name)
     assert not table["command"].duplicated().any()
 
@@ -192,7 +192,7 @@ def test_runs_are_collected(finished: Path, tmp_path: Path, collect: ModuleType)
         (tmp_path / folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
 
     collect.collect(file, [finished])
-    [line] = pd.read_csv(file).to_dict("records")
+    [line] = pd.read_csv(file, dtype={"commit": str}).to_dict("records")
     assert (line["photos"], line["finetune"], line["image_size"]) == ("synthetic", "probe_then_full", 32)
     assert (line["n_test"], line["auroc"]) == (test["n"], test["auroc"])
     assert [line["recall_low"], line["recall_high"]] == test["intervals"]["recall"]
@@ -211,7 +211,7 @@ def test_runs_are_collected(finished: Path, tmp_path: Path, collect: ModuleType)
     write("crossval/repeat_0/fold_0", metrics | {"seconds": {"fit": 30}})
     write("crossval/repeat_0/fold_1", metrics | {"seconds": {"fit": 12}})
     collect.collect(file, [tmp_path / "sweep", tmp_path / "crossval"])
-    lines = pd.read_csv(file).set_index("command")
+    lines = pd.read_csv(file, dtype={"commit": str}).set_index("command")
     assert len(lines) == 2
     assert lines.loc[metrics["command"], ["auroc", "defect_auroc"]].tolist() == [0.125, 0.75]
     of_crossval = lines.loc[whole["command"]]
