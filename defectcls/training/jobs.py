@@ -210,12 +210,12 @@ def close_sweep(folder: Path) -> int:
     if not records:
         shutil.rmtree(folder)  # the command could not be composed
         return 0
-    from defectcls.evaluation.sweeps import settings_table, summarise_sweep
+    from defectcls.evaluation.sweeps import summarise_sweep
     from defectcls.pages.render import print_page, write_page
     from defectcls.pages.sweep import sweep_page
 
     sweep = summarise_sweep(str(folder), read_jobs(folder))
-    for name, table in (("sweep.csv", settings_table(sweep)), ("jobs.csv", sweep.jobs)):
+    for name, table in (("sweep.csv", sweep.settings), ("jobs.csv", sweep.jobs)):
         with written_whole(folder / name) as unfinished:
             table.to_csv(unfinished, index=False)
     page = sweep_page(sweep, folder, shlex.join(["python", "-m", f"defectcls.{verb}", "-m", *arguments]))
