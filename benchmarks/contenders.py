@@ -79,8 +79,6 @@ def step(plan: Plan, turns: Turns) -> None:
         for _ in range(steps):
             with precision.forward_context():
                 image, target = classifier.augment(batch["image"]), batch["target"]
-                if classifier.mix is not None:
-                    image, target = classifier.mix(image, target)
                 loss = classifier.loss(classifier(image), target)
             optimizer.zero_grad()
             scaler.scale(loss).backward()

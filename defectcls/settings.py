@@ -156,7 +156,6 @@ class OptimSettings(Settings):
     name: str
     lr: Positive
     weight_decay: NonNegative
-    layer_decay: Annotated[float, Field(gt=0, le=1)] | None
     options: dict[str, Any]
     schedule: Literal["cosine", "tanh", "wsd", "constant"]
     warmup: Share
@@ -197,10 +196,6 @@ class AugmentSettings(Settings):
     contrast: Share
     saturation: Share
     hue: Annotated[float, Field(ge=0, le=0.5)]
-    blur: Annotated[float, Field(ge=0, le=0.1)]
-    noise: NonNegative
-    mixup: NonNegative
-    cutmix: NonNegative
 
 
 class TrainerSettings(OpenSettings):

@@ -68,7 +68,7 @@ TYPOS = {
         "unknown key 'dataset.split.trian' in dataset.split, did you mean 'train'?"
     ),
     (SYNTHETIC, "optim.banana=1"): (
-        "unknown key 'optim.banana' in optim; known here are name, lr, weight_decay, layer_decay, options, schedule, "
+        "unknown key 'optim.banana' in optim; known here are name, lr, weight_decay, options, schedule, "
         "warmup, min_lr_ratio, clip"
     ),
     ("dataset=mvtek",): f"dataset has no preset 'mvtek', did you mean 'mvtec'? there are {DATASETS}",

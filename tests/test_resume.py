@@ -67,9 +67,9 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 STAGES = ("finetune.probe=true", "finetune.stages.full.epochs=3", "batch_size=16")
 RECIPES = {
-    "random": (*STAGES, "model.dropout=0.3", "augment.mixup=1", "augment=any_angle", "sampler=balanced"),
+    "random": (*STAGES, "model.dropout=0.3", "augment=any_angle", "sampler=balanced"),
     "ema": (*STAGES, "callbacks=ema", "callbacks.ema.decay=0.9"),
-    "sgd": (*STAGES, "optim=sgd", "optim.layer_decay=0.7", "finetune.batchnorm=train"),
+    "sgd": (*STAGES, "optim=sgd", "finetune.batchnorm=train"),
     "gradual": (
         *("finetune=gradual", "finetune.probe=true", "batch_size=16", "finetune.stages.deepest_third.epochs=1"),
         *("finetune.stages.two_thirds.epochs=1", "finetune.stages.whole.epochs=1"),

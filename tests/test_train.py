@@ -161,7 +161,13 @@ def test_what_is_left_to_the_machine_is_chosen_and_computed_in_again(tiny: list[
 
 @pytest.mark.usefixtures("no_pictures")
 def test_one_seed_is_one_result_and_another_seed_another(tiny: list[str], tmp_path: Path) -> None:
-    random = ("finetune=full", "finetune.stages.full.epochs=2", "batch_size=16", "model.dropout=0.2", "augment.mixup=1")
+    random = (
+        "finetune=full",
+        "finetune.stages.full.epochs=2",
+        "batch_size=16",
+        "model.dropout=0.2",
+        "augment=any_angle",
+    )
     first, again, other = (tmp_path / name for name in ("first", "again", "other"))
     for folder, seed in ((first, 0), (again, 0), (other, 1)):
         run(folder, *tiny, *random, f"seed={seed}")
@@ -281,14 +287,11 @@ def test_defects_have_half_of_the_loss(tiny: list[str], arguments: tuple[str, ..
 
 OPTIONS = (
     "callbacks=ema",
-    "augment.mixup=1",
-    "augment.cutmix=1",
     "loss=focal",
     "loss.label_smoothing=0.2",
     "loss.class_weights={sound:1,defective:9}",
     "loss.class_weights=none",
     "sampler=balanced",
-    "optim.layer_decay=0.5",
     "optim=sgd",
     "optim.schedule=constant",
     "optim.warmup=0.9",

@@ -12,16 +12,16 @@ from defectcls.settings import AugmentSettings
 class Augment(nn.Module):
     """What torchvision.transforms.v2 does image by image, for a batch: the same operations and distributions.
 
-    In the order of ColorJitter, flips and quarter turns, RandomAffine, RandomResizedCrop, GaussianBlur and
-    GaussianNoise, but for this: colours change in one order (saturation, hue, brightness, contrast) and are clamped
-    once, after it; hue is a rotation about the grey axis, which keeps the mean and the chroma of a colour, not HSV's
-    value and saturation; shifts are not rounded to pixels; what comes in at the border is a reflection, not black.
+    In the order of ColorJitter, flips and quarter turns, RandomAffine, RandomResizedCrop, but for this: colours change
+    in one order (saturation, hue, brightness, contrast) and are clamped once, after it; hue is a rotation about the
+    grey axis, which keeps the mean and the chroma of a colour, not HSV's value and saturation; shifts are not rounded
+    to pixels; what comes in at the border is a reflection, not black.
 
     What each setting means says conf/augment/none.yaml. Flips and quarter turns alone change no pixel value.
     """
 
     DRAWN = (
-        *("horizontal_flip", "vertical_flip", "quarter_turns", "crop", "crop_across", "crop_along", "blur"),
+        *("horizontal_flip", "vertical_flip", "quarter_turns", "crop", "crop_across", "crop_along"),
         *("rotation", "scale", "shift_across", "shift_along", "brightness", "contrast", "saturation", "hue"),
     )
     DRAWS = len(DRAWN)  # uniform numbers that an image takes
@@ -29,7 +29,6 @@ class Augment(nn.Module):
     def __init__(self, settings: AugmentSettings) -> None:
         super().__init__()
         self.settings = one = settings
-        self.crop, self.blur, self.noise = one.crop, one.blur, one.noise
         self.resamples = bool(one.rotation or one.scale or one.shift or one.crop)
         self.moves = self.resamples or one.horizontal_flip or one.vertical_flip or one.quarter_turns
         self.tints = bool(one.saturation or one.hue)
@@ -49,8 +48,7 @@ class Augment(nn.Module):
 
         Args:
             draws: uniform numbers in [0, 1), float32 (batch, DRAWS). They say all that happens to an image, whatever
-                else is in the batch; but noise always comes from torch's global generator, as all does where
-                `draws` is None.
+                else is in the batch. None: from torch's global generator.
         """
         if draws is None:
             draws = torch.rand(len(image), self.DRAWS, device=image.device)
@@ -68,21 +66,17 @@ class Augment(nn.Module):
             image = self._recolour(image, *self._colours(draws))
         if self.moves:
             image = self._move(image, self._places(draws))
-        if self.blur:
-            image = _blur(image, self.blur * image.shape[-1] * draws[:, 6], self.blur)
-        if self.noise:
-            image = (image + self.noise * torch.randn_like(image)).clamp_(0, 255)
         return image
 
     def _places(self, draws: torch.Tensor) -> torch.Tensor:
         """Where the pixels of an image come from: (batch, 2, 3), as torch's `affine_grid` takes it."""
         flip_across, flip_along, turn, area, left, top = draws[:, :6].unbind(1)
-        angle, scale, across, along = ((2 * draws[:, 7:11] - 1) * self.limits[:4]).unbind(1)
+        angle, scale, across, along = ((2 * draws[:, 6:10] - 1) * self.limits[:4]).unbind(1)
         if self.settings.quarter_turns:
             angle = angle + (4 * turn).floor() * (math.pi / 2)
         cos, sin = angle.cos() / (1 + scale), angle.sin() / (1 + scale)
         matrix = torch.stack([cos, sin, -sin, cos], 1).view(-1, 2, 2)
-        window = (1 - self.crop * area).sqrt()
+        window = (1 - self.settings.crop * area).sqrt()
         centre = torch.stack([(2 * left - 1) * (1 - window) - across, (2 * top - 1) * (1 - window) - along], 1)
         place = torch.cat([matrix * window[:, None, None], (matrix * centre[:, None]).sum(2, keepdim=True)], 2)
         one = self.settings
@@ -105,7 +99,7 @@ class Augment(nn.Module):
         Saturation mixes with grey, and hue turns about the grey axis, which neither changes: both are one sum.
         Contrast is about the mean grey of the image, which the matrix has changed before.
         """
-        brightness, contrast, saturation, hue = ((2 * draws[:, 11:] - 1) * self.limits[4:]).unbind(1)
+        brightness, contrast, saturation, hue = ((2 * draws[:, 10:] - 1) * self.limits[4:]).unbind(1)
         shares = torch.stack([torch.ones_like(hue), hue.cos(), hue.sin()], 1)
         turned = (shares[:, :, None, None] * self.hues).sum(1)
         kept = (1 + saturation)[:, None, None]
@@ -124,30 +118,7 @@ class Augment(nn.Module):
         return image.clamp_(0, 255)
 
 
-def _blur(image: torch.Tensor, deviation: torch.Tensor, largest: float) -> torch.Tensor:
-    """Gaussian blur with a deviation (batch,) in pixels for each image, in windows of three of the largest share."""
-    count, channels, height, width = image.shape
-    radius = math.ceil(3 * largest * width)
-    distance = torch.arange(-radius, radius + 1, device=image.device)
-    weights = torch.exp(-0.5 * (distance / deviation.clamp(min=1e-3)[:, None]) ** 2)
-    weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None]
-    planes = F.pad(image, [radius] * 4, mode="reflect").flatten(0, 1)[None]
-    planes = F.conv2d(planes, weights[:, :, None], groups=len(weights))
-    return F.conv2d(planes, weights[..., None], groups=len(weights)).view(count, channels, height, width)
-
-
 def mirrored(image: torch.Tensor, views: int) -> list[torch.Tensor]:
     """The first few of the eight ways to lay an image (batch, 3, side, side): as it is, mirrored, upside down …"""
     turned = (image, image.rot90(2, (2, 3)), image.rot90(1, (2, 3)), image.rot90(3, (2, 3)))
     return [view for turn in turned for view in (turn, turn.flip(3))][:views]
-
-
-def mixer(mixup: float, cutmix: float, classes: int) -> nn.Module | None:
-    """torchvision's mixup and cutmix by their Beta parameters, 0 is off: (image, target) -> (image, soft target)."""
-    if not (mixup or cutmix):
-        return None
-    from torchvision.transforms import v2  # half a second that others do without
-
-    kinds = [(v2.MixUp, mixup), (v2.CutMix, cutmix)]
-    chosen = [kind(alpha=alpha, num_classes=classes) for kind, alpha in kinds if alpha > 0]
-    return v2.RandomChoice(chosen)

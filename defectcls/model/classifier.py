@@ -14,7 +14,7 @@ from torchmetrics.functional import auroc, f1_score, precision, recall
 from defectcls.data.batches import Batch
 from defectcls.errors import UserError
 from defectcls.evaluation.calibration import calibrated_loss
-from defectcls.model.augment import Augment, mirrored, mixer
+from defectcls.model.augment import Augment, mirrored
 from defectcls.model.backbone import Backbone, Look
 from defectcls.model.features import AS_IT_IS, FrozenFeatures, View, copy_of, laid
 from defectcls.model.hardware import precision_of
@@ -69,7 +69,6 @@ class Classifier(L.LightningModule):
         self.head = Head(self.backbone.feature_count, len(classes), settings.dropout)
         self.joined = None if settings.head == "linear" else Joined(self._channels_of_map(settings.head))
         self.augment = Augment(AugmentSettings(**augment))
-        self.mix = mixer(augment["mixup"], augment["cutmix"], len(classes))
         self._loss = LossSettings(**loss), class_weights
         self.plan: list[Stage] = []
         self.ended: dict[str, int] = {}  # stages that ended before their time, and at which step
@@ -189,34 +188,30 @@ class Classifier(L.LightningModule):
         if stage != self.stage:
             switch_training(self.backbone, self.head, stage, self.finetune.batchnorm)
             self.stage = stage
-            alone = stage.settings.trainable == "head" and self.mix is None  # mixed images are never the same
-            self._head_trains_on = self._features_now() if alone else None
+            self._head_trains_on = self._features_now() if stage.settings.trainable == "head" else None
         set_learning_rate(self.trainer.optimizers[0], self.optim, stage, step)
         if self.logger and step % LOG_EVERY == 0:  # not by `log`, which would make it a tensor
-            lr = self.trainer.optimizers[0].param_groups[-1]["lr"]  # the head's, which layer_decay leaves alone
+            lr = self.trainer.optimizers[0].param_groups[-1]["lr"]
             self.logger.log_metrics({"lr": lr}, step)
         torch.manual_seed((self.seed * 1_000_003 + step) * self.trainer.world_size + self.trainer.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        stage, target = self.stage, batch["target"]
-        assert stage is not None
+        target = batch["target"]
         if self._head_trains_on is not None:
-            epoch = (self.trainer.global_step - stage.start) // self._steps_per_epoch
+            assert self.stage is not None
+            epoch = (self.trainer.global_step - self.stage.start) // self._steps_per_epoch
             copies = 1 + self.finetune.probe_views  # the epochs take turns with them
             view = copy_of(epoch % copies, self.augment, self.seed)
             logits = self.head(self._head_trains_on.extract(batch, view))
         else:
-            image = self.augment(batch["image"])
-            if self.mix is not None:
-                image, target = self.mix(image, target)
-            logits = self(image)
+            logits = self(self.augment(batch["image"]))
         loss = self.loss(logits, target)
         if batch_idx % CHECK_FINITE_EVERY == 0 and not torch.isfinite(loss):
             raise UserError(
                 f"the loss is {loss.item()} at step {self.trainer.global_step}: "
                 "lower optim.lr, or try trainer.precision=32"
             )
-        accuracy = (logits.detach().argmax(1) == batch["target"]).float().mean()
+        accuracy = (logits.detach().argmax(1) == target).float().mean()
         values = {"train/loss": loss.detach(), "train/accuracy": accuracy}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(logits), sync_dist=True)
         return loss

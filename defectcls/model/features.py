@@ -24,14 +24,13 @@ class View(NamedTuple):
 
     name: str
     change: Callable[[torch.Tensor, list[bytes]], torch.Tensor]
-    lasting: bool = True  # False: drawn anew in each run
 
     def then(self, other: "View") -> "View":
         """This view, seen in another."""
         if not other.name:
             return self
-        name, lasting = f"{self.name}, {other.name}", self.lasting and other.lasting
-        return View(name, lambda image, digests: other.change(self.change(image, digests), digests), lasting)
+        name = f"{self.name}, {other.name}"
+        return View(name, lambda image, digests: other.change(self.change(image, digests), digests))
 
 
 AS_IT_IS = View("", lambda image, _: image)
@@ -45,7 +44,7 @@ def laid(way: int) -> View:
 def copy_of(number: int, augment: Augment, seed: int) -> View:
     """An augmented copy: 0 is the image as it is, 1, 2, … draw otherwise each, from seed, image and number alone.
 
-    The runs of a sweep and the folds of a cross-validation meet the same ones. Noise is drawn in every run anew.
+    The runs of a sweep and the folds of a cross-validation meet the same ones.
     """
     if number == 0:
         return AS_IT_IS
@@ -55,7 +54,7 @@ def copy_of(number: int, augment: Augment, seed: int) -> View:
         draws = np.stack([np.random.default_rng(source).random(Augment.DRAWS, np.float32) for source in sources])
         return augment(image, torch.from_numpy(draws).to(image.device))
 
-    return View(f"copy {number} of seed {seed} by {augment.settings}", change, not augment.noise)
+    return View(f"copy {number} of seed {seed} by {augment.settings}", change)
 
 
 class FrozenFeatures:
@@ -72,9 +71,7 @@ class FrozenFeatures:
         self.weights = backbone.digest()
         computed = (read, backbone.precision, str(backbone.memory_format), backbone.mean.device.type, torch.__version__)
         kind = f"features-{hash_of(VERSION, self.weights, repr(computed).encode()).hex()}"
-        in_memory = Store(None)
-        places = {True: store or in_memory, False: in_memory}  # by whether a view lasts
-        self._rows = {lasts: place.rows(kind, (backbone.feature_count,), np.float32) for lasts, place in places.items()}
+        self._rows = (store or Store(None)).rows(kind, (backbone.feature_count,), np.float32)
         self._look: Look | None = None
 
     def __deepcopy__(self, memo: dict) -> "FrozenFeatures":  # a moving average copies the classifier
@@ -84,14 +81,13 @@ class FrozenFeatures:
         """Feature tensor float32 (batch, feature_count) of a batch's images, on its device."""
         digests = [self.digests[row] for row in batch["index"].tolist()]
         keys = [hash_of(digest, view.name.encode()) for digest in digests]
-        rows = self._rows[view.lasting]
-        missing = np.flatnonzero(rows.find(keys) < 0).tolist()
+        missing = np.flatnonzero(self._rows.find(keys) < 0).tolist()
         if missing:
             self._look = self._look or self.backbone.inference()
             pixels = batch["image"][missing].to(self.backbone.mean.device)
             pixels = view.change(pixels, [digests[position] for position in missing])
-            rows.add([keys[position] for position in missing], self._look(pixels)[0].float().cpu().numpy())
-        return torch.from_numpy(rows[rows.find(keys)]).to(batch["image"].device)
+            self._rows.add([keys[position] for position in missing], self._look(pixels)[0].float().cpu().numpy())
+        return torch.from_numpy(self._rows[self._rows.find(keys)]).to(batch["image"].device)
 
 
 def extract_features(

@@ -1,4 +1,4 @@
-"""Losses over logits (batch, classes) and hard or soft targets."""
+"""Losses over logits (batch, classes) and targets (batch,)."""
 
 import inspect
 
@@ -24,16 +24,14 @@ class FocalLoss(nn.Module):
         self.weight = None if weight is None else nn.Buffer(weight)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Mean loss of logits (batch, classes) against classes (batch,) or probabilities (batch, classes)."""
+        """Mean loss of logits (batch, classes) against classes (batch,), weighted as torch's cross-entropy."""
         classes = logits.shape[1]
-        share = F.one_hot(target, classes).to(logits.dtype) if target.ndim == 1 else target
+        true = F.one_hot(target, classes).to(logits.dtype)
         weight = torch.ones(classes, device=logits.device) if self.weight is None else self.weight
-        # The same weighted mean as torch's cross-entropy: hard targets divide by their weights, soft ones by the batch.
-        norm = (share * weight).sum() if target.ndim == 1 else len(logits)
-        share = share * (1 - self.label_smoothing) + self.label_smoothing / classes
+        share = true * (1 - self.label_smoothing) + self.label_smoothing / classes
         log_p = F.log_softmax(logits, dim=1)
         away = (1 - log_p.exp()).clamp_min(1e-8)  # at 0, a gamma below 1 has an infinite slope
-        return -(share * weight * away**self.gamma * log_p).sum() / norm
+        return -(share * weight * away**self.gamma * log_p).sum() / (true * weight).sum()
 
 
 def build_loss(settings: LossSettings, weight: list[float] | None) -> nn.Module:

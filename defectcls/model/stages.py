@@ -7,7 +7,7 @@ All optimiser groups exist from the first step, so that a run can be resumed any
 from typing import NamedTuple
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_class, param_groups_layer_decay, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, get_optimizer_class, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -47,16 +47,13 @@ def stage_at(plan: list[Stage], step: int) -> Stage:
 
 
 def build_optimizer(backbone: Backbone, head: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
-    """timm's optimiser over all parameters; biases and norms do not decay, `layer_decay` scales rates by depth.
+    """timm's optimiser over all parameters; biases and norms do not decay.
 
     Fused, all parameters in one pass, where torch has it.
     """
-    body, decay, options = backbone.body, settings.weight_decay, dict(settings.options)
-    spared: set[str] = getattr(body, "no_weight_decay", set)()  # timm models name what else must not decay
-    if settings.layer_decay is None:
-        groups = param_groups_weight_decay(body, decay, no_weight_decay_list=spared)
-    else:
-        groups = param_groups_layer_decay(body, decay, spared, layer_decay=settings.layer_decay)
+    decay, options = settings.weight_decay, dict(settings.options)
+    spared: set[str] = getattr(backbone.body, "no_weight_decay", set)()  # timm models name what else must not decay
+    groups = param_groups_weight_decay(backbone.body, decay, no_weight_decay_list=spared)
     groups += param_groups_weight_decay(head, decay)
     name = settings.name.lower().split("_")[-1]  # lookahead_adamw is AdamW too
     kind = get_optimizer_class(name, bind_defaults=False)
@@ -69,7 +66,7 @@ def build_optimizer(backbone: Backbone, head: nn.Module, settings: OptimSettings
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, settings: OptimSettings, stage: Stage, step: int) -> None:
-    """Learning rate of every group at a step: timm's schedule over the stage's steps, times the group's `lr_scale`."""
+    """Learning rate of every group at a step: timm's schedule over the stage's steps."""
     lr = settings.lr * stage.settings.lr_scale
     for group in optimizer.param_groups:
         group["initial_lr"] = lr  # the schedule starts from here, whatever a resumed checkpoint left behind

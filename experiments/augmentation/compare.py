@@ -23,7 +23,7 @@ from defectcls.settings import AugmentSettings
 from defectcls.training.provenance import provenance
 
 BATCH, SIDE, BATCHES = 32, 224, 8
-OFF = {"vertical_flip": False, "quarter_turns": False, "crop": 0, "blur": 0, "noise": 0, "mixup": 0, "cutmix": 0}
+OFF = {"vertical_flip": False, "quarter_turns": False, "crop": 0}
 MOVES = {"horizontal_flip": True, "rotation": 10, "scale": 0.1, "shift": 0.1}
 COLOURS = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05}
 PRESET = {**MOVES, "brightness": 0.2, "contrast": 0.2, "saturation": 0, "hue": 0}  # what conf/augment/ uses of it

@@ -12,16 +12,16 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from defectcls.model.augment import Augment, mirrored, mixer
+from defectcls.model.augment import Augment, mirrored
 from defectcls.settings import AugmentSettings
 
 SWITCHES = ("horizontal_flip", "vertical_flip", "quarter_turns")
-RANGES = ("rotation", "scale", "shift", "crop", "brightness", "contrast", "saturation", "hue", "blur", "noise")
-OFF = {**dict.fromkeys(SWITCHES, False), **dict.fromkeys((*RANGES, "mixup", "cutmix"), 0.0)}
+RANGES = ("rotation", "scale", "shift", "crop", "brightness", "contrast", "saturation", "hue")
+OFF = {**dict.fromkeys(SWITCHES, False), **dict.fromkeys(RANGES, 0.0)}
 ALL = {
     **dict.fromkeys(SWITCHES, True),
     **{"rotation": 10, "scale": 0.1, "shift": 0.1, "crop": 0.3},
-    **{"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.2, "blur": 0.05},
+    **{"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.2},
 }
 NEVER = 0.5  # a draw that does not flip, and lies in the middle of every range
 BILINEAR = v2.InterpolationMode.BILINEAR
@@ -254,28 +254,6 @@ def test_hue_turns_as_far_as_torchvisions(share: float) -> None:
     assert apart.max() < 2.3 / 360
 
 
-# --- blur and noise ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("share", [1e-9, 0.25, 1.0])
-def test_blur_equals_torchvisions(share: float) -> None:
-    """0.05 of 38 pixels are 1.9, in a window of three deviations, 6 pixels, to each side."""
-    image = pixels(4, 38).float()
-    expected = tv.gaussian_blur(image, [13, 13], [max(1.9 * share, 1e-3)] * 2)
-    assert torch.allclose(augment(blur=0.05)(image, drawn(4, blur=share)), expected, atol=0.01)
-
-
-def test_noise_has_its_deviation_and_differs_between_pixels_and_calls() -> None:
-    torch.manual_seed(0)
-    image = torch.full((4, 3, 64, 64), 128.0)
-    noisy, draws = augment(noise=5.0), drawn(4)
-    first, second = noisy(image, draws) - 128, noisy(image, draws) - 128
-    assert first.std().item() == pytest.approx(5, rel=0.02)
-    assert first.mean().abs() < 0.1
-    assert torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1].abs() < 0.02
-    assert noisy(torch.zeros_like(image)).min() == 0
-
-
 # --- distributions: what each image gets, seen from its pixels, against torchvision's own draws -----------------------
 
 DRAWN = 2000
@@ -391,7 +369,7 @@ def test_half_precision_of_the_training_does_not_round_grey_values() -> None:
 
 def test_nothing_is_made_elsewhere_than_on_the_device_of_the_image_and_kept_in_a_checkpoint() -> None:
     """As with images on a GPU, where what is made without a device lies on the host."""
-    image, every, draws = pixels(), augment(**ALL, noise=1.0), torch.rand(8, Augment.DRAWS)
+    image, every, draws = pixels(), augment(**ALL), torch.rand(8, Augment.DRAWS)
     with torch.device("meta"):
         assert every(image).device.type == "cpu"
         assert every(image, draws).device.type == "cpu"
@@ -407,30 +385,6 @@ def test_values_stay_in_0_to_255_and_the_batch_in_its_shape() -> None:
     assert result.min() == pytest.approx(0, abs=1e-3)
     assert result.max() == pytest.approx(255, abs=1e-3)
     assert torch.equal(image, before)
-
-
-# --- mixing -----------------------------------------------------------------------------------------------------------
-
-
-def test_no_mixing_is_none() -> None:
-    assert mixer(0, 0, 2) is None
-
-
-@pytest.mark.parametrize(("mixup", "cutmix"), [(0.5, 0), (0, 0.5), (0.5, 0.5)])
-def test_mixing_gives_soft_targets_that_tell_the_share_of_each_class(mixup: float, cutmix: float) -> None:
-    """Class 0 is all black and class 1 all white, so the mean of an image is its share of class 1."""
-    torch.manual_seed(0)
-    mix = mixer(mixup, cutmix, 2)
-    assert mix is not None
-    target = torch.arange(16) % 2
-    mixed = 0
-    for _ in range(10):
-        image, soft = mix(255.0 * target.view(-1, 1, 1, 1).expand(-1, 3, 16, 16), target)
-        assert soft.shape == (16, 2)
-        assert torch.allclose(soft.sum(1), torch.ones(16))
-        assert torch.allclose(image.mean((1, 2, 3)) / 255, soft[:, 1], atol=1e-4)
-        mixed += int(((soft > 0.01) & (soft < 0.99)).any())
-    assert mixed > 0
 
 
 # --- the eight ways to lay an image -----------------------------------------------------------------------------------

@@ -285,20 +285,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_way_out(tmp_path: Path) 
         trainer(tmp_path, max_epochs=1).fit(model, batches(), batches())
 
 
-def test_mixed_images_are_learned_with_soft_targets(tmp_path: Path) -> None:
-    model = classifier(
-        finetune=stages(full={}),
-        augment={"mixup": 0.5, "cutmix": 0.5},
-        loss={"_target_": "defectcls.model.losses.FocalLoss", "gamma": 2},
-    )
-    targets: list[torch.Tensor] = []
-    own = model.loss.forward
-    model.loss.forward = lambda logits, target: targets.append(target) or own(logits, target)  # type: ignore[method-assign, func-returns-value]
-    trainer(tmp_path, max_epochs=1).fit(model, batches(), batches())
-    assert all(target.shape == (8, 2) for target in targets)
-    assert all(torch.allclose(target.sum(1), torch.ones(8)) for target in targets)
-
-
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 

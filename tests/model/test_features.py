@@ -177,13 +177,6 @@ def test_what_was_computed_otherwise_is_not_taken(
     assert backbone.seen == 6
 
 
-def test_noise_is_drawn_anew_in_every_run(tmp_path: Path) -> None:
-    backbone = Mean()
-    for _ in range(2):
-        features_of(backbone, Store(tmp_path)).extract(batch(0, 1), copy(1, noise=5.0))
-    assert backbone.seen == 4
-
-
 # --- in training ------------------------------------------------------------------------------------------------------
 
 

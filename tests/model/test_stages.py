@@ -118,7 +118,7 @@ def test_without_a_warm_up_a_stage_starts_at_its_peak() -> None:
 def test_learning_rates_are_a_function_of_the_step_alone() -> None:
     """As after a resume: whatever was set before, or came with a checkpoint, does not matter."""
     backbone, head = network()
-    settings = optim(lr=0.02, layer_decay=0.5)
+    settings = optim(lr=0.02)
     fresh, used = build_optimizer(backbone, head, settings), build_optimizer(backbone, head, settings)
     plan = plan_stages(finetune(a=stage(None, 20, lr_scale=3), b=stage(None, 20)), 1, {})
     for step in (3, 39, 0, 21):
@@ -129,31 +129,13 @@ def test_learning_rates_are_a_function_of_the_step_alone() -> None:
     assert [group["lr"] for group in fresh.param_groups] == [group["lr"] for group in used.param_groups]
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "constant"])
-def test_layer_decay_slows_each_layer_by_its_distance_from_the_head(schedule: str) -> None:
-    backbone, head = network()
-    settings = optim(lr=0.1, layer_decay=0.5, warmup=0, schedule=schedule)
-    optimizer = build_optimizer(backbone, head, settings)
-    set_learning_rate(optimizer, settings, plan_stages(finetune(all=stage(None, 10)), 1, {})[0], 0)
-    rate = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
-    depths = backbone.layers()
-    assert set(depths.values()) == set(range(5))
-    for name, parameter in backbone.body.named_parameters():
-        assert rate[id(parameter)] == pytest.approx(0.1 * 0.5 ** (4 - depths[name])), name
-    for parameter in head.parameters():
-        assert rate[id(parameter)] == pytest.approx(0.1)
-
-
 # --- the optimiser ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [RESNET, "test_vit", "test_convnext"])
-@pytest.mark.parametrize("layer_decay", [None, 0.75])
-def test_every_parameter_is_in_one_group_and_biases_and_norms_do_not_decay(
-    name: str, layer_decay: float | None
-) -> None:
+def test_every_parameter_is_in_one_group_and_biases_and_norms_do_not_decay(name: str) -> None:
     backbone, head = network(name)
-    optimizer = build_optimizer(backbone, head, optim(weight_decay=0.05, layer_decay=layer_decay))
+    optimizer = build_optimizer(backbone, head, optim(weight_decay=0.05))
     decay = [(parameter, group["weight_decay"]) for group in optimizer.param_groups for parameter in group["params"]]
     parameters = [*backbone.named_parameters(), *head.named_parameters()]
     assert sorted(id(parameter) for parameter, _ in decay) == sorted(id(parameter) for _, parameter in parameters)
