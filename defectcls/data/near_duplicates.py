@@ -26,11 +26,6 @@ NEAR, NEAR_AT_WORST = 0.94, 0.89  # `agreements` from which a pair is near-ident
 FEW = 32  # so few images are compared each with each: their spectra say little of what is usual
 NEIGHBOURS = 50  # of an image are compared with it, at most
 LIKE_MAGNITUDES, LIKE_SPECTRA = 0.55, 0.9  # cosines; planted twins of 64 px, the hardest, reach 0.61 and 0.92
-# A cosine that a photo of another part hardly reaches: 0 of 240 screws, 145 bottles, 157 transistors, 595 patches of
-# concrete and 429 rails, 1 of 571 castings, each beside as many others of its kind (6 of 528 magnetic tiles, which are
-# photographed several times). Copies do: 77 to 100 % of those that are re-encoded, darker or at half the size; of
-# brighter, shifted and flipped ones fewer or none.
-LIKE_COPY = 0.998
 PLAIN = 1.0  # a spread in grey values below which there is nothing to compare
 
 CYCLES, LIKE_DETAIL = 24, 0.92  # a frame, of the spectra of detail; planted twins reach 0.94 there
@@ -71,27 +66,11 @@ def near_identical_pairs(images: Images) -> np.ndarray:
     return np.stack([twins, twin[twins]], axis=1)
 
 
-def near_copies(known: np.ndarray, spectra: np.ndarray) -> np.ndarray:
-    """Which images are copies of known ones whose pixels are not at hand, by `LIKE_COPY`: bool (images,).
-
-    Where there are too few to tell what is usual, all parts of one kind would be alike: then none is.
-
-    Args:
-        known, spectra: complex64 (images, frequencies).
-    """
-    copies = np.zeros(len(spectra), bool)
-    if len(known) + len(spectra) > FEW:
-        pairs = candidate_pairs(np.concatenate([known, spectra]), LIKE_COPY)[:, :2] - len(known)
-        copies[pairs[(pairs[:, 0] < 0) & (pairs[:, 1] >= 0), 1]] = True
-    return copies
-
-
-def candidate_pairs(spectra: np.ndarray, like: float = LIKE_SPECTRA) -> np.ndarray:
+def candidate_pairs(spectra: np.ndarray) -> np.ndarray:
     """Positions of two images that may be near-identical, and how one is flipped, (candidates, 3).
 
     Args:
         spectra: complex64 (images, frequencies).
-        like: cosine of the spectra from which they may.
     """
     if len(spectra) < 2:
         return np.zeros((0, 3), dtype=np.int64)
@@ -113,7 +92,7 @@ def candidate_pairs(spectra: np.ndarray, like: float = LIKE_SPECTRA) -> np.ndarr
         else:
             one, other = (alike > -1).nonzero()
         for turned in (False, True):  # by 180 degrees, which magnitudes do not tell
-            worth = _aligned(phased[one], phased[other].conj() if turned else phased[other]) >= like
+            worth = _aligned(phased[one], phased[other].conj() if turned else phased[other]) >= LIKE_SPECTRA
             flip = (other >= count) + 2 * turned
             found.append(np.column_stack([np.sort(np.stack([one, other % count], 1), 1), flip])[worth])
     return np.unique(np.concatenate(found), axis=0)
