@@ -99,12 +99,6 @@ def quoted(value: str) -> str:
     return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
 
 
-def unquoted(value: str) -> str:
-    if not re.fullmatch(QUOTED, value):
-        return value
-    return re.sub(rf"(\\*)(\\{value[0]}|\Z)", lambda m: m[1][: len(m[1]) // 2] + m[2][-1:], value[1:-1])
-
-
 def as_typed(argument: str) -> str:
     """As a shell takes it."""
     return shlex.quote(argument) if "'" not in argument or set('"$`!\\') & set(argument) else f'"{argument}"'

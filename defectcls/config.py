@@ -1,7 +1,6 @@
 """The configuration: conf/ composed by Hydra, its mistakes in one sentence each, and the parts that it names."""
 
 import contextlib
-import difflib
 import functools
 import importlib
 import re
@@ -30,15 +29,6 @@ CONF_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf
 SHIPPED = ("defectcls.", "torch.nn.", "lightning.pytorch.")  # whose classes a file may name
 TRAINING = ("train", "crossval", "audit")  # verbs that need a dataset
 FURTHER = {"trainer": "trainer/auto", "logger": "logger/wandb"}  # groups that take arguments of Lightning's classes too
-POINTERS = {  # a key, and what other tools call it
-    **{"optim.lr": "lr learning_rate", "optim.weight_decay": "weight_decay", "optim": "optimizer optimiser"},
-    **{"finetune.stages.full.epochs": "epochs max_epochs", "finetune.patience": "patience", "seed": "seed"},
-    **{"batch_size": "bs batch batch_size", "image_size": "imgsz size image_size", "decision": "threshold"},
-    **{"trainer.workers": "workers num_workers", "trainer.precision": "precision", "trainer.devices": "devices gpus"},
-    **{"trainer": "device accelerator", "device": "trainer accelerator", "dataset": "data", "input": "source data"},
-    **{"model": "backbone arch", "model.weights": "weights", "model.pretrained": "pretrained"},
-    **{"prevalence": "prevalence", "checkpoint": "model weights", "hydra.run.dir": "save_dir output_dir"},
-}
 
 JOB = ["defectcls"]  # what this process does, as one types it after python -m
 
@@ -95,7 +85,7 @@ def compose(*overrides: str, verb: str = "train", config_dir: str | Path | None 
         with hydra_of(verb):
             return hydra_compose(verb, given)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(composition_sentence(error, verb, list(overrides))) from error
+        raise UserError(composition_sentence(error, verb)) from error
 
 
 def overrides_of(verb: str, typed: list[str], sweeps: bool) -> list[str]:
@@ -103,7 +93,7 @@ def overrides_of(verb: str, typed: list[str], sweeps: bool) -> list[str]:
     overrides = as_overrides(verb, typed, sweeps)
     for place, word in enumerate(overrides) if verb in TRAINING else ():
         group, _, key = word.partition("=")[0].partition(".")
-        if key and group in FURTHER and _pointed(f"{group}.{key}", verb) is None:
+        if key and group in FURTHER:
             known = list(map(str, OmegaConf.load(CONF_DIR / f"{FURTHER[group]}.yaml")))
             if key.partition(".")[0] not in known and not did_you_mean(key, known):
                 overrides[place] = f"++{word}"
@@ -216,7 +206,7 @@ def job_command() -> str:
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
-def composition_sentence(error: BaseException, verb: str, typed: list[str]) -> str:
+def composition_sentence(error: BaseException, verb: str) -> str:
     """Hydra's and OmegaConf's errors in one sentence: what was typed, what is near, what is allowed."""
     text, cause = str(error), error.__cause__ if isinstance(error, HydraException) else error
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key and "." in cause.full_key:
@@ -230,37 +220,27 @@ def composition_sentence(error: BaseException, verb: str, typed: list[str]) -> s
         near = did_you_mean(missing, options) or ","
         return f"{group} has no preset '{missing}'{near} there are {', '.join(options)}"
     if match := re.search(r"You must specify '(\w+)', e.g, \w+=<OPTION>\nAvailable options:\n((?:\t.*\n?)+)", text):
-        if misspelt := difflib.get_close_matches(match[1], [word.partition("=")[0] for word in typed], n=1):
-            return _unknown_key(misspelt[0], [match[1]], verb)
         return f"{match[1]} is not set: add {match[1]}=<name>, one of {', '.join(match[2].split())}"
     if match := re.search(r"Ambiguous value for argument '(.+)'", text):
         return f"{match[1]} has several values: add -m for a sweep over them, or write one list as 'key=[a,b]'"
     if match := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(match[1], _known_keys(verb), verb)
     if isinstance(error, OverrideParseException):
-        key, sign, value = error.override.partition("=")
-        if sign:
-            as_text = as_typed(f"{key}={quoted(value)}")
-            return f"{error.override} cannot be read: as a text, type {as_text}; as a list, 'key=[a,b]'"
-        before = typed[max(0, typed.index(error.override) - 1)] if error.override in typed else ""
-        whole = f": a value with spaces is typed {as_typed(f'{before} {error.override}')}" if "=" in before else ""
-        return f"{error.override} is no key=value{whole}"
+        key, _, value = error.override.partition("=")
+        as_text = as_typed(f"{key}={quoted(value)}")
+        return f"{error.override} is no key=value: as a text, type {as_text}; as a list, 'key=[a,b]'"
     return " ".join(text.splitlines()[0].split())
 
 
 def _unknown_key(key: str, known: list[str], verb: str) -> str:
-    if (pointed := _pointed(key, verb)) is not None:
-        return f"unknown key '{key}': {pointed}=<value> sets it"
     stem, _, word = key.rpartition(".")
+    roots, line = _known_keys(verb), re.compile(rf"^{re.escape(word)}:", re.MULTILINE)
+    files = (file for file in sorted(CONF_DIR.glob("*/*.yaml")) if file.parent.name in roots)
+    elsewhere = (f"{file.parent.name}.{word}" for file in files if line.search(file.read_text(encoding="utf-8")))
+    if place := word if stem and word in roots else next((place for place in elsewhere if place != key), None):
+        return f"unknown key '{key}': {place}=<value> sets it"
     others = f"; known here are {', '.join(known)}" if known else f"; +{key}=<value> adds it"
     return f"unknown key '{key}'{f' in {stem}' if stem else ''}{did_you_mean(word, known) or others}"
-
-
-def _pointed(key: str, verb: str) -> str | None:
-    """The key that sets what other tools call by another name."""
-    word, known = key.rpartition(".")[2], (*_known_keys(verb), "hydra")
-    meant = (pointed for pointed, names in POINTERS.items() if word in names.split())
-    return next((pointed for pointed in meant if pointed != key and pointed.partition(".")[0] in known), None)
 
 
 def _known_keys(verb: str) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from defectcls.arguments import spelled_out, unquoted, with_text_quoted
+from defectcls.arguments import spelled_out, with_text_quoted
 from defectcls.config import CONF_DIR
 from defectcls.errors import FULL_ERROR
 from defectcls.training.command import recorded_command, run_verb
@@ -77,18 +77,11 @@ TYPOS = {
     ("dataset=folder",): "dataset.root is not set: add dataset.root=<value>",
     (SYNTHETIC, "model=timm"): "model.name is not set: add model.name=<value>",
     (SYNTHETIC, "optim.options=[a,b"): (
-        "optim.options=[a,b cannot be read: as a text, type \"optim.options='[a,b'\"; as a list, 'key=[a,b]'"
-    ),
-    (SYNTHETIC, "dataset.root=my", "photos"): (
-        "photos is no key=value: a value with spaces is typed 'dataset.root=my photos'"
+        "optim.options=[a,b is no key=value: as a text, type \"optim.options='[a,b'\"; as a list, 'key=[a,b]'"
     ),
     (SYNTHETIC, "lr=1"): "unknown key 'lr': optim.lr=<value> sets it",
-    (SYNTHETIC, "epochs=1"): "unknown key 'epochs': finetune.stages.full.epochs=<value> sets it",
-    (SYNTHETIC, "batch=1"): "unknown key 'batch': batch_size=<value> sets it",
+    (SYNTHETIC, "batch=1"): "unknown key 'batch', did you mean 'batch_size'?",
     (SYNTHETIC, "weights=x"): "unknown key 'weights': model.weights=<value> sets it",
-    (SYNTHETIC, "trainer.max_epochs=1"): (
-        "unknown key 'trainer.max_epochs': finetune.stages.full.epochs=<value> sets it"
-    ),
     (SYNTHETIC, "dataset.batch_size=1"): "unknown key 'dataset.batch_size': batch_size=<value> sets it",
 }
 
@@ -162,7 +155,6 @@ def test_a_name_is_text_whatever_the_grammar_makes_of_it(name: str) -> None:
     argument = with_text_quoted(f"dataset.root={name}", sweeps=False)
     assert read_by_hydra(argument) == name
     assert with_text_quoted(argument, sweeps=False) == argument  # recorded, and typed again by resume=
-    assert unquoted(argument.partition("=")[2]) == name
 
 
 @pytest.mark.parametrize(
@@ -216,10 +208,7 @@ def test_a_list_without_brackets_is_ambiguous() -> None:
 
 def test_what_cannot_be_read_comes_with_what_to_type() -> None:
     assert sentence(command("train", SYNTHETIC, "+dataset.camera=no#1")) == (
-        "+dataset.camera=no#1 cannot be read: as a text, type \"+dataset.camera='no#1'\"; as a list, 'key=[a,b]'"
-    )
-    assert sentence(command("predict", "weights=x", "checkpoint=y", "input=z")) == (
-        "unknown key 'weights': checkpoint=<value> sets it"
+        "+dataset.camera=no#1 is no key=value: as a text, type \"+dataset.camera='no#1'\"; as a list, 'key=[a,b]'"
     )
 
 
@@ -252,7 +241,7 @@ def test_resume_repeats_the_presets_and_later_words_win(tmp_path: Path, monkeypa
     assert (begun["trainer"]["accelerator"], again["trainer"]["accelerator"]) == ("gpu", "cpu")
     assert again["resume"] == f"{tmp_path}/run 1"
     presets = f"hydra.searchpath=['file://{tmp_path}/my conf','file://{tmp_path}/more']"
-    assert recorded_command(tmp_path / "run 1")[:2] == [presets, SYNTHETIC]
+    assert recorded_command(tmp_path / "run 1")[0][:2] == [presets, SYNTHETIC]
 
 
 @pytest.mark.parametrize("content", [b"\0" * 9, b"[a", b"a: b", b"\xff\xfe", b"- 1", b""])

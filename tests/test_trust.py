@@ -1,6 +1,6 @@
 """A checkpoint is data: nothing that it names is called, fetched, written to or deleted.
 
-A run folder repeats a command, but what may run code is typed again or trusted."""
+A run folder repeats a command, but what may run code takes trust."""
 
 import sys
 import threading
@@ -180,7 +180,7 @@ CODE = [
 
 
 @pytest.mark.parametrize("override", CODE)
-def test_what_may_run_code_is_typed_again_or_trusted(tmp_path: Path, override: str) -> None:
+def test_what_may_run_code_is_trusted_or_refused(tmp_path: Path, override: str) -> None:
     (tmp_path / "run/.hydra").mkdir(parents=True)
     (tmp_path / "sweep").mkdir()
     recorded = ["dataset=synthetic", "dataset.root=../photos", override, "seed=1"]
@@ -189,11 +189,12 @@ def test_what_may_run_code_is_typed_again_or_trusted(tmp_path: Path, override: s
     for kind in ("run", "sweep"):
         resume = f"resume={tmp_path / kind}"
         text = sentence(command("train", resume))
-        assert text.startswith(f"{resume} would repeat {override}, which may run code: add trust=true if you trust ")
-        for typed in ("trust=true", override):
-            repeated, sweeps = resumed([resume, typed])
-            assert sweeps == (kind == "sweep")
-            assert sorted(set(repeated) & set(recorded)) == sorted(recorded)
+        assert text.startswith(
+            f"{resume} would repeat {override}, which may run code: add trust=true if you trust the folder"
+        )
+        repeated, sweeps = resumed([resume, "trust=true"])
+        assert sweeps == (kind == "sweep")
+        assert sorted(set(repeated) & set(recorded)) == sorted(recorded)
 
 
 def test_a_run_that_names_no_code_needs_no_trust(tmp_path: Path) -> None:

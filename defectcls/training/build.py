@@ -173,7 +173,7 @@ def build_trainer(
     }
     known = signature(L.Trainer).parameters
     for key in settings.further:
-        if key not in known or key in ("logger", "callbacks"):
+        if key not in known or key in ("logger", "callbacks", "max_epochs"):
             raise UserError(f"Lightning's Trainer takes no {key} here{did_you_mean(key, set(known) - set(arguments))}")
     try:
         return L.Trainer(**arguments | settings.further)

@@ -3,7 +3,6 @@
 import functools
 import os
 import re
-import shlex
 import shutil
 import signal
 import sys
@@ -20,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from defectcls.arguments import RUN_DIR, SWEEP_DIR, UNRECORDED, as_typed, quoted, unquoted, with_presets
+from defectcls.arguments import RUN_DIR, SWEEP_DIR, UNRECORDED, as_typed, quoted, with_presets
 from defectcls.config import (
     TRAINING,
     as_job,
@@ -105,7 +104,7 @@ def run(verb: str, *overrides: str, config_dir: str | Path | None = None) -> Run
     except Stopped:
         raise KeyboardInterrupt(_way_on(verb, begun)) from None
     except Exception as error:
-        if (sentence := _sentence(error, verb, list(overrides), begun)) is None:
+        if (sentence := _sentence(error, verb, begun)) is None:
             raise
         raise UserError(sentence) from error
     return RunFolder(begun[-1])
@@ -137,7 +136,7 @@ def run_verb(verb: str, task: Verb | None, typed: list[str] | None = None) -> No
                 status = 128 + received[0]
                 print(f"stopped by {signal.Signals(received[0]).name}: {_way_on(verb, begun)}", file=sys.stderr)
             elif not (isinstance(error, BrokenPipeError) and reader_has_gone()):
-                sentence = _sentence(error, verb, typed, begun)
+                sentence = _sentence(error, verb, begun)
                 if sentence is None or os.environ.get(FULL_ERROR) == "1":
                     raise
                 status = 2
@@ -146,9 +145,9 @@ def run_verb(verb: str, task: Verb | None, typed: list[str] | None = None) -> No
         sys.exit(status)
 
 
-def _sentence(error: BaseException, verb: str, typed: list[str], begun: list[Path]) -> str | None:
+def _sentence(error: BaseException, verb: str, begun: list[Path]) -> str | None:
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return composition_sentence(error, verb, typed)
+        return composition_sentence(error, verb)
     return explain(error, _way_on(verb, begun))
 
 
@@ -235,46 +234,45 @@ def resumed(typed: list[str]) -> tuple[list[str], bool]:
     """The overrides, and whether they are of a sweep: `resume=<folder>` stands for what began it; what is typed wins.
 
     Raises:
-        UserError: the folder is of none, or names code that is not typed again, and `trust=true` is not typed.
+        UserError: the folder is of none, or names code and `trust=true` is not typed.
     """
     rest = [word for word in typed if word != TRUST]
-    runs = [word.partition("=")[2] for word in rest if word.startswith("resume=")]
-    if not runs or runs[-1] in ("", "null"):
+    folders = [word.partition("=")[2] for word in rest if word.startswith("resume=")]
+    if not folders or folders[-1] in ("", "null"):
         return rest, False
-    folder = Path(unquoted(runs[-1])).expanduser()
-    began = recorded_sweep(folder)
-    sweeps = began is not None
-    words = recorded_command(folder) if began is None else began[1:]
-    recorded = with_presets([word for word in words if not word.startswith("resume=")], None)
-    for word in [] if TRUST in typed else recorded:
-        if CODE.match(word) and word not in typed:
-            raise UserError(
-                f"resume={folder} would repeat {word}, which may run code: add {TRUST} if you trust this "
-                f"folder like a script, or type {shlex.quote(word)} again"
-            )
-    place = [f"{SWEEP_DIR}={quoted(str(folder))}"] if sweeps else [f"{RUN_DIR}={quoted(str(folder))}", UNRECORDED]
-    rest = [word for word in rest if not (sweeps and word.startswith("resume="))]
+    folder = Path(folders[-1]).expanduser()
+    recorded, sweeps = recorded_command(folder)
+    if TRUST not in typed and (code := next(filter(CODE.match, recorded), None)):
+        raise UserError(f"resume={folder} would repeat {code}, which may run code: add {TRUST} if you trust the folder")
+    if sweeps:
+        place = [f"{SWEEP_DIR}={quoted(str(folder))}"]
+        rest = [word for word in rest if not word.startswith("resume=")]
+    else:
+        place = [f"{RUN_DIR}={quoted(str(folder))}", UNRECORDED]
     return with_presets([*recorded, *place, *rest], None), sweeps
 
 
-def recorded_command(folder: Path) -> list[str]:
-    """What began a run: the folders of presets beside conf/, and the overrides.
+def recorded_command(folder: Path) -> tuple[list[str], bool]:
+    """What began a run or a sweep, and whether it is a sweep: the folders of presets beside conf/, and the overrides.
 
     Raises:
-        UserError: no folder of a run, or its record is damaged.
+        UserError: no folder of a run or a sweep, or its record is damaged.
     """
+    if (began := recorded_sweep(folder)) is not None:
+        return began[1:], True
     recorded, state = folder / ".hydra" / "overrides.yaml", folder / ".hydra" / "hydra.yaml"
     if not recorded.is_file():
-        what = "is no folder of a run or a sweep" if folder.exists() else "does not exist"
-        raise UserError(f"resume={folder} {what}: give one such as runs/<dataset>/<model>/<time>")
+        raise UserError(
+            f"resume={folder} is no folder of a run or a sweep: give one such as runs/<dataset>/<model>/<time>"
+        )
     try:
         overrides = OmegaConf.to_container(OmegaConf.load(recorded))
         if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
             raise ValueError("no list of overrides")
         presets = searchpath(OmegaConf.load(state).hydra.overrides.hydra) if state.is_file() else []
-        return [*presets, *overrides]
     except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError) as error:
         raise UserError(
             f"the record {recorded.parent} is damaged ({type(error).__name__}): repeat the command that began this "
             f"run, with {as_typed(f'{RUN_DIR}={folder}')}"
         ) from error
+    return with_presets([*presets, *(word for word in overrides if not word.startswith("resume="))], None), False

@@ -39,11 +39,6 @@ log = logging.getLogger(__name__)
 FINISHED, FAILED, UNFINISHED = "finished", "failed", "unfinished"
 RECORD, SWEEP = "job.json", "sweep.json"
 GOES_ON, OTHER_FOLDER = "resume=<sweep folder> goes on", "take another folder by hydra.sweep.dir=<folder>"
-KEYS = {  # that a file of these names has
-    RECORD: ("number", "overrides", "config", "status", "error", "exit_status", "objective"),
-    SWEEP: ("verb", "arguments"),
-    "metrics.json": ("seed", "test"),
-}
 # joblib: a process has to know the start method of its launcher.
 IMPORTED_ONCE = ["joblib", *(f"defectcls.training.{name}" for name in ("run", "inspection", "results", "loggers"))]
 
@@ -94,7 +89,9 @@ def run_job(task: Task) -> dict[str, Any]:
         raise
     done = _read(record)
     if done is None or done["status"] == UNFINISHED:
-        done = task.record(FAILED, _death(process.exitcode or 0))
+        code = process.exitcode or 0
+        how = f"ended with status {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+        done = task.record(FAILED, f"its process {how}")
         _write(record, done)
     if done["status"] == FAILED:
         print(f"error in job {task.number}: {done['error']}", file=sys.stderr)
@@ -140,13 +137,6 @@ def _end_with_parent() -> None:
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])
     os._exit(128 + signal.SIGTERM)
-
-
-def _death(exit_code: int) -> str:
-    if exit_code >= 0:
-        return f"its process ended with status {exit_code}"
-    name = signal.Signals(-exit_code).name
-    return f"its process was killed by {name}" + (", as Linux does when memory runs out" if name == "SIGKILL" else "")
 
 
 def refuse_another(
@@ -249,7 +239,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     anew = f"delete the folder {path.parent}, and {GOES_ON} and does the job anew"
-    return read_json(path, OTHER_FOLDER if path.name == SWEEP else anew, KEYS[path.name])
+    return read_json(path, OTHER_FOLDER if path.name == SWEEP else anew)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -92,12 +92,6 @@ def test_job_begun_with_another_configuration_is_refused_and_kept(tmp_path: Path
     assert (tmp_path / "4" / "job.json").read_text() == before
 
 
-def test_what_killed_a_job_is_named() -> None:
-    assert jobs._death(-9) == "its process was killed by SIGKILL, as Linux does when memory runs out"
-    assert jobs._death(-11) == "its process was killed by SIGSEGV"
-    assert jobs._death(3) == "its process ended with status 3"
-
-
 # --- the folder of a sweep --------------------------------------------------------------------------------------------
 
 
@@ -139,7 +133,7 @@ def test_presets_beside_conf_are_part_of_a_sweep(tmp_path: Path, monkeypatch: py
     assert begun[0][1:] == ("train", [presets, "dataset=synthetic", "seed=0,1"])
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"verb": "train"}', b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
 def test_damaged_records_of_a_sweep(tmp_path: Path, content: bytes) -> None:
     first = opened(tmp_path / "1")
     job(first, 0, "finished")
@@ -207,7 +201,7 @@ def test_two_of_twelve_jobs_fail_and_ten_finish(tiny: list[str], tmp_path: Path)
     assert errors == {
         1: "ValueError('the disk of the camera is broken')",
         2: "a batch does not fit into memory: lower batch_size or image_size (MemoryError)",
-        3: "its process was killed by SIGKILL, as Linux does when memory runs out",
+        3: "its process was killed by SIGKILL",
     }
     assert sum(status == "finished" for status in statuses(folder).values()) == 9
     table = pd.read_csv(folder / "jobs.csv").set_index("job")
