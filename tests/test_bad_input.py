@@ -176,13 +176,13 @@ def test_split_asks_for_more_than_there_is(photos: Path) -> None:
 def test_unknown_model(photos: Path) -> None:
     text = "timm has no model 'mobilnetv2_100', did you mean 'mobilenetv2_100'?"
     assert sentence(train(photos, "model.name=mobilnetv2_100")) == text
-    text = "timm has no weights 'resnet18.a1_in1m', did you mean 'resnet18.a1_in1k'?"
+    text = "timm has no model 'resnet18.a1_in1m', did you mean 'resnet18.a1_in1k'?"
     assert sentence(train(photos, "model.name=resnet18.a1_in1m")) == text
 
 
 def test_pooling_that_a_model_cannot_do(photos: Path) -> None:
     text = sentence(train(photos, "model.name=test_vit.r160_in1k", "model.pool=catavgmax"))
-    assert text.startswith("model.name=test_vit.r160_in1k cannot be built with model.pool=catavgmax: ")
+    assert text.startswith("model.name=test_vit.r160_in1k cannot be built with model.pool=catavgmax and ")
 
 
 def test_weights_of_another_model(photos: Path, tmp_path: Path) -> None:
@@ -347,9 +347,9 @@ def test_terminal_shows_one_sentence_and_no_traceback(photos: Path) -> None:
         ("loss.class_weights={good: 1}", "loss.class_weights names good, but the classes are sound, defective"),
         (
             "trainer.precision=16",
-            "trainer.precision=16 is for GPUs, and this is a CPU: add trainer.precision=32 or trainer.precision=bf16",
+            "precision 16 is for GPUs, and this is a CPU: take 32 or bf16",
         ),
-        ("trainer.accelerator=gpu", "torch finds no GPU here: use trainer=auto or trainer=cpu"),
+        ("trainer.accelerator=gpu", "torch finds none here: take auto or cpu"),
     ],
 )
 def test_settings_are_refused_before_the_first_epoch(

@@ -50,20 +50,20 @@ class Backbone(nn.Module):
             self.options["img_size"] = image_size
         try:
             self.body = timm.create_model(name, num_classes=0, **self.options)
-        except (AssertionError, TypeError) as error:
+            self.body.eval()
+            with torch.no_grad():
+                self.feature_count = self.body(torch.zeros(1, 3, image_size, image_size)).shape[1]
+        except (AssertionError, RuntimeError, TypeError) as error:  # such as patches that do not tile the image
             raise UserError(
-                f"model.name={name} cannot be built with model.pool={pool}: {error or 'try model.pool=null'}"
+                f"model.name={name} cannot be built with model.pool={pool} and image_size={image_size}: "
+                f"{error or 'try model.pool=null'}"
             ) from error
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.body.to(memory_format=self.memory_format)
         constants = (self.pretrained_config.mean, self.pretrained_config.std)
         mean, std = (255 * torch.tensor(of_colours).view(1, -1, 1, 1) for of_colours in constants)
         self.mean, self.std = nn.Buffer(mean, persistent=False), nn.Buffer(std, persistent=False)
-        try:
-            with torch.no_grad():
-                self.feature_count = self.eval()(torch.zeros(1, 3, image_size, image_size)).shape[1]
-        except (AssertionError, RuntimeError) as error:  # such as patches that do not tile the image
-            raise UserError(f"model.name={name} cannot take image_size={image_size}: {error}") from error
+        self.eval()
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Float or uint8 pixels 0..255 (batch, 3, height, width) -> features (batch, feature_count)."""

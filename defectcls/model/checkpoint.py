@@ -11,7 +11,7 @@ from defectcls.errors import UserError, explain
 from defectcls.evaluation.decision import Decision
 from defectcls.files import checkpoint_file
 from defectcls.model.classifier import Classifier
-from defectcls.model.hardware import find_device, refuse_float16
+from defectcls.model.hardware import find_device
 from defectcls.settings import ClassifierSettings, Device, Precision, TrainSettings
 
 
@@ -36,12 +36,10 @@ def load_trained(checkpoint: Path, device: Device = "auto", precision: Precision
     Raises:
         UserError: no such file, none that this version of defectcls wrote, or what cannot be computed here.
     """
-    file, place = checkpoint_file(checkpoint), find_device(device)
-    if device == "gpu" and place.type == "cpu":
-        raise UserError("device=gpu, but torch finds no GPU here: use device=auto or device=cpu")
+    file = checkpoint_file(checkpoint)
     classifier, about = load_classifier(file)
     # Where it ran is not to be repeated, how it computed is.
-    here = {"accelerator": "cpu" if place.type == "cpu" else "auto", "devices": 1, "strategy": "auto", "workers": 0}
+    here = {"accelerator": device, "devices": 1, "strategy": "auto", "workers": 0}
     here |= {} if precision is None else {"precision": precision}
     try:
         settings = TrainSettings(**about["config"] | {"trainer": about["config"]["trainer"] | here})
@@ -51,12 +49,9 @@ def load_trained(checkpoint: Path, device: Device = "auto", precision: Precision
         if decision and {len(decision.shift), len(decision.prior or ())} - {0, len(classifier.classes)}:
             raise UserError("its decision is of other classes")
     except (ValidationError, TypeError, KeyError, UserError) as error:
-        reason = explain(error) or f"{type(error).__name__}: {error}"
-        raise UserError(f"{file} is damaged, or of another version of defectcls: {reason}") from error
-    asked = "precision=16" if precision else f"{file} computed in float16, which"
-    refuse_float16(settings.trainer.precision, place, asked, "precision")
+        raise _damaged(file, error) from error
     classifier.backbone.precision = settings.trainer.precision
-    return Trained(file, classifier, settings, about, decision, place)
+    return Trained(file, classifier, settings, about, decision, find_device(device, settings.trainer.precision))
 
 
 def load_classifier(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
@@ -73,27 +68,22 @@ def load_classifier(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
         ) from error
     if not isinstance(content, dict) or "defectcls" not in content:
         raise UserError(f"{checkpoint} is a checkpoint of another tool: give one that defectcls.train wrote")
-    for part in ("hyper_parameters", "state_dict", "defectcls"):
-        if not isinstance(content.get(part), dict):
-            raise UserError(f"{checkpoint} is damaged: it lacks {part}")
     try:
-        settings = ClassifierSettings(**content["hyper_parameters"])
-        model: Classifier = named(settings.model.target, Classifier)(**content["hyper_parameters"])
+        about, parameters = content["defectcls"], content["hyper_parameters"]
+        imports = ", ".join(about["config"].get("imports", ()))
+        settings = ClassifierSettings(**parameters)
+        model: Classifier = named(settings.model.target, Classifier)(**parameters)
         model.load_state_dict(content["state_dict"])
-    except (ValidationError, TypeError, RuntimeError) as error:  # a key, an argument or a layer that is no more
-        reason = explain(error) or " ".join(str(error).split())[:200]
-        raise UserError(f"{checkpoint} is damaged, or of another version of defectcls: {reason}") from error
     except UserError as error:  # a class, or a model of timm's, of a module that nobody has imported
-        config = content["defectcls"].get("config")
-        imports = config.get("imports") if isinstance(config, dict) else None
-        needed = ": "
-        if imports and isinstance(imports, list):
-            needed = f" was trained with imports=[{', '.join(map(str, imports))}]: "
-        raise UserError(f"{checkpoint}{needed}{error}") from error
+        raise UserError(f"{checkpoint} was trained with imports=[{imports}]: {error}") from error
+    except (ValidationError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise _damaged(checkpoint, error) from error
     for name, values in model.state_dict().items():
         if not values.isfinite().all():
-            raise UserError(
-                f"{checkpoint} holds weights that are not numbers, {name} first: its training has diverged, or the "
-                "file is damaged"
-            )
-    return model.eval(), content["defectcls"]
+            raise UserError(f"{checkpoint} holds weights that are not numbers, {name} first: its training has diverged")
+    return model.eval(), about
+
+
+def _damaged(file: Path, error: Exception) -> UserError:
+    reason = explain(error) or f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return UserError(f"{file} is damaged, or of another version of defectcls: {reason}")

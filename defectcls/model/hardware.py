@@ -35,12 +35,20 @@ def choose_compute(trainer: TrainerSettings, device: torch.device) -> TrainerSet
     return trainer.model_copy(update=chosen)
 
 
-def find_device(accelerator: str) -> torch.device:
-    """What `auto`, `cpu` or `gpu` is on this machine: without a GPU the CPU in any case."""
+def find_device(accelerator: str, precision: str = "32") -> torch.device:
+    """What `auto`, `cpu` or `gpu` is on this machine.
+
+    Raises:
+        UserError: a GPU is asked for and there is none, or float16, which a CPU would compute otherwise.
+    """
     if accelerator != "cpu" and torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if accelerator != "cpu" and torch.backends.mps.is_available():
         return torch.device("mps")
+    if accelerator == "gpu":
+        raise UserError("a GPU is asked for, and torch finds none here: take auto or cpu")
+    if precision == "16":
+        raise UserError("precision 16 is for GPUs, and this is a CPU: take 32 or bf16")
     return torch.device("cpu")
 
 
@@ -76,13 +84,3 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
 def precision_of(lightning: str) -> Precision:
     """Which of ours a Trainer's precision is; 32 for those that cast the weights themselves, or nothing."""
     return {"bf16-mixed": "bf16", "16-mixed": "16"}.get(lightning, "32")  # type: ignore[return-value]
-
-
-def refuse_float16(precision: str, device: torch.device, asked: str, key: str) -> None:
-    """Where Lightning, on a CPU, would compute in bf16 in its place.
-
-    Raises:
-        UserError: `asked` is for GPUs, and `key` changes it.
-    """
-    if precision == "16" and device.type == "cpu":
-        raise UserError(f"{asked} is for GPUs, and this is a CPU: add {key}=32 or {key}=bf16")

@@ -106,21 +106,16 @@ def as_patches(maps: torch.Tensor) -> torch.Tensor:
 def farthest_first(points: torch.Tensor, count: int, first: int) -> torch.Tensor:
     """Rows of points (n, dimensions) that cover them all, int64 (count,): each is the farthest from those before it.
 
-    A pass over all points for each: 10,000 of 250,000 take 14 s on one CPU core; several are no faster, and wait for
-    each other where others use them too.
+    A pass over all points for each: 10,000 of 250,000 take 14 s on one CPU core, and several are no faster.
     """
-    squares, threads = points.square().sum(1), torch.get_num_threads()
+    squares = points.square().sum(1)
     distance = torch.full_like(squares, torch.inf)
     chosen = torch.full((count,), first, device=points.device)
-    torch.set_num_threads(1)
-    try:
-        with _in_float32(points.device):
-            for number in range(1, count):
-                newest = points[chosen[number - 1 : number]][0]  # not by a number, which a GPU would have to hand over
-                found = torch.addmv(squares, points, newest, alpha=-2).add_(newest @ newest)
-                chosen[number] = torch.minimum(distance, found, out=distance).argmax()
-    finally:
-        torch.set_num_threads(threads)
+    with _in_float32(points.device):
+        for number in range(1, count):
+            newest = points[chosen[number - 1 : number]][0]  # not by a number, which a GPU would have to hand over
+            found = torch.addmv(squares, points, newest, alpha=-2).add_(newest @ newest)
+            chosen[number] = torch.minimum(distance, found, out=distance).argmax()
     return chosen
 
 

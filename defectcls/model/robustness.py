@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -12,7 +12,6 @@ from torchvision.transforms.v2 import functional as F
 from defectcls.evaluation.metrics import compute_metrics, defect_numbers
 from defectcls.model.features import AS_IT_IS, View
 
-STRENGTHS = (1, 2, 3)
 RATES = ("recall", "overkill_rate", "auroc")
 
 
@@ -50,12 +49,6 @@ def rotation(images: torch.Tensor, degrees: float) -> torch.Tensor:
     return F.center_crop(turned, [side, side])
 
 
-def shift(images: torch.Tensor, share: float) -> torch.Tensor:
-    """Right and down; reflected borders."""
-    step = round(share * images.shape[-1])
-    return F.pad(images, [step, step, 0, 0], padding_mode="reflect")[..., : images.shape[-2], : images.shape[-1]]
-
-
 CORRUPTIONS = {  # deviations are standard deviations; grey values end at 255
     "blur": Corruption(blur, (0.005, 0.01, 0.02), "{:.1%} of the side"),
     "noise": Corruption(noise, (8, 16, 32), "{} grey values"),
@@ -63,32 +56,24 @@ CORRUPTIONS = {  # deviations are standard deviations; grey values end at 255
     "bright": Corruption(F.adjust_brightness, (1.25, 1.6, 2.2), "x {}"),
     "jpeg": Corruption(jpeg, (50, 25, 10), "quality {}"),
     "rotation": Corruption(rotation, (2, 5, 10), "{}°"),
-    "shift": Corruption(shift, (0.02, 0.05, 0.1), "{:.0%} of the side"),
 }
 
 
-def corrupted(name: str, strength: int) -> View:
-    """Images under a corruption of `CORRUPTIONS` at strength 1, 2 or 3."""
-    apply, value = CORRUPTIONS[name].apply, CORRUPTIONS[name].values[strength - 1]
-    return View(f"{name} {value}", lambda images, _: apply(images, value))
-
-
 def measure_robustness(predict: Callable[[View], pd.DataFrame], classes: dict[str, bool]) -> pd.DataFrame:
-    """Rows {corruption, strength, setting in words, recall, overkill_rate, auroc}; first `none`, of strength 0.
+    """Rows {corruption, strength 1 to 3, setting in words, recall, overkill_rate, auroc}; first `none`, of strength 0.
 
     NaN where a rate is undefined.
 
     Args:
         predict: the predictions table of images in a view.
     """
-
-    def measured(view: View) -> dict[str, Any]:
-        numbers = compute_metrics(predict(view), classes)
-        return {rate: defect_numbers(numbers).get(rate) for rate in RATES}
-
-    rows = [{"corruption": "none", "strength": 0, "setting": ""} | measured(AS_IT_IS)]
-    for name, one in CORRUPTIONS.items():
-        for strength in STRENGTHS:
-            condition = {"corruption": name, "strength": strength, "setting": one.unit.format(one.values[strength - 1])}
-            rows.append(condition | measured(corrupted(name, strength)))
-    return pd.DataFrame(rows).astype(dict.fromkeys(RATES, float))
+    conditions = [("none", 0, "", AS_IT_IS)]
+    for name, (apply, values, unit) in CORRUPTIONS.items():
+        for strength, value in enumerate(values, 1):
+            view = View(f"{name} {value}", lambda images, _, apply=apply, value=value: apply(images, value))
+            conditions.append((name, strength, unit.format(value), view))
+    rows = []
+    for name, strength, setting, view in conditions:
+        numbers = defect_numbers(compute_metrics(predict(view), classes))
+        rows.append([name, strength, setting, *(numbers.get(rate) for rate in RATES)])
+    return pd.DataFrame(rows, columns=["corruption", "strength", "setting", *RATES]).astype(dict.fromkeys(RATES, float))

@@ -27,15 +27,12 @@ def pretrained_config(name: str) -> PretrainedCfg:
     Raises:
         UserError: timm knows no such model, or no such weights of it.
     """
-    if not timm.is_model(name.split(".")[0]):
-        raise UserError(f"timm has no model '{name}'{did_you_mean(name.split('.')[0], timm.list_models())}")
     try:
-        config = timm.get_pretrained_cfg(name)
+        if timm.is_model(name.split(".")[0]) and (config := timm.get_pretrained_cfg(name)) is not None:
+            return config
     except RuntimeError:  # a tag that the model does not have
-        config = None
-    if config is None:
-        raise UserError(f"timm has no weights '{name}'{did_you_mean(name, timm.list_pretrained())}")
-    return config
+        pass
+    raise UserError(f"timm has no model '{name}'{did_you_mean(name, [*timm.list_models(), *timm.list_pretrained()])}")
 
 
 def load_pretrained(body: nn.Module, config: PretrainedCfg, options: dict[str, Any], weights: Path | None) -> None:

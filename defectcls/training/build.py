@@ -29,7 +29,6 @@ from defectcls.model.hardware import (
     choose_compute,
     find_device,
     keep_freed_memory,
-    refuse_float16,
 )
 from defectcls.model.losses import balanced_weights
 from defectcls.settings import TrainerSettings, TrainSettings
@@ -106,11 +105,7 @@ def device_of(settings: TrainerSettings) -> torch.device:
     Raises:
         UserError: a GPU is asked for, or float16, and there is none.
     """
-    device = find_device(settings.accelerator)
-    if settings.accelerator == "gpu" and device.type == "cpu":
-        raise UserError("trainer.accelerator=gpu, but torch finds no GPU here: use trainer=auto or trainer=cpu")
-    refuse_float16(settings.precision, device, "trainer.precision=16", "trainer.precision")
-    return device
+    return find_device(settings.accelerator, settings.precision)
 
 
 def with_compute(settings: TrainSettings, device: torch.device) -> TrainSettings:

@@ -365,9 +365,9 @@ def test_a_text_file_is_no_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "value", "reason"),
     [
-        ("hyper_parameters", None, "is damaged: it lacks hyper_parameters"),
-        ("state_dict", [1], "is damaged: it lacks state_dict"),
-        ("defectcls", "x", "is damaged: it lacks defectcls"),
+        ("hyper_parameters", None, "must be a mapping"),
+        ("state_dict", [1], "state_dict to be dict-like"),
+        ("defectcls", "x", "TypeError: "),
         ("state_dict", {}, 'Missing key(s) in state_dict: "backbone.body'),
         ("state_dict", {"head.linear.weight": torch.zeros(2, 2)}, 'Missing key(s) in state_dict: "backbone.body'),
         ("classes", {1: False, 2: True}, "classes=1: Input should be a valid string"),
@@ -397,8 +397,7 @@ def test_weights_that_are_not_numbers(trained: Classifier, tmp_path: Path, name:
     with pytest.raises(UserError) as error:
         load_classifier(checkpoint(trained, tmp_path / "best.ckpt", state_dict=weights))
     assert str(error.value) == (
-        f"{tmp_path / 'best.ckpt'} holds weights that are not numbers, {name} first: its training has diverged, or the "
-        "file is damaged"
+        f"{tmp_path / 'best.ckpt'} holds weights that are not numbers, {name} first: its training has diverged"
     )
 
 
