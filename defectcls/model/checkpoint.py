@@ -39,7 +39,7 @@ def load_trained(checkpoint: Path, device: Device = "auto", precision: Precision
     file = checkpoint_file(checkpoint)
     classifier, about = load_classifier(file)
     # Where it ran is not to be repeated, how it computed is.
-    here = {"accelerator": device, "devices": 1, "strategy": "auto", "workers": 0}
+    here: dict[str, Any] = {"accelerator": device, "devices": 1, "strategy": "auto", "workers": 0}
     here |= {} if precision is None else {"precision": precision}
     try:
         settings = TrainSettings(**about["config"] | {"trainer": about["config"]["trainer"] | here})

@@ -59,6 +59,12 @@ CORRUPTIONS = {  # deviations are standard deviations; grey values end at 255
 }
 
 
+def corrupted(name: str, value: float) -> View:
+    """Images under a corruption of `CORRUPTIONS`."""
+    apply = CORRUPTIONS[name].apply
+    return View(f"{name} {value}", lambda images, _: apply(images, value))
+
+
 def measure_robustness(predict: Callable[[View], pd.DataFrame], classes: dict[str, bool]) -> pd.DataFrame:
     """Rows {corruption, strength 1 to 3, setting in words, recall, overkill_rate, auroc}; first `none`, of strength 0.
 
@@ -68,10 +74,9 @@ def measure_robustness(predict: Callable[[View], pd.DataFrame], classes: dict[st
         predict: the predictions table of images in a view.
     """
     conditions = [("none", 0, "", AS_IT_IS)]
-    for name, (apply, values, unit) in CORRUPTIONS.items():
-        for strength, value in enumerate(values, 1):
-            view = View(f"{name} {value}", lambda images, _, apply=apply, value=value: apply(images, value))
-            conditions.append((name, strength, unit.format(value), view))
+    for name, one in CORRUPTIONS.items():
+        for strength, value in enumerate(one.values, 1):
+            conditions.append((name, strength, one.unit.format(value), corrupted(name, value)))
     rows = []
     for name, strength, setting, view in conditions:
         numbers = defect_numbers(compute_metrics(predict(view), classes))
