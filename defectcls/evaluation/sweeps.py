@@ -50,7 +50,6 @@ class Sweep:
     """
 
     name: str
-    shared: list[str]  # what was typed for all jobs
     other_images: list[str]  # the keys by which settings are judged by other images, or other classes
     columns: list[str]  # of the numbers: <part>_<number>, and seconds
     ranked_by: str  # one of them; "" where no job has a number
@@ -84,7 +83,10 @@ def summarise_sweep(name: str, jobs: list[Job]) -> Sweep:
         finished = of_setting[of_setting["status"] == "finished"]
         seeds[typed_for] = finished.drop_duplicates("seed").set_index("seed")
         row = {"setting": typed_for, "images": tuple(one.get(key) for key in other)}
-        row |= {key: _value(one.get(key, "")) for key in varying} | {"jobs": len(of_setting), "finished": len(finished)}
+        row |= {key: one.get(key, "").partition("=")[2] for key in varying} | {
+            "jobs": len(of_setting),
+            "finished": len(finished),
+        }
         for column in columns:
             row |= over_seeds(column, seeds[typed_for][column])
         settings.append(row)
@@ -104,7 +106,7 @@ def summarise_sweep(name: str, jobs: list[Job]) -> Sweep:
     shown = pd.DataFrame(settings).drop(columns="images")
     last = [f"behind_{part}" for part in ("mean", "std", "low", "high", "n") if "behind_n" in shown] + ["verdict"]
     shown = shown[["rank", *shown.columns.drop(["rank", *last]), *last]]
-    return Sweep(name, [typed[0][key] for key in keys if key not in varying], other, columns, ranked_by, table, shown)
+    return Sweep(name, other, columns, ranked_by, table, shown)
 
 
 def over_seeds(name: str, values: pd.Series) -> dict[str, float]:
@@ -149,8 +151,3 @@ def _rank(row: dict[str, Any], ranked_by: str) -> tuple[float, float]:
     part = ranked_by.partition("_")[0]
     auroc, loss = (row.get(f"{part}_{name}_mean", np.nan) for name in RANKING)
     return np.inf if np.isnan(auroc) else -round(auroc, DECIMALS), np.inf if np.isnan(loss) else loss
-
-
-def _value(override: str) -> str:
-    _, is_set, value = override.partition("=")
-    return value if is_set else override

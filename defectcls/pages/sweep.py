@@ -1,6 +1,5 @@
 """The page of a sweep: its settings in one table, the best first, and what that means."""
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,9 @@ import numpy as np
 
 from defectcls.evaluation.metrics import METRICS
 from defectcls.evaluation.sweeps import Sweep
-from defectcls.pages.blocks import Cell, Page, Picture, Table, Text, section, text
+from defectcls.pages.blocks import Cell, Page, Table, Text, section, text
 from defectcls.pages.wording import SPLITS, plural, shown, span
 
-MOST_IN_PICTURE = 30
 IN_TERMINAL = (20, 9)  # rows and columns
 SEEDS = "± is the standard deviation over seeds, the interval that of the mean, 95 %: of other seeds, not of new data."
 BEHIND = (
@@ -46,10 +44,8 @@ def sweep_page(sweep: Sweep, folder: Path, command: str | None = None) -> Page:
         Text(failed, "caveats", terminal=True, title=f"{plural(len(failed), 'job')} did not finish"),
         section(
             "The settings, best first" if compared else "The numbers",
-            _picture(sweep, settings),
             Table(rows, head, terminal=IN_TERMINAL),
             text(SEEDS if spread else "", BEHIND if compared else "", look="note"),
-            text(f"In all jobs: {shlex.join(sweep.shared)}" if sweep.shared else "", look="note"),
         ),
         section(
             f"The jobs ({len(jobs)}); their numbers lead to their reports",
@@ -113,22 +109,3 @@ def _behind(ranked_by: str, setting: dict[Any, Any]) -> str:
         return ""
     interval = span(_metric(ranked_by), (setting["behind_low"], setting["behind_high"]))
     return f"{setting['behind_mean']:.3f}, {setting['verdict']}" + f"\n{interval}" * (interval != "–")
-
-
-def _picture(sweep: Sweep, settings: list[dict[Any, Any]]) -> Picture:
-    """The number that ranks: a dot a seed, the mean and its interval. Nothing of less than two dots."""
-    from defectcls.pages.pictures import Bar, plot_intervals, png
-
-    bars, ranked = [], sweep.ranked_by
-    with_number = [one for one in settings if ranked and one[f"{ranked}_n"]]
-    for one in with_number[:MOST_IN_PICTURE]:
-        of_setting = sweep.jobs[sweep.jobs["setting"] == one["setting"]].drop_duplicates("seed")
-        dots = of_setting[ranked].dropna().tolist()
-        # An interval of two seeds would dwarf the dots.
-        interval = (one[f"{ranked}_low"], one[f"{ranked}_high"]) if len(dots) > 2 else (np.nan, np.nan)
-        bars.append(Bar(one["setting"][-60:], dots, interval[0], interval[1], one["verdict"] != "worse"))
-    content = b""
-    if sum(len(bar.dots) for bar in bars) > 1:
-        more = f" (the first {len(bars)} of {len(with_number)} settings)" if len(bars) < len(with_number) else ""
-        content = png(plot_intervals(bars, f"{_label(ranked)}: seeds, mean, 95 % interval{more}"))
-    return Picture(content, "sweep", "Each setting's seeds as dots, with their mean and its interval")

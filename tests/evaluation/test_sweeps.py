@@ -111,7 +111,6 @@ def test_names_hold_what_differs_and_the_seed_is_no_setting() -> None:
     jobs = [finished(n, one, 0.9 - n / 10, seed) for n, one in enumerate(typed) for seed in (0, 1)]
     sweep = summarise_sweep("sweep", jobs)
     assert sweep.settings["setting"].tolist() == ["model=a, +optim.options.betas=[0.9,0.98]", "model=b", "defaults"]
-    assert sweep.shared == ["dataset=mvtec"]
     table = sweep.settings
     assert table["model"].tolist() == ["a", "b", ""]
     assert table["optim.options.betas"].tolist() == ["[0.9,0.98]", "", ""]
