@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from defectcls.training.command import run_verb
 
 if TYPE_CHECKING:
+    from defectcls.data.datamodule import DefectDataModule
     from defectcls.data.findings import Finding, Inventory
     from defectcls.verb_settings import AuditSettings
 
@@ -22,36 +23,36 @@ def audit(config: dict[str, Any], folder: Path) -> int:
     from defectcls.errors import UserError
     from defectcls.pages.audit import audit_page, summarise
     from defectcls.pages.render import print_page, write_page
+    from defectcls.training.build import device_of
+    from defectcls.training.provenance import provenance
 
-    inventory = take_inventory(DefectDataModule.from_settings(settings))
-    doubted: list[Finding] = []
+    device = device_of(settings.trainer)
+    data = DefectDataModule.from_settings(settings, device=device, test_all=True)
+    inventory = take_inventory(data)
     notes = [f"train would refuse this set: {inventory.refusal}"] if inventory.refusal else []
     left_out = inventory.samples.attrs.get("left_out", {})
     notes += [f"Beside the photos: {counted(left_out)}."] if left_out else []
+    doubted: list[Finding] = []
     if settings.audit.wrong_labels:
         try:
-            doubted = doubted_labels(settings, inventory)
+            doubted = doubted_labels(settings, data, inventory)
             notes += [] if doubted else ["No label is likely wrong."]
         except UserError as error:
             notes.append(f"wrong labels were not looked for: {error}; audit.wrong_labels=false leaves this out")
     else:
         notes.append("Wrong labels were not looked for, as audit.wrong_labels=false says.")
     findings, counts = inventory.table(doubted), balance(inventory.samples)
-    summary = summarise(settings.dataset.name, inventory.samples, findings, counts, inventory.leaks, notes)
+    summary = summarise(settings.dataset.name, findings, counts, inventory.leaks, notes)
     findings.to_csv(folder / "audit.csv", index=False)
-    page = audit_page(summary, findings, settings.dataset.root, inventory.depth)
+    page = audit_page(summary, findings, data.root, data.settings.depth)
     write_page(page, folder / "audit.html")
-    from defectcls.model.hardware import find_device
-    from defectcls.training.provenance import provenance
-
-    device = find_device(settings.trainer.accelerator)
     about = {"left_out": left_out, **provenance(settings.seed, config, device)}
     (folder / "audit.json").write_text(json.dumps(summary | about, indent=2), encoding="utf-8")
     print_page(page, folder / "audit.html")
     return int(inventory.leaks > 0)
 
 
-def doubted_labels(settings: "AuditSettings", inventory: "Inventory") -> list["Finding"]:
+def doubted_labels(settings: "AuditSettings", data: "DefectDataModule", inventory: "Inventory") -> list["Finding"]:
     """Images whose label is likely wrong, the least credible first.
 
     Raises:
@@ -61,26 +62,22 @@ def doubted_labels(settings: "AuditSettings", inventory: "Inventory") -> list["F
     from defectcls.model.backbone import Backbone
     from defectcls.model.features import extract_features
     from defectcls.model.head import doubt_labels
-    from defectcls.training.build import build_data, build_features, device_of, with_compute
+    from defectcls.training.build import build_features, with_compute
 
-    accepting = {"on_unreadable": "skip", "contradictions": "allow"}
-    lenient = settings.model_copy(update={"dataset": settings.dataset.model_copy(update=accepting)})
-    device = device_of(settings.trainer)
-    data = build_data(lenient, split=False, device=device)
-    resolved = with_compute(settings, device)
+    model, options, resolved = settings.model, settings.audit, with_compute(settings, data.device)
     computed = (resolved.trainer.channels_last is True, resolved.trainer.precision)
-    backbone = Backbone(settings.model.name, settings.model.pool, settings.image_size, *computed)  # type: ignore[arg-type]
-    if settings.model.pretrained:
-        backbone.load_pretrained(settings.model.weights)
-    frozen = build_features(resolved, data, backbone.to(device))
+    backbone = Backbone(model.name, model.pool, settings.image_size, *computed)  # type: ignore[arg-type]
+    if model.pretrained:
+        backbone.load_pretrained(model.weights)
+    data.samples["split"] = "test"  # all of them
+    frozen = build_features(resolved, data, backbone.to(data.device))
     features, targets = extract_features(frozen, data.part_dataloader("test"))
-    doubt = doubt_labels(features, targets, inventory.units, settings.audit.folds, settings.audit.c, settings.seed)
-    names, paths = list(data.classes), data.samples["path"]
-    found = []
-    for row in doubt.order[doubt.wrong[doubt.order]].tolist():
-        of_label, best = doubt.probabilities[row, targets[row]], int(doubt.probabilities[row].argmax())
-        detail = f"{names[targets[row]]} {of_label:.0%}, {names[best]} {doubt.probabilities[row, best]:.0%}"
-        found.append(Finding("wrong_label", paths[row], other_label=names[best], detail=detail))
+    doubted, said = doubt_labels(features, targets, inventory.units, options.folds, options.c, settings.seed)
+    names, found = data.class_names, []
+    for row in doubted.tolist():
+        best = int(said[row].argmax())
+        detail = f"{names[targets[row]]} {said[row, targets[row]]:.0%}, {names[best]} {said[row, best]:.0%}"
+        found.append(Finding("wrong_label", data.samples["path"][row], detail=detail))
     return found
 
 

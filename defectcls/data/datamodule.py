@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from defectcls.config import named, presets, shipped_datasets
 from defectcls.data.batches import EpochSampler, Part, PartLoader
 from defectcls.data.download import fetch_archive
-from defectcls.data.duplicates import NO_PAIRS, contradiction, first_of, identical_files, related_images, split_units
+from defectcls.data.duplicates import NO_PAIRS, contradiction, first_of, identical_files, split_units
 from defectcls.data.near_duplicates import near_identical_pairs
 from defectcls.data.reading import Images
 from defectcls.data.samples import classes_of, counted, group_consecutive, in_order, label_samples, refuse_spellings
@@ -262,7 +262,8 @@ class DefectDataModule(L.LightningDataModule):
         near = self.near_twins() if "near_identical" in together else NO_PAIRS
         if len(near):
             log.info("near-identical to another: %d images; those that are tied count as one", len(np.unique(near)))
-        return related_images(samples, self.settings, self.digests, near)
+        identical = identical_files(self.digests) if "identical" in together else np.arange(len(samples))
+        return split_units(identical, samples.get("group") if "group" in together else None, near)
 
     def deal(self, split: SplitSettings, seed: int) -> None:
         """Split the images that were read, as a cross-validation does for each of its folds.

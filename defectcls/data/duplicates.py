@@ -5,19 +5,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from defectcls.settings import DatasetSettings
-
 NO_PAIRS = np.zeros((0, 2), dtype=np.int64)
-
-
-def related_images(
-    samples: pd.DataFrame, settings: DatasetSettings, digests: list[bytes], near: np.ndarray = NO_PAIRS
-) -> np.ndarray:
-    """`split_units` of the ties that `dataset.split.together` names, by each image's digest."""
-    together = settings.split.together
-    identical = identical_files(digests) if "identical" in together else np.arange(len(samples))
-    group = samples.get("group") if "group" in together else None
-    return split_units(identical, group, near if "near_identical" in together else NO_PAIRS)
 
 
 def identical_files(digests: list[bytes]) -> np.ndarray:

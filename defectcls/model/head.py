@@ -132,35 +132,33 @@ def out_of_fold(
     return logits
 
 
-class Doubt(NamedTuple):
-    """Of every image: its place among all, the least credible label first; whether that is likely wrong; and why."""
-
-    order: np.ndarray  # int64 (images,)
-    wrong: np.ndarray  # bool (images,)
-    probabilities: np.ndarray  # (images, classes) by a model that has not seen the image or what is tied to it
-
-
 def doubt_labels(
     features: np.ndarray, targets: np.ndarray, units: np.ndarray, folds: int, c: float, seed: int
-) -> Doubt:
+) -> tuple[np.ndarray, np.ndarray]:
     """Likely wrong labels: confident learning (Northcutt et al. 2021, cleanlab) on what probes say of unseen images.
 
     Args:
         features: frozen features (images, feature_count).
         targets, units, folds, c: see `out_of_fold`.
 
+    Returns:
+        Rows of the images whose label is likely wrong, the least credible first, int64 (doubted,); and probabilities of
+        all images (images, classes) by a model that has not seen the image or what is tied to it.
+
     Raises:
         UserError: a class has too few independent images to stand in every fold.
     """
     from cleanlab.filter import find_label_issues
-    from cleanlab.rank import get_label_quality_scores
 
-    fewest = min(len(np.unique(units[targets == target])) for target in np.unique(targets))
+    classes = np.unique(targets)
+    if len(classes) < 2:
+        raise UserError("a classifier needs two classes, but all images are of one")
+    fewest = min(len(np.unique(units[targets == target])) for target in classes)
     if fewest < folds:
         raise UserError(f"audit.folds={folds}, but the smallest class has {fewest} independent images")
     probabilities = softmax(out_of_fold((features, targets), units, folds, c, None, 0, seed), axis=1)
     if np.isnan(probabilities).any():
         raise UserError(f"audit.folds={folds}: all related images of a class fell into one fold; try another seed")
-    order = get_label_quality_scores(targets, probabilities).argsort(kind="stable")
-    wrong = find_label_issues(targets, probabilities, filter_by="prune_by_noise_rate", n_jobs=1)
-    return Doubt(order, wrong, probabilities)
+    return find_label_issues(
+        targets, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1
+    ), probabilities
