@@ -11,7 +11,7 @@ import torch
 
 from defectcls.deployment.predictor import load
 from defectcls.evaluation.predictions import read_predictions
-from defectcls.model.joined import PRIOR
+from defectcls.model.memory import PRIOR
 from defectcls.pages import report
 from defectcls.training.build import build_data
 from tests.conftest import command, paint, sentence

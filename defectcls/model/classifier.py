@@ -16,11 +16,11 @@ from defectcls.errors import UserError
 from defectcls.evaluation.calibration import calibrated_loss
 from defectcls.model.augment import Augment, mirrored
 from defectcls.model.backbone import Backbone, Look
-from defectcls.model.features import AS_IT_IS, FrozenFeatures, View, copy_of, laid
+from defectcls.model.features import AS_IT_IS, FrozenFeatures, View, copy_of
 from defectcls.model.hardware import precision_of
 from defectcls.model.head import Head
-from defectcls.model.joined import Joined
 from defectcls.model.losses import build_loss
+from defectcls.model.memory import Joined
 from defectcls.model.stages import Stage, build_optimizer, plan_stages, set_learning_rate, stage_at, switch_training
 from defectcls.settings import AugmentSettings, FinetuneSettings, LossSettings, ModelSettings, OptimSettings
 
@@ -125,15 +125,14 @@ class Classifier(L.LightningModule):
         Where features are stored of the weights of now, they stand in for the backbone.
         """
         stored = self._features_now()
-        if stored is None or self.joined is not None:
+        if stored is None or self.joined is not None or self.test_views > 1:
             infer = self.inference()
             return lambda batch, view=AS_IT_IS: infer(view.change(batch["image"], []))
         self.eval()
 
         @torch.inference_mode()
         def from_features(batch: Batch, view: View = AS_IT_IS) -> torch.Tensor:
-            ways = [view.then(laid(way)) for way in range(self.test_views)]
-            return torch.stack([self.head(stored.extract(batch, way).to(self.device)) for way in ways]).mean(0)
+            return self.head(stored.extract(batch, view).to(self.device))
 
         return from_features
 

@@ -25,13 +25,6 @@ class View(NamedTuple):
     name: str
     change: Callable[[torch.Tensor, list[bytes]], torch.Tensor]
 
-    def then(self, other: "View") -> "View":
-        """This view, seen in another."""
-        if not other.name:
-            return self
-        name = f"{self.name}, {other.name}"
-        return View(name, lambda image, digests: other.change(self.change(image, digests), digests))
-
 
 AS_IT_IS = View("", lambda image, _: image)
 

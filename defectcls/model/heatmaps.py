@@ -1,6 +1,6 @@
 """Where in an image a classifier sees its evidence for "defective", by HiResCAM on any timm backbone.
 
-Of a head with a memory it is how far each patch is from the sound ones, see `defectcls.model.joined`.
+Of a head with a memory it is how far each patch is from the sound ones, see `defectcls.model.memory`.
 
 Draelos and Carin 2020, "Use HiResCAM instead of Grad-CAM for Faithful Explanations of Convolutional Neural Networks".
 Of networks with BatchNorm the last stage but one is explained: finer than the last, and on the defects of MVTec bottle

@@ -27,7 +27,7 @@ from defectcls.files import LAST, written_whole
 from defectcls.model.classifier import Classifier
 from defectcls.model.features import copy_of, extract_features, laid
 from defectcls.model.head import fit_probe, out_of_fold
-from defectcls.model.joined import FOLDS
+from defectcls.model.memory import FOLDS
 from defectcls.settings import TrainerSettings, TrainSettings
 from defectcls.training.build import (
     build_callbacks,

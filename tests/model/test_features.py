@@ -100,8 +100,6 @@ def test_the_ways_to_lay_an_image(tmp_path: Path) -> None:
         found = features_of(Corner(), Store(tmp_path))
         for way, corner in enumerate(corners):
             assert torch.equal(found.extract(batch(2, 7), laid(way)), corner)
-            dark = View("dark", lambda images, _: images // 2).then(laid(way))
-            assert torch.equal(found.extract(batch(2, 7), dark), corner // 2)
 
 
 def test_what_an_evaluation_computed_can_be_trained_on() -> None:

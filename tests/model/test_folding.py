@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from defectcls.model import backbone as backbones
-from defectcls.model.backbone import Backbone
-from defectcls.model.folding import folded
+from defectcls.model.backbone import Backbone, folded
 
 
 def lived(name: str) -> nn.Module:

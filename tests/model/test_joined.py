@@ -11,8 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from defectcls.errors import UserError
 from defectcls.model.classifier import Classifier
-from defectcls.model.joined import HOLD, PRIOR, Joined, weigh
-from defectcls.model.memory import image_scores
+from defectcls.model.memory import HOLD, PRIOR, Joined, image_scores, weigh
 from tests.model.test_classifier import THREE, classifier
 
 

@@ -1,6 +1,5 @@
-"""Losses against torch's cross-entropy, scikit-learn's balanced weights, and a focal loss worked by hand."""
+"""Losses against torch's cross-entropy and scikit-learn's balanced weights."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -13,16 +12,12 @@ from defectcls.errors import UserError
 from defectcls.model.losses import balanced_weights, build_loss
 from defectcls.settings import LossSettings
 
-LOSSES = {
-    "cross_entropy": lambda **given: {"_target_": "torch.nn.CrossEntropyLoss", **given},
-    "focal": lambda gamma=0.0, **given: {"_target_": "defectcls.model.losses.FocalLoss", "gamma": gamma, **given},
-}
 WEIGHTS = [None, [0.5, 2.0, 1.25]]
 SMOOTHINGS = [0.0, 0.1]
 
 
-def loss_of(name: str, weight: list[float] | None = None, **arguments: float) -> Any:
-    return build_loss(LossSettings(class_weights="none", **LOSSES[name](**arguments)), weight)
+def loss_of(weight: list[float] | None = None, **arguments: float) -> Any:
+    return build_loss(LossSettings(_target_="torch.nn.CrossEntropyLoss", class_weights="none", **arguments), weight)
 
 
 @pytest.fixture
@@ -37,45 +32,12 @@ def hard() -> torch.Tensor:
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("smoothing", SMOOTHINGS)
-@pytest.mark.parametrize("name", ["cross_entropy", "focal"])
-def test_cross_entropy_and_focal_at_gamma_0_are_torchs_cross_entropy(
-    name: str, weights: list | None, smoothing: float, logits: torch.Tensor, hard: torch.Tensor
+def test_cross_entropy_is_torchs(
+    weights: list | None, smoothing: float, logits: torch.Tensor, hard: torch.Tensor
 ) -> None:
     factors = None if weights is None else torch.tensor(weights)
     expected = F.cross_entropy(logits, hard, factors, label_smoothing=smoothing)
-    assert loss_of(name, weights, label_smoothing=smoothing)(logits, hard).item() == pytest.approx(
-        expected.item(), rel=1e-5
-    )
-
-
-def test_focal_by_hand() -> None:
-    """p of the true class is 0.9 and 0.2: the mean of 0.1^2 x -ln 0.9 and 0.8^2 x -ln 0.2."""
-    logits = torch.tensor([[0.9, 0.1], [0.8, 0.2]]).log()
-    expected = (0.01 * -math.log(0.9) + 0.64 * -math.log(0.2)) / 2
-    assert loss_of("focal", gamma=2)(logits, torch.tensor([0, 1])).item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_weighted_focal_by_hand() -> None:
-    """The same with weights 1 and 3: a weighted mean, as torch's cross-entropy takes it."""
-    logits = torch.tensor([[0.9, 0.1], [0.8, 0.2]]).log()
-    expected = (0.1 * -math.log(0.9) + 3 * 0.8 * -math.log(0.2)) / 4
-    loss = loss_of("focal", [1.0, 3.0], gamma=1)(logits, torch.tensor([0, 1]))
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
-def test_focal_slopes_are_finite_where_the_model_is_as_sure_as_float32_can_say(
-    gamma: float, hard: torch.Tensor
-) -> None:
-    sure = (50 * F.one_hot(hard, 3).float()).requires_grad_()
-    loss_of("focal", gamma=gamma)(sure, hard).backward()
-    assert sure.grad is not None
-    assert torch.isfinite(sure.grad).all()
-
-
-def test_the_higher_gamma_the_less_counts_what_is_right(logits: torch.Tensor, hard: torch.Tensor) -> None:
-    losses = [loss_of("focal", gamma=gamma)(logits, hard).item() for gamma in (0.0, 1.0, 2.0, 5.0)]
-    assert losses == sorted(losses, reverse=True)
+    assert loss_of(weights, label_smoothing=smoothing)(logits, hard).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("counts", [[300, 25], [10, 10], [7, 100, 1, 40]])
@@ -90,8 +52,7 @@ def test_a_class_without_images_weighs_as_one_with_a_single_one() -> None:
 
 
 def test_weights_move_with_the_loss_to_its_device() -> None:
-    for name in ("cross_entropy", "focal"):
-        assert "weight" in dict(loss_of(name, [1.0, 2.0]).named_buffers())
+    assert "weight" in dict(loss_of([1.0, 2.0]).named_buffers())
 
 
 class Unweighted(torch.nn.Module):
