@@ -3,7 +3,6 @@
 import hashlib
 import io
 import re
-import shutil
 import socket
 import tarfile
 import threading
@@ -11,7 +10,6 @@ import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -99,10 +97,6 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "data" / "parts"
 
 
-def part_of(root: Path) -> Path:
-    return root.parent / "parts one.tar.gz.part"
-
-
 def content_of(root: Path) -> dict[str, bytes]:
     """The files of the dataset, once nothing else lies beside it."""
     assert [path.name for path in root.parent.iterdir()] == [root.name]
@@ -139,63 +133,39 @@ def test_any_other_single_folder_stays(server: ThreadingHTTPServer, root: Path) 
     assert content_of(root) == {"bottle/train/good/1.png": b"1"}
 
 
-def test_resumes_what_an_earlier_run_left(server: ThreadingHTTPServer, root: Path) -> None:
-    root.parent.mkdir()
-    part_of(root).write_bytes(server.content[:100])
-    (root.parent / ".parts.unpacking").mkdir()
-    (root.parent / ".parts.unpacking" / "half.png").touch()
-    fetch_archive(server.url, sha256(server.content), root)
-    assert server.asked == ["bytes=100-"]
-    assert content_of(root) == FILES
-
-
-def test_server_without_ranges_starts_over(server: ThreadingHTTPServer, root: Path) -> None:
-    root.parent.mkdir()
-    part_of(root).write_bytes(server.content + b"of something longer")
-    server.knows_ranges = False
-    assert download.download(server.url, part_of(root)) == sha256(server.content)
-    assert part_of(root).read_bytes() == server.content
-    fetch_archive(server.url, sha256(server.content), root)
-    assert content_of(root) == FILES
-
-
-def test_complete_partial_file_is_only_unpacked(server: ThreadingHTTPServer, root: Path) -> None:
-    root.parent.mkdir()
-    part_of(root).write_bytes(server.content)
-    fetch_archive(server.url, sha256(server.content), root)
-    assert content_of(root) == FILES
-
-
-def test_a_dropped_connection_is_told_and_the_next_run_resumes(server: ThreadingHTTPServer, root: Path) -> None:
-    server.drop_after = [40, 50]
-    for came in (40, 90):
-        assert f"the connection broke after {came} of {len(server.content)} bytes" in refusal(server, root)
-        assert part_of(root).read_bytes() == server.content[:came]
-    fetch_archive(server.url, sha256(server.content), root)
-    assert server.asked == [None, "bytes=40-", "bytes=90-"]
-    assert content_of(root) == FILES
-
-
 def test_archive_of_unknown_length(server: ThreadingHTTPServer, root: Path) -> None:
     server.tells_length = False
     fetch_archive(server.url, sha256(server.content), root)
     assert content_of(root) == FILES
 
 
+def test_a_dropped_connection_is_told_and_the_next_run_begins_anew(server: ThreadingHTTPServer, root: Path) -> None:
+    server.drop_after = [40]
+    assert "check the network and run again" in refusal(server, root)
+    fetch_archive(server.url, sha256(server.content), root)
+    assert server.asked == [None, None]
+    assert content_of(root) == FILES
+
+
+def test_what_a_killed_run_left_is_removed(server: ThreadingHTTPServer, root: Path) -> None:
+    (root.parent / ".parts.unpacking" / "content").mkdir(parents=True)
+    (root.parent / ".parts.unpacking" / "content" / "half.png").touch()
+    fetch_archive(server.url, sha256(server.content), root)
+    assert content_of(root) == FILES
+
+
 def test_wrong_checksum(server: ThreadingHTTPServer, root: Path) -> None:
-    assert refusal(server, root, checksum="0" * 64) == (
-        f"{server.url} has the sha256 {sha256(server.content)}, not {'0' * 64}: it was removed, "
-        "run again to download it anew"
-    )
+    message = refusal(server, root, checksum="0" * 64)
+    assert message.startswith(f"{server.url} is not what was asked for (SHA256 hash of downloaded file")
+    assert sha256(server.content) in message and "0" * 64 in message
     assert list(root.parent.iterdir()) == []
 
 
 def test_not_found(server: ThreadingHTTPServer, root: Path) -> None:
     server.statuses = [404]
-    assert refusal(server, root) == (
-        f"cannot download {server.url} (HTTP Error 404: Not Found): check the network and run again, which resumes, "
-        f"or download it by hand and unpack it into {root}"
-    )
+    message = refusal(server, root)
+    assert message.startswith(f"cannot download {server.url} (404 Client Error: Not Found")
+    assert message.endswith(f"check the network and run again, or download it by hand and unpack it into {root}")
     assert server.asked == [None]
 
 
@@ -204,26 +174,15 @@ def test_no_network(server: ThreadingHTTPServer, root: Path) -> None:
         unused.bind(("127.0.0.1", 0))
         server.url = f"http://127.0.0.1:{unused.getsockname()[1]}/parts.zip"
         message = refusal(server, root)
-        assert message.startswith(f"cannot download {server.url} ([Errno ")
-        assert "Connection refused): check the network" in message
+        assert message.startswith(f"cannot download {server.url} (")
+        assert "Connection refused" in message
 
 
 def test_silent_server(server: ThreadingHTTPServer, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "TIMEOUT", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
         server.url = f"http://127.0.0.1:{silent.getsockname()[1]}/parts.zip"
-        assert "(timed out)" in refusal(server, root)
-
-
-def test_too_little_space(server: ThreadingHTTPServer, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server.content = tar_of({"1.png": bytes(10_000_000)}, "w")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=15_000_000))
-    assert refusal(server, root) == f"{server.url} needs 0.0 GB, unpacked too, but {root.parent} has 0.0 GB free"
-    assert part_of(root).read_bytes() == b""
-
-    part_of(root).write_bytes(server.content[:6_000_000])  # 4 MB of archive and 10 MB of content are to come
-    fetch_archive(server.url, sha256(server.content), root)
-    assert content_of(root) == {"1.png": bytes(10_000_000)}
+        assert "timed out" in refusal(server, root)
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "good/../../outside.png", "/outside.png"])
@@ -236,35 +195,26 @@ def test_archive_that_writes_outside(server: ThreadingHTTPServer, root: Path, na
         assert sorted(Path(path).name for path in content_of(root)) == ["1.png", "outside.png"]
         return
     message = refusal(server, root)
-    assert "parts one.tar.gz.part is not safe to unpack: " in message
-    assert name in message
+    assert message.startswith(f"{server.url} cannot be unpacked (") and name in message
     assert not list(root.parent.parent.rglob("outside.png"))
 
 
 def test_neither_tar_nor_zip(server: ThreadingHTTPServer, root: Path) -> None:
     server.content = b"<html>please log in</html>"
-    assert refusal(server, root) == f"{part_of(root)} is neither a tar nor a zip archive"
+    assert refusal(server, root).startswith(f"{server.url} cannot be unpacked (file could not be opened successfully")
 
 
 # --- addresses, sizes and broken archives -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://127.0.0.1/a.zip", "data:application/zip;base64,UEsFBg==", "/tmp/a.zip", "a.zip"]
+    "url", ["ftp://127.0.0.1/a.zip", "data:application/zip;base64,UEsFBg==", "file:///a.zip", "/tmp/a.zip", "a.zip"]
 )
 def test_another_kind_of_address(tmp_path: Path, url: str) -> None:
     with pytest.raises(UserError) as caught:
         fetch_archive(url, "0" * 64, tmp_path / "data/parts")
-    assert str(caught.value) == (
-        f"dataset.archive.url={url} is no address that is fetched: give http://, https:// or file://"
-    )
+    assert str(caught.value) == f"dataset.archive.url={url} is no address that is fetched: give http:// or https://"
     assert list(tmp_path.iterdir()) == []
-
-
-def test_archive_of_this_machine_that_the_user_names(tmp_path: Path, root: Path) -> None:
-    (tmp_path / "parts.zip").write_bytes(zip_of(FILES))
-    fetch_archive((tmp_path / "parts.zip").as_uri(), sha256(zip_of(FILES)), root)
-    assert content_of(root) == FILES
 
 
 def test_server_sends_on_to_another_address_but_to_no_other_kind(
@@ -274,7 +224,7 @@ def test_server_sends_on_to_another_address_but_to_no_other_kind(
     secret.write_bytes(server.content)
     for other in (secret.as_uri(), "data:,a"):
         server.leads_to = [other]
-        assert f"Redirection to url '{other}' is not allowed" in refusal(server, root)
+        assert "No connection adapters were found" in refusal(server, root)
     server.leads_to = [server.url]
     fetch_archive(server.url, sha256(server.content), root)
     assert content_of(root) == FILES
@@ -299,5 +249,5 @@ def broken(kind: str) -> bytes:
 def test_broken_archive_whose_checksum_fits(server: ThreadingHTTPServer, root: Path, kind: str) -> None:
     server.content = broken(kind)
     message = refusal(server, root)
-    assert message.startswith(f"{part_of(root)} is broken, although its checksum is the one stated (")
-    assert message.endswith("): give another address, or unpack it by hand and say where with dataset.root=<folder>")
+    assert message.startswith(f"{server.url} cannot be unpacked (")
+    assert message.endswith(f"): download it by hand and unpack it into {root}")
