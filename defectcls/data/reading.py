@@ -53,16 +53,16 @@ class Images:
     def __init__(self, paths: list[str], settings: DatasetSettings, size: int, device: torch.device) -> None:
         self.paths, self.size, self.resize, self.depth = paths, size, settings.resize, settings.depth
         self.store = store = Store(None if settings.cache == "off" else settings.cache_dir, settings.cache_max_gb)
-        look, nowhere = f"{VERSION}-{max(size, LEAST_SIDE)}", Store(None)  # a large JPEG is decoded at a fraction
+        look = f"{VERSION}-{max(size, LEAST_SIDE)}"  # a large JPEG is decoded at a fraction
         self.known_files = store.rows(f"files-{VERSION}", (16,), np.uint8)
         self.known_records = store.rows(f"records-{look}", (), RECORD)
         self.known_thumbnails = store.rows(f"thumbnails-{look}", (THUMBNAIL, THUMBNAIL), np.uint8)
         pixels = store.rows(f"pixels-{VERSION}-{size}-{settings.resize}", (3, size, size), np.uint8)
         self.place = choose_place(self.nbytes, pixels.nbytes, settings, device)
-        if self.place == "ram" or (self.place == "device" and self.nbytes > store.max_bytes):
-            pixels = nowhere.rows("pixels", (3, size, size), np.uint8)
-        elif self.place == "off":
-            pixels = nowhere.rows("decoded", (0,), np.uint8)  # whether they can be, and nothing else
+        if self.place == "off":
+            pixels = Store(None).rows("decoded", (0,), np.uint8)  # whether they can be, and nothing else
+        elif self.place == "ram" or self.nbytes > store.max_bytes:
+            pixels = Store(None).rows("pixels", (3, size, size), np.uint8)
         self.pixels: Rows | torch.Tensor = pixels
         self.positions = np.zeros(0, np.int64)  # of each image among them
         self._batch = AT_ONCE // (3 * size**2) + 1  # images
@@ -195,22 +195,19 @@ def choose_place(needed: int, stored: int, settings: DatasetSettings, device: to
     Raises:
         UserError: they do not fit.
     """
-    limit = settings.cache_max_gb * 1e9
-    on_device = 0 if device.type == "cpu" else free_memory(device)
-    room = {"device": on_device, "disk": limit, "ram": free_memory(), "off": np.inf}
+    on_disk = min(settings.cache_max_gb * 1e9, free_disk(settings.cache_dir) + stored)
+    fits: dict[Place, bool] = {
+        "device": device.type != "cpu" and needed < free_memory(device) / 2,  # the other half is for the model
+        "disk": needed <= on_disk,
+        "ram": needed <= free_memory() / 2,
+        "off": True,
+    }
     if settings.cache == "auto":
-        on_disk = min(limit, free_disk(settings.cache_dir) + stored)
-        fits: dict[Place, bool] = {
-            "device": needed < on_device / 2,
-            "disk": needed <= on_disk,
-            "ram": needed <= room["ram"] / 2,
-        }
-        return next((place for place, enough in fits.items() if enough), "off")
-    if needed > room[settings.cache]:
-        names = {"device": "the GPU has", "disk": "dataset.cache_max_gb allows", "ram": "memory has"}
+        return next(place for place, enough in fits.items() if enough)
+    if not fits[settings.cache]:
         raise UserError(
-            f"dataset.cache={settings.cache} needs {needed / 1e9:.2g} GB, but {names[settings.cache]} "
-            f"{room[settings.cache] / 1e9:.2g}: use dataset.cache=auto"
+            f"dataset.cache={settings.cache}: {needed / 1e9:.2g} GB of decoded images do not fit there: "
+            "use dataset.cache=auto, or set dataset.cache_max_gb"
         )
     return settings.cache
 

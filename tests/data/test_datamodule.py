@@ -40,7 +40,7 @@ def photos(root: Path, **folders: int) -> Path:
 
 
 def module(root: Path, dataset_options: dict[str, Any] | None = None, **changed: Any) -> Folder:
-    options = {"cache": "ram", "cache_dir": root / ".cache", "sound": "good", "batch_size": 8, "image_size": SIDE}
+    options = {"cache": "disk", "cache_dir": root / ".cache", "sound": "good", "batch_size": 8, "image_size": SIDE}
     return Folder(root=root, **options | {"source": "https://a.shop"} | (dataset_options or {}) | changed)
 
 
@@ -92,7 +92,9 @@ def test_what_is_not_given_is_as_conf_has_it(tmp_path: Path) -> None:
 def test_a_dataset_of_ones_own(tmp_path: Path) -> None:
     for day in ("monday", "tuesday"):
         photos(tmp_path / day, good=12, bad=12)
-    data = Bolts(root=tmp_path, days=["monday"], image_size=SIDE, batch_size=4, cache="ram")
+    data = Bolts(
+        root=tmp_path, days=["monday"], image_size=SIDE, batch_size=4, cache="disk", cache_dir=tmp_path / ".cache"
+    )
     data.prepare_data()
     data.setup("fit")
     assert (data.settings.name, data.night, data.class_names) == ("Bolts", False, ["sound", "defective"])
@@ -155,7 +157,7 @@ def test_a_set_of_12_bits_is_seen_on_one_scale_and_told(tmp_path: Path, caplog: 
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cache", ["off", "ram", "disk"])
+@pytest.mark.parametrize("cache", ["off", "disk"])
 @pytest.mark.parametrize("resize", ["squash", "pad"])
 def test_a_batch_is_uint8_images_with_targets_and_rows_of_the_sample_table(root: Path, cache: str, resize: str) -> None:
     data = ready(root, {"resize": resize, "cache": cache})
@@ -188,7 +190,7 @@ def test_parts_hold_every_image_once_in_the_order_of_rows(root: Path) -> None:
 
 
 def test_wherever_images_are_kept_the_batches_are_the_same(root: Path) -> None:
-    loaders = [ready(root, {"cache": cache}).train_dataloader() for cache in ("auto", "disk", "ram", "off", "disk")]
+    loaders = [ready(root, {"cache": cache}).train_dataloader() for cache in ("auto", "disk", "off", "disk")]
     loaders.append(ready(root, {"cache": "off"}, workers=2).train_dataloader())
     for batches in zip(*loaders, strict=True):
         for batch in batches[1:]:
@@ -411,7 +413,7 @@ def test_unreadable_images_are_counted_and_the_first_three_named(tmp_path: Path)
     )
 
 
-@pytest.mark.parametrize("cache", ["off", "ram", "disk"])
+@pytest.mark.parametrize("cache", ["off", "disk"])
 def test_skipped_images_are_reported_and_the_others_stay_with_their_rows(
     tmp_path: Path, cache: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -495,15 +497,13 @@ def test_copies_and_groups_are_kept_together_only_where_asked_for(tmp_path: Path
     assert apart([]) > 0
 
 
-@pytest.mark.parametrize("cache", ["off", "ram"])
-def test_where_nothing_is_kept_no_file_is_made(tmp_path: Path, cache: str) -> None:
-    options = {"cache": cache, "cache_dir": tmp_path / "cache"}
+def test_where_nothing_is_kept_no_file_is_made(tmp_path: Path) -> None:
+    options = {"cache": "off", "cache_dir": tmp_path / "cache"}
     photos(tmp_path / "photos", good=12, bad=12)
     data = ready(tmp_path / "photos", options)
     assert len(data.samples) == 24
     assert len(take_inventory(module(tmp_path / "photos", options)).samples) == 24
-    assert not list((tmp_path / "cache").glob("pixels*"))
-    assert (tmp_path / "cache").exists() == (cache == "ram")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_near_twin_across_a_published_split_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

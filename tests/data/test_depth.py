@@ -41,7 +41,7 @@ def written(path: Path, values: np.ndarray, maximum: int = 65535) -> Path:
 
 
 def read(*paths: Path, depth: str = "auto") -> Images:
-    return Images([str(path) for path in paths], module(paths[0].parent, cache="ram", depth=depth).settings, SIDE, CPU)
+    return Images([str(path) for path in paths], module(paths[0].parent, depth=depth).settings, SIDE, CPU)
 
 
 def depth_of(*paths: Path) -> str:

@@ -38,7 +38,7 @@ def save(path: Path, grey: np.ndarray, quality: int = 95) -> Path:
 
 
 def read(paths: list[Path], cache: Path) -> Images:
-    settings = module(cache.parent, {"cache": "ram", "cache_dir": cache}).settings
+    settings = module(cache.parent, {"cache_dir": cache}).settings
     return Images([str(path) for path in paths], settings, 32, torch.device("cpu"))
 
 
