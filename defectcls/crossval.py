@@ -52,10 +52,9 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
             runs.append((repeat, fold, metrics, fold_predictions(run_folder, metrics)))
         metrics, predictions = evaluate_folds(runs)
         metrics |= provenance(settings.seed, config, find_device(settings.trainer.accelerator))
-        root = settings.dataset.root
-        page = report_page(metrics, predictions, root)
+        page = report_page(metrics, predictions, settings.dataset.root)
         write_results(folder, metrics, predictions, page)
-        log_results(logger, folder, metrics, predictions, root, settings.logger.table_rows)
+        log_results(logger, folder, metrics, predictions)
     print_page(page, folder / "report.html")
 
 

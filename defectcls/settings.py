@@ -214,7 +214,6 @@ class LoggerSettings(OpenSettings):
     group: str | None
     job_type: str
     tags: list[str]
-    table_rows: PositiveInt
 
 
 class RecipeSettings(Settings):

@@ -30,7 +30,7 @@ from defectcls.errors import FULL_ERROR
 from defectcls.training.command import run_verb
 
 FINISHED = (  # what the run `finished` does beyond the tiny one
-    *("logger=wandb", "logger.table_rows=10", "finetune.probe=true", "finetune.stages.full.epochs=2"),
+    *("logger=wandb", "finetune.probe=true", "finetune.stages.full.epochs=2"),
     *("inspect.heat_maps=true", "inspect.robustness=true"),
 )
 CHECKOUT = Path(__file__).parents[1]

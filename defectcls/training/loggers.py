@@ -14,13 +14,10 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 
 from defectcls.errors import UserError
 from defectcls.evaluation.metrics import defect_numbers
-from defectcls.evaluation.predictions import PROBABILITY
-from defectcls.pages.photos import thumbnail, worth_seeing
 from defectcls.settings import LoggerSettings
 
 log = logging.getLogger(__name__)
 
-THUMBNAIL_PX = 96
 INIT_TIMEOUT_S = 15.0
 GOES_ON = "logger=%s has failed, and the run goes on without it: %s"
 
@@ -93,15 +90,13 @@ def _tell(logger: Logger, act: Callable[..., Any], *given: Any, over: bool = Fal
                 log.warning(GOES_ON, name, " ".join(repr(error).split()))
 
 
-def _wandb(
-    settings: LoggerSettings, folder: Path, config: dict[str, Any], run_name: str, mode: str | None = None
-) -> WandbLogger:
+def _wandb(settings: LoggerSettings, folder: Path, config: dict[str, Any], run_name: str) -> WandbLogger:
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.pop("WANDB_SERVICE", None)  # of the process that started this one: it would hold the id of a killed run
     import wandb
 
     logged_in = wandb.login(prompt=False, verify=False)
-    mode = mode or os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
+    mode = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
     identity = folder / "wandb" / "id"
     announced = os.environ.get("WANDB_RUN_ID", "") if "WANDB_SWEEP_ID" in os.environ else ""
     if announced or not identity.is_file():
@@ -120,29 +115,15 @@ def _wandb(
         "settings": wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_S, x_save_requirements=False),
         **settings.model_dump(include={"project", "job_type", "tags"}),
     }
-    try:
-        logger = WandbLogger(**given | settings.further)
-        _ = logger.experiment  # starts the run
-    except wandb.errors.CommError:
-        log.warning(
-            "W&B cannot be reached: this run is kept offline, `wandb sync %s/offline-run-*` sends it later",
-            folder / "wandb",
-        )
-        wandb.teardown()  # its service still holds the id
-        return _wandb(settings, folder, config, run_name, "offline")
-    return logger
+    return WandbLogger(**given | settings.further)
 
 
-def log_results(
-    logger: Logger | None, folder: Path, metrics: dict[str, Any], predictions: pd.DataFrame, root: Path, table_rows: int
-) -> None:
-    """Test metrics and their intervals to any logger; to W&B also curves, the worst errors as thumbnails, the page.
+def log_results(logger: Logger | None, folder: Path, metrics: dict[str, Any], predictions: pd.DataFrame) -> None:
+    """Test metrics and their intervals to any logger; to W&B also the confusion matrix and the page.
 
     Args:
         folder: that holds report.html, if there is one.
         predictions: of the test part.
-        root: that their paths are relative to.
-        table_rows: of the table of thumbnails.
     """
 
     def send() -> None:
@@ -162,17 +143,10 @@ def log_results(
         names, page = metrics["class_names"], folder / "report.html"
         positions = {name: position for position, name in enumerate(names)}
         truth, answers = (predictions[column].map(positions).tolist() for column in ("label", "prediction"))
-        probabilities: Any = predictions[[PROBABILITY + name for name in names]].to_numpy().tolist()
-        shown = worth_seeing(predictions, names, limit=table_rows).drop(columns="split", errors="ignore")
-        photos = [wandb.Image(thumbnail(root / path, THUMBNAIL_PX, metrics["depth"])) for path in shown["path"]]
-        shown.insert(0, "image", photos)
-        sent: dict[str, Any] = {
-            "test/confusion_matrix": wandb.plot.confusion_matrix(y_true=truth, preds=answers, class_names=names),
-            "test/precision_recall": wandb.plot.pr_curve(truth, probabilities, labels=names),
-            "test/roc": wandb.plot.roc_curve(truth, probabilities, labels=names),
-            "test/predictions": wandb.Table(dataframe=shown),
-        }
-        logger.experiment.log(sent | ({"report": wandb.Html(str(page), inject=False)} if page.is_file() else {}))
+        matrix = wandb.plot.confusion_matrix(y_true=truth, preds=answers, class_names=names)
+        logger.experiment.log({"test/confusion_matrix": matrix})
+        if page.is_file():
+            logger.experiment.log({"report": wandb.Html(str(page), inject=False)})
         baseline = {f"baseline/{k}": v for k, v in (metrics.get("baseline") or {}).items() if isinstance(v, float)}
         logger.experiment.summary.update(numbers | baseline)
 
