@@ -62,7 +62,6 @@ class Picture(Block):
     content: bytes
     name: str
     words: str
-    wide: bool = True
 
 
 class Photo(NamedTuple):

@@ -13,7 +13,6 @@ SMALL = 50  # fewer images than this on either side: one image more or less move
 USING_SCORES = "decision=f1 takes a threshold that uses them"
 FEW = 20  # validation images of either kind
 ON_OTHER_IMAGES = ("auroc", "recall", "overkill_rate")  # what is said of a dataset that the model was not trained on
-FRAIL = 0.1  # of recall or overkill lost under a light disturbance
 
 
 def caveats(metrics: Metrics) -> list[str]:
@@ -25,10 +24,8 @@ def caveats(metrics: Metrics) -> list[str]:
         *_called_alike(metrics, judged),
         *_not_learnt(metrics, judged),
         *_few_images(metrics, judged),
-        *_held_out(metrics, judged),
         *wording.not_promised(metrics.get("decision")),
         *_broken_promises(metrics, judged),
-        *_frailties(metrics.get("robustness", []), metrics.get("robustness_images", 0)),
         *_left_out(metrics),
     ]
 
@@ -55,31 +52,20 @@ def _another_dataset(metrics: Metrics, judged: Metrics) -> list[str]:
     own = "its numbers on its own test images are not known"
     if elsewhere["test"]:
         own = f"on its own test images {', '.join(shown(name, before.get(name)) for name in known)}"
-    sizes = [sum(row) for row in judged["confusion_matrix"]]
-    said = f"Another dataset: the model was trained on {elsewhere['trained_on']} and is judged on "
-    said += f"{elsewhere['judged_on']}. Here {here}; {own}."
-    if judged["accuracy"] * sum(sizes) < max(sizes) < sum(sizes):
-        said += (
-            f" Calling every image “{metrics['class_names'][sizes.index(max(sizes))]}” would be right more often "
-            f"({percent(max(sizes) / sum(sizes))}) than this model ({percent(judged['accuracy'])})."
-        )
-    return [said]
+    return [
+        f"Another dataset: the model was trained on {elsewhere['trained_on']} and is judged on "
+        f"{elsewhere['judged_on']}. Here {here}; {own}."
+    ]
 
 
 def _called_alike(metrics: Metrics, judged: Metrics) -> list[str]:
-    """That all images, or nearly all, are called alike, and what is to blame."""
+    """That nearly all images are called alike, and what is to blame."""
     matrix, collapse = judged["confusion_matrix"], judged.get("collapse")
-    sizes, called = ([sum(one) for one in side] for side in (matrix, zip(*matrix, strict=True)))
-    into = metrics["class_names"].index(collapse["into"]) if collapse else called.index(max(called))
-    name, others = metrics["class_names"][into], sum(sizes) - sizes[into]
-    auroc = f"AUROC {wording.with_interval(defect_numbers(judged), 'auroc')}"
     if not collapse:
-        if called[into] < sum(sizes) or not 0 < others < sum(sizes):
-            return []
-        blame = f"and {plural(others, 'other image')} cannot show whether the model knows better"
-        if ranks(judged):
-            blame = f"although the scores tell them apart, {auroc}: {USING_SCORES}"
-        return [f"Every image is called “{name}”, {blame}."]
+        return []
+    name, sizes = collapse["into"], [sum(row) for row in matrix]
+    into = metrics["class_names"].index(name)
+    others, auroc = sum(sizes) - sizes[into], f"AUROC {wording.with_interval(defect_numbers(judged), 'auroc')}"
     right = sum(row[index] for index, row in enumerate(matrix)) - matrix[into][into]
     trained = [sum(row) for row in metrics.get("train", judged)["confusion_matrix"]]
     kind = "Majority-class collapse" if trained[into] == max(trained) else "Collapse onto one class"
@@ -138,20 +124,6 @@ def _few_images(metrics: Metrics, judged: Metrics) -> list[str]:
     return found
 
 
-def _held_out(metrics: Metrics, judged: Metrics) -> list[str]:
-    """What became of the defect type that training was not shown."""
-    name, found = metrics.get("config", {}).get("dataset", {}).get("split", {}).get("hold_out_defect_type"), []
-    for row in judged.get("breakdowns", {}).get("defect_type", []):
-        if row["defect_type"] == name:
-            caught = round(row["recall"] * row["n"])
-            within = span("recall", (row["recall_low"], row["recall_high"]))
-            found += [
-                f"Training was not shown “{name}”: of {plural(row['n'], 'such image')} {caught} {were(caught)} caught, "
-                f"recall {percent(row['recall'])} (95 % interval {within}); the rates above are of all types together."
-            ]
-    return found
-
-
 def _broken_promises(metrics: Metrics, judged: Metrics) -> list[str]:
     found, intervals = [], defect_numbers(judged)["intervals"]
     for promise in (metrics.get("decision") or {}).get("promises", []):
@@ -162,19 +134,6 @@ def _broken_promises(metrics: Metrics, judged: Metrics) -> list[str]:
                 f"set, where it is {span(rate, interval)}. These images differ from those of the validation set."
             ]
     return found
-
-
-def _frailties(rows: list[dict[str, Any]], images: int) -> list[str]:
-    """The disturbances that cost much already when they are light, on so many images of the test part."""
-    return [
-        f"Frail: {row['corruption']} ({row['setting']}) brings {METRICS[rate].name} from {percent(rows[0][rate])} to "
-        f"{percent(row[rate])}, on {plural(images, 'test image')}."
-        for row in rows
-        for rate, sign in (("recall", -1), ("overkill_rate", 1))
-        if row["strength"] == 1
-        and None not in (rows[0][rate], row[rate])
-        and sign * (row[rate] - rows[0][rate]) > FRAIL
-    ]
 
 
 def _left_out(metrics: Metrics) -> list[str]:

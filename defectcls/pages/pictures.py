@@ -13,8 +13,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.special import logit
 
-from defectcls.evaluation.intervals import proportion_interval
-
 RIGHT, WRONG, THIRD, QUIET, INK, SHADE = "#0072B2", "#D55E00", "#009E73", "#7A8089", "#22262B", "#EEF1F5"
 LOOK: Any = {  # Any: matplotlib 3.11 types the keys, older ones do not
     "font.size": 9,
@@ -113,22 +111,6 @@ def plot_scores(predictions: pd.DataFrame, accept_below: float | None, reject_fr
             for place in (low, high):
                 axes.axvline(place, color=INK, linewidth=1, linestyle="--")
     figure.align_ylabels()
-    return figure
-
-
-@matplotlib.rc_context(LOOK)
-def plot_reliability(scores: np.ndarray, defective: np.ndarray) -> Figure:
-    """Share of defective images against their score, in ten bins, with 95 % intervals."""
-    bins = pd.DataFrame({"x": scores, "y": defective}).groupby(np.minimum((scores * 10).astype(int), 9))
-    x, y = bins["x"].mean().to_numpy(), bins["y"].mean().to_numpy()
-    reach = np.array([proportion_interval(rows.to_numpy(), None) for _, rows in bins["y"]]).reshape(-1, 2).T
-    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color=QUIET, linewidth=0.8)
-    axes.errorbar(x, y, np.abs(reach - y), fmt="o", color=RIGHT, markersize=4, capsize=2)
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-    axes.set_xlabel("score: probability of being defective")
-    axes.set_ylabel("share that is defective")
     return figure
 
 

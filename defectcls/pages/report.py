@@ -13,14 +13,13 @@ from defectcls.evaluation.predictions import PROBABILITY
 from defectcls.pages import wording
 from defectcls.pages.blocks import Block, Cell, Page, Photo, Photos, Picture, Table, facts, section, text
 from defectcls.pages.caveats import caveats
-from defectcls.pages.photos import thumbnail_files, worst_errors, worth_seeing
+from defectcls.pages.photos import thumbnail_files, worst_errors
 from defectcls.pages.wording import SPLITS, judged_split, number, percent, shown, span
 from defectcls.tables import DEFECTIVE
 
 HEADS = {"n": "images", "n_defective": "defective", "interval": "95 % interval", "mask_size": "size of the defect"}
 HEADS |= {"accept": "accepted", "review": "to a person", "reject": "rejected"}
 THUMBNAIL = 220  # pixels
-HARDEST = 12  # photos besides the errors
 MOST_CLASSES = 8  # of a matrix that a terminal shows
 WHOLE = (99, 99)  # rows and columns in the terminal
 
@@ -170,7 +169,7 @@ def _pictures(metrics: dict[str, Any], rows: pd.DataFrame, history: pd.DataFrame
     found: dict[str, list[Block]] = {"scores": [], "reliability": [], "curves": []}
     if rows.empty and history is None:
         return found  # a finished run that is shown again: without the half second that matplotlib takes
-    from defectcls.pages.pictures import plot_curves, plot_reliability, plot_scores, png
+    from defectcls.pages.pictures import plot_curves, plot_scores, png
 
     if history is not None and len(history) > 1:
         words = "Loss, accuracy and learning rate against the epoch, stage by stage"
@@ -181,14 +180,11 @@ def _pictures(metrics: dict[str, Any], rows: pd.DataFrame, history: pd.DataFrame
     figure = plot_scores(rows, decision.get("accept_below"), decision.get("reject_from"))
     words = "Above, how many images have which score; below, escape and overkill rate against the threshold"
     found["scores"] = [Picture(png(figure), "scores", words)]
-    picture = png(plot_reliability(rows["score"].to_numpy(), rows["defective"].to_numpy(bool)))
-    words = "Share of defective images against the probability of being defective; on the diagonal they are right"
     share = decision.get("prevalence")
     note = f"Scores are for {percent(share)} of defects: where as many are defective, the mean score is their share."
     names, before = ("ece", "brier", "loss"), judged.get("uncalibrated", judged)
     errors = [(METRICS[name].explained, shown(name, before[name]), shown(name, judged[name])) for name in names]
     found["reliability"] = [
-        Picture(picture, "reliability", words, wide=False),
         text(note if share else "", look="note"),
         Table(errors, ["", "before calibration", "after"]),
     ]
@@ -196,21 +192,19 @@ def _pictures(metrics: dict[str, Any], rows: pd.DataFrame, history: pd.DataFrame
 
 
 def _photos(metrics: dict[str, Any], rows: pd.DataFrame, root: Path, heat: dict[str, np.ndarray]) -> Iterator[Block]:
-    """The worst errors with what speaks for a defect in them, and the hardest of the other images."""
+    """The worst errors, with what speaks for a defect in them."""
     if rows.empty or not any((root / path).is_file() for path in rows["path"].head(100)):
         return  # a table may be judged without its photos
     classes = dict(zip(metrics["class_names"], metrics["defective_classes"], strict=True))
     escapes, rejects = worst_errors(rows, classes).values()
-    rest = rows[~rows["path"].isin([*escapes["path"], *rejects["path"]])]
-    others = worth_seeing(rest, [*classes], HARDEST)
-    paths = pd.concat([escapes, rejects, others])["path"]
+    paths = pd.concat([escapes, rejects])["path"]
     files = thumbnail_files(paths, root, THUMBNAIL, metrics.get("depth", "auto"), heat)
 
     def grid(table: pd.DataFrame, kind: str) -> list[Photo]:
         return [
             Photo(
                 files[row["path"]],
-                f"score {row['score']:.2g}" if kind else "✓" if row["label"] == row["prediction"] else "✗",
+                f"score {row['score']:.2g}",
                 f"{row['label']} → {row['prediction']} {row[PROBABILITY + row['prediction']]:.0%}",
                 [row["path"]],
                 kind,
@@ -231,8 +225,6 @@ def _photos(metrics: dict[str, Any], rows: pd.DataFrame, root: Path, heat: dict[
         )
     errors = Photos([*grid(escapes, "alarm"), *grid(rejects, "doubt")], {"alarm": "escapes", "doubt": "false rejects"})
     yield section("Escapes and false rejects", text(note, look="note"), errors, text(looked))
-    note = "Those of the wrong class (✗), then the right ones of which the model is least certain."
-    yield section("The hardest of the other images", text(note, look="note"), Photos(grid(others, "")))
 
 
 def _robustness(metrics: dict[str, Any], of: str) -> Block:

@@ -1,11 +1,9 @@
-import numpy as np
 import pytest
 
 from defectcls.evaluation.decision import Decision
-from defectcls.evaluation.evaluate import evaluate
 from defectcls.pages.caveats import caveats
 from defectcls.pages.wording import decision_words
-from tests.pages.test_report import FULL_RUN, TWO, metrics_of, predictions_from
+from tests.pages.test_report import FULL_RUN, TWO, metrics_of
 from tests.pages.test_wording import DECISION, PROMISE
 
 
@@ -71,22 +69,3 @@ def test_promises_that_cannot_be_given_or_do_not_hold_are_caveats():
         "The promise of an escape rate of at most 5.0 % does not hold on this set, where it is 23.0"
     )
     assert caveats(good | {"decision": DECISION}) == []
-
-
-def test_a_light_disturbance_that_costs_much_is_a_caveat():
-    rows = [{"corruption": "none", "strength": 0, "setting": "", "recall": 1.0, "overkill_rate": None}]
-    for name, recall in (("blur", 0.95), ("jpeg", 0.85)):
-        rows += [{"corruption": name, "strength": 1, "setting": "x", "recall": recall, "overkill_rate": 0.5}]
-        rows += [{"corruption": name, "strength": 2, "setting": "y", "recall": 0.0, "overkill_rate": 0.5}]
-    frail = metrics_of(TWO, test=[[60, 0], [0, 60]]) | {"robustness": rows, "robustness_images": 4}
-    assert caveats(frail) == ["Frail: jpeg (x) brings recall from 100.0 % to 85.0 %, on 4 test images."]
-
-
-def test_a_type_that_training_was_not_shown_has_a_sentence_of_its_own():
-    predictions = predictions_from([[60, 0], [20, 40]], TWO)
-    held_out = np.r_[np.full(60, "good"), np.full(15, "crack"), np.full(45, "dent")]  # 15 and 5 missed
-    _, judged = evaluate(predictions.assign(defect_type=held_out), None, TWO)
-    config = {"dataset": {"split": {"hold_out_defect_type": "dent"}}}
-    sentence = "Training was not shown “dent”: of 45 such images 40 were caught, recall 88.9 % (95 % interval "
-    assert any(caveat.startswith(sentence) for caveat in caveats(metrics_of(TWO) | {"test": judged, "config": config}))
-    assert not any("not shown" in caveat for caveat in caveats(metrics_of(TWO) | {"test": judged, "config": {}}))

@@ -13,7 +13,6 @@ from defectcls.pages.pictures import (
     Bar,
     plot_curves,
     plot_intervals,
-    plot_reliability,
     plot_scores,
     png,
 )
@@ -101,12 +100,6 @@ def test_scores_are_counted_on_both_sides_of_the_thresholds():
 
 def test_scores_of_one_kind_without_a_decision():
     assert len(plot_scores(predictions_of([0, 0], [0.0, 1.0]), None, None).axes[1].lines) == 1
-
-
-def test_reliability_is_the_share_of_defects_in_each_bin():
-    scores = np.array([0.05, 0.05, 0.05, 0.05, 0.95, 0.95])
-    (bins,) = plot_reliability(scores, np.array([0, 0, 0, 1, 1, 1], bool)).axes[0].containers
-    assert bins.lines[0].get_xydata().tolist() == [pytest.approx([0.05, 0.25]), pytest.approx([0.95, 1.0])]
 
 
 def test_intervals_stand_with_the_first_on_top_and_grey_where_nothing_is_shown():

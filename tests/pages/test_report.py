@@ -104,7 +104,7 @@ def test_the_page_of_a_full_run():
     assert ["a/<i>.png", "truncated"] in rows(page, "Images that could not be read")
     assert FULL_RUN["command"] in texts(page) and '"lr": 0.001' in texts(page)
     assert {name: content[:4] for name, content in page.pictures.items()} == dict.fromkeys(
-        ("scores", "reliability", "curves"), b"\x89PNG"
+        ("scores", "curves"), b"\x89PNG"
     )
 
 
@@ -202,7 +202,7 @@ def test_robustness_is_a_table_that_reddens_with_the_errors():
     assert tints == [[0.1, 0.02], [0.3, 0], [0, 0.3], [0.5, 0], [0, 0.6]]
 
 
-def test_errors_stand_beside_what_speaks_for_a_defect_and_then_the_hardest(tmp_path: Path):
+def test_errors_stand_beside_what_speaks_for_a_defect(tmp_path: Path):
     samples = pd.DataFrame({"label": ["defective", "defective", "sound", "sound"]})
     samples["path"] = [f"{number}.png" for number in range(4)]
     scores = np.array([0.1, 0.9, 0.8, 0.3])
@@ -214,17 +214,12 @@ def test_errors_stand_beside_what_speaks_for_a_defect_and_then_the_hardest(tmp_p
     looked = {"heat_maps": "HiResCAM", "localisation": {"n": 7, "hit": 0.5, "energy": 0.25, "chance": 0.125}}
     metrics = metrics_of(TWO) | {"test": evaluate(predictions, None, TWO)[1]} | looked
     page = report_page(metrics, predictions, tmp_path, heat={"0.png": np.ones((4, 4))})
-    errors, hardest = [block.content for block in page.all_blocks() if isinstance(block, Photos)]
+    (errors,) = [block.content for block in page.all_blocks() if isinstance(block, Photos)]
     assert [(photo.names, photo.kind, photo.title, len(photo.files)) for photo in errors] == [
         (["0.png"], "alarm", "score 0.1", 2),
         (["2.png"], "doubt", "score 0.8", 1),
     ]
     assert errors[0].caption == "defective → sound 90%"
-    assert [(photo.names, photo.title, photo.caption) for photo in hardest] == [
-        (["3.png"], "✓", "sound → sound 70%"),
-        (["1.png"], "✓", "defective → defective 90%"),
-    ]
-    assert hardest[0].files == [b""]
     assert "On 7 defective images" in texts(page) and "50.0 %" in texts(page) and "12.5 %" in texts(page)
     assert "Escapes and false rejects" not in sections(report_page(metrics, predictions, tmp_path / "elsewhere"))
 
@@ -244,8 +239,7 @@ def test_another_dataset_stands_beside_its_own():
     metrics["elsewhere"] = {"trained_on": "cracks", "judged_on": "<b>nuts</b>", "test": own}
     assert caveats(metrics)[0] == (
         "Another dataset: the model was trained on cracks and is judged on <b>nuts</b>. Here AUROC 0.375, recall "
-        "25.0 %, overkill rate 50.0 %; on its own test images 0.940, 90.0 %, 2.0 %. Calling every image “sound” would "
-        "be right more often (71.4 %) than this model (42.9 %)."
+        "25.0 %, overkill rate 50.0 %; on its own test images 0.940, 90.0 %, 2.0 %."
     )
     found = {row[0]: row[1:] for row in rows(report_page(metrics), "The numbers")}
     assert found[""] == ["test", "95 % interval", "test part of cracks"]
@@ -254,9 +248,7 @@ def test_another_dataset_stands_beside_its_own():
     assert found["AUROC"][::2] == ["0.375", "0.940"]
 
     unknown = metrics | {"elsewhere": metrics["elsewhere"] | {"test": {}}}
-    assert "overkill rate 50.0 %; its numbers on its own test images are not known. Calling" in caveats(unknown)[0]
+    assert "overkill rate 50.0 %; its numbers on its own test images are not known." in caveats(unknown)[0]
     assert rows(report_page(unknown), "The numbers")[0] == ["", "test", "95 % interval"]
-    better = metrics | {"test": evaluate(predictions_from([[90, 10], [30, 10]], TWO), None, TWO)[1]}  # 100 of 140 right
-    assert caveats(better)[0].endswith("90.0 %, 2.0 %.")
     only_sound = metrics | {"test": evaluate(predictions_from([[50, 50], [0, 0]], TWO), None, TWO)[1]}
     assert caveats(only_sound)[0].endswith("Here overkill rate 50.0 %; on its own test images 2.0 %.")
