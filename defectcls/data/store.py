@@ -7,14 +7,9 @@
         rows.add([keys[row] for row in missing], compute(missing))       # as often as one likes
     values = rows[rows.find(keys)]                                       # float32 (keys, 1280), the caller's own
 
-On the disk, where each process appends to files of its own, so that none waits for another or spoils what it wrote:
-
-    <folder>/<kind>/lock
-    <folder>/<kind>/<time>-<random>.rows     rows one after the other
-    <folder>/<kind>/<time>-<random>.keys     of each row its key and a checksum, written after it
-
-A row counts once its key and its checksum are right. What a killed job has left half, what is damaged or of somebody
-else is not known, and computed anew; nothing in these files is more than numbers.
+On the disk each process appends to files of its own, `<folder>/<kind>/<time>-<random>.rows` and `.keys`: the rows, and
+of each its key and a checksum, written after it. A row counts once both are right: what a killed job has left half, or
+is damaged, is computed anew; nothing in these files is more than numbers.
 """
 
 import contextlib
@@ -37,7 +32,7 @@ log = logging.getLogger(__name__)
 
 KEY = np.dtype([("key", "V16"), ("sum", "<u4")])
 LARGE = 1 << 14  # bytes of a row whose checksum is worth a thread
-PLACES = 1 << 32  # a position is the number of a file times this, and a place in the file
+PLACES = 1 << 32  # a position is the number of a block times this, and a place in the block
 
 
 class Store:
@@ -95,10 +90,10 @@ class Rows:
         form = hashlib.blake2b(repr((shape, dtype.descr)).encode(), digest_size=4).hexdigest()
         self.name = f"{kind}-{form}"
         self._blocks: list[np.ndarray] = []  # (rows, *shape): a map of each file, or what is in memory alone
-        self._sums: list[np.ndarray] = []  # of each block: checksums, int64, -1 of what is known to be right
-        self._files: dict[Path, int] = {}  # the number of each file's block, if it is not in memory alone
+        self._files: dict[Path, int] = {}  # the number of each file's block
         self._positions: dict[bytes, int] = {}
-        self._own = _new_name()
+        self._sums: dict[int, int] = {}  # checksums by position, of what has not been looked at
+        self._own: Path | None = None  # file
         self._open()
 
     @property
@@ -119,23 +114,25 @@ class Rows:
                 try:
                     self.folder.mkdir(parents=True, exist_ok=True)
                     held.enter_context(locked(self.folder / "lock", f"another job computes {self.folder}"))
-                    self._open()
                 except (OSError, NotImplementedError) as error:  # a file system that knows no locks
                     self.store.give_up(error)
+            self._open()
             yield
 
     def find(self, keys: Sequence[bytes]) -> np.ndarray:
         """Position of each key's row, int64 (keys,); -1 where it is not known, or damaged, which is a warning."""
-        found = np.fromiter((self._positions.get(key, -1) for key in keys), np.int64, len(keys))
-        known = np.flatnonzero(found >= 0)
-        each = map_in_threads if self.row_bytes > LARGE else map
-        right = np.fromiter(each(self._is_right, found[known].tolist()), bool, len(known))
-        for row in known[~right]:
-            self._positions.pop(keys[row], None)
-        if not right.all():
-            log.warning("%s: %d of %d rows are damaged and computed anew", self.folder, (~right).sum(), len(keys))
-        found[known[~right]] = -1
-        used = set((found[known[right]] // PLACES).tolist())
+        found = np.array([self._positions.get(key, -1) for key in keys], np.int64)
+        new = [position for position in set(found.tolist()) if position in self._sums]
+        right = (map_in_threads if self.row_bytes > LARGE else map)(self._is_right, new)
+        damaged = [position for position, is_right in zip(new, right, strict=True) if not is_right]
+        for position in new:
+            del self._sums[position]
+        if damaged:
+            log.warning("%s: %d rows are damaged and computed anew", self.folder, len(damaged))
+            for row in np.flatnonzero(np.isin(found, damaged)).tolist():
+                self._positions.pop(keys[row], None)
+                found[row] = -1
+        used = set((found // PLACES).tolist())
         for path in {path for path, number in self._files.items() if number in used} - self.store.in_use:
             self.store.in_use.add(path)
             with contextlib.suppress(OSError):  # of another user, or deleted to make room
@@ -155,73 +152,55 @@ class Rows:
         new = {key: row for row, key in enumerate(keys) if key not in self._positions}
         if not new:
             return
-        keys, values = list(new), np.array([values[row] for row in new.values()], self.dtype)
-        values = values.reshape(len(new), *self.shape)
+        values = np.array([values[row] for row in new.values()], self.dtype).reshape(len(new), *self.shape)
+        records = np.array([(key, zlib.crc32(_bytes(row))) for key, row in zip(new, values, strict=True)], KEY)
         if self.folder is not None:
-            records = np.zeros(len(keys), KEY)
-            records["key"] = [np.void(key) for key in keys]
-            records["sum"] = [zlib.crc32(_bytes(row)) for row in values]
-            own = self.folder / self._own
-            if own in self._files and not own.exists():  # deleted by another process to make room
-                self._own = _new_name()
-                own = self.folder / self._own
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self.store.in_use.add(own)
+                if self._own is None or not self._own.exists():  # deleted by another process to make room
+                    self._own = self.folder / f"{time.time_ns()}-{uuid.uuid4().hex[:8]}.rows"  # the newest comes last
+                self.store.in_use.add(self._own)
                 self.store.make_room(values.nbytes)
-                for path, content in ((own, values), (own.with_suffix(".keys"), records)):
+                for path, content in ((self._own, values), (self._own.with_suffix(".keys"), records)):
                     with path.open("ab") as file:  # plain writes, which a full disk answers with an error
                         file.write(_bytes(content))
-                self._map(own, right=True)
+                self._map(self._own)
                 return
             except OSError as error:
                 self.store.give_up(error)
-        self._take_up(len(self._blocks), 0, keys, values, np.full(len(keys), -1))
+        self._take_up(len(self._blocks), 0, values, records)
 
     def _open(self) -> None:
         """Take up what has been added by other processes."""
         for keys in sorted(self.folder.glob("*.keys")) if self.folder is not None else ():
             try:
                 self._map(keys.with_suffix(".rows"))
+            except FileNotFoundError:  # deleted meanwhile to make room
+                continue
             except OSError as error:
-                if not isinstance(error, FileNotFoundError):  # deleted meanwhile to make room
-                    self.store.give_up(error)
+                self.store.give_up(error)
 
-    def _map(self, path: Path, right: bool = False) -> None:
+    def _map(self, path: Path) -> None:
+        """Take up what has been added to a file."""
         number = self._files.get(path, len(self._blocks))
         known = len(self._blocks[number]) if path in self._files else 0
-        content = path.with_suffix(".keys").read_bytes()
-        count = min(len(content) // KEY.itemsize, path.stat().st_size // self.row_bytes)
+        records = np.fromfile(path.with_suffix(".keys"), KEY)
+        count = min(len(records), path.stat().st_size // self.row_bytes)
         if count > known:
-            records = np.frombuffer(content, KEY, count)[known:]
-            mapped = np.asarray(np.memmap(path, self.dtype, "r", 0, (count, *self.shape)))
-            sums = np.full(len(records), -1) if right else records["sum"].astype(np.int64)
             self._files[path] = number
-            self._take_up(number, known, records["key"].tolist(), mapped, sums)
+            block = np.asarray(np.memmap(path, self.dtype, "r", 0, (count, *self.shape)))
+            self._take_up(number, known, block, records[known:count])
 
-    def _take_up(self, number: int, known: int, keys: Sequence[bytes], block: np.ndarray, sums: np.ndarray) -> None:
-        if number == len(self._blocks):
-            self._blocks.append(block)
-            self._sums.append(sums)
-        else:
-            self._blocks[number] = block
-            self._sums[number] = np.concatenate([self._sums[number], sums])
-        first = number * PLACES + known
-        self._positions.update(zip(keys, range(first, first + len(keys)), strict=True))
+    def _take_up(self, number: int, known: int, block: np.ndarray, records: np.ndarray) -> None:
+        self._blocks[number : number + 1] = [block]
+        positions = range(number * PLACES + known, number * PLACES + len(block))
+        self._positions.update(zip(records["key"].tolist(), positions, strict=True))
+        self._sums.update(zip(positions, records["sum"].tolist(), strict=True))
 
     def _is_right(self, position: int) -> bool:
         number, place = divmod(position, PLACES)
-        wanted = self._sums[number][place]
-        right = wanted < 0 or zlib.crc32(_bytes(self._blocks[number][place])) == wanted
-        if right:
-            self._sums[number][place] = -1
-        return bool(right)
+        return zlib.crc32(_bytes(self._blocks[number][place])) == self._sums[position]
 
 
 def _bytes(values: np.ndarray) -> memoryview:
     return values.reshape(-1).view(np.uint8).data
-
-
-def _new_name() -> str:
-    """Of a file; what is computed anew comes last."""
-    return f"{time.time_ns()}-{uuid.uuid4().hex[:8]}.rows"
