@@ -130,18 +130,6 @@ class FinetuneSettings(Settings):
     stages: dict[str, StageSettings | None]  # null takes a stage away that a preset inherits
     patience: PositiveInt | None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _stages_are_whole(cls, given: dict[str, Any]) -> dict[str, Any]:
-        stages = given.get("stages")
-        for name, stage in stages.items() if isinstance(stages, dict) else ():
-            if isinstance(stage, dict) and "trainable" not in stage:
-                raise ValueError(
-                    f"finetune={given.get('name')} has no stage {name}, but {', '.join(stage)} of it is given: "
-                    f"finetune.stages.{name}=null leaves it out"
-                )
-        return given
-
     def mistakes(self) -> Iterator[str]:
         if not self.probe and not self.active_stages:
             yield "neither a probe nor a stage: nothing would be trained"

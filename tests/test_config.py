@@ -267,10 +267,7 @@ WRONG = {
     "dataset.resize=pda": "dataset.resize=pda: Input should be 'squash' or 'pad', did you mean 'pad'?",
     "sampler=balance": "sampler=balance: Input should be 'shuffle' or 'balanced', did you mean 'balanced'?",
     "target=defects": "target=defects: Input should be 'defect' or 'defect_type', did you mean 'defect'?",
-    "+finetune.stages.more.epochs=3": (
-        "finetune: finetune=probe_then_full has no stage more, but epochs of it is given: "
-        "finetune.stages.more=null leaves it out"
-    ),
+    "+finetune.stages.more.epochs=3": "finetune.stages.more.steps: Field required",
     "finetune.stages.full.steps=5": "finetune.stages.full: give epochs or steps, and null for the other",
     "dataset.prevalence=1": "dataset.prevalence=1: Input should be less than 1",
     "dataset.split.val=null": ("dataset.split: at most one of train, val and test may be null (all that is left)"),
