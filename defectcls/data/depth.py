@@ -33,34 +33,36 @@ class Opened(NamedTuple):
     @property
     def depth(self) -> Depth | Literal[""]:
         """The least one that holds its values; "" of 8 bits, which are the same at every depth."""
-        return "" if self.values.dtype == np.uint8 else self._least() or "16"
-
-    def _least(self) -> Depth | None:
         high = float(self.values.max())
+        if self.values.dtype == np.uint8:
+            return ""
         if self.values.dtype.kind == "f" and high <= 1:
             return "float"
-        return next((depth for depth in DEPTHS[1:] if high <= WHITE[depth]), None)
+        return next((depth for depth in DEPTHS[1:] if high <= WHITE[depth]), "16")
 
     def pixels(self, depth: Depth | None) -> np.ndarray:
         """uint8 (height, width) or (height, width, 3).
 
         Args:
-            depth: see `upright_pixels`.
+            depth: see WHITE; `auto`: the least that holds this photo's values; None, for a mask: white is all but 0.
 
         Raises:
             UnreadableImageError: values that are beyond the depth.
         """
         if depth is None:
             return np.where(self.values, np.uint8(255), np.uint8(0))
-        if self.values.dtype == np.uint8:
+        least = self.depth
+        if not least:
             return self.values
-        low, high, least = float(self.values.min()), float(self.values.max()), self._least()
-        white = WHITE[(least or "16") if depth == "auto" else depth]
+        low, high, white = (
+            float(self.values.min()),
+            float(self.values.max()),
+            WHITE[least if depth == "auto" else depth],
+        )
         if not 0 <= low <= high <= white or (high > 0 and least == "float" and white > 1):
-            remedy = f"train with dataset.depth={least}, or " if least and low >= 0 else ""
             raise UnreadableImageError(
-                f"its values run from {low:,.6g} to {high:,.6g}, and depth {depth} from 0 to {white:,}: {remedy}save "
-                "it as the photos are that the model learns from"
+                f"its values run from {low:,.6g} to {high:,.6g}, and depth {depth} from 0 to {white:,}: save it as the "
+                f"photos are that the model learns from, or train with another dataset.depth"
             )
         scaled = np.multiply(self.values, np.float32(255 / white), dtype=np.float32)
         scaled += np.float32(0.5)

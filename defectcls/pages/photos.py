@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from defectcls.data.images import Depth, UnreadableImageError, upright_pixels
+from defectcls.data.images import Depth, UnreadableImageError, open_photo
 from defectcls.data.threads import map_in_threads
 from defectcls.evaluation.predictions import PROBABILITY, verdicts
 
@@ -40,7 +40,7 @@ def thumbnail(path: Path, side: int, depth: Depth) -> Image.Image:
     Raises:
         UnreadableImageError: see `defectcls.data.images.decode`.
     """
-    image = Image.fromarray(upright_pixels(path, side, depth))
+    image = Image.fromarray(open_photo(path, side).pixels(depth))
     image.thumbnail((side, side))
     return image.convert("RGB")
 

@@ -161,7 +161,7 @@ def test_damage_gives_pixels_or_a_reason_and_never_a_death(tmp_path: Path) -> No
         told[suffix, "reason" if reason else "other pixels" if far else "pixels"] += 1
         assert "\n" not in reason
         if how == "wrong sum":
-            assert reason.startswith(("damaged", "truncated")), line
+            assert reason.startswith("damaged"), line
     for suffix in sorted({suffix for suffix, _ in told}):
         print(suffix, {what: told[suffix, what] for what in ("files", "reason", "pixels", "other pixels")})
     assert sum(told[key] for key in told if key[1] == "files") > 0.9 * count
@@ -174,7 +174,7 @@ def test_a_png_whose_pixels_are_damaged_is_named(tmp_path: Path, name: str, kind
     rng, content = np.random.default_rng(0), sources()[name]
     for _ in range(5):
         (tmp_path / name).write_bytes(mutated_pixels(content, kind, rng, right=False))
-        with pytest.raises(UnreadableImageError, match="^damaged: a checksum|^truncated: the end"):
+        with pytest.raises(UnreadableImageError, match="^damaged"):
             decode(tmp_path / name, SIDE, "squash", "auto")
 
 

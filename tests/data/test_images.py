@@ -207,7 +207,7 @@ def chunks_of(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def png_of(chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
     made = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
-    return images.PNG + b"".join(made)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(made)
 
 
 def rewritten(path: Path) -> Path:
@@ -227,7 +227,7 @@ def test_a_jpeg_has_the_pixels_that_pillow_gives(tmp_path: Path, mode: str, opti
         expected = np.asarray(image.convert("RGB")).astype(int)
         if mode != "L":
             assert image.mode == mode
-    found = images.upright_pixels(path, 45, "8")
+    found = images.open_photo(path, 45).pixels("8")
     assert np.abs((np.stack([found] * 3, 2) if mode == "L" else found) - expected).max() <= 2
 
 
@@ -272,7 +272,7 @@ def broken_files(folder: Path) -> dict[str, Path]:
     ("name", "reason"),
     [
         ("truncated.jpg", "Premature end of JPEG file"),
-        ("truncated.png", "truncated"),
+        ("truncated.png", "^damaged"),
         ("header.jpg", "."),
         ("empty.jpg", "^empty file$"),
         ("text.jpg", "^not an image$"),
@@ -333,7 +333,7 @@ def test_no_format_that_another_program_reads_is_opened(tmp_path: Path, name: st
 def test_heic_names_what_to_install(tmp_path: Path, brand: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "FORMATS", [kind for kind in images.FORMATS if kind != "HEIF"])
     (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x1cftyp" + brand + bytes(4) + b"mif1heic" + bytes(99))
-    with pytest.raises(UnreadableImageError, match="^HEIC is read once pillow-heif is installed: pip install"):
+    with pytest.raises(UnreadableImageError, match="^not an image, or HEIC: pip install pillow-heif"):
         decode(tmp_path / "photo.heic", SIDE, "squash")
 
 
@@ -420,7 +420,7 @@ def test_a_broken_image_that_was_opened_is_unreadable(tmp_path: Path) -> None:
         decode(image, SIDE, "squash")
     content = bytearray(saved(tmp_path, Image.fromarray(pixels(64, 64))).read_bytes())
     content[len(content) // 2] ^= 16
-    with Image.open(io.BytesIO(content)) as image, pytest.raises(UnreadableImageError, match="damaged: a checksum"):
+    with Image.open(io.BytesIO(content)) as image, pytest.raises(UnreadableImageError, match="^damaged"):
         decode(image, SIDE, "squash")
 
 
