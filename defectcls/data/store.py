@@ -153,7 +153,7 @@ class Rows:
         if not new:
             return
         values = np.array([values[row] for row in new.values()], self.dtype).reshape(len(new), *self.shape)
-        records = np.array([(key, zlib.crc32(_bytes(row))) for key, row in zip(new, values, strict=True)], KEY)
+        records = np.array([(key, zlib.crc32(row)) for key, row in zip(new, values, strict=True)], KEY)
         if self.folder is not None:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ class Rows:
                 self.store.make_room(values.nbytes)
                 for path, content in ((self._own, values), (self._own.with_suffix(".keys"), records)):
                     with path.open("ab") as file:  # plain writes, which a full disk answers with an error
-                        file.write(_bytes(content))
+                        file.write(content.data)
                 self._map(self._own)
                 return
             except OSError as error:
@@ -199,8 +199,4 @@ class Rows:
 
     def _is_right(self, position: int) -> bool:
         number, place = divmod(position, PLACES)
-        return zlib.crc32(_bytes(self._blocks[number][place])) == self._sums[position]
-
-
-def _bytes(values: np.ndarray) -> memoryview:
-    return values.reshape(-1).view(np.uint8).data
+        return zlib.crc32(self._blocks[number][place]) == self._sums[position]
