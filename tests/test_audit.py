@@ -166,7 +166,7 @@ def test_status_is_0_where_copies_stand_together_and_1_where_they_do_not(tmp_pat
     assert leaking.outcome.code == 1
     assert leaking.summary["leaks"] == across > 3
     assert (pairs["split"] != pairs["other_split"]).tolist() == [True] * across + [False] * (20 - across)
-    assert leaking.summary["verdict"][0].startswith(f"{across} sets of copies stand on both sides of the split")
+    assert leaking.summary["verdict"][0].startswith(f"Copies on both sides of the split: {across} sets; ")
     for kind in ("identical", "near_identical"):
         alone = of_folder(root, tmp_path, f"dataset.split.together=[{kind}]")
         pairs = alone.findings[alone.findings["split"] != alone.findings["other_split"]]
@@ -309,7 +309,7 @@ def test_page_shows_what_it_is_given_and_escapes_it(tmp_path: Path) -> None:
     page = render_html(audit_page(summary, findings, tmp_path, "8"))
     assert page.count("data:image/jpeg;base64,") == 1  # the only file that is there
     assert page.count("no picture") == 5
-    assert "1 set of copies stands on both sides of the split" in page
+    assert "Copies on both sides of the split: 1 set; " in page
     assert "a note" in page
     assert "&lt;b&gt;truncated" in page and "<b>truncated" not in page
     assert 'src="http' not in page

@@ -23,8 +23,8 @@ from defectcls.data.threads import map_in_threads
 FURTHEST_SHIFT = 0.08  # of the frame's side
 NEAR, NEAR_AT_WORST = 0.94, 0.89  # `agreements` from which a pair is near-identical, overall and where it is least
 
-FEW = 32  # so few images are compared each with each: their spectra say little of what is usual
-NEIGHBOURS = 50  # of an image are compared with it, at most
+NEIGHBOURS = 64  # of an image and of its mirror image are compared with it, at most
+FEW = NEIGHBOURS // 2  # so few images are compared each with each: their spectra say little of what is usual
 LIKE_MAGNITUDES, LIKE_SPECTRA = 0.55, 0.9  # cosines; planted twins of 64 px, the hardest, reach 0.61 and 0.92
 PLAIN = 1.0  # a spread in grey values below which there is nothing to compare
 
@@ -36,7 +36,7 @@ CLIPPED = 250  # grey values from which a brightened twin has lost its detail
 WORST_SHARE = 5  # percent of all places that may agree less
 GRID = np.linspace(-FURTHEST_SHIFT, FURTHEST_SHIFT, 33)  # shifts that tell CYCLES apart
 AT_ONCE, BLOCK = 64, 1024  # images or pairs that a thread has in memory; images compared with all others at once
-VERSION = b"1"  # of what is found: pairs of another version are not found in the store
+VERSION = b"2"  # of what is found: pairs of another version are not found in the store
 
 FLIPS = (np.s_[:, :], np.s_[:, ::-1], np.s_[::-1, ::-1], np.s_[::-1, :])  # as it is, mirrored, turned by 180°, both
 
@@ -84,13 +84,10 @@ def candidate_pairs(spectra: np.ndarray) -> np.ndarray:
     for start in range(0, count, BLOCK):
         alike = whitened[start : min(start + BLOCK, count)] @ whitened.T  # (images of the block, views)
         rows = np.arange(len(alike))
-        alike[np.concatenate([rows, rows]), np.concatenate([start + rows, start + rows + count])] = -1  # itself
-        if count > FEW:
-            nearest = np.argpartition(-alike, NEIGHBOURS, axis=1)[:, :NEIGHBOURS]
-            near = np.take_along_axis(alike, nearest, 1) >= LIKE_MAGNITUDES
-            one, other = start + near.nonzero()[0], nearest[near]
-        else:
-            one, other = (alike > -1).nonzero()
+        alike[np.concatenate([rows, rows]), np.concatenate([start + rows, start + rows + count])] = -2  # itself
+        nearest = np.argpartition(-alike, min(NEIGHBOURS, 2 * count) - 1, axis=1)[:, :NEIGHBOURS]
+        near = np.take_along_axis(alike, nearest, 1) >= (LIKE_MAGNITUDES if count > FEW else -1)
+        one, other = start + near.nonzero()[0], nearest[near]
         for turned in (False, True):  # by 180 degrees, which magnitudes do not tell
             worth = _aligned(phased[one], phased[other].conj() if turned else phased[other]) >= LIKE_SPECTRA
             flip = (other >= count) + 2 * turned

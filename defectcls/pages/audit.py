@@ -32,10 +32,9 @@ def summarise(name: str, findings: pd.DataFrame, balance: pd.DataFrame, leaks: i
     counts = {kind: int((findings["kind"] == kind).sum()) for kind in KINDS}
     doubted, unreadable = counts["wrong_label"], counts["unreadable"]
     images, pairs = int(balance["all"].sum()) + unreadable, findings[findings["other"] != ""]
-    across, stand = int((pairs["label"] != pairs["other_label"]).sum()), "stands" if leaks == 1 else "stand"
-    both_sides = f"{plural(leaks, 'set')} of copies {stand} on both sides of the split"
+    across = int((pairs["label"] != pairs["other_label"]).sum())
     verdict = {
-        f"{both_sides}: what is measured on it is too good.": leaks,
+        f"Copies on both sides of the split: {plural(leaks, 'set')}; what is measured on it is too good.": leaks,
         "No image, nor a copy of it, stands on both sides of the split.": not leaks and len(pairs),
         f"{plural(across, 'pair')} of copies or near-identical images carry different labels.": across,
         f"{plural(doubted, 'label')} of {images} may be wrong: look at them.": doubted,
@@ -61,14 +60,12 @@ def audit_page(summary: dict[str, Any], findings: pd.DataFrame, root: Path, dept
     others = findings[~paired & ~doubted].groupby("kind").head(SHOWN)[["kind", "path", "detail"]]
     files = thumbnail_files([*pairs["path"], *pairs["other"], *labels["path"]], root, THUMBNAIL, depth)
     asked = [Photo(files[path], "", detail, [path]) for path, detail in labels[["path", "detail"]].to_numpy()]
+    found = [(KINDS[kind], count) for kind, count in counts.items() if count]
     shown = f"The first {SHOWN} are shown; audit.csv has all."
     credible = "Least credible first: what a model that learnt from the others makes of the label."
     blocks = [
         text(*summary["verdict"], look="verdict", terminal=True),
-        section(
-            "What was found",
-            Table([(KINDS[kind], n) for kind, n in counts.items() if n], ["", "findings"], terminal=(99, 2)),
-        ),
+        section("What was found", Table(found, ["", "findings"], terminal=(99, 2))),
         section("Where the images stand", Table(balance.to_numpy().tolist(), balance.columns.tolist())),
         section(
             "Copies and near-identical images",
