@@ -1,6 +1,7 @@
 """Which run is better, and whether chance explains it: python -m defectcls.compare <run> <run>."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,21 +60,15 @@ def predictions_file(path: Path) -> Path:
 
 
 def short_names(files: list[Path]) -> list[str]:
-    """The shortest part of each path that tells it from the others: one folder's name, or all from where they part.
+    """The path of each run's folder or CSV from where they part.
 
     Raises:
         UserError: a file is given twice.
     """
-    if len(set(files)) < len(files):
-        twice = next(file for file in files if files.count(file) > 1)
-        raise UserError(f"{twice} is given twice: compare different runs")
-    paths = [(file.parent if file.name == "predictions.csv" else file.with_suffix("")).parts for file in files]
-    levels = list(zip(*paths, strict=False))
-    for level in levels:
-        if len(set(level)) == len(files):
-            return list(level)
-    shared = next((number for number, level in enumerate(levels) if len(set(level)) > 1), len(levels) - 1)
-    return ["/".join(path[shared:]) for path in paths]
+    if twice := [file for file in files if files.count(file) > 1]:
+        raise UserError(f"{twice[0]} is given twice: compare different runs")
+    paths = [file.parent if file.name == "predictions.csv" else file for file in files]
+    return [str(path.relative_to(os.path.commonpath(paths))) for path in paths]
 
 
 def test_rows(file: Path) -> "pd.DataFrame":

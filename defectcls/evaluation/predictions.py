@@ -14,7 +14,6 @@ Beside it go the `classes`: name -> whether it is defective, in the order of the
 """
 
 import csv
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,6 @@ from defectcls.tables import DEFECTIVE, OPTIONAL_COLUMNS, SOUND, numbers, read_t
 PROBABILITY = "p_"
 ACCEPT, REVIEW, REJECT = "accept", "review", "reject"
 TEXT_COLUMNS = ("path", "label", "prediction", *OPTIONAL_COLUMNS)
-
-log = logging.getLogger(__name__)
 
 
 def probabilities_of(logits: np.ndarray) -> np.ndarray:
@@ -113,11 +110,11 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
     Of another tool, `path`, `defective` (true or false) and `score` (the probability of being defective) are enough: it
     then tells sound from defective. With one `p_<class>` column a class it needs `label` too; `prediction` is the most
-    probable class where there is no such column. Other columns are text. A row that stands there twice counts once.
+    probable class where there is no such column. Other columns are text.
 
     Raises:
-        UserError: no such file, a column is missing, a value is none of what it must be, or rows of one image (in one
-            `repeat`) differ.
+        UserError: no such file, a column is missing, a value is none of what it must be, or an image stands there
+            twice (in one `repeat`).
     """
     if not path.is_file():
         raise UserError(f"predictions={path} does not exist: give a CSV file")
@@ -131,11 +128,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
             f"defective and score, or path, defective, label and {PROBABILITY}<class name> for two classes or more"
         )
     key = ["path", *rows.columns.intersection(["repeat"])]
-    if rows.duplicated(key).any():
-        every, rows = len(rows), rows.drop_duplicates(ignore_index=True)
-        twice = rows["path"][rows.duplicated(key)].unique()
-        refuse(twice, f"{path} judges the same image more than once, and differently")
-        log.info("%s: rows that repeat another count once: %d", path.name, every - len(rows))
+    refuse(rows["path"][rows.duplicated(key)].unique(), f"{path} judges the same image more than once")
     given: dict[str, Any] = {name: numbers(rows[name], path) for name in rows.columns.intersection([*answers, "score"])}
     if answers:
         names = [column.removeprefix(PROBABILITY) for column in answers]

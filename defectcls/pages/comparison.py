@@ -8,10 +8,6 @@ from defectcls.pages.blocks import Page, Picture, Table, section, text
 from defectcls.pages.pictures import Bar, plot_intervals, png
 from defectcls.pages.wording import difference, shown, span
 
-SHOWN = (
-    "A difference is shown (blue) where the interval does not hold zero. Less overkill is better; more of all others."
-)
-
 
 def comparison_page(comparison: Comparison) -> Page:
     """The verdict first, then what the intervals mean, the differences, and the runs by themselves."""
@@ -24,10 +20,6 @@ def comparison_page(comparison: Comparison) -> Page:
             f"Paired bootstrap intervals of {100 * comparison.adjusted_level:.4g} %, so that the {comparison.pairs} of "
             f"a number hold together at {level}."
         )
-    alone = (
-        f"In brackets the {level} interval of each number by itself. Two of them may overlap and the runs still "
-        "differ: the differences above compare image by image."
-    )
     numbers = [
         (
             METRICS[of_runs[0]["metric"]].name,
@@ -45,10 +37,9 @@ def comparison_page(comparison: Comparison) -> Page:
         section(
             "The differences",
             _picture(comparison),
-            text(SHOWN, look="note"),
             Table(differences, ["number", "runs", "difference", "better"]),
         ),
-        section("The runs", Table(numbers, ["number", *runs], terminal=(99, 99)), text(alone, look="note")),
+        section("The runs", Table(numbers, ["number", *runs], terminal=(99, 99))),
     ]
     return Page("Comparison", " · ".join(runs), blocks)
 
