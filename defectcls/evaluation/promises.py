@@ -2,9 +2,9 @@
 
 It holds at the stated confidence although the threshold was chosen on the images that prove it: it is the highest
 threshold whose upper confidence bound stays below the target, and a bound that falls with the threshold may be used so
-(risk-controlling prediction sets, Bates et al. 2021). The bound is that of Clopper and Pearson (1934) where images are
-independent. Images of one group are not: there the risk is the mean over groups of the share of their images that are
-misjudged, bounded after Hoeffding and Bentkus as in Bates et al.
+(risk-controlling prediction sets, Bates et al. 2021). The bound is that of Clopper and Pearson (1934). Images of one
+group are not independent: there it is the share of groups of which any image is misjudged, which is never below the
+mean over groups of the share of their images that are.
 """
 
 import math
@@ -12,9 +12,8 @@ from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import rel_entr
-from scipy.stats import beta, binom
+import pandas as pd
+from scipy.stats import beta
 
 ABOVE_ALL = float(np.nextafter(1, 2))  # a threshold that no score reaches
 
@@ -46,17 +45,17 @@ def promise(
     """
     escapes = rate == "escape_rate"
     mine = defective if escapes else ~defective
-    hardest, misjudged, independent = misjudged_first(scores[mine], groups[mine], escapes)
-    grouped = independent < len(hardest)
+    hardest = hardest_of_groups(scores[mine], groups[mine], escapes)
+    independent = len(hardest)
+    needed, grouped = images_needed(target, confidence), bool(independent < mine.sum())
 
-    def bound(risk: float) -> float:
-        return upper_bound(risk, independent, confidence, grouped)
+    def bound(misjudged: int) -> float:
+        return upper_bound(misjudged, independent, confidence)
 
-    allowed = bisect_right(misjudged, target, key=bound)
-    proven = bound(misjudged[allowed - 1] if allowed else 0)
-    needed = images_needed(target, confidence)
+    allowed = max(0, bisect_right(range(independent + 1), target, key=bound) - 1)
+    proven = bound(allowed)
     found = Promise(rate, target, confidence, proven, proven <= target, independent, needed, grouped)
-    if allowed == len(hardest):
+    if allowed == independent:
         return ABOVE_ALL if escapes else 0.0, found
     # Between the first that is judged right and the next score of all on the cautious side.
     levels = np.unique(scores)
@@ -68,32 +67,19 @@ def promise(
     return float(np.nextafter(low, 1) if escapes else high), found
 
 
-def misjudged_first(scores: np.ndarray, groups: np.ndarray, escapes: bool) -> tuple[np.ndarray, list[float], int]:
-    """The scores of one kind, the first to be misjudged first; how many then are, in groups; and the number of groups.
+def hardest_of_groups(scores: np.ndarray, groups: np.ndarray, escapes: bool) -> np.ndarray:
+    """Of each group of one kind the score that is misjudged first, and of these that first which is, (groups,).
 
     Args:
         escapes: low scores are misjudged first, and not high ones.
     """
-    _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    order = np.argsort(scores if escapes else -scores, kind="stable")
-    return scores[order], np.cumsum(1 / sizes[group][order]).tolist(), len(sizes)
+    of_groups = pd.Series(scores).groupby(groups)
+    return np.sort(of_groups.min()) if escapes else np.sort(of_groups.max())[::-1]
 
 
-def upper_bound(misjudged: float, count: int, confidence: float, grouped: bool) -> float:
-    """Upper confidence bound of a risk, from the (mean) number misjudged of `count` independent images or groups."""
-    if not count or misjudged >= count:
-        return 1.0
-    if not grouped:
-        return float(beta.ppf(confidence, misjudged + 1, count - misjudged))
-    mean, limit = misjudged / count, math.log(1 - confidence)
-
-    def excess(risk: float) -> float:  # log of the p-value of this risk, above that of the confidence
-        low = min(mean, risk)
-        hoeffding = -count * (rel_entr(low, risk) + rel_entr(1 - low, 1 - risk))
-        bentkus = 1 + binom.logcdf(math.ceil(misjudged - 1e-9), count, risk)
-        return min(hoeffding, bentkus) - limit
-
-    return float(brentq(excess, max(mean, 1e-12), 1 - 1e-12)) if excess(1 - 1e-12) < 0 else 1.0
+def upper_bound(misjudged: int, count: int, confidence: float) -> float:
+    """Upper confidence bound of a rate, from the number misjudged of `count` independent images or groups."""
+    return float(beta.ppf(confidence, misjudged + 1, count - misjudged)) if misjudged < count else 1.0
 
 
 def images_needed(rate: float, confidence: float) -> int:

@@ -87,8 +87,8 @@ def _promise(promise: dict[str, Any]) -> str:
     images = f"{promise['independent']} {'groups of ' if promise['grouped'] else ''}{kind} validation images"
     bound, target, confidence = (percent(promise[key]) for key in ("bound", "target", "confidence"))
     if promise["kept"]:
-        method = "Hoeffding-Bentkus bound, averaged over groups" if promise["grouped"] else "Clopper-Pearson bound"
-        least = f"is at most {target} ({method} {bound} from {images})"
+        images += ", misjudged where one of their images is" * promise["grouped"]
+        least = f"is at most {target} (Clopper-Pearson bound {bound} from {images})"
         return f"Promise: with {confidence} confidence the {rate} on images like these {least}."
     return (
         f"No promise: an {rate} of at most {target} at {confidence} confidence takes {promise['needed']} independent "

@@ -87,8 +87,8 @@ def test_promise_allows_as_many_misses_as_the_bound() -> None:
     assert decision.reject_from == pytest.approx((0.305 + defects[1]) / 2)
     (promise,) = decision.promises
     assert promise.kept
-    assert promise.bound == pytest.approx(upper_bound(1, 93, 0.95, grouped=False))
-    assert promise.bound <= 0.05 < upper_bound(2, 93, 0.95, grouped=False)
+    assert promise.bound == pytest.approx(upper_bound(1, 93, 0.95))
+    assert promise.bound <= 0.05 < upper_bound(2, 93, 0.95)
     assert (decision.evidence or {})["escapes"] == 1
 
 
