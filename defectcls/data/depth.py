@@ -60,9 +60,10 @@ class Opened(NamedTuple):
             WHITE[least if depth == "auto" else depth],
         )
         if not 0 <= low <= high <= white or (high > 0 and least == "float" and white > 1):
+            remedy = f"train with dataset.depth={least}, or " if low >= 0 and high <= WHITE[least] else ""
             raise UnreadableImageError(
-                f"its values run from {low:,.6g} to {high:,.6g}, and depth {depth} from 0 to {white:,}: save it as the "
-                f"photos are that the model learns from, or train with another dataset.depth"
+                f"its values run from {low:,.6g} to {high:,.6g}, and depth {depth} from 0 to {white:,}: {remedy}save "
+                "it as the photos are that the model learns from"
             )
         scaled = np.multiply(self.values, np.float32(255 / white), dtype=np.float32)
         scaled += np.float32(0.5)

@@ -25,8 +25,7 @@ Photo = Path | str | Content | Image.Image | np.ndarray  # a file, its content, 
 
 # A photo beyond this is taken for a decompression bomb: 179 million pixels decode to half a gigabyte. Pillow raises
 # from twice its own limit and warns before; to make its warning an error would not be safe among the threads below.
-MAX_PIXELS = 179_000_000
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+Image.MAX_IMAGE_PIXELS = 179_000_000 // 2
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 # A file from a stranger is data: nothing here is read by calling another program, as Pillow reads an EPS.

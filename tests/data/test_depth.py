@@ -122,11 +122,11 @@ def test_a_freak_does_not_decide(tmp_path: Path) -> None:
             5000,
             "u2",
             "12",
-            "from 5,000 to 5,000, and depth 12 from 0 to 4,095: save it",
+            "from 5,000 to 5,000, and depth 12 from 0 to 4,095: train with dataset.depth=14, or save",
         ),
-        (300, "u2", "8", "from 300 to 300, and depth 8 from 0 to 255: save it as the"),
-        (300, "u2", "float", "from 300 to 300, and depth float from 0 to 1: save it"),
-        (0.5, "f4", "12", "from 0.5 to 0.5, and depth 12 from 0 to 4,095: save it"),
+        (300, "u2", "8", "from 300 to 300, and depth 8 from 0 to 255: train with dataset.depth=10, or save it as the"),
+        (300, "u2", "float", "from 300 to 300, and depth float from 0 to 1: train with dataset.depth=10, or save it"),
+        (0.5, "f4", "12", "from 0.5 to 0.5, and depth 12 from 0 to 4,095: train with dataset.depth=float, or save it"),
         (-1, "i4", "12", "from -1 to -1, and depth 12 from 0 to 4,095: save it as the photos are that the model"),
         (np.nan, "f4", "float", "from nan to nan, and depth float from 0 to 1: save it as the photos are that the"),
         (70_000, "i4", "16", "from 70,000 to 70,000, and depth 16 from 0 to 65,535: save it as the photos are that"),
@@ -174,7 +174,7 @@ def test_arrays_in_memory_are_on_the_same_scale(bits: Any, colour: bool) -> None
     values = scene(WHITES[bits]).astype(np.float32 if bits == "float" else np.uint16)
     array = np.repeat(values[..., None], 3, 2) if colour else values
     assert (decode(array, SIDE, "squash", bits) == expected(values, bits)).all()
-    with pytest.raises(UserError, match="depth 8 from 0 to 255"):
+    with pytest.raises(UserError, match="depth 8 from 0 to 255" if bits != "float" else "dataset.depth=float"):
         decode(array, SIDE, "squash", "8")
 
 
