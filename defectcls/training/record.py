@@ -3,6 +3,8 @@
 import logging
 import math
 import time
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +79,9 @@ class Record(Checkpoint):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Classifier, batch: Any, batch_idx: int) -> None:  # type: ignore[override]  # noqa: ARG002
         self._images += len(batch["index"])
         starting = stage_at(pl_module.plan, trainer.global_step)
-        before = [stage for stage in pl_module.plan if stage.start < starting.start]
-        if before and trainer.global_step == starting.start and rolled_back(self.history, before[-1].name):
-            log.warning("%s; stage '%s' starts from the best", collapse(self.history, before[-1].name), starting.name)
+        before = [stage.name for stage in pl_module.plan if stage.start < starting.start]
+        if before and trainer.global_step == starting.start and before[-1] in rolled_back(self.history):
+            log.warning("stage '%s' was rolled back: stage '%s' starts from the best", before[-1], starting.name)
             pl_module.load_state_dict(read_checkpoint(self.best)["state_dict"])
             trainer.optimizers[0].state.clear()
             for averaging in (one for one in trainer.callbacks if isinstance(one, WeightAveraging)):  # type: ignore[attr-defined]
@@ -164,45 +166,29 @@ def best_row(history: list[Row]) -> Row:
     return min(history, key=rank)
 
 
-def by_stage(history: list[Row]) -> dict[str, list[Row]]:
-    """The evaluations of each stage, in order."""
-    names = dict.fromkeys(row["stage"] for row in history)
-    return {name: [row for row in history if row["stage"] == name] for name in names}
-
-
-def rolled_back(history: list[Row], stage: str) -> bool:
-    """Whether a stage was evaluated and never got better than the best that came before it."""
-    rows = by_stage(history).get(stage, [])
-    if not rows or rows[0] is history[0]:
-        return False
-    return best_row(history[: history.index(rows[-1]) + 1]) not in rows
-
-
 def ended_stages(history: list[Row], patience: int | None) -> dict[str, int]:
     """The step after which a stage had gone `patience` evaluations without a better one of its own, by its name."""
     ended = {}
-    for stage, rows in by_stage(history).items():
-        since_best = len(rows) - 1 - next(number for number, row in enumerate(rows) if row is best_row(rows))
-        if patience is not None and since_best >= patience:
-            ended[stage] = rows[-1]["step"]
+    for name, group in groupby(history, key=itemgetter("stage")):
+        rows = [*group]
+        if patience is not None and len(rows) - 1 - rows.index(best_row(rows)) >= patience:
+            ended[name] = rows[-1]["step"]
     return ended
 
 
-def collapse(history: list[Row], stage: str) -> str:
-    """One sentence on a stage that was rolled back."""
-    rows = by_stage(history)[stage]
-    best, reached = best_row(history[: history.index(rows[0])]), best_row(rows)  # a later stage may have done better
-    return (
-        f"stage '{stage}' reached a calibrated validation loss of {reached[CRITERION]:.4g} (AUROC "
-        f"{reached['val/auroc']:.4f}), not below the {best[CRITERION]:.4g} ({best['val/auroc']:.4f}) of "
-        f"'{best['stage']}': rolled back"
-    )
-
-
 def stage_summary(history: list[Row]) -> list[dict[str, Any]]:
-    """Each stage that ran: {name, epochs, best: {metric: value}, rolled_back}."""
-    summary = []
-    for name, rows in by_stage(history).items():
-        best = {key.removeprefix("val/"): value for key, value in best_row(rows).items() if key.startswith("val/")}
-        summary.append({"name": name, "epochs": len(rows), "best": best, "rolled_back": rolled_back(history, name)})
+    """Each stage that ran: {name, epochs, best: {metric: value}, rolled_back: it did not better what came before}."""
+    summary, best = [], None
+    for name, group in groupby(history, key=itemgetter("stage")):
+        rows = [*group]
+        own = best_row(rows)
+        worse = best is not None and best_row([best, own]) is best
+        best = best if worse else own
+        numbers = {key.removeprefix("val/"): value for key, value in own.items() if key.startswith("val/")}
+        summary.append({"name": name, "epochs": len(rows), "best": numbers, "rolled_back": worse})
     return summary
+
+
+def rolled_back(history: list[Row]) -> list[str]:
+    """The stages that did not better what came before them."""
+    return [stage["name"] for stage in stage_summary(history) if stage["rolled_back"]]

@@ -41,7 +41,7 @@ from defectcls.training.build import (
 )
 from defectcls.training.jobs import refuse_another
 from defectcls.training.provenance import provenance
-from defectcls.training.record import Record, collapse, read_checkpoint, stage_summary
+from defectcls.training.record import Record, read_checkpoint, rolled_back, stage_summary
 
 log = logging.getLogger(__name__)
 
@@ -175,9 +175,8 @@ class TrainingRun(Run):
                 from_file = str(last) if goes_on else None
                 with self.timed("fit"):
                     self.trainer.fit(self.classifier, datamodule=self.data, ckpt_path=from_file, weights_only=True)
-            for row in stage_summary(record.history):
-                if row["rolled_back"]:
-                    log.warning("%s", collapse(record.history, row["name"]))
+            for stage in rolled_back(record.history):
+                log.warning("stage '%s' did not better what came before it: rolled back", stage)
             speeds = [row["images_per_second"] for row in record.history if "images_per_second" in row]
             self.images_per_second["fit"] = float(np.median(speeds))
         if baseline:  # late, so that nothing waits for it

@@ -17,9 +17,7 @@ from defectcls.training.record import (
     Record,
     StageEarlyStopping,
     best_row,
-    collapse,
     ended_stages,
-    rolled_back,
     stage_summary,
 )
 
@@ -70,21 +68,12 @@ def test_best_evaluation(rows: list, best: int) -> None:
         ([("a", 0.9, 0.3), ("b", 0.8, 0.5), ("c", 0.85, 0.4)], {"a": False, "b": True, "c": True}),
         ([("a", 0.7, 0.5), ("b", 0.8, 0.4), ("c", 0.95, 0.3)], {"b": False, "c": False}),  # b was the best of its time
         ([("probe", 0.9, 0.3), ("full", NAN, NAN)], {"full": True}),
-        ([("probe", 0.9, 0.3)], {"full": False}),  # has not been evaluated
+        ([("probe", 0.9, 0.3)], {"probe": False}),
     ],
 )
 def test_a_stage_that_never_was_the_best_is_rolled_back(rows: list, back: dict) -> None:
     evaluations = history(*rows)
-    assert {stage: rolled_back(evaluations, stage) for stage in back} == back
-
-
-def test_collapse_names_both_stages_with_their_numbers() -> None:
-    evaluations = history(("probe", 0.9, 0.3), ("full", 0.42, 1.5), ("full", 0.55, 1.25))
-    assert collapse(evaluations, "full") == (
-        "stage 'full' reached a calibrated validation loss of 1.25 (AUROC 0.5500), not below the 0.3 (0.9000) of "
-        "'probe': rolled back"
-    )
-    assert collapse([*evaluations, *history(("whole", 0.99, 0.1))], "full").endswith("of 'probe': rolled back")
+    assert back.items() <= {one["name"]: one["rolled_back"] for one in stage_summary(evaluations)}.items()
 
 
 @pytest.mark.parametrize(
