@@ -168,7 +168,7 @@ def build_trainer(
     }
     known = signature(L.Trainer).parameters
     for key in settings.further:
-        if key not in known or key in ("logger", "callbacks", "max_epochs"):
+        if key not in known or key in ("logger", "callbacks"):
             raise UserError(f"Lightning's Trainer takes no {key} here{did_you_mean(key, set(known) - set(arguments))}")
     try:
         return L.Trainer(**arguments | settings.further)
