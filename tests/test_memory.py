@@ -146,7 +146,8 @@ def test_without_defects_the_other_heads_say_what_to_type(head: str, published: 
 def test_a_policy_that_needs_defects_says_what_to_type(policy: str, published: list[str], tmp_path: Path) -> None:
     given = (*published, *MEMORY, f"decision={policy}", f"hydra.run.dir={tmp_path}")
     name = policy.split(">=", 1)[0]
-    text = f"decision={name} needs defective validation images, and there are none: decision=fpr does without"
+    without = "decision=fpr needs sound ones alone, decision=balanced neither"
+    text = f"decision={name} needs defective validation images, and there are none: {without}"
     assert sentence(command("train", *given)) == text
     assert not (tmp_path / "checkpoints").exists()  # told before anything is trained
 

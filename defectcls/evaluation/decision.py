@@ -165,18 +165,13 @@ def refuse_missing_kind(settings: DecisionSettings, defective: np.ndarray, preva
     Raises:
         UserError: it, or a stated prevalence, needs sound or defective ones, and there are none.
     """
-    if prevalence is not None and (defective.all() or not defective.any()):
-        raise UserError(
-            f"dataset.prevalence={prevalence:g} moves scores from the share of defects among validation images, which "
-            f"are {'all' if defective.any() else 'none'} defective: leave it null"
-        )
     needed = {"argmax": (), "balanced": (), "fpr": (False,)}.get(settings.policy, (False, True))
+    asks, without = f"decision={settings.policy}", "decision=fpr needs sound ones alone, decision=balanced neither"
+    if prevalence is not None:
+        needed, asks, without = (False, True), f"dataset.prevalence={prevalence:g}", "leave it null"
     for kind in set(needed) - set(defective.tolist()):
-        name, other = ("defective", "fpr") if kind else ("sound", "balanced")
-        raise UserError(
-            f"decision={settings.policy} needs {name} validation images, and there are none: "
-            f"decision={other} does without"
-        )
+        name = "defective" if kind else "sound"
+        raise UserError(f"{asks} needs {name} validation images, and there are none: {without}")
 
 
 def decide(predictions: pd.DataFrame, decision: Decision, classes: dict[str, bool]) -> pd.DataFrame:

@@ -272,7 +272,9 @@ def test_a_class_that_is_not_known_is_a_sentence() -> None:
 
 
 def test_a_stated_prevalence_needs_both_kinds() -> None:
-    with pytest.raises(UserError, match="dataset.prevalence=0.01 moves scores from the share .* none defective: leave"):
+    with pytest.raises(
+        UserError, match="dataset.prevalence=0.01 needs defective validation images, and there are none: leave"
+    ):
         choose_decision(settings("argmax", calibrate=True), table([0.1, 0.2], []), TWO, prevalence=0.01)
 
 
