@@ -49,7 +49,7 @@ def _another_dataset(metrics: Metrics, judged: Metrics) -> list[str]:
     numbers, before = defect_numbers(judged), defect_numbers(elsewhere["test"])
     known = [name for name in ON_OTHER_IMAGES if numbers.get(name) is not None]
     here = ", ".join(f"{METRICS[name].name} {shown(name, numbers[name])}" for name in known)
-    own = "its numbers on its own test images are not known"
+    own = "its numbers on its own test images, so decided, are not known"
     if elsewhere["test"]:
         own = f"on its own test images {', '.join(shown(name, before.get(name)) for name in known)}"
     return [

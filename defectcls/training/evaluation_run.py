@@ -13,7 +13,6 @@ from defectcls.data.seen import find_seen
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision
 from defectcls.evaluation.evaluate import evaluate
-from defectcls.evaluation.metrics import defect_numbers
 from defectcls.evaluation.predictions import PROBABILITY
 from defectcls.files import read_json
 from defectcls.model.checkpoint import load_trained
@@ -115,33 +114,21 @@ class EvaluationRun(Run):
         return {"seen": seen}
 
     def _elsewhere(self, own: DatasetSettings) -> dict[str, Any]:
-        """What metrics.json says of the dataset that the model was trained on, and of its `test` part where known."""
-        here, file, test = self.settings.dataset, self.checkpoint.parent.parent / "metrics.json", {}
+        """What metrics.json says of the dataset that the model was trained on, and of its `test` part, judged alike."""
+        file = self.checkpoint.parent.parent / "metrics.json"
+        test: dict[str, Any] = {}
         if self.checkpoint.parent.name == "checkpoints" and file.is_file():  # else it is no file of this run
             try:
                 known = read_json(file, "the run's own test images are not compared with", ("test", "decision"))
-                test = known["test"]
-                if known["decision"] != json.loads(json.dumps(self.decision.plain())):
-                    found = defect_numbers(test)  # of which all but the AUROC are of another threshold
-                    auroc = {"auroc": found["intervals"].get("auroc")}
-                    test = {"n": test["n"], "auroc": found["auroc"], "intervals": auroc}
-            except (UserError, KeyError, TypeError, AttributeError) as error:
+                test = known["test"] if known["decision"] == json.loads(json.dumps(self.decision.plain())) else {}
+            except UserError as error:
                 log.warning("%s", error)
-        return {"trained_on": _name_beside(own, here), "judged_on": _name_beside(here, own), "test": test}
+        return {"trained_on": own.name, "judged_on": self.settings.dataset.name, "test": test}
 
 
 def _images(dataset: DatasetSettings) -> tuple[Any, ...]:
     """What says which images a dataset has."""
     return dataset.name, dataset.root.resolve(), dataset.further
-
-
-def _name_beside(dataset: DatasetSettings, other: DatasetSettings) -> str:
-    """A dataset's name; beside one of the same name with the options, or the folder, that tell the two apart."""
-    if dataset.name != other.name:
-        return dataset.name
-    differing = {key: value for key, value in dataset.further.items() if value != other.further.get(key)}
-    told = [f"{key}: {', '.join(map(str, v)) if isinstance(v, list) else v}" for key, v in differing.items()]
-    return f"{dataset.name} ({', '.join(told) or dataset.root})"
 
 
 def _as_shipped(own: DatasetSettings, checkpoint: Path) -> DatasetSettings:

@@ -248,7 +248,7 @@ def test_another_dataset_stands_beside_its_own():
     assert found["AUROC"][::2] == ["0.375", "0.940"]
 
     unknown = metrics | {"elsewhere": metrics["elsewhere"] | {"test": {}}}
-    assert "overkill rate 50.0 %; its numbers on its own test images are not known." in caveats(unknown)[0]
+    assert "overkill rate 50.0 %; its numbers on its own test images, so decided, are not known." in caveats(unknown)[0]
     assert rows(report_page(unknown), "The numbers")[0] == ["", "test", "95 % interval"]
     only_sound = metrics | {"test": evaluate(predictions_from([[50, 50], [0, 0]], TWO), None, TWO)[1]}
     assert caveats(only_sound)[0].endswith("Here overkill rate 50.0 %; on its own test images 2.0 %.")
