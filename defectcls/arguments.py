@@ -5,11 +5,12 @@ import re
 import shlex
 from pathlib import Path
 
-from defectcls.errors import UserError
+from defectcls.errors import UserError, did_you_mean
 
 RUN_DIR, SWEEP_DIR = "hydra.run.dir", "hydra.sweep.dir"
 SEARCHPATH = "hydra.searchpath"  # folders of presets beside conf/
 UNRECORDED = "hydra.output_subdir=null"  # .hydra/ stays what began the run, whatever is typed to go on with it
+SHORT = {"recall": ">=", "precision": ">=", "fpr": "<="}  # decisions with a target, and the sign before it
 WORDS = {"compare": "runs"}  # verbs that take words that are no key=value, and the key these are the values of
 TEXTS = (  # keys whose values are text whatever Hydra's grammar makes of it; a leading ~ is somebody's home
     *("dataset.root", "dataset.table", "dataset.cache_dir", "dataset.split.hold_out_defect_type", "model.name"),
@@ -61,8 +62,14 @@ def with_words_as_values(verb: str, arguments: list[str]) -> list[str]:
 
 def spelled_out(argument: str) -> list[str]:
     """`decision=recall>=0.99` as the preset and its key, for Hydra takes no such word; all else as it is."""
-    match = re.fullmatch(r"decision=(?:(recall|precision)>=|(fpr)<=)(.*)", argument)
-    return [f"decision={match[1] or match[2]}", f"decision.target={match[3]}"] if match else [argument]
+    match = re.fullmatch(r"decision=([\w ]+)([<>]=?)(.*)", argument)
+    if match is None:
+        return [argument]
+    rate, sign, value = match.groups()
+    if SHORT.get(rate) != sign:
+        known = ", ".join(f"{name}{sign}<number>" for name, sign in SHORT.items())
+        raise UserError(f"{argument}{did_you_mean(rate, SHORT) or ','} there are {known}")
+    return [f"decision={rate}", f"decision.target={value}"]
 
 
 def with_text_quoted(argument: str, sweeps: bool) -> str:

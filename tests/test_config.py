@@ -347,9 +347,15 @@ def test_torch_is_not_imported_for_a_typo() -> None:
     assert found.stderr == "error: unknown key 'sed', did you mean 'seed'?\n"
 
 
+@pytest.mark.parametrize("typed", ["decision=recal>=0.95", "decision=recall<=0.9", "decision=escape<=0.05"])
+def test_a_decision_that_there_is_not(typed: str) -> None:
+    known = "there are recall>=<number>, precision>=<number>, fpr<=<number>"
+    near = ", did you mean 'recall'?" if "rec" in typed else ","
+    assert sentence(command("train", SYNTHETIC, typed)) == f"{typed}{near} {known}"
+
+
 def test_a_decision_with_its_target_isspelled_out() -> None:
     assert spelled_out("decision=fpr<=0.02") == ["decision=fpr", "decision.target=0.02"]
-    assert spelled_out("decision=recall<=0.9") == ["decision=recall<=0.9"]
     assert spelled_out("decision=review") == ["decision=review"]
     assert spelled_out("dataset.root=a<=b") == ["dataset.root=a<=b"]
 

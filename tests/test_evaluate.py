@@ -186,7 +186,7 @@ def test_own_images_are_no_other_dataset(finished: Path, tiny: list[str], tmp_pa
     assert "elsewhere" not in numbers(tmp_path / "same")
     others = evaluate(tmp_path / "other", f"checkpoint={finished}", *own, "dataset.data_seed=7")
     found = numbers(tmp_path / "other")["elsewhere"]
-    assert [found["trained_on"], found["judged_on"]] == ["synthetic", "synthetic"]
+    assert [found["trained_on"], found["judged_on"]] == ["synthetic (data_seed: 0)", "synthetic (data_seed: 7)"]
     assert "Another dataset" in others.out
 
 
@@ -233,7 +233,7 @@ def computed_in_float16(finished: Path, file: Path) -> Path:
 def test_a_run_of_a_gpu_is_measured_on_a_cpu_by_saying_so(finished: Path, tmp_path: Path) -> None:
     file = computed_in_float16(finished, tmp_path / "best.ckpt")
     here = (f"checkpoint={file}", "device=cpu")
-    expected = "precision 16 is for GPUs, and this is a CPU: take 32 or bf16"
+    expected = "precision 16 is for GPUs, and this is a CPU: add precision=32 or precision=bf16"
     assert sentence(evaluate(tmp_path / "new", *here)) == expected
     with pytest.raises(UserError) as error:
         load(file, "cpu")
@@ -247,7 +247,7 @@ def test_a_device_that_is_not_here(finished: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     assert sentence(evaluate(tmp_path, f"checkpoint={finished}", "device=gpu")) == (
-        "a GPU is asked for, and torch finds none here: take auto or cpu"
+        "device=gpu, but torch finds no GPU here: use device=auto or device=cpu"
     )
     assert sentence(evaluate(tmp_path, f"checkpoint={finished}", "precision=64")) == (
         "precision=64: Input should be '32', 'bf16' or '16'"

@@ -33,9 +33,9 @@ class Opened(NamedTuple):
     @property
     def depth(self) -> Depth | Literal[""]:
         """The least one that holds its values; "" of 8 bits, which are the same at every depth."""
-        high = float(self.values.max())
         if self.values.dtype == np.uint8:
             return ""
+        high = float(self.values.max())
         if self.values.dtype.kind == "f" and high <= 1:
             return "float"
         return next((depth for depth in DEPTHS[1:] if high <= WHITE[depth]), "16")
@@ -54,11 +54,8 @@ class Opened(NamedTuple):
         least = self.depth
         if not least:
             return self.values
-        low, high, white = (
-            float(self.values.min()),
-            float(self.values.max()),
-            WHITE[least if depth == "auto" else depth],
-        )
+        low, high = float(self.values.min()), float(self.values.max())
+        white = WHITE[least if depth == "auto" else depth]
         if not 0 <= low <= high <= white or (high > 0 and least == "float" and white > 1):
             remedy = f"train with dataset.depth={least}, or " if low >= 0 and high <= WHITE[least] else ""
             raise UnreadableImageError(

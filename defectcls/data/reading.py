@@ -166,6 +166,11 @@ class Images:
         pixels.add(keys, [photo.pixels.reshape(-1)[: pixels.row_bytes] for photo in whole])
         if self.place == "disk" and self.store.folder is None:
             self.place = "ram"
+            if self.nbytes > free_memory():
+                raise UserError(
+                    f"nothing can be kept in dataset.cache_dir, and memory is too small for {self.nbytes / 1e9:.1f} GB "
+                    "of decoded images: free some space there, or use dataset.cache=off"
+                )
 
     def _decode(self, row: int) -> np.ndarray:
         with contextlib.suppress(UnreadableImageError):

@@ -51,7 +51,8 @@ def load_trained(checkpoint: Path, device: Device = "auto", precision: Precision
     except (ValidationError, TypeError, KeyError, UserError) as error:
         raise _damaged(file, error) from error
     classifier.backbone.precision = settings.trainer.precision
-    return Trained(file, classifier, settings, about, decision, find_device(device, settings.trainer.precision))
+    place = find_device(device, settings.trainer.precision, ("device", "precision"))
+    return Trained(file, classifier, settings, about, decision, place)
 
 
 def load_classifier(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
@@ -75,7 +76,8 @@ def load_classifier(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
         model: Classifier = named(settings.model.target, Classifier)(**parameters)
         model.load_state_dict(content["state_dict"])
     except UserError as error:  # a class, or a model of timm's, of a module that nobody has imported
-        raise UserError(f"{checkpoint} was trained with imports=[{imports}]: {error}") from error
+        needs = f"was trained with imports=[{imports}]" if imports else "cannot be built here"
+        raise UserError(f"{checkpoint} {needs}: {error}") from error
     except (ValidationError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise _damaged(checkpoint, error) from error
     for name, values in model.state_dict().items():

@@ -123,12 +123,22 @@ class EvaluationRun(Run):
                 test = known["test"] if known["decision"] == json.loads(json.dumps(self.decision.plain())) else {}
             except UserError as error:
                 log.warning("%s", error)
-        return {"trained_on": own.name, "judged_on": self.settings.dataset.name, "test": test}
+        here = self.settings.dataset
+        return {"trained_on": _name_beside(own, here), "judged_on": _name_beside(here, own), "test": test}
 
 
 def _images(dataset: DatasetSettings) -> tuple[Any, ...]:
     """What says which images a dataset has."""
     return dataset.name, dataset.root.resolve(), dataset.further
+
+
+def _name_beside(dataset: DatasetSettings, other: DatasetSettings) -> str:
+    """A dataset's name; beside one of the same name with the options, or the folder, that tell the two apart."""
+    if dataset.name != other.name:
+        return dataset.name
+    differing = {key: value for key, value in dataset.further.items() if value != other.further.get(key)}
+    told = [f"{key}: {', '.join(map(str, v)) if isinstance(v, list) else v}" for key, v in differing.items()]
+    return f"{dataset.name} ({', '.join(told) or dataset.root})"
 
 
 def _as_shipped(own: DatasetSettings, checkpoint: Path) -> DatasetSettings:

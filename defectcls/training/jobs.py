@@ -39,6 +39,11 @@ log = logging.getLogger(__name__)
 FINISHED, FAILED, UNFINISHED = "finished", "failed", "unfinished"
 RECORD, SWEEP = "job.json", "sweep.json"
 GOES_ON, OTHER_FOLDER = "resume=<sweep folder> goes on", "take another folder by hydra.sweep.dir=<folder>"
+KEYS = {  # that a file of these names has
+    RECORD: ("number", "overrides", "config", "status", "error", "exit_status", "objective"),
+    SWEEP: ("verb", "arguments"),
+    "metrics.json": ("seed", "test"),
+}
 # joblib: a process has to know the start method of its launcher.
 IMPORTED_ONCE = ["joblib", *(f"defectcls.training.{name}" for name in ("run", "inspection", "results", "loggers"))]
 
@@ -91,6 +96,7 @@ def run_job(task: Task) -> dict[str, Any]:
     if done is None or done["status"] == UNFINISHED:
         code = process.exitcode or 0
         how = f"ended with status {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+        how += ", as Linux does when memory runs out" * (code == -signal.SIGKILL)
         done = task.record(FAILED, f"its process {how}")
         _write(record, done)
     if done["status"] == FAILED:
@@ -239,7 +245,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     anew = f"delete the folder {path.parent}, and {GOES_ON} and does the job anew"
-    return read_json(path, OTHER_FOLDER if path.name == SWEEP else anew)
+    return read_json(path, OTHER_FOLDER if path.name == SWEEP else anew, KEYS[path.name])
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

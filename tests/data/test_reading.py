@@ -245,8 +245,16 @@ def test_on_a_device_are_the_readable_ones_with_or_without_a_file(
     assert len(list((root / "cache").glob("pixels-*/*.rows"))) == (cache_max_gb == 1)
 
 
-def test_without_a_usable_folder_images_are_kept_in_memory(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("memory", [SIZE, SIZE - 1])
+def test_without_a_usable_folder_images_are_kept_in_memory_or_that_is_too_small(
+    root: Path, monkeypatch: pytest.MonkeyPatch, memory: int, caplog: pytest.LogCaptureFixture
+) -> None:
     (root / "cache").write_text("")
+    monkeypatch.setattr(reading, "free_memory", lambda *_: memory)
+    if memory < SIZE:
+        with pytest.raises(UserError, match="free some space there, or use dataset.cache=off"):
+            read(root)
+        return
     images = read(root)
     assert images.place == "ram"
     assert np.array_equal(images[EVERY].numpy(), expected(root))

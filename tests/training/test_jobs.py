@@ -133,7 +133,7 @@ def test_presets_beside_conf_are_part_of_a_sweep(tmp_path: Path, monkeypatch: py
     assert begun[0][1:] == ("train", [presets, "dataset=synthetic", "seed=0,1"])
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"verb": "train"}', b"\xff"])
 def test_damaged_records_of_a_sweep(tmp_path: Path, content: bytes) -> None:
     first = opened(tmp_path / "1")
     job(first, 0, "finished")
@@ -201,7 +201,7 @@ def test_two_of_twelve_jobs_fail_and_ten_finish(tiny: list[str], tmp_path: Path)
     assert errors == {
         1: "ValueError('the disk of the camera is broken')",
         2: "a batch does not fit into memory: lower batch_size or image_size (MemoryError)",
-        3: "its process was killed by SIGKILL",
+        3: "its process was killed by SIGKILL, as Linux does when memory runs out",
     }
     assert sum(status == "finished" for status in statuses(folder).values()) == 9
     table = pd.read_csv(folder / "jobs.csv").set_index("job")
