@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 from defectcls.training.command import run_verb
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from defectcls.data.datamodule import DefectDataModule
-    from defectcls.data.findings import Finding, Inventory
+    from defectcls.data.findings import Finding
     from defectcls.verb_settings import AuditSettings
 
 
@@ -19,7 +21,6 @@ def audit(config: dict[str, Any], folder: Path) -> int:
     settings = AuditSettings(**config)
     from defectcls.data.datamodule import DefectDataModule
     from defectcls.data.findings import balance, take_inventory
-    from defectcls.data.samples import counted
     from defectcls.errors import UserError
     from defectcls.pages.audit import audit_page, summarise
     from defectcls.pages.render import print_page, write_page
@@ -29,55 +30,46 @@ def audit(config: dict[str, Any], folder: Path) -> int:
     device = device_of(settings.trainer)
     data = DefectDataModule.from_settings(settings, device=device, test_all=True)
     inventory = take_inventory(data)
-    notes = [f"train would refuse this set: {inventory.refusal}"] if inventory.refusal else []
-    left_out = inventory.samples.attrs.get("left_out", {})
-    notes += [f"Beside the photos: {counted(left_out)}."] if left_out else []
-    doubted: list[Finding] = []
-    if settings.audit.wrong_labels:
-        try:
-            doubted = doubted_labels(settings, data, inventory)
-            notes += [] if doubted else ["No label is likely wrong."]
-        except UserError as error:
-            notes.append(f"wrong labels were not looked for: {error}; audit.wrong_labels=false leaves this out")
-    else:
-        notes.append("Wrong labels were not looked for, as audit.wrong_labels=false says.")
+    try:
+        doubted = doubted_labels(settings, data, inventory.units)
+        note = "" if doubted else "No label is likely wrong."
+    except UserError as error:
+        doubted, note = [], f"Wrong labels were not looked for: {error}"
     findings, counts = inventory.table(doubted), balance(inventory.samples)
-    summary = summarise(settings.dataset.name, findings, counts, inventory.leaks, notes)
+    summary = summarise(settings.dataset.name, findings, counts, inventory.leaks, [*inventory.notes, note])
     findings.to_csv(folder / "audit.csv", index=False)
     page = audit_page(summary, findings, data.root, data.settings.depth)
     write_page(page, folder / "audit.html")
-    about = {"left_out": left_out, **provenance(settings.seed, config, device)}
+    about = {"left_out": inventory.samples.attrs.get("left_out", {}), **provenance(settings.seed, config, device)}
     (folder / "audit.json").write_text(json.dumps(summary | about, indent=2), encoding="utf-8")
     print_page(page, folder / "audit.html")
     return int(inventory.leaks > 0)
 
 
-def doubted_labels(settings: "AuditSettings", data: "DefectDataModule", inventory: "Inventory") -> list["Finding"]:
-    """Images whose label is likely wrong, the least credible first.
+def doubted_labels(settings: "AuditSettings", data: "DefectDataModule", units: "np.ndarray") -> list["Finding"]:
+    """Images whose label is likely wrong, the least credible first; `units` are of related images, (images,).
 
     Raises:
-        UserError: one class, too few images, or no weights.
+        UserError: they are not asked for, one class, too few images, or no weights.
     """
     from defectcls.data.findings import Finding
-    from defectcls.model.backbone import Backbone
+    from defectcls.errors import UserError
     from defectcls.model.features import extract_features
     from defectcls.model.head import doubt_labels
-    from defectcls.training.build import build_features, with_compute
+    from defectcls.training.build import build_classifier, build_features, with_compute
 
-    model, options, resolved = settings.model, settings.audit, with_compute(settings, data.device)
-    computed = (resolved.trainer.channels_last is True, resolved.trainer.precision)
-    backbone = Backbone(model.name, model.pool, settings.image_size, *computed)  # type: ignore[arg-type]
-    if model.pretrained:
-        backbone.load_pretrained(model.weights)
+    options, resolved = settings.audit, with_compute(settings, data.device)
+    if not options.wrong_labels:
+        raise UserError("audit.wrong_labels=false")
     data.samples["split"] = "test"  # all of them
-    frozen = build_features(resolved, data, backbone.to(data.device))
-    features, targets = extract_features(frozen, data.part_dataloader("test"))
-    doubted, said = doubt_labels(features, targets, inventory.units, options.folds, options.c, settings.seed)
-    names, found = data.class_names, []
-    for row in doubted.tolist():
-        best = int(said[row].argmax())
-        detail = f"{names[targets[row]]} {said[row, targets[row]]:.0%}, {names[best]} {said[row, best]:.0%}"
-        found.append(Finding("wrong_label", data.samples["path"][row], detail=detail))
+    backbone = build_classifier(resolved, data).backbone.to(data.device)
+    features, targets = extract_features(build_features(resolved, data, backbone), data.test_dataloader())
+    doubted, said = doubt_labels(features, targets, units, options.folds, options.c, settings.seed)
+    found, names = [], data.class_names
+    for path, target, of_class in zip(data.samples["path"][doubted], targets[doubted], said[doubted], strict=True):
+        best = int(of_class.argmax())
+        detail = f"{names[target]} {of_class[target]:.0%}, {names[best]} {of_class[best]:.0%}"
+        found.append(Finding("wrong_label", path, detail=detail))
     return found
 
 

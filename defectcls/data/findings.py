@@ -1,23 +1,25 @@
-"""What is wrong with a set of images, found without a model: copies, leaks, unreadable and odd files, thin classes."""
+"""What is found in a set of images without a model: copies, leaks, unreadable and odd files, photos seen before."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 
 from defectcls.data.datamodule import DefectDataModule
-from defectcls.data.duplicates import contradiction, identical_files, split_units
+from defectcls.data.duplicates import NO_PAIRS, identical_files, split_units
 from defectcls.data.near_duplicates import PLAIN
+from defectcls.data.photo import digest_of
+from defectcls.data.samples import counted
 from defectcls.data.splits import PARTS, leaked_units
 from defectcls.errors import UserError
 from defectcls.tables import DEFECTIVE, SOUND
 
 ODD = 0.1  # share of the images, up to which those of another size, mode or suffix than the usual one are odd
-THIN = 20  # images of a class: with fewer, a test part of a fifth holds less than four
-TELLTALE = 0.5  # share of a majority vote's errors that the size, mode or suffix of a file saves: a short cut
 
 
 class Finding(NamedTuple):
@@ -37,7 +39,7 @@ class Inventory:
     units: np.ndarray  # of each image: tied by a copy, a near-identical twin or a group
     findings: list[Finding]
     leaks: int  # sets of copies and near-identical images that stand on both sides of the split
-    refusal: str  # why `train` would refuse the set, "" where it would not
+    notes: list[str]  # why `train` would refuse the set, and what is beside the photos
 
     def table(self, more: list[Finding]) -> pd.DataFrame:
         """All findings as audit.csv has them, pairs across the split first, then those across classes."""
@@ -60,33 +62,29 @@ def take_inventory(data: DefectDataModule) -> Inventory:
         UserError: the folder is missing, holds no images or none that can be read, or is not laid out as the dataset
             expects.
     """
-    asked = data.settings
-    data.settings = asked.model_copy(update={"on_unreadable": "skip", "contradictions": "allow"})
+    data.settings = data.settings.model_copy(update={"on_unreadable": "skip", "contradictions": "allow"})
     if data.target == "defect":
         data.classes = {SOUND: False, DEFECTIVE: True}  # of a set of one class, too
     data.prepare_data()
     data.setup()
-    first, near, paths = identical_files(data.digests), data.near_twins(), data.samples["path"]
-    copies, units = (split_units(first, group, near) for group in (None, data.samples.get("group")))
-    samples, refusal = data.samples.assign(split=""), ""
+    samples, left_out = data.samples.assign(split=""), data.samples.attrs.get("left_out")
+    notes = [f"Beside the photos: {counted(left_out)}."] if left_out else []
     try:
         if samples["label"].nunique() < 2:
             raise UserError(f"a classifier needs two classes, but all images are of one: {samples['label'].iloc[0]}")
-        data.deal(asked.split, data.seed)
+        data.deal(data.settings.split, data.seed)
         samples = data.samples.copy()
-        if asked.contradictions == "error" and (contradicted := contradiction(samples, data.digests)):
-            refusal = f"{contradicted}: delete the wrong ones, or add dataset.contradictions=allow"
     except UserError as error:
-        refusal = str(error)
-    classes = samples["label"].value_counts().to_dict()
+        notes.append(f"train would refuse this set: {error}")
+    first, near, paths = identical_files(data.digests), data.near_twins(), samples["path"]
+    copies, units = (split_units(first, group, near) for group in (None, samples.get("group")))
     findings = [
         *(Finding("identical", paths[row], paths[first[row]]) for row in np.flatnonzero(first != samples.index)),
         *(Finding("near_identical", paths[row], paths[other]) for row, other in near),
         *(Finding("unreadable", file["path"], detail=file["reason"]) for file in data.unreadable),
         *_odd_files(samples, data.images.records),
-        *(Finding("few_images", detail=f"{label}: {n} images") for label, n in classes.items() if n < THIN),
     ]
-    return Inventory(samples, units, findings, leaked_units(samples["split"], copies), refusal)
+    return Inventory(samples, units, findings, leaked_units(samples["split"], copies), notes)
 
 
 def balance(samples: pd.DataFrame) -> pd.DataFrame:
@@ -98,19 +96,50 @@ def balance(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def _odd_files(samples: pd.DataFrame, records: np.ndarray) -> Iterator[Finding]:
-    """Images without variation, of an unusual size, mode or suffix; and such a property that gives the class away."""
+    """Images without variation, or of an unusual size, mode or suffix."""
     for path in samples["path"][records["spread"] < PLAIN].tolist():
         yield Finding("odd_file", path, detail="every pixel is nearly the same")
-    sizes = [f"{width} x {height}" for width, height in zip(records["width"], records["height"], strict=True)]
-    suffixes = [PurePosixPath(path).suffix.lower() for path in samples["path"]]
-    files = samples.assign(size=sizes, mode=records["mode"], suffix=suffixes)
-    for name in ("size", "mode", "suffix"):
-        counts = pd.crosstab(files[name], files["label"])
-        usual, most = counts.sum(axis=1).idxmax(), counts.sum().max()
-        odd = files[files[name] != usual]
-        if len(odd) <= ODD * len(files):
-            for path, value in zip(odd["path"], odd[name], strict=True):
-                yield Finding("odd_file", path, detail=f"{name} {value}, usual is {usual}")
-        if counts.max(axis=1).sum() - most >= TELLTALE * (len(files) - most) > 0:
-            told = "; ".join(f"{value} is mostly {label}" for value, label in counts.idxmax(axis=1).head(4).items())
-            yield Finding("short_cut", detail=f"the {name} of the file tells the class without a look at it: {told}")
+    properties = {
+        "size": [f"{width} x {height}" for width, height in zip(records["width"], records["height"], strict=True)],
+        "mode": records["mode"].tolist(),
+        "suffix": [PurePosixPath(path).suffix.lower() for path in samples["path"]],
+    }
+    for name, values in properties.items():
+        usual, count = Counter(values).most_common(1)[0]
+        if len(values) - count <= ODD * len(values):
+            for path, value in zip(samples["path"], values, strict=True):
+                if value != usual:
+                    yield Finding("odd_file", path, detail=f"{name} {value}, usual is {usual}")
+
+
+def remember_seen(data: DefectDataModule) -> dict[str, Any]:
+    """For a checkpoint: `digests` of the photos for training and validation, uint8 (photos, 16), and `test`, one of the
+    whole test part.
+    """
+    rows = np.concatenate([data.part("train"), data.part("val")])
+    digests = np.frombuffer(b"".join(data.digests[row] for row in rows), np.uint8).reshape(-1, 16)
+    return {"digests": torch.tensor(digests), "test": _digest_of_part(data, "test")}
+
+
+def find_seen(seen: Any, data: DefectDataModule, part: str) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Which photos of a part the model has seen, bool (photos,): those very files, and near twins of such as are here
+    too; and whether the part is the test part of its run, photo for photo, of which near twins are not sought.
+
+    Raises:
+        UserError: `seen` is nothing that `remember_seen` gives.
+    """
+    digests = seen.get("digests") if isinstance(seen, dict) else None
+    if not isinstance(digests, torch.Tensor) or (digests.dtype, digests.shape[1:]) != (torch.uint8, (16,)):
+        raise UserError("what the checkpoint remembers of the photos that it was trained on is damaged")
+    known = set(map(bytes, digests.numpy()))
+    identical = np.array([digest in known for digest in data.digests])
+    own_test = _digest_of_part(data, part) == seen.get("test")
+    twins = NO_PAIRS if data.near is None or own_test else data.near
+    units = split_units(identical_files(data.digests), None, twins)
+    near = np.isin(units, units[identical]) & ~identical
+    rows = data.part(part)
+    return identical[rows], near[rows], own_test
+
+
+def _digest_of_part(data: DefectDataModule, part: str) -> str:
+    return digest_of(*sorted(data.digests[row] for row in data.part(part))).hex()

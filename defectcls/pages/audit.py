@@ -14,10 +14,8 @@ KINDS = {  # in the order of the page: what each finding means
     "identical": "identical files: the same bytes under another name",
     "near_identical": "pairs of near-identical images: re-encoded, brightened, flipped or slightly shifted",
     "wrong_label": "labels that are likely wrong",
-    "short_cut": "file properties that give the class away",
     "unreadable": "files that cannot be read",
     "odd_file": "images without variation, or of an unusual size, mode or suffix",
-    "few_images": "classes of few images",
 }
 SHOWN = 36  # of each kind
 THUMBNAIL = 200  # pixels
@@ -30,21 +28,20 @@ def summarise(name: str, findings: pd.DataFrame, balance: pd.DataFrame, leaks: i
     near-identical images that stand on both sides of the split, and `notes` say what could not be done, and why.
     """
     counts = {kind: int((findings["kind"] == kind).sum()) for kind in KINDS}
-    doubted, unreadable = counts["wrong_label"], counts["unreadable"]
-    images, pairs = int(balance["all"].sum()) + unreadable, findings[findings["other"] != ""]
+    images, pairs = int(balance["all"].sum()) + counts["unreadable"], findings[findings["other"] != ""]
     across = int((pairs["label"] != pairs["other_label"]).sum())
     verdict = {
         f"Copies on both sides of the split: {plural(leaks, 'set')}; what is measured on it is too good.": leaks,
-        "No image, nor a copy of it, stands on both sides of the split.": not leaks and len(pairs),
+        "No image, nor a copy of it, stands on both sides of the split.": not leaks,
         f"{plural(across, 'pair')} of copies or near-identical images carry different labels.": across,
-        f"{plural(doubted, 'label')} of {images} may be wrong: look at them.": doubted,
-        f"{plural(unreadable, 'file')} of {images} cannot be read.": unreadable,
+        f"{plural(counts['wrong_label'], 'label')} of {images} may be wrong: look at them.": counts["wrong_label"],
+        f"{plural(counts['unreadable'], 'file')} of {images} cannot be read.": counts["unreadable"],
     }
     said = [words for words, needed in verdict.items() if needed]
     return {
         "dataset": name,
         "images": images,
-        "verdict": [*(said or ["No copies, no leaks and no unreadable files were found."]), *notes],
+        "verdict": said + [note for note in notes if note],
         "leaks": leaks,
         "across_classes": across,
         "counts": counts,
@@ -54,30 +51,21 @@ def summarise(name: str, findings: pd.DataFrame, balance: pd.DataFrame, leaks: i
 
 def audit_page(summary: dict[str, Any], findings: pd.DataFrame, root: Path, depth: Depth) -> Page:
     """The page; thumbnails are read from `root`."""
-    counts, balance = summary["counts"], pd.DataFrame(summary["balance"])
+    balance = pd.DataFrame(summary["balance"])
     paired, doubted = findings["other"] != "", findings["kind"] == "wrong_label"
     pairs, labels = findings[paired].head(SHOWN), findings[doubted].head(SHOWN)
     others = findings[~paired & ~doubted].groupby("kind").head(SHOWN)[["kind", "path", "detail"]]
     files = thumbnail_files([*pairs["path"], *pairs["other"], *labels["path"]], root, THUMBNAIL, depth)
     asked = [Photo(files[path], "", detail, [path]) for path, detail in labels[["path", "detail"]].to_numpy()]
-    found = [(KINDS[kind], count) for kind, count in counts.items() if count]
-    shown = f"The first {SHOWN} are shown; audit.csv has all."
-    credible = "Least credible first: what a model that learnt from the others makes of the label."
+    found = [(KINDS[kind], count) for kind, count in summary["counts"].items() if count]
+    shown = f"The first {SHOWN} of each kind are shown below, the gravest first; audit.csv has all."
     blocks = [
         text(*summary["verdict"], look="verdict", terminal=True),
-        section("What was found", Table(found, ["", "findings"], terminal=(99, 2))),
+        section("What was found", Table(found, ["", "findings"], terminal=(99, 2)), text(shown, look="note")),
         section("Where the images stand", Table(balance.to_numpy().tolist(), balance.columns.tolist())),
-        section(
-            "Copies and near-identical images",
-            text(f"Across the split first, then across classes. {shown}", look="note"),
-            Photos([_pair(row, files) for row in pairs.to_dict("records")]),
-        ),
-        section("Labels that are likely wrong", text(f"{credible} {shown}", look="note"), Photos(asked)),
-        section(
-            "Other findings",
-            text(f"Of each kind. {shown}", look="note"),
-            Table(others.to_numpy().tolist(), ["kind", "file", "what was found"], words=True),
-        ),
+        section("Copies and near-identical images", Photos([_pair(row, files) for row in pairs.to_dict("records")])),
+        section("Labels that are likely wrong, by a model that learnt from the others", Photos(asked)),
+        section("Other findings", Table(others.to_numpy().tolist(), ["kind", "file", "what was found"], words=True)),
     ]
     return Page("Audit of the images", f"{summary['dataset']} · {summary['images']} images", blocks)
 
@@ -87,5 +75,5 @@ def _pair(row: dict[Any, Any], files: dict[str, list[bytes]]) -> Photo:
     sides = ((row["split"], row["other_split"]), (row["label"], row["other_label"]))
     differ = " · ".join(f"{one} and {other}" for one, other in sides if one != other)
     alike = " · ".join(["both", *(one for one, other in sides if one == other != "")])
-    names, kind = [row["path"], row["other"]], "alarm" if differ else ""
-    return Photo(files[names[0]] + files[names[1]], differ, alike, names, kind)
+    names = [row["path"], row["other"]]
+    return Photo(files[names[0]] + files[names[1]], differ, alike, names, "alarm" if differ else "")

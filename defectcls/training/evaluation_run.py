@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from defectcls.config import shipped_datasets
-from defectcls.data.seen import find_seen
+from defectcls.data.findings import find_seen
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision
 from defectcls.evaluation.evaluate import evaluate

@@ -17,8 +17,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from defectcls.data.datamodule import DefectDataModule
+from defectcls.data.findings import remember_seen
 from defectcls.data.masks import mask_sizes
-from defectcls.data.seen import remember_seen
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision, refuse_missing_kind
 from defectcls.evaluation.evaluate import evaluate
 from defectcls.evaluation.metrics import compute_metrics

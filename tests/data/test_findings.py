@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from defectcls.data.datamodule import DefectDataModule
+from defectcls.data.findings import find_seen, remember_seen
 from defectcls.data.folder import Folder
-from defectcls.data.seen import find_seen, remember_seen
 from defectcls.data.synthetic import Synthetic
 from defectcls.errors import UserError
 
