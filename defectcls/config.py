@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib
+import json
 import re
 import shlex
 import sys
@@ -160,6 +161,31 @@ def named(path: str, kind: type) -> Any:
         near = did_you_mean(name, [other for other, one in vars(sys.modules[module]).items() if isinstance(one, type)])
         raise UserError(f"{module} has no {kind.__name__} {name}{near}")
     return found
+
+
+def refuse_another(known: dict[str, Any], config: dict[str, Any], spared: tuple[str, ...], remedy: str) -> None:
+    """A run goes on as it was begun, or not at all.
+
+    Args:
+        known, config: that it was begun with, and of now.
+        spared: how the keys begin that may differ.
+
+    Raises:
+        UserError: another one differs.
+    """
+    before, now = (_flat(json.loads(json.dumps(one, default=str))) for one in (known, config))
+    differ = [key for key in before | now if before.get(key) != now.get(key) and not key.startswith(spared)]
+    if differ:
+        key = differ[0]
+        raise UserError(f"this run was begun with {key}={before.get(key)}, and now it is {now.get(key)}: {remedy}")
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every value by its key as one types it."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 # --- the command of a job ---------------------------------------------------------------------------------------------

@@ -1,11 +1,7 @@
 """Files of a run, and those that other processes may read or write at the same time."""
 
-import io
 import json
 import logging
-import os
-import select
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,19 +90,3 @@ def checkpoint_file(path: Path) -> Path:
     if not best.is_file():
         raise UserError(f"the folder {path} holds no checkpoint: {BEST} is missing")
     return best
-
-
-def replace_unprintable() -> None:
-    """What a terminal or a pipe cannot show becomes a question mark, and no error at the end of a run."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="replace")
-
-
-def reader_has_gone() -> bool:
-    """Whether nobody reads what is printed, as `| head` does not after its lines; what is left then goes nowhere."""
-    pipe = select.poll()
-    pipe.register(sys.stdout.fileno(), select.POLLOUT)
-    gone = any(state & select.POLLERR for _, state in pipe.poll(0))
-    if gone:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return gone

@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from defectcls.arguments import spelled_out, with_text_quoted
 from defectcls.config import CONF_DIR
 from defectcls.errors import FULL_ERROR
-from defectcls.training.command import recorded_command, run_verb
+from defectcls.training.command import run_verb
+from defectcls.training.jobs import recorded_command
 from tests.conftest import command, composed, process, sentence
 
 SYNTHETIC = "dataset=synthetic"
@@ -241,16 +242,15 @@ def test_resume_repeats_the_presets_and_later_words_win(tmp_path: Path, monkeypa
     assert (begun["trainer"]["accelerator"], again["trainer"]["accelerator"]) == ("gpu", "cpu")
     assert again["resume"] == f"{tmp_path}/run 1"
     presets = f"hydra.searchpath=['file://{tmp_path}/my conf','file://{tmp_path}/more']"
-    assert recorded_command(tmp_path / "run 1")[0][:2] == [presets, SYNTHETIC]
+    assert recorded_command(tmp_path / "run 1")[1][:2] == [presets, SYNTHETIC]
 
 
 @pytest.mark.parametrize("content", [b"\0" * 9, b"[a", b"a: b", b"\xff\xfe", b"- 1", b""])
 def test_damaged_record_of_a_run(tmp_path: Path, content: bytes) -> None:
     (tmp_path / ".hydra").mkdir()
-    (tmp_path / ".hydra/overrides.yaml").write_bytes(content)
-    text = sentence(command("train", f"resume={tmp_path}"))
-    assert text.startswith(f"the record {tmp_path / '.hydra'} is damaged (")
-    assert text.endswith(f"): repeat the command that began this run, with hydra.run.dir={tmp_path}")
+    (tmp_path / ".hydra/hydra.yaml").write_bytes(content)
+    expected = f"{tmp_path}/.hydra/hydra.yaml is damaged: repeat the command that began this, in another folder"
+    assert sentence(command("train", f"resume={tmp_path}")) == expected
 
 
 # --- wrong values -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""How a run ends that does not come to its end: signals, a disk, a terminal that cannot show a letter."""
+"""How a run ends that does not come to its end: signals, a disk, a reader that goes."""
 
 import errno
 import os
@@ -116,21 +116,14 @@ def test_a_forked_process_ends_by_its_owner_alone() -> None:
 # --- what is printed --------------------------------------------------------------------------------------------------
 
 
-def test_what_a_terminal_cannot_show_is_a_question_mark(tmp_path: Path) -> None:
-    body = "print('良 · ok'); from rich.console import Console; Console().print('é')"
-    assert ended(begin(tmp_path, body, PYTHONIOENCODING="ascii")) == (0, "? ? ok\n?\n", "")
-    assert ended(begin(tmp_path, body, PYTHONIOENCODING="latin-1:strict"))[:2] == (0, "? \ufffd ok\n\ufffd\n")
-
-
-@pytest.mark.parametrize(("lines", "status"), [(3, 0), (100_000, 141)])
-def test_a_reader_that_goes_ends_it_quietly(tmp_path: Path, lines: int, status: int) -> None:
-    """A run that is finished has succeeded all the same."""
+@pytest.mark.parametrize("lines", [3, 100_000])
+def test_a_reader_that_goes_ends_it_quietly(tmp_path: Path, lines: int) -> None:
     begun = begin(tmp_path, f"print('begun', file=sys.stderr); time.sleep(0.3); print('a line\\n' * {lines})")
     assert begun.stdout is not None
     assert begun.stderr is not None
     begun.stdout.close()
     assert begun.stderr.read() == b"begun\n"
-    assert begun.wait(60) == status
+    assert begun.wait(60) == 141
 
 
 # --- disks and folders ------------------------------------------------------------------------------------------------

@@ -211,13 +211,13 @@ def test_a_run_goes_on_as_it_was_begun_or_not_at_all(finished: Path, tmp_path: P
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     (folder / "metrics.json").unlink()
-    record = (folder / ".hydra/overrides.yaml").read_bytes()
+    record = (folder / ".hydra/hydra.yaml").read_bytes()
     for changed in ("optim.lr=0.5", f"dataset.root={tmp_path}", "dataset.depth=14"):
         told = sentence(command("train", f"resume={folder}", changed))
         key, _, value = changed.partition("=")
         assert told.startswith(f"this run was begun with {key}=")
         assert told.endswith(f", and now it is {value}: leave that out of resume={folder}, or begin another run")
-    assert (folder / ".hydra/overrides.yaml").read_bytes() == record  # what was typed in vain is not typed again
+    assert (folder / ".hydra/hydra.yaml").read_bytes() == record  # what was typed in vain is not typed again
 
 
 @pytest.mark.parametrize("content", [b"", b'{"test": {', b"[1]", b"{}", b"\xff\xfe", b"[" * 100_000])
@@ -230,7 +230,7 @@ def test_numbers_of_a_run_that_are_damaged(finished: Path, tmp_path: Path, conte
 
 
 def test_folder_that_is_no_run(tmp_path: Path) -> None:
-    expected = f"resume={tmp_path} is no folder of a run or a sweep: give one such as runs/<dataset>/<model>/<time>"
+    expected = f"{tmp_path} is no folder of a run or a sweep: give one such as runs/<dataset>/<model>/<time>"
     assert sentence(command("train", f"resume={tmp_path}")) == expected
 
 

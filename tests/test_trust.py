@@ -19,7 +19,6 @@ from defectcls.data.datamodule import DefectDataModule
 from defectcls.errors import UserError
 from defectcls.model.checkpoint import load_classifier
 from defectcls.training.command import resumed
-from defectcls.training.jobs import SWEEP, _write
 from tests.conftest import command, sentence
 
 SPRUNG: list[Path] = []
@@ -179,13 +178,18 @@ CODE = [
 ]
 
 
+def record(overrides: list[str]) -> str:
+    """As Hydra keeps them."""
+    return yaml.safe_dump({"hydra": {"job": {"name": "train"}, "overrides": {"hydra": [], "task": overrides}}})
+
+
 @pytest.mark.parametrize("override", CODE)
 def test_what_may_run_code_is_trusted_or_refused(tmp_path: Path, override: str) -> None:
     (tmp_path / "run/.hydra").mkdir(parents=True)
     (tmp_path / "sweep").mkdir()
     recorded = ["dataset=synthetic", "dataset.root=../photos", override, "seed=1"]
-    (tmp_path / "run/.hydra/overrides.yaml").write_text(yaml.safe_dump(recorded))
-    _write(tmp_path / "sweep" / SWEEP, {"verb": "train", "arguments": recorded, "finished": False})
+    for file in ("run/.hydra/hydra.yaml", "sweep/multirun.yaml"):
+        (tmp_path / file).write_text(record(recorded))
     for kind in ("run", "sweep"):
         resume = f"resume={tmp_path / kind}"
         text = sentence(command("train", resume))
@@ -200,7 +204,7 @@ def test_what_may_run_code_is_trusted_or_refused(tmp_path: Path, override: str) 
 def test_a_run_that_names_no_code_needs_no_trust(tmp_path: Path) -> None:
     (tmp_path / ".hydra").mkdir()
     recorded = ["dataset=folder", "dataset.root=../photos", "dataset.sound=[good]", "model=timm", "+model.x=-1"]
-    (tmp_path / ".hydra/overrides.yaml").write_text(yaml.safe_dump(recorded))
+    (tmp_path / ".hydra/hydra.yaml").write_text(record(recorded))
     assert resumed([f"resume={tmp_path}", "seed=2"])[0][:5] == recorded
 
 

@@ -15,9 +15,8 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from defectcls.arguments import RUN_DIR, SWEEP_DIR, UNRECORDED, as_typed, quoted, with_presets
 from defectcls.config import (
@@ -33,8 +32,8 @@ from defectcls.config import (
     task_of,
 )
 from defectcls.errors import AGAIN, FULL_ERROR, Stopped, UserError, explain, stoppable
-from defectcls.files import BEST, read_json, reader_has_gone, replace_unprintable
-from defectcls.training.jobs import Task, close_sweep, open_sweep, recorded_sweep, run_job
+from defectcls.files import BEST, lock_at_once, read_json
+from defectcls.training.jobs import SWEEP, Task, close_sweep, recorded_command, run_job
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,20 +92,15 @@ def run(verb: str, *overrides: str, config_dir: str | Path | None = None) -> Run
         UserError: a mistake that the user can mend.
         KeyboardInterrupt: Ctrl-C; `run("train", "resume=<folder>")` goes on.
     """
-    task = task_of(verb)
     if options := [word for word in overrides if word.startswith("-")]:
         raise UserError(f"{options[0]} is for the command line: give key=value, and config_dir=<folder>")
+    given = [] if config_dir is None else [f"--config-dir={config_dir}"]
     begun: list[Path] = []
-    try:
-        with stoppable():
-            given = [] if config_dir is None else [f"--config-dir={config_dir}"]
-            _perform(verb, task, [*given, *overrides], begun, alone=False)
-    except Stopped:
-        raise KeyboardInterrupt(_way_on(verb, begun)) from None
-    except Exception as error:
-        if (sentence := _sentence(error, verb, begun)) is None:
-            raise
-        raise UserError(sentence) from error
+    status, said = _done(verb, task_of(verb), [*given, *overrides], begun, alone=False)
+    if status > 128:
+        raise KeyboardInterrupt(said)
+    if said:
+        raise UserError(said)
     return RunFolder(begun[-1])
 
 
@@ -114,8 +108,8 @@ def run_verb(verb: str, task: Verb | None, typed: list[str] | None = None) -> No
     """Do what the command line asks for: compose conf/<verb>.yaml and call `task(config, run folder)` for every job.
 
     A user's mistake ends in one sentence on stderr and exit status 2; HYDRA_FULL_ERROR=1 shows its traceback. So does
-    a signal, in 128 and its number. A whole number that the task returns is the exit status, in a sweep the highest, or
-    1 where some of its jobs failed; any other is what a sweeper is told.
+    a signal, in 128 and its number. A whole number that the task returns is the exit status; any other is what a
+    sweeper is told. A sweep ends in 1 where some of its jobs failed, in 2 where all did.
 
     Args:
         task: None takes the verb's own.
@@ -123,37 +117,44 @@ def run_verb(verb: str, task: Verb | None, typed: list[str] | None = None) -> No
     """
     # Threads that spin starve others. Before torch is imported, here and in all that is started from here.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    typed = sys.argv[1:] if typed is None else typed
-    begun: list[Path] = []
-    status = 128 + 13  # as a shell has it where the reader of a pipe has gone before all was printed
-    replace_unprintable()
-    with stoppable() as received:
-        try:
-            status = _perform(verb, task or task_of(verb), typed, begun)
-            sys.stdout.flush()
-        except (Exception, Stopped) as error:
-            if received:
-                status = 128 + received[0]
-                print(f"stopped by {signal.Signals(received[0]).name}: {_way_on(verb, begun)}", file=sys.stderr)
-            elif not (isinstance(error, BrokenPipeError) and reader_has_gone()):
-                sentence = _sentence(error, verb, begun)
-                if sentence is None or os.environ.get(FULL_ERROR) == "1":
-                    raise
-                status = 2
-                print(f"error: {sentence}", file=sys.stderr)
+    try:
+        status, said = _done(verb, task, sys.argv[1:] if typed is None else typed, [])
+        if said:
+            print(said if status > 128 else f"error: {said}", file=sys.stderr)
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on, as `| head` does not: what is left goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
     if status:
         sys.exit(status)
 
 
-def _sentence(error: BaseException, verb: str, begun: list[Path]) -> str | None:
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return composition_sentence(error, verb)
-    return explain(error, _way_on(verb, begun))
+def _done(
+    verb: str, task: Verb | None, typed: list[str], begun: list[Path], alone: bool = True
+) -> tuple[int, str | None]:
+    """The exit status; and of a signal, or of what a user can mend, one sentence. A bug is raised.
+
+    Args:
+        begun: takes the folder that is made.
+        alone: the process does nothing else.
+    """
+    with stoppable() as received:
+        try:
+            return _perform(verb, task or task_of(verb), typed, begun, alone), None
+        except (Exception, Stopped) as error:
+            way_on = _way_on(verb, begun)
+            if received:
+                return 128 + received[0], f"stopped by {signal.Signals(received[0]).name}: {way_on}"
+            composing = isinstance(error, HydraException | OmegaConfBaseException)
+            sentence = composition_sentence(error, verb) if composing else explain(error, way_on)
+            if sentence is None or os.environ.get(FULL_ERROR) == "1":
+                raise
+            return 2, sentence
 
 
 def _way_on(verb: str, begun: list[Path]) -> str:
     """What goes on after a run, or a sweep, was cut short in the folder that was begun, if one was."""
-    if not begun or not begun[-1].is_dir() or not (verb in RESUMED or recorded_sweep(begun[-1]) is not None):
+    if not begun or not begun[-1].is_dir() or not (verb in RESUMED or (begun[-1] / SWEEP).is_file()):
         return AGAIN
     return f"{as_typed(f'resume={begun[-1]}')} goes on"
 
@@ -202,17 +203,31 @@ def _run(hydra: Any, verb: str, task: Verb, overrides: list[str], begun: list[Pa
 
 
 def _sweep(hydra: Any, verb: str, overrides: list[str], begun: list[Path]) -> int:
-    """Every job, by whichever launcher, and then their table."""
-    HydraConfig.instance().set_config(hydra.compose_config(verb, overrides, RunMode.MULTIRUN))
-    folder, HydraConfig.instance().cfg = Path(HydraConfig.get().sweep.dir), None
-    arguments = [*searchpath(overrides), *(override for override in overrides if not override.startswith("hydra"))]
-    with open_sweep(folder, verb, arguments):
+    """Every job, by whichever launcher, and then their table.
+
+    Raises:
+        UserError: the folder is of another command, of a sweep that runs, or holds other files.
+    """
+    folder = Path(hydra.compose_config(verb, overrides, RunMode.MULTIRUN).hydra.sweep.dir)
+    command = [*searchpath(overrides), *(override for override in overrides if not override.startswith("hydra"))]
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / SWEEP).is_file():
+            raise UserError(f"{folder} holds other files: give {SWEEP_DIR}=<new folder>")
+        theirs, recorded = recorded_command(folder)
+        if (theirs, recorded) != (verb, command):
+            other = " ".join([theirs, "-m", *recorded])
+            raise UserError(f"{folder} is of another sweep, {other}: take another folder by {SWEEP_DIR}=<folder>")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = lock_at_once(folder / "sweep.lock")
+    if lock is None:
+        raise UserError(f"the sweep in {folder} is running: wait for it, or stop it")
+    with lock:
         begun.append(folder)
+        here = f"{SWEEP_DIR}={quoted(str(folder))}"
         try:
-            here = f"{SWEEP_DIR}={quoted(str(folder))}"
             hydra.multirun(verb, functools.partial(_sweep_job, verb), [*overrides, here])
         finally:
-            status = close_sweep(folder)
+            status = close_sweep(folder, verb, command)
     return status
 
 
@@ -241,7 +256,8 @@ def resumed(typed: list[str]) -> tuple[list[str], bool]:
     if not folders or folders[-1] in ("", "null"):
         return rest, False
     folder = Path(folders[-1]).expanduser()
-    recorded, sweeps = recorded_command(folder)
+    _, recorded = recorded_command(folder)
+    sweeps = (folder / SWEEP).is_file()
     if TRUST not in typed and (code := next(filter(CODE.match, recorded), None)):
         raise UserError(f"resume={folder} would repeat {code}, which may run code: add {TRUST} if you trust the folder")
     if sweeps:
@@ -250,29 +266,3 @@ def resumed(typed: list[str]) -> tuple[list[str], bool]:
     else:
         place = [f"{RUN_DIR}={quoted(str(folder))}", UNRECORDED]
     return with_presets([*recorded, *place, *rest], None), sweeps
-
-
-def recorded_command(folder: Path) -> tuple[list[str], bool]:
-    """What began a run or a sweep, and whether it is a sweep: the folders of presets beside conf/, and the overrides.
-
-    Raises:
-        UserError: no folder of a run or a sweep, or its record is damaged.
-    """
-    if (began := recorded_sweep(folder)) is not None:
-        return began[1:], True
-    recorded, state = folder / ".hydra" / "overrides.yaml", folder / ".hydra" / "hydra.yaml"
-    if not recorded.is_file():
-        raise UserError(
-            f"resume={folder} is no folder of a run or a sweep: give one such as runs/<dataset>/<model>/<time>"
-        )
-    try:
-        overrides = OmegaConf.to_container(OmegaConf.load(recorded))
-        if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
-            raise ValueError("no list of overrides")
-        presets = searchpath(OmegaConf.load(state).hydra.overrides.hydra) if state.is_file() else []
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"the record {recorded.parent} is damaged ({type(error).__name__}): repeat the command that began this "
-            f"run, with {as_typed(f'{RUN_DIR}={folder}')}"
-        ) from error
-    return with_presets([*presets, *(word for word in overrides if not word.startswith("resume="))], None), False

@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
+from defectcls.config import refuse_another
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.findings import remember_seen
 from defectcls.data.masks import mask_sizes
@@ -39,7 +40,6 @@ from defectcls.training.build import (
     device_of,
     with_compute,
 )
-from defectcls.training.jobs import refuse_another
 from defectcls.training.provenance import provenance
 from defectcls.training.record import Record, read_checkpoint, rolled_back, stage_summary
 
@@ -132,7 +132,7 @@ class TrainingRun(Run):
             may_change = (*MAY_CHANGE, "dataset.depth") if settings.dataset.depth == "auto" else MAY_CHANGE
             now = config | {"dataset": config["dataset"] | {"depth": settings.dataset.depth}}  # as text, however typed
             remedy = f"leave that out of resume={folder}, or begin another run"
-            refuse_another(begun["config"], now, "this run", may_change, remedy)
+            refuse_another(begun["config"], now, may_change, remedy)
             settings = as_begun(settings, begun, device)
         self.settings = settings = with_compute(settings, device)
         self.folder, self.record = folder, Record(folder)

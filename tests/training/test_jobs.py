@@ -1,13 +1,11 @@
 """The jobs of a sweep: isolated, recorded, not run twice; and a sweep that is killed and started again."""
 
-import contextlib
 import json
 import os
-import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,9 @@ from filelock import FileLock
 from defectcls.errors import UserError
 from defectcls.training import command as commands
 from defectcls.training import jobs
-from defectcls.training.jobs import Task, close_sweep, open_sweep, read_jobs, run_job
+from defectcls.training.jobs import Task, read_jobs, recorded_command, run_job
 from tests.conftest import Outcome, command, process, sentence
 
-COMMAND = ["model=a,b", "seed=0,1"]
 BREAKING = """
 import os, signal, sys
 from defectcls.data.synthetic import Synthetic
@@ -40,8 +37,8 @@ class Breaking(Synthetic):
 
 def job(folder: Path, number: int, status: str, **more: Any) -> None:
     """A record, and of a finished job the numbers of a run."""
-    record = {"number": number, "overrides": [f"seed={number}"], "status": status, "error": None, "exit_status": 0}
-    record |= {"config": {}, "objective": None} | more
+    record = {"number": number, "overrides": [f"seed={number}"], "status": status, "error": None, "objective": None}
+    record |= more
     (folder / str(number)).mkdir(parents=True)
     (folder / str(number) / "job.json").write_text(json.dumps(record))
     if status == "finished":
@@ -78,102 +75,80 @@ def test_failed_job_is_recorded_with_its_sentence_and_tried_again(tmp_path: Path
 
 def test_finished_job_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs.multiprocessing, "get_context", lambda *_: pytest.fail("a process is started"))
-    job(tmp_path, 4, "finished", config={"optim": {"lr": 0.1}, "logger": {"name": "csv"}, "resume": None})
-    known = {"optim": {"lr": 0.1}, "logger": {"name": "wandb"}, "resume": None}
-    assert run_job(task(tmp_path / "4", "train", known))["status"] == "finished"
-
-
-@pytest.mark.parametrize("status", ["finished", "failed", "unfinished"])
-def test_job_begun_with_another_configuration_is_refused_and_kept(tmp_path: Path, status: str) -> None:
-    job(tmp_path, 4, status, config={"optim": {"lr": 0.1, "name": "sgd"}})
-    before = (tmp_path / "4" / "job.json").read_text()
-    with pytest.raises(UserError, match=re.escape("was begun with optim.lr=0.1, and now it is 0.2: take another")):
-        run_job(task(tmp_path / "4", "train", {"optim": {"lr": 0.2, "name": "sgd"}}))
-    assert (tmp_path / "4" / "job.json").read_text() == before
+    job(tmp_path, 4, "finished")
+    assert run_job(task(tmp_path / "4", "train", {}))["status"] == "finished"
 
 
 # --- the folder of a sweep --------------------------------------------------------------------------------------------
 
 
-def opened(folder: Path, arguments: list[str] = COMMAND, verb: str = "train") -> Path:
-    with open_sweep(folder, verb, arguments):
-        return folder
-
-
-def test_a_folder_goes_on_with_its_own_command_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = opened(tmp_path / "1")
-    job(folder, 0, "finished")
-    job(folder, 1, "failed", error="no photos")
-    assert close_sweep(folder) == 1
-    assert "no photos" in capsys.readouterr().out
-    assert opened(folder) == folder
-    for arguments, verb in ((["model=a"], "train"), (COMMAND, "crossval")):
-        with pytest.raises(
-            UserError, match=re.escape("1 is of another sweep, train -m model=a,b seed=0,1: take another")
-        ):
-            opened(folder, arguments, verb)
-
-
-def test_presets_beside_conf_are_part_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """`-m <arguments>` in the folder `sweep`, each job of which is finished at once, but for that of seed 1."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine/model").mkdir(parents=True)
-    begun: list[tuple] = []
 
-    @contextlib.contextmanager
-    def sweep_of(*given: Any) -> Iterator[Path]:
-        begun.append(given)
-        raise UserError("enough")
-        yield
+    def at_once(one: Task) -> dict[str, Any]:
+        if "seed=1" in one.overrides:
+            return one.record("failed", "no photos")
+        return one.record("finished", objective=0.5)
 
-    monkeypatch.setattr(commands, "open_sweep", sweep_of)
-    more = f"hydra.searchpath=[file://{tmp_path}/more]"
-    given = ("dataset=synthetic", "--config-dir", "mine", "-m", more, "hydra/launcher=joblib", "seed=0,1")
-    assert sentence(command("train", *given)) == "enough"
-    presets = f"hydra.searchpath=['file://{tmp_path}/mine','file://{tmp_path}/more']"
-    assert begun[0][1:] == ("train", [presets, "dataset=synthetic", "seed=0,1"])
+    monkeypatch.setattr(commands, "run_job", at_once)
+    return lambda *given, verb="train": command(verb, "-m", "dataset=synthetic", "hydra.sweep.dir=sweep", *given)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"verb": "train"}', b"\xff"])
-def test_damaged_records_of_a_sweep(tmp_path: Path, content: bytes) -> None:
-    first = opened(tmp_path / "1")
-    job(first, 0, "finished")
-    for file in ("job.json", "metrics.json"):
-        whole = (first / "0" / file).read_bytes()
-        (first / "0" / file).write_bytes(content)
-        with pytest.raises(UserError) as caught:
-            read_jobs(first)
-        assert str(caught.value) == (
-            f"{first}/0/{file} is damaged: delete the folder {first}/0, and resume=<sweep folder> goes on and does the "
-            "job anew"
+def test_a_folder_goes_on_with_its_own_command_alone(begin: Callable[..., Outcome]) -> None:
+    assert begin("seed=0,1").code == 1
+    assert statuses(Path("sweep")) == {0: "finished", 1: "failed"}
+    again = begin("seed=0,1")
+    assert (again.code, "no photos" in again.out) == (1, True)
+    assert command("train", "resume=sweep").code == 1
+    for given, verb in ((["seed=0"], "train"), (["seed=0,1"], "crossval")):
+        assert sentence(begin(*given, verb=verb)) == (
+            "sweep is of another sweep, train -m dataset=synthetic seed=0,1: take another folder by "
+            "hydra.sweep.dir=<folder>"
         )
-        (first / "0" / file).write_bytes(whole)
-    assert statuses(first) == {0: "finished"}
-    (first / "sweep.json").write_bytes(content)
-    with pytest.raises(UserError, match="sweep.json is damaged: take another folder by hydra.sweep.dir=<folder>"):
-        opened(first)
 
 
-def test_folder_of_other_files_is_not_written_to(tmp_path: Path) -> None:
-    (tmp_path / "photos" / "good").mkdir(parents=True)
-    with pytest.raises(UserError, match="photos holds other files: give hydra.sweep.dir=<new folder>"):
-        opened(tmp_path / "photos")
-    assert [entry.name for entry in (tmp_path / "photos").iterdir()] == ["good"]
+def test_presets_beside_conf_are_part_of_a_sweep(begin: Callable[..., Outcome], tmp_path: Path) -> None:
+    for name in ("mine", "more"):
+        (tmp_path / name / "model").mkdir(parents=True)
+    more = f"hydra.searchpath=[file://{tmp_path}/more]"
+    assert begin("--config-dir", "mine", more, "seed=0,2").code == 0
+    presets = f"hydra.searchpath=['file://{tmp_path}/mine','file://{tmp_path}/more']"
+    assert recorded_command(tmp_path / "sweep") == ("train", [presets, "dataset=synthetic", "seed=0,2"])
 
 
-def test_running_sweep_is_not_joined(tmp_path: Path) -> None:
-    first = opened(tmp_path / "1")
-    with FileLock(first / "sweep.lock"), pytest.raises(UserError, match="is running: wait for it, or stop it"):
-        opened(first)
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
+def test_damaged_records_of_a_sweep(tmp_path: Path, content: bytes) -> None:
+    job(tmp_path, 0, "finished")
+    for file in ("job.json", "metrics.json"):
+        whole = (tmp_path / "0" / file).read_bytes()
+        (tmp_path / "0" / file).write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            read_jobs(tmp_path)
+        assert str(caught.value) == (
+            f"{tmp_path}/0/{file} is damaged: delete the folder {tmp_path}/0, and resume=<sweep folder> goes on and "
+            "does the job anew"
+        )
+        (tmp_path / "0" / file).write_bytes(whole)
+    assert statuses(tmp_path) == {0: "finished"}
 
 
-def test_status_says_whether_jobs_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    good, bad = opened(tmp_path / "good"), opened(tmp_path / "bad")
-    for number in range(2):
-        job(good, number, "finished", exit_status=number)
-        job(bad, number, "failed", error=f"reason {number}")
-    assert close_sweep(good) == 1  # the highest of theirs, such as that of an audit that found leaks
-    assert close_sweep(bad) == 2
-    assert capsys.readouterr().err == "error: all 2 jobs failed, the first of them: reason 0\n"
+def test_folder_of_other_files_is_not_written_to(begin: Callable[..., Outcome], tmp_path: Path) -> None:
+    (tmp_path / "sweep" / "good").mkdir(parents=True)
+    assert sentence(begin("seed=0,1")) == "sweep holds other files: give hydra.sweep.dir=<new folder>"
+    assert [entry.name for entry in (tmp_path / "sweep").iterdir()] == ["good"]
+
+
+def test_running_sweep_is_not_joined(begin: Callable[..., Outcome], tmp_path: Path) -> None:
+    assert begin("seed=0,2").code == 0
+    with FileLock(tmp_path / "sweep/sweep.lock"):
+        assert sentence(begin("seed=0,2")) == "the sweep in sweep is running: wait for it, or stop it"
+
+
+def test_all_jobs_failed(begin: Callable[..., Outcome]) -> None:
+    outcome = begin("seed=1", "batch_size=8,16")
+    assert (outcome.code, outcome.err) == (2, "error: all 2 jobs failed, the first of them: no photos\n")
 
 
 def test_sweep_that_cannot_be_composed_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +176,7 @@ def test_two_of_twelve_jobs_fail_and_ten_finish(tiny: list[str], tmp_path: Path)
     assert errors == {
         1: "ValueError('the disk of the camera is broken')",
         2: "a batch does not fit into memory: lower batch_size or image_size (MemoryError)",
-        3: "its process was killed by SIGKILL, as Linux does when memory runs out",
+        3: "its process was killed, as Linux does when memory runs out",
     }
     assert sum(status == "finished" for status in statuses(folder).values()) == 9
     table = pd.read_csv(folder / "jobs.csv").set_index("job")
