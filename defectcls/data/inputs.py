@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from defectcls.data.samples import IMAGE_SUFFIXES, LEFT_BEHIND, counted, images_in
 from defectcls.errors import UserError
-from defectcls.tables import missing_column, read_table, refuse
+from defectcls.tables import read_table, refuse
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +66,7 @@ def list_inputs(given: str, root: Path | None) -> Photos:
 
 
 def _photos_of_table(table: Path, root: Path) -> Photos:
-    rows = read_table(table, ("path",))
-    if "path" not in rows:
-        raise missing_column(table, "path", rows)
+    rows = read_table(table, ("path",), required=("path",))
     refuse((f"row {row + 1}" for row in rows.index[rows["path"] == ""]), f"{table} has rows without a path")
     names = rows["path"].str.replace("\\", "/").drop_duplicates().tolist()
     if len(names) < len(rows):

@@ -10,7 +10,7 @@ import pandas as pd
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.samples import Names, folded
 from defectcls.errors import UserError
-from defectcls.tables import OPTIONAL_COLUMNS, missing_column, read_table, refuse
+from defectcls.tables import OPTIONAL_COLUMNS, read_table, refuse
 
 
 class Table(DefectDataModule):
@@ -43,10 +43,8 @@ class Table(DefectDataModule):
             UserError: the file cannot be read, a column is missing, or a cell cannot be used; no row is left out.
         """
         table, root = self.table, self.root
-        rows = read_table(table, ("path", "label", "defective", *OPTIONAL_COLUMNS))
+        rows = read_table(table, ("path", "label", "defective", *OPTIONAL_COLUMNS), required=("path", "label"))
         for column in ("path", "label"):
-            if column not in rows:
-                raise missing_column(table, column, rows)
             empty = rows.index[rows[column] == ""] + 1
             refuse(empty, f"{table} has no {column} in some rows (counted from 1, after the header)")
         if self.labels is not None:
