@@ -69,7 +69,7 @@ def _read_text(table: Path) -> pd.DataFrame:
         header = file.readline()
     sign = max(",;\t", key=header.count)
     cells = pd.read_csv(table, sep=sign, header=None, dtype=str, keep_default_na=False, skipinitialspace=True)
-    return cells[1:].set_axis(cells.loc[0].tolist(), axis=1)  # a name that stands there twice is left as it is
+    return cells[1:].set_axis(cells.iloc[0].tolist(), axis=1)  # a name that stands there twice is left as it is
 
 
 def numbers(cells: pd.Series, table: Path) -> np.ndarray:
