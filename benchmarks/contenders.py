@@ -53,7 +53,7 @@ class Plan(NamedTuple):
     def run(self, settings: TrainSettings | None = None) -> TrainingRun:
         """A run on the Trainer's device; without settings of all layers, an epoch for every turn."""
         if settings is None:
-            stage = StageSettings(epochs=WARM_UP + self.rounds, steps=None, trainable="all", lr_scale=1)
+            stage = StageSettings(epochs=WARM_UP + self.rounds, trainable="all", lr_scale=1)
             full = {"probe": False, "patience": None, "stages": {"full": stage}}
             settings = self.settings.model_copy(update={"finetune": self.settings.finetune.model_copy(update=full)})
         folder, config = self.new_folder(), settings.model_dump(mode="json")

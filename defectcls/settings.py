@@ -102,7 +102,6 @@ class ModelSettings(TargetSettings):
     weights: Path | None
     pool: str | None
     head: Literal["linear", "joined", "memory"]
-    dropout: Share
     test_views: Literal[1, 2, 4, 8]
 
     def mistakes(self) -> Iterator[str]:
@@ -111,14 +110,9 @@ class ModelSettings(TargetSettings):
 
 
 class StageSettings(Settings):
-    epochs: PositiveInt | None
-    steps: PositiveInt | None
+    epochs: PositiveInt
     trainable: Literal["head", "all"] | Annotated[float, Field(gt=0, le=1)]
     lr_scale: Positive
-
-    def mistakes(self) -> Iterator[str]:
-        if (self.epochs is None) == (self.steps is None):
-            yield "give epochs or steps, and null for the other"
 
 
 class FinetuneSettings(Settings):

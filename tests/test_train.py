@@ -165,7 +165,6 @@ def test_one_seed_is_one_result_and_another_seed_another(tiny: list[str], tmp_pa
         "finetune=full",
         "finetune.stages.full.epochs=2",
         "batch_size=16",
-        "model.dropout=0.2",
         "augment=any_angle",
     )
     first, again, other = (tmp_path / name for name in ("first", "again", "other"))
@@ -209,17 +208,6 @@ def test_probe_leaves_the_backbone_as_it_was(tiny: list[str], tmp_path: Path) ->
     untrained, trained = build_classifier(settings, data).state_dict(), weights(tmp_path / "checkpoints/best.ckpt")
     changed = {name for name in trained if not torch.equal(trained[name], untrained[name])}
     assert changed == {"head.mean", "head.std", "head.linear.weight", "head.linear.bias"}
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_stage_of_steps_ends_at_that_step_and_is_validated(tiny: list[str], tmp_path: Path) -> None:
-    steps = ("finetune=full", "finetune.stages.full.epochs=null", "finetune.stages.full.steps=4", "batch_size=16")
-    metrics = run(tmp_path, *tiny, *steps)
-    assert metrics["train"]["n"] // 16 == 3  # so that the fourth step is the first one of the second epoch
-    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
-    history = pd.read_csv(tmp_path / "metrics.csv")
-    assert history["epoch"].tolist() == [1, 2]
-    assert history["val/auroc"].notna().all()
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -296,7 +284,6 @@ OPTIONS = (
     "optim.clip=0.01",
     "+optim.options.betas=[0.5,0.6]",
     "finetune.batchnorm=frozen",
-    "model.dropout=0.5",
     "model.pool=catavgmax",
     "augment=any_angle",
 )

@@ -1,5 +1,6 @@
 """The LightningModule: uint8 pixels -> augmentation, backbone, head -> logits."""
 
+import inspect
 import math
 from collections.abc import Callable
 from functools import cached_property
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from torchmetrics.functional import auroc, f1_score, precision, recall
 
+from defectcls.config import named
 from defectcls.data.batches import Batch
 from defectcls.errors import UserError
 from defectcls.evaluation.calibration import calibrated_loss
@@ -19,7 +21,6 @@ from defectcls.model.backbone import Backbone, Look
 from defectcls.model.features import AS_IT_IS, FrozenFeatures, View, copy_of
 from defectcls.model.hardware import precision_of
 from defectcls.model.head import Head
-from defectcls.model.losses import build_loss
 from defectcls.model.memory import Joined
 from defectcls.model.stages import Stage, build_optimizer, plan_stages, set_learning_rate, stage_at, switch_training
 from defectcls.settings import AugmentSettings, FinetuneSettings, LossSettings, ModelSettings, OptimSettings
@@ -44,7 +45,7 @@ class Classifier(L.LightningModule):
         classes: class name -> defective, in logit order.
         image_size: side in pixels.
         channels_last: memory layout that convolutions are faster in.
-        seed: every step draws its augmentation and dropout from (seed, step), so a resumed run repeats nothing.
+        seed: every step draws its augmentation from (seed, step), so a resumed run repeats nothing.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Classifier(L.LightningModule):
         settings = ModelSettings(**model)
         self.classes, self.seed, self.test_views, self.options = classes, seed, settings.test_views, settings.further
         self.backbone = Backbone(settings.name, settings.pool, image_size, channels_last)
-        self.head = Head(self.backbone.feature_count, len(classes), settings.dropout)
+        self.head = Head(self.backbone.feature_count, len(classes))
         self.joined = None if settings.head == "linear" else Joined(self._channels_of_map(settings.head))
         self.augment = Augment(AugmentSettings(**augment))
         self._loss = LossSettings(**loss), class_weights
@@ -81,10 +82,24 @@ class Classifier(L.LightningModule):
         self.evaluated: tuple[np.ndarray, np.ndarray] = (np.empty(0, np.int64), np.empty((0, len(classes)), np.float32))
 
     @cached_property
-    def loss(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """Of logits and targets. No part of the network: a file that names one is evaluated without it being called."""
-        loss = build_loss(*self._loss)
-        return loss.to(self.device) if isinstance(loss, nn.Module) else loss
+    def loss(self) -> nn.Module:
+        """Of logits and targets, with `class_weights` if it takes a `weight`.
+
+        No part of the network: a file that names one is evaluated without it being called.
+
+        Raises:
+            UserError: class weights are asked for, and the loss takes none.
+        """
+        settings, weight = self._loss
+        kind = named(settings.target, nn.Module)
+        takes_weight = "weight" in inspect.signature(kind).parameters
+        if not takes_weight and settings.class_weights not in ("auto", "none"):
+            raise UserError(
+                f"loss.class_weights are given, and {settings.target} has no argument `weight` to take them: "
+                "loss.class_weights=none, or give it one"
+            )
+        factors = {"weight": torch.tensor(weight)} if takes_weight and weight is not None else {}
+        return kind(**settings.further, **factors).to(self.device)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Pixels 0..255, uint8 or float (batch, 3, side, side) -> logits float32 (batch, classes).

@@ -34,9 +34,8 @@ class LinearHead(NamedTuple):
 class Head(nn.Module):
     """Standardised features -> logits, in float32 whatever the autocast: bf16 logits would tie."""
 
-    def __init__(self, feature_count: int, classes: int, dropout: float) -> None:
+    def __init__(self, feature_count: int, classes: int) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(feature_count, classes)
         self.mean, self.std = nn.Buffer(torch.zeros(feature_count)), nn.Buffer(torch.ones(feature_count))
 
@@ -45,7 +44,7 @@ class Head(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             standardised = (features.float() - self.mean) / self.std
             if self.training:
-                return self.linear(self.dropout(standardised))
+                return self.linear(standardised)
             return in_pieces(lambda piece: (self.linear(piece),), standardised)[0]
 
     def load(self, solved: LinearHead) -> None:

@@ -2,11 +2,9 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import pandas as pd
 import torch
-from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from defectcls.evaluation.metrics import compute_metrics, defect_numbers
@@ -15,16 +13,8 @@ from defectcls.model.features import AS_IT_IS, View
 RATES = ("recall", "overkill_rate", "auroc")
 
 
-class Corruption(NamedTuple):
-    """Changes images, uint8 (batch, 3, side, side), by one of three values, each image in the same way in any batch."""
-
-    apply: Callable[[torch.Tensor, float], torch.Tensor]
-    values: tuple[float, float, float]
-    unit: str  # the value in words, as a format
-
-
 def blur(images: torch.Tensor, deviation: float) -> torch.Tensor:
-    """Gaussian."""
+    """Gaussian; the deviation is a share of the side."""
     sigma = deviation * images.shape[-1]
     size = 2 * math.ceil(3 * sigma) + 1
     return F.gaussian_blur(images, [size, size], [sigma, sigma])
@@ -41,28 +31,14 @@ def jpeg(images: torch.Tensor, quality: float) -> torch.Tensor:
     return F.jpeg(images.cpu(), int(quality)).to(images.device)
 
 
-def rotation(images: torch.Tensor, degrees: float) -> torch.Tensor:
-    """Anticlockwise about the centre; reflected borders, since a black corner would be a cue."""
-    side = images.shape[-1]
-    border = math.ceil(side * math.sin(math.radians(degrees)))
-    turned = F.rotate(F.pad(images, [border], padding_mode="reflect"), degrees, InterpolationMode.BILINEAR)
-    return F.center_crop(turned, [side, side])
-
-
-CORRUPTIONS = {  # deviations are standard deviations; grey values end at 255
-    "blur": Corruption(blur, (0.005, 0.01, 0.02), "{:.1%} of the side"),
-    "noise": Corruption(noise, (8, 16, 32), "{} grey values"),
-    "dark": Corruption(F.adjust_brightness, (0.8, 0.6, 0.4), "x {}"),
-    "bright": Corruption(F.adjust_brightness, (1.25, 1.6, 2.2), "x {}"),
-    "jpeg": Corruption(jpeg, (50, 25, 10), "quality {}"),
-    "rotation": Corruption(rotation, (2, 5, 10), "{}°"),
+# What changes images, uint8 (batch, 3, side, side), each in the same way in any batch; by how much, and in words.
+CORRUPTIONS: dict[str, tuple[Callable[[torch.Tensor, float], torch.Tensor], tuple[float, ...], str]] = {
+    "blur": (blur, (0.005, 0.01, 0.02), "{:.1%} of the side"),
+    "noise": (noise, (8, 16, 32), "{} grey values"),
+    "dark": (F.adjust_brightness, (0.8, 0.6, 0.4), "x {}"),
+    "bright": (F.adjust_brightness, (1.25, 1.6, 2.2), "x {}"),
+    "jpeg": (jpeg, (50, 25, 10), "quality {}"),
 }
-
-
-def corrupted(name: str, value: float) -> View:
-    """Images under a corruption of `CORRUPTIONS`."""
-    apply = CORRUPTIONS[name].apply
-    return View(f"{name} {value}", lambda images, _: apply(images, value))
 
 
 def measure_robustness(predict: Callable[[View], pd.DataFrame], classes: dict[str, bool]) -> pd.DataFrame:
@@ -74,9 +50,10 @@ def measure_robustness(predict: Callable[[View], pd.DataFrame], classes: dict[st
         predict: the predictions table of images in a view.
     """
     conditions = [("none", 0, "", AS_IT_IS)]
-    for name, one in CORRUPTIONS.items():
-        for strength, value in enumerate(one.values, 1):
-            conditions.append((name, strength, one.unit.format(value), corrupted(name, value)))
+    for name, (change, values, words) in CORRUPTIONS.items():
+        for strength, value in enumerate(values, 1):
+            view = View(f"{name} {value}", lambda images, _, change=change, value=value: change(images, value))
+            conditions.append((name, strength, words.format(value), view))
     rows = []
     for name, strength, setting, view in conditions:
         numbers = defect_numbers(compute_metrics(predict(view), classes))

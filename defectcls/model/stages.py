@@ -36,8 +36,8 @@ def plan_stages(settings: FinetuneSettings, steps_per_epoch: int, ended: dict[st
     plan: list[Stage] = []
     for name, stage in settings.active_stages.items():
         start = plan[-1].start + plan[-1].steps if plan else 0
-        steps = stage.steps or (stage.epochs or 0) * steps_per_epoch
-        plan.append(Stage(name, start, ended.get(name, start + steps) - start, stage))
+        end = ended.get(name, start + stage.epochs * steps_per_epoch)
+        plan.append(Stage(name, start, end - start, stage))
     return plan
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import sys
-import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from defectcls.errors import UserError, did_you_mean
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-HUB_TIMEOUT_S = 5.0
 STAY_OFFLINE = hub.HF_HUB_OFFLINE  # as the environment variable of this name says
 
 
@@ -45,9 +43,11 @@ def load_pretrained(body: nn.Module, config: PretrainedCfg, options: dict[str, A
         UserError: no such file, weights of another model, or no network.
     """
     name = ".".join(filter(None, (config.architecture, config.tag)))
-    file = weights if weights is None or weights.is_file() else _file_in(weights, name)
     if weights is not None and not weights.exists():
         raise UserError(f"model.weights={weights} does not exist: give a weights file or a folder of them")
+    stems = (name, str(config.architecture))
+    files = [] if weights is None else [weights, *(weights / (stem + suffix) for stem in stems for suffix in SUFFIXES)]
+    file = next(filter(Path.is_file, files), None)
     if file is not None:
         log.info("weights from %s", file)
         _load_file(body, file)
@@ -70,28 +70,18 @@ def _load_file(body: nn.Module, file: Path) -> None:
     """Strict but for the classifier, which the body lacks; timm's own filter resizes position embeddings."""
     filter_checkpoint = getattr(sys.modules[type(body).__module__], "checkpoint_filter_fn", None)
     try:
-        keys = load_checkpoint(body, str(file), strict=False, filter_fn=filter_checkpoint)
+        missing = load_checkpoint(body, str(file), strict=False, filter_fn=filter_checkpoint).missing_keys
     except Exception as error:  # whatever a foreign file makes torch, safetensors or timm's filters raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__  # torch's first line alone says nothing
         raise UserError(f"{file} does not hold weights of this model: {reason}") from error
-    if keys.missing_keys:
-        raise UserError(
-            f"{file} holds weights of another model: {len(keys.missing_keys)} are missing, {keys.missing_keys[0]} first"
-        )
-
-
-def _file_in(folder: Path, name: str) -> Path | None:
-    """The weights file of a model: of the very tag, else of the architecture."""
-    stems = (name, name.split(".")[0])
-    return next((file for stem in stems for suffix in SUFFIXES if (file := folder / (stem + suffix)).is_file()), None)
+    if missing:
+        raise UserError(f"{file} holds weights of another model: {len(missing)} are missing, {missing[0]} first")
 
 
 def _reachable(address: str) -> bool:
-    """Whether the hub answers; asked first, because its client would retry for minutes."""
+    """Whether the hub answers; asked first, because its client would retry for a minute."""
     try:
-        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_TIMEOUT_S).close()
-    except urllib.error.HTTPError as error:
-        return error.code < 500  # 404 and the like are an answer
+        urllib.request.urlopen(address, timeout=5).close()
     except (OSError, ValueError):
         return False
     return True

@@ -30,7 +30,6 @@ from defectcls.model.hardware import (
     find_device,
     keep_freed_memory,
 )
-from defectcls.model.losses import balanced_weights
 from defectcls.settings import TrainerSettings, TrainSettings
 from defectcls.tables import DEFECTIVE, SOUND
 
@@ -123,7 +122,9 @@ def class_weights(settings: TrainSettings, data: DefectDataModule, sampled: bool
     if given == "none" or (given == "auto" and sampled):
         return None
     if given in ("auto", "balanced"):
-        return balanced_weights(np.bincount(data.targets[data.part("train")], minlength=len(names)).tolist())
+        counts = np.bincount(data.targets[data.part("train")], minlength=len(names))
+        # Every class weighs the same in all, and the mean image 1; one without images, as validation may have, as one.
+        return (counts.sum() / (len(counts) * counts.clip(1))).tolist()
     assert isinstance(given, dict)
     if set(given) != set(names):
         raise UserError(f"loss.class_weights names {', '.join(given)}, but the classes are {', '.join(names)}")
@@ -144,7 +145,6 @@ def build_trainer(
         keep_freed_memory()
     if settings.precision != "32":
         allow_tf32(device)
-    epochs = [stage.epochs for stage in stages]
     strategy = settings.strategy
     if strategy == "ddp" and any(stage.trainable != "all" for stage in stages):
         strategy = "ddp_find_unused_parameters_true"  # frozen layers send no gradients
@@ -153,7 +153,7 @@ def build_trainer(
         "devices": settings.devices,
         "strategy": strategy,
         "precision": PRECISIONS[settings.precision][0],
-        "max_epochs": sum(epoch or 0 for epoch in epochs) if None not in epochs else -1,
+        "max_epochs": sum(stage.epochs for stage in stages),
         "min_epochs": 0,
         "gradient_clip_val": training.optim.clip,
         "logger": logger or False,

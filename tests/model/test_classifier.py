@@ -83,7 +83,7 @@ def trainer(tmp_path: Path, **options: Any) -> L.Trainer:
 
 
 def stages(**stages: Any) -> dict[str, Any]:
-    defaults = {"epochs": 1, "steps": None, "trainable": "all", "lr_scale": 1}
+    defaults = {"epochs": 1, "trainable": "all", "lr_scale": 1}
     return {"stages": {name: defaults | changed for name, changed in stages.items()}, "patience": None}
 
 
@@ -95,13 +95,13 @@ def test_a_head_takes_over_a_probe_exactly(classes: int) -> None:
     rng = np.random.default_rng(0)
     features, targets = rng.normal(3, 2, (60, 10)).astype(np.float32), np.arange(60) % classes
     solved = fit_probe((features, targets), (features, targets), [0.1], None)
-    head = Head(10, classes, dropout=0.5).eval()
+    head = Head(10, classes).eval()
     head.load(solved)
     assert head(torch.from_numpy(features)).detach().numpy() == pytest.approx(solved.logits(features), abs=1e-4)
 
 
 def test_a_head_standardises_by_hand() -> None:
-    head = Head(2, 2, dropout=0).eval()
+    head = Head(2, 2).eval()
     eye = np.eye(2)
     head.load(LinearHead(np.array([1.0, 2.0]), np.array([0.5, 4.0]), eye, np.array([10.0, -10.0]), 1.0))
     assert head(torch.tensor([[2.0, 6.0]])).tolist() == [[2 + 10, 1 - 10]]
@@ -112,7 +112,7 @@ def test_a_head_standardises_by_hand() -> None:
 def test_logits_of_an_image_do_not_depend_on_its_batch(features: int, classes: int, threads: int) -> None:
     """A matrix product alone has other bits for one row than for many."""
     torch.manual_seed(0)
-    head, batch, before = Head(features, classes, 0.5).eval(), torch.randn(40, features), torch.get_num_threads()
+    head, batch, before = Head(features, classes).eval(), torch.randn(40, features), torch.get_num_threads()
     torch.set_num_threads(threads)
     whole = head(batch)
     for size in (1, 7, 16, 33):
@@ -224,14 +224,14 @@ class Watch(L.Callback):
 
 
 def test_stages_run_one_after_another_and_the_run_ends_with_the_last(tmp_path: Path) -> None:
-    """Three batches an epoch: an epoch of the head, then four steps of everything; the fifth epoch never comes."""
-    settings = stages(head={"trainable": "head"}, full={"epochs": None, "steps": 4, "lr_scale": 0.5})
+    """Three batches an epoch: an epoch of the head, then two of everything; the fourth epoch never comes."""
+    settings = stages(head={"trainable": "head"}, full={"epochs": 2, "lr_scale": 0.5})
     model, watch = classifier(finetune=settings, optim={"warmup": 0, "schedule": "constant", "lr": 0.01}), Watch()
     before = model.backbone.body.conv1[0].weight.detach().clone()
     trainer(tmp_path, max_epochs=5, callbacks=[watch]).fit(model, batches(), batches())
-    assert [step[0] for step in watch.steps] == ["head"] * 3 + ["full"] * 4
-    assert [step[1] for step in watch.steps] == pytest.approx([0.01] * 3 + [0.005] * 4)
-    assert [step[2] for step in watch.steps] == [False] * 3 + [True] * 4
+    assert [step[0] for step in watch.steps] == ["head"] * 3 + ["full"] * 6
+    assert [step[1] for step in watch.steps] == pytest.approx([0.01] * 3 + [0.005] * 6)
+    assert [step[2] for step in watch.steps] == [False] * 3 + [True] * 6
     assert all(torch.equal(weight, before) for weight in watch.weights[:3])
     assert not torch.equal(watch.weights[3], before)
 
@@ -257,13 +257,13 @@ def test_batchnorm_statistics_move_only_where_asked_to(tmp_path: Path, batchnorm
 def test_the_draws_of_a_step_depend_on_seed_and_step_alone(tmp_path: Path) -> None:
     """So that a resumed run goes on exactly as one that never stopped."""
 
-    def fitted(seed_before: int, **changed: Any) -> dict[str, torch.Tensor]:
-        model = classifier(finetune=stages(full={}), augment={"brightness": 0.5, "rotation": 20}, **changed)
+    def fitted(seed_before: int) -> dict[str, torch.Tensor]:
+        model = classifier(finetune=stages(full={}), augment={"brightness": 0.5, "rotation": 20})
         torch.manual_seed(seed_before)
         trainer(tmp_path, max_epochs=1).fit(model, batches(), batches())
         return model.state_dict()
 
-    one, other = fitted(1, model={"dropout": 0.5}), fitted(2, model={"dropout": 0.5})
+    one, other = fitted(1), fitted(2)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 

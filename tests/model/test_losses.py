@@ -1,23 +1,20 @@
-"""Losses against torch's cross-entropy and scikit-learn's balanced weights."""
+"""Losses against torch's cross-entropy."""
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.utils.class_weight import compute_class_weight
 
 from defectcls.errors import UserError
-from defectcls.model.losses import balanced_weights, build_loss
-from defectcls.settings import LossSettings
+from tests.model.test_classifier import THREE, classifier
 
 WEIGHTS = [None, [0.5, 2.0, 1.25]]
 SMOOTHINGS = [0.0, 0.1]
 
 
-def loss_of(weight: list[float] | None = None, **arguments: float) -> Any:
-    return build_loss(LossSettings(_target_="torch.nn.CrossEntropyLoss", class_weights="none", **arguments), weight)
+def loss_of(weight: list[float] | None = None, **settings: Any) -> torch.nn.Module:
+    return classifier(THREE, weight, loss=settings).loss
 
 
 @pytest.fixture
@@ -40,31 +37,19 @@ def test_cross_entropy_is_torchs(
     assert loss_of(weights, label_smoothing=smoothing)(logits, hard).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("counts", [[300, 25], [10, 10], [7, 100, 1, 40]])
-def test_balanced_weights_are_scikit_learns(counts: list[int]) -> None:
-    targets = np.repeat(np.arange(len(counts)), counts)
-    expected = compute_class_weight("balanced", classes=np.arange(len(counts)), y=targets)
-    assert balanced_weights(counts) == pytest.approx(expected)
-
-
-def test_a_class_without_images_weighs_as_one_with_a_single_one() -> None:
-    assert balanced_weights([30, 0]) == [0.5, 15]
-
-
-def test_weights_move_with_the_loss_to_its_device() -> None:
-    assert "weight" in dict(loss_of([1.0, 2.0]).named_buffers())
-
-
 class Unweighted(torch.nn.Module):
     """Takes no class weights."""
+
+    def __init__(self, label_smoothing: float) -> None:
+        super().__init__()
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return logits.mean() - target.float().mean()
 
 
 def test_a_loss_without_weight_is_not_given_any(logits: torch.Tensor, hard: torch.Tensor) -> None:
-    target = f"{__name__}.Unweighted"
-    loss = build_loss(LossSettings(_target_=target, class_weights="auto"), [1.0, 2.0, 3.0])
+    own = {"_target_": f"{__name__}.Unweighted"}
+    loss = loss_of([1.0, 2.0, 3.0], class_weights="auto", **own)
     assert loss(logits, hard) == logits.mean() - hard.float().mean()
     with pytest.raises(UserError, match="loss.class_weights are given, and .*Unweighted has no argument `weight`"):
-        build_loss(LossSettings(_target_=target, class_weights="balanced"), [1.0, 2.0, 3.0])
+        loss_of([1.0, 2.0, 3.0], class_weights="balanced", **own)

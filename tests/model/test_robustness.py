@@ -26,8 +26,8 @@ def photos(count: int = 5) -> torch.Tensor:
 
 
 def seen(name: str, strength: int, images: torch.Tensor) -> np.ndarray:
-    corruption = CORRUPTIONS[name]
-    changed = corruption.apply(images, corruption.values[strength - 1])
+    change, values, _ = CORRUPTIONS[name]
+    changed = change(images, values[strength - 1])
     assert (changed.dtype, changed.shape) == (torch.uint8, images.shape)
     return changed.numpy().astype(float)
 
@@ -62,21 +62,6 @@ def test_jpeg_is_as_good_as_pillows_of_that_quality(strength: int, quality: int)
     Image.fromarray(first).save(buffer, "jpeg", quality=quality)
     expected = np.asarray(Image.open(buffer)).astype(float).transpose(2, 0, 1)
     assert np.abs(seen("jpeg", strength, photos())[0] - expected).mean() < 0.5
-
-
-@pytest.mark.parametrize(("strength", "degrees"), [(1, 2), (2, 5), (3, 10)])
-def test_rotation_is_pillows(strength: int, degrees: int) -> None:
-    changed = seen("rotation", strength, photos())
-    inside = slice(15, 85)  # where no border reaches
-    for index, image in enumerate(photos()):
-        turned = Image.fromarray(image.permute(1, 2, 0).numpy()).rotate(degrees, Image.Resampling.BILINEAR)
-        expected = np.asarray(turned).astype(float).transpose(2, 0, 1)
-        assert changed[index, :, inside, inside] == pytest.approx(expected[:, inside, inside], abs=2)
-
-
-def test_no_black_corner_gives_a_turned_image_away() -> None:
-    white = torch.full((5, 3, SIDE, SIDE), 255, dtype=torch.uint8)
-    assert (seen("rotation", 3, white) == 255).all()
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

@@ -7,7 +7,6 @@ import lightning as L
 import pytest
 import torch
 from omegaconf import OmegaConf
-from pydantic import ValidationError
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -25,10 +24,8 @@ def finetune(**stages: dict[str, Any] | None) -> FinetuneSettings:
     return FinetuneSettings(**preset | {"probe": True, "stages": stages})
 
 
-def stage(
-    epochs: int | None = 1, steps: int | None = None, trainable: Any = "all", lr_scale: float = 1
-) -> dict[str, Any]:
-    return {"epochs": epochs, "steps": steps, "trainable": trainable, "lr_scale": lr_scale}
+def stage(epochs: int = 1, trainable: Any = "all", lr_scale: float = 1) -> dict[str, Any]:
+    return {"epochs": epochs, "trainable": trainable, "lr_scale": lr_scale}
 
 
 def optim(**changed: Any) -> OptimSettings:
@@ -46,29 +43,22 @@ def network(name: str = RESNET) -> tuple[Backbone, nn.Module]:
 
 
 def test_stages_follow_one_another_in_steps_and_null_ones_are_left_out() -> None:
-    plan = plan_stages(finetune(head=stage(2), gone=None, some=stage(None, 7), all=stage(1)), 10, {})
-    assert [(one.name, one.start, one.steps) for one in plan] == [("head", 0, 20), ("some", 20, 7), ("all", 27, 10)]
-    assert plan[1].settings.steps == 7
+    plan = plan_stages(finetune(head=stage(2), gone=None, some=stage(3), all=stage(1)), 10, {})
+    assert [(one.name, one.start, one.steps) for one in plan] == [("head", 0, 20), ("some", 20, 30), ("all", 50, 10)]
 
 
 @pytest.mark.parametrize(
     ("step", "name"),
-    [(0, "head"), (19, "head"), (20, "some"), (26, "some"), (27, "all"), (36, "all"), (37, "all"), (999, "all")],
+    [(0, "head"), (19, "head"), (20, "some"), (49, "some"), (50, "all"), (59, "all"), (60, "all"), (999, "all")],
 )
 def test_a_step_belongs_to_the_stage_it_falls_into_and_to_the_last_one_after_the_end(step: int, name: str) -> None:
-    plan = plan_stages(finetune(head=stage(2), some=stage(None, 7), all=stage(1)), 10, {})
+    plan = plan_stages(finetune(head=stage(2), some=stage(3), all=stage(1)), 10, {})
     assert stage_at(plan, step).name == name
 
 
 def test_the_stage_after_one_that_ended_early_begins_there() -> None:
-    plan = plan_stages(finetune(head=stage(9), some=stage(None, 7), all=stage(2)), 10, {"head": 30, "all": 47})
-    assert [(one.name, one.start, one.steps) for one in plan] == [("head", 0, 30), ("some", 30, 7), ("all", 37, 10)]
-
-
-@pytest.mark.parametrize("wrong", [{"epochs": None, "steps": None}, {"epochs": 1, "steps": 1}])
-def test_a_stage_has_either_epochs_or_steps(wrong: dict) -> None:
-    with pytest.raises(ValidationError, match="give epochs or steps, and null for the other"):
-        finetune(one={**stage(), **wrong})
+    plan = plan_stages(finetune(head=stage(9), some=stage(3), all=stage(2)), 10, {"head": 30, "all": 70})
+    assert [(one.name, one.start, one.steps) for one in plan] == [("head", 0, 30), ("some", 30, 30), ("all", 60, 10)]
 
 
 # --- learning rates ---------------------------------------------------------------------------------------------------
@@ -86,7 +76,7 @@ def test_learning_rate_warms_up_and_falls_as_a_cosine_over_the_stage(step: int) 
     backbone, head = network()
     settings = optim(lr=0.02, warmup=0.1, min_lr_ratio=0.01)
     optimizer = build_optimizer(backbone, head, settings)
-    plan = plan_stages(finetune(first=stage(None, 30), second=stage(None, 100, lr_scale=0.5)), 10, {})
+    plan = plan_stages(finetune(first=stage(3), second=stage(10, lr_scale=0.5)), 10, {})
     set_learning_rate(optimizer, settings, plan[1], 30 + step)
     expected = cosine(step, 100, 10, 0.01, 0.0001)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([expected] * len(optimizer.param_groups))
@@ -96,7 +86,7 @@ def test_learning_rates_begin_low_peak_after_the_warm_up_and_end_low() -> None:
     backbone, head = network()
     settings = optim(lr=1.0, warmup=0.1, min_lr_ratio=0.01)
     optimizer = build_optimizer(backbone, head, settings)
-    (plan,) = plan_stages(finetune(all=stage(None, 100)), 10, {})
+    (plan,) = plan_stages(finetune(all=stage(10)), 10, {})
     rates = []
     for step in range(100):
         set_learning_rate(optimizer, settings, plan, step)
@@ -111,7 +101,7 @@ def test_without_a_warm_up_a_stage_starts_at_its_peak() -> None:
     backbone, head = network()
     settings = optim(lr=0.02, warmup=0)
     optimizer = build_optimizer(backbone, head, settings)
-    set_learning_rate(optimizer, settings, plan_stages(finetune(all=stage(None, 100)), 1, {})[0], 0)
+    set_learning_rate(optimizer, settings, plan_stages(finetune(all=stage(100)), 1, {})[0], 0)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.02)
 
 
@@ -120,7 +110,7 @@ def test_learning_rates_are_a_function_of_the_step_alone() -> None:
     backbone, head = network()
     settings = optim(lr=0.02)
     fresh, used = build_optimizer(backbone, head, settings), build_optimizer(backbone, head, settings)
-    plan = plan_stages(finetune(a=stage(None, 20, lr_scale=3), b=stage(None, 20)), 1, {})
+    plan = plan_stages(finetune(a=stage(20, lr_scale=3), b=stage(20)), 1, {})
     for step in (3, 39, 0, 21):
         set_learning_rate(used, settings, stage_at(plan, step), step)
     used.load_state_dict(used.state_dict())
@@ -219,7 +209,7 @@ def test_a_share_of_the_deepest_layers_trains_and_frozen_batchnorm_keeps_its_sta
     backbone, head = network()
     backbone.eval()
     head.requires_grad_(False)
-    (plan,) = plan_stages(finetune(one=stage(1, None, trainable)), 10, {})
+    (plan,) = plan_stages(finetune(one=stage(1, trainable)), 10, {})
     switch_training(backbone, head, plan, batchnorm)
     layers = backbone.layers()
     assert {name: p.requires_grad for name, p in backbone.body.named_parameters()} == {
@@ -236,7 +226,7 @@ def test_a_share_of_the_deepest_layers_trains_and_frozen_batchnorm_keeps_its_sta
 def test_stages_can_follow_in_any_order() -> None:
     """A stage sets everything it means: nothing is left over from the one before."""
     backbone, head = network()
-    settings = finetune(all=stage(), head=stage(1, None, "head"), again=stage())
+    settings = finetune(all=stage(), head=stage(1, "head"), again=stage())
     whole, only_head, again = plan_stages(settings, 1, {})
     for one, trains in ((whole, True), (only_head, False), (again, True)):
         switch_training(backbone, head, one, "train")
@@ -249,7 +239,7 @@ def test_frozen_layers_do_not_drift_in_a_step() -> None:
     backbone, head = network()
     settings = optim(lr=0.1, weight_decay=0.1, warmup=0)
     optimizer = build_optimizer(backbone, head, settings)
-    (plan,) = plan_stages(finetune(one=stage(1, None, 0.2)), 10, {})
+    (plan,) = plan_stages(finetune(one=stage(1, 0.2)), 10, {})
     switch_training(backbone, head, plan, "train")
     set_learning_rate(optimizer, settings, plan, 0)
     before = {name: value.clone() for name, value in backbone.body.state_dict().items()}

@@ -186,7 +186,7 @@ def test_metrics_csv_is_the_history(record: Record) -> None:
     evaluate(record, trainer, None, 0.8)
     training = module("a", [STAGE_A, STAGE_B])
     record.on_train_epoch_start(trainer, training)  # type: ignore[arg-type]
-    for number, batch in enumerate(batches):  # a stage of steps ends within an epoch, whose last batch is small
+    for number, batch in enumerate(batches):  # the last batch is small
         record.on_train_batch_start(trainer, training, batch, number)  # type: ignore[arg-type]
     evaluate(record, trainer, "full", 0.75, 0.5)
     trainer.callback_metrics |= {"train/loss": torch.tensor(0.25)}
