@@ -41,6 +41,12 @@ CORRUPTIONS: dict[str, tuple[Callable[[torch.Tensor, float], torch.Tensor], tupl
 }
 
 
+def corrupted(name: str, value: float) -> View:
+    """Images under a corruption of `CORRUPTIONS`."""
+    change = CORRUPTIONS[name][0]
+    return View(f"{name} {value}", lambda images, _: change(images, value))
+
+
 def measure_robustness(predict: Callable[[View], pd.DataFrame], classes: dict[str, bool]) -> pd.DataFrame:
     """Rows {corruption, strength 1 to 3, setting in words, recall, overkill_rate, auroc}; first `none`, of strength 0.
 
@@ -50,10 +56,9 @@ def measure_robustness(predict: Callable[[View], pd.DataFrame], classes: dict[st
         predict: the predictions table of images in a view.
     """
     conditions = [("none", 0, "", AS_IT_IS)]
-    for name, (change, values, words) in CORRUPTIONS.items():
+    for name, (_, values, words) in CORRUPTIONS.items():
         for strength, value in enumerate(values, 1):
-            view = View(f"{name} {value}", lambda images, _, change=change, value=value: change(images, value))
-            conditions.append((name, strength, words.format(value), view))
+            conditions.append((name, strength, words.format(value), corrupted(name, value)))
     rows = []
     for name, strength, setting, view in conditions:
         numbers = defect_numbers(compute_metrics(predict(view), classes))
