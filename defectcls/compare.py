@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def compare(config: dict[str, Any], folder: Path) -> None:
-    """Print what was found, and write compare.csv, compare.json, compare.png and compare.html."""
+    """Print what was found, and write compare.csv, compare.json and compare.html."""
     from defectcls.verb_settings import CompareSettings
 
     settings = CompareSettings(**config)
@@ -50,13 +50,10 @@ def predictions_file(path: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    if path.is_file():
-        return path.resolve()
-    if not path.is_dir():
-        raise UserError(f"{path} does not exist: give a run folder or a predictions CSV")
-    if not (path / "predictions.csv").is_file():
-        raise UserError(f"the folder {path} holds no predictions.csv: give the folder of a finished run")
-    return (path / "predictions.csv").resolve()
+    file = path / "predictions.csv" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{file} does not exist: give the folder of a finished run or a predictions CSV")
+    return file.resolve()
 
 
 def short_names(files: list[Path]) -> list[str]:
@@ -75,9 +72,9 @@ def test_rows(file: Path) -> "pd.DataFrame":
     """The test images of a predictions table, all of it where it marks none; repeats apart."""
     from defectcls.evaluation.predictions import read_predictions
 
-    predictions = read_predictions(file)
-    is_test = predictions["split"] == "test" if "split" in predictions else predictions["path"].isna()
-    rows = predictions[is_test].reset_index(drop=True) if is_test.any() else predictions
+    rows = read_predictions(file)
+    if "split" in rows and (rows["split"] == "test").any():
+        rows = rows[rows["split"] == "test"].reset_index(drop=True)
     if "repeat" in rows and rows["repeat"].nunique() > 1:
         rows["path"] += " in repeat " + rows["repeat"].astype(str)
     return rows

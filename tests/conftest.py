@@ -129,8 +129,8 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def leave_pictures_out(patch: pytest.MonkeyPatch) -> None:
     """They are half of a tiny run's time."""
     report = import_module("defectcls.pages.report")
-    patch.setattr(report, "_pictures", lambda *_: {"scores": [], "reliability": [], "curves": []})
-    patch.setattr(report, "_photos", lambda *_: [])
+    patch.setattr(report, "_pictures", lambda *_: (report.text(), report.text()))
+    patch.setattr(report, "_photos", lambda *_: report.text())
     patch.setattr(import_module("defectcls.training.inspection"), "inspect", lambda *_: ({}, {}))
 
 

@@ -61,7 +61,7 @@ def audit_page(summary: dict[str, Any], findings: pd.DataFrame, root: Path, dept
     shown = f"The first {SHOWN} of each kind are shown below, the gravest first; audit.csv has all."
     blocks = [
         text(*summary["verdict"], look="verdict", terminal=True),
-        section("What was found", Table(found, ["", "findings"], terminal=(99, 2)), text(shown, look="note")),
+        section("What was found", Table(found, ["", "findings"], terminal=True), text(shown, look="note")),
         section("Where the images stand", Table(balance.to_numpy().tolist(), balance.columns.tolist())),
         section("Copies and near-identical images", Photos([_pair(row, files) for row in pairs.to_dict("records")])),
         section("Labels that are likely wrong, by a model that learnt from the others", Photos(asked)),

@@ -1,11 +1,11 @@
-"""What a page is made of: text, tables, pictures and photos, in sections. How they look is said in render.py.
+"""What a page is made of: text, tables, pictures and photos, in sections. How they look is said in page.html.j2.
 
 A block without content is false and is not shown, nor is a section that holds nothing but notes: a page lists all that
 it may say.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 Look = Literal["verdict", "caveats", "plain", "note", "code"]
@@ -28,7 +28,6 @@ class Text(Block):
     content: Sequence[str]
     look: Look = "plain"
     terminal: bool = False  # said there, too
-    title: str = "Before you rely on this"  # of caveats
 
 
 class Cell(NamedTuple):
@@ -42,12 +41,12 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Table(Block):
-    """Rows of as many cells as `head`, if there is one; a row of one cell heads those below it."""
+    """Rows of cells, the first of each its name."""
 
     content: Sequence[Sequence[object]]
     head: Sequence[str] = ()
     words: bool = False  # cells are sentences, not numbers
-    terminal: tuple[int, int] = (0, 0)  # how many rows and columns are shown there, the first ones
+    terminal: bool = False  # shown there, too; then it has a head
 
     @property
     def rows(self) -> list[list[Cell]]:
@@ -79,37 +78,20 @@ class Photo(NamedTuple):
 
 @dataclass(frozen=True)
 class Photos(Block):
-    """A grid of photos; `kinds` are words for those that a reader may look at alone."""
+    """A grid of photos."""
 
     content: Sequence[Photo]
-    kinds: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Section(Block):
-    """Blocks under a title; one that is folded opens at a click."""
+    """Blocks under a title."""
 
     content: Sequence[Block]
     title: str
-    folded: bool = False
 
     def __bool__(self) -> bool:
         return any(block for block in self.content if getattr(block, "look", "") != "note")
-
-
-def text(*sentences: str | None, look: Look = "plain", terminal: bool = False) -> Text:
-    """Sentences, but for those that are None or ""."""
-    return Text([sentence for sentence in sentences if sentence], look, terminal)
-
-
-def facts(values: dict[str, Any]) -> Table:
-    """Names with their values, but for those that are None or ""."""
-    return Table([(name, value) for name, value in values.items() if value not in (None, "")], words=True)
-
-
-def section(title: str, *blocks: Block, folded: bool = False) -> Section:
-    """Blocks under a title."""
-    return Section(blocks, title, folded)
 
 
 @dataclass(frozen=True)
@@ -119,7 +101,6 @@ class Page:
     kind: str
     title: str
     blocks: Sequence[Block]
-    broad: bool = False  # as far as the screen reaches
 
     def all_blocks(self) -> Iterator[Block]:
         """Those that hold something, sections before what is in them."""
@@ -129,12 +110,29 @@ class Page:
                 yield block
                 pending[:0] = block.content if isinstance(block, Section) else []
 
-    @property
-    def pictures(self) -> dict[str, bytes]:
-        """PNG files by name."""
-        return {block.name: block.content for block in self.all_blocks() if isinstance(block, Picture)}
-
-    def said(self, look: str) -> list[str]:
+    def said(self, look: Look) -> list[str]:
         """The sentences of one look, for JSON."""
         texts = (block for block in self.all_blocks() if isinstance(block, Text) and block.look == look)
         return [sentence for text in texts for sentence in text.content]
+
+
+def text(*sentences: str | None, look: Look = "plain", terminal: bool = False) -> Text:
+    """Sentences, but for those that are None or ""."""
+    return Text([sentence for sentence in sentences if sentence], look, terminal)
+
+
+def facts(record: dict[str, Any], *names: str) -> Table:
+    """The `names` that the record knows, with their values."""
+    rows = []
+    for name in names:
+        value = record.get(name)
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {f'{one:.4g}' if isinstance(one, float) else one}" for key, one in value.items())
+        if value not in (None, ""):
+            rows.append((name.replace("_", " "), value))
+    return Table(rows, words=True)
+
+
+def section(title: str, *blocks: Block) -> Section:
+    """Blocks under a title."""
+    return Section(blocks, title)

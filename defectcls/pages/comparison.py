@@ -4,8 +4,7 @@ from itertools import combinations
 
 from defectcls.evaluation.comparison import Comparison, Difference
 from defectcls.evaluation.metrics import METRICS
-from defectcls.pages.blocks import Page, Picture, Table, section, text
-from defectcls.pages.pictures import Bar, plot_intervals, png
+from defectcls.pages.blocks import Page, Table, section, text
 from defectcls.pages.wording import difference, shown, span
 
 
@@ -34,45 +33,26 @@ def comparison_page(comparison: Comparison) -> Page:
     blocks = [
         text(*_verdict(comparison), look="verdict", terminal=True),
         text(f"{comparison.images} images in common{more}.", adjustment, terminal=True),
-        section(
-            "The differences",
-            _picture(comparison),
-            Table(differences, ["number", "runs", "difference", "better"]),
-        ),
-        section("The runs", Table(numbers, ["number", *runs], terminal=(99, 99))),
+        section("The differences", Table(differences, ["number", "runs", "difference", "better"])),
+        section("The runs", Table(numbers, ["number", *runs], terminal=True)),
     ]
     return Page("Comparison", " · ".join(runs), blocks)
 
 
 def _verdict(comparison: Comparison) -> list[str]:
-    """Which run is better than which in what, and for each pair in what no difference is shown."""
+    """In what a run is shown to be better than another, and for each pair in what no difference is shown."""
     said = []
-    for run, other in combinations(comparison.values, 2):
-        of_pair = [one for one in comparison.differences if (one.run, one.other) == (run, other)]
-        for one in of_pair:
-            if one.better == other:  # said of the better run
-                one = Difference(one.metric, other, run, -one.difference, -one.high, -one.low)
-            if one.better:
-                said.append(f"{one.run} is better than {one.other} in {METRICS[one.metric].name}: {_signed(one)}.")
+    for pair in combinations(comparison.values, 2):
+        of_pair = [one for one in comparison.differences if (one.run, one.other) == pair]
+        said += [
+            f"{one.better} is better in {METRICS[one.metric].name}: {one.run} – {one.other} is {_signed(one)}."
+            for one in of_pair
+            if one.better
+        ]
         if alike := [METRICS[one.metric].name for one in of_pair if not one.better]:
-            said.append(f"{run} and {other}: no difference shown in {', '.join(alike)}.")
+            said.append(f"{' and '.join(pair)}: no difference shown in {', '.join(alike)}.")
     return said
 
 
 def _signed(one: Difference) -> str:
     return f"{difference(one.metric, one.difference)} [{span(one.metric, (one.low, one.high), signed=True)}]"
-
-
-def _picture(comparison: Comparison) -> Picture:
-    """What the first run of each pair is ahead by, in points."""
-    bars = []
-    for one in comparison.differences:
-        sign = -100 if METRICS[one.metric].less_is_better else 100
-        pair = f": {one.run} – {one.other}" if comparison.pairs > 1 else ""
-        name = METRICS[one.metric].name + pair
-        bars.append(Bar(name, [sign * one.difference], sign * one.low, sign * one.high, bool(one.better)))
-    ahead, behind = comparison.values if comparison.pairs == 1 else ("first named", "second named")
-    label = f"← {behind} is better      difference in points      {ahead} is better →"
-    return Picture(
-        png(plot_intervals(bars, label, zero=True)), "compare", "Differences between the runs with their intervals"
-    )

@@ -12,10 +12,9 @@ from defectcls.pages.blocks import Page, Photo, Photos, Table, facts, section, t
 from defectcls.pages.photos import thumbnail_files
 from defectcls.pages.wording import decision_words, not_promised, number, plural
 
-KINDS = {REJECT: "alarm", REVIEW: "doubt", ACCEPT: "calm"}
-WORDS = {"alarm": "rejected", "doubt": "for a person", "calm": "accepted"}  # the worst first
+KINDS = {REJECT: ("alarm", "rejected"), REVIEW: ("doubt", "for a person"), ACCEPT: ("calm", "accepted")}
 THUMBNAIL = 240  # pixels; 10,000 of them make a page of 90 MB, which a browser shows within ten seconds
-TOLD = 3  # photos that could not be judged, in the terminal; the table has all
+MADE = ("checkpoint", "input", "date", "commit", "hardware", "seconds", "images_per_second", "versions")
 
 
 def gallery_page(
@@ -37,40 +36,33 @@ def gallery_page(
     telling = sorted(summary["defective_classes"]) != [False, True]  # of two the decision says which class it is
     photos = []
     for row in shown.to_dict("records"):
-        kind, caption = KINDS[row["decision"]], f"· {number(row['score'])}" + f" · {row['prediction']}" * telling
-        photos.append(Photo(files[row["path"]], WORDS[kind], caption, [row["path"]], kind))
-    decision, read = summary["decision"], sum(summary[decision] for decision in KINDS)
-    failed = unreadable[["path", "error"]].to_numpy().tolist()
-    has_all, speed = f"{summary['output']} has all.", summary["images_per_second"]
+        kind, title = KINDS[row["decision"]]
+        caption = f"· {number(row['score'])}" + f" · {row['prediction']}" * telling
+        photos.append(Photo(files[row["path"]], title, caption, [row["path"]], kind))
+    decision, read, speed = summary["decision"], sum(summary[one] for one in KINDS), summary["images_per_second"]
+    has_all = f"are shown; {summary['output']} has all."
     left_out = f"beside the photos: {counted(summary['left_out'])}" if summary["left_out"] else ""
-    made = {name: summary[name] for name in ("checkpoint", "input", "date", "commit", "hardware")}
-    made["speed"] = f"{summary['seconds']:.1f} s, {speed:.1f} photos per second" if speed else ""  # none of watching
-    made["versions"] = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+    took = f"{summary['seconds']:.1f} s, {speed:.1f} photos per second" if speed else ""  # none of watching
     hot = "Beside a photo where the model sees what speaks for a defect, each map from nothing to its strongest point."
+    some = f"{len(photos):,} of {read:,} photos {has_all}" if len(photos) < read else ""
     blocks = [
         text(outcome_words(summary), look="verdict", terminal=True),
         text(*not_promised(decision), look="caveats", terminal=True),
         text(*decision_words(decision), left_out, look="note", terminal=True),
-        text(made["speed"], f"table: {summary['output']}", look="note", terminal=True),
+        text(took, f"table: {summary['output']}", look="note", terminal=True),
         section(
             "The photos, highest scores first",
-            text(
-                f"{len(photos):,} of {read:,} photos are shown; {has_all}" if len(photos) < read else "",
-                "The score is the probability of being defective.",
-                hot if heat else "",
-                look="note",
-            ),
-            Photos(photos, WORDS),
+            text(some, "The score is the probability of being defective.", hot if heat else "", look="note"),
+            Photos(photos),
         ),
         section(
             "Photos that could not be read",
-            Table(failed, ["path", "reason"], words=True, terminal=(TOLD, 2)),
-            text(f"{len(failed)} of {summary['unreadable']:,} are shown; {has_all}", look="note"),
+            Table(unreadable[["path", "error"]].to_numpy().tolist(), ["path", "reason"], words=True, terminal=True),
+            text(f"{len(unreadable)} of {summary['unreadable']:,} {has_all}", look="note"),
         ),
-        section("How it was made", facts(made), text(summary["command"], look="code"), folded=True),
+        section("How it was made", facts(summary, *MADE), text(summary["command"], look="code")),
     ]
-    kind = f"Predictions by {summary['model']}, trained on {summary['dataset']}"
-    return Page(kind, summary["input"], blocks, broad=True)
+    return Page(f"Predictions by {summary['model']}, trained on {summary['dataset']}", summary["input"], blocks)
 
 
 def outcome_words(summary: dict[str, Any]) -> str:

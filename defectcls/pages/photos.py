@@ -10,7 +10,7 @@ from PIL import Image
 
 from defectcls.data.images import Depth, UnreadableImageError, open_photo
 from defectcls.data.threads import map_in_threads
-from defectcls.evaluation.predictions import PROBABILITY, verdicts
+from defectcls.evaluation.predictions import verdicts
 
 
 def worst_errors(predictions: pd.DataFrame, classes: dict[str, bool], limit: int = 12) -> dict[str, pd.DataFrame]:
@@ -22,16 +22,6 @@ def worst_errors(predictions: pd.DataFrame, classes: dict[str, bool], limit: int
         "escapes": escapes.sort_values("score", kind="stable").head(limit),
         "false rejects": rejects.sort_values("score", ascending=False, kind="stable").head(limit),
     }
-
-
-def worth_seeing(predictions: pd.DataFrame, class_names: list[str], limit: int = 24) -> pd.DataFrame:
-    """Up to `limit` rows, of the test split where there is one: wrong ones first, then by rising p of the truth."""
-    if "split" in predictions and (predictions["split"] == "test").any():
-        predictions = predictions[predictions["split"] == "test"]
-    probabilities = predictions[[PROBABILITY + name for name in class_names]].to_numpy()
-    classes = pd.Index(class_names).get_indexer(pd.Index(predictions["label"]))
-    right = (predictions["prediction"] == predictions["label"]).to_numpy()
-    return predictions.iloc[np.lexsort((probabilities[np.arange(len(classes)), classes], right))[:limit]]
 
 
 def thumbnail(path: Path, side: int, depth: Depth) -> Image.Image:

@@ -4,8 +4,7 @@ Colours are blue, vermilion and green of Okabe and Ito, and grey: distinct for c
 """
 
 import io
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,18 +15,12 @@ from scipy.special import logit
 RIGHT, WRONG, THIRD, QUIET, INK, SHADE = "#0072B2", "#D55E00", "#009E73", "#7A8089", "#22262B", "#EEF1F5"
 LOOK: Any = {  # Any: matplotlib 3.11 types the keys, older ones do not
     "font.size": 9,
-    "text.color": INK,
     "text.parse_math": False,  # a class may be called "$5"
-    "axes.edgecolor": "#C5C9CF",
-    "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.color": "#E6E8EB",
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
     "legend.frameon": False,
-    "legend.fontsize": 8,
 }
 BESIDE: Any = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}  # a legend that hides nothing
 FURTHEST = 10.0  # log odds that the picture of the scores reaches to
@@ -55,9 +48,8 @@ def plot_curves(history: pd.DataFrame) -> Figure:
     """
     history = history.sort_values("epoch", kind="stable").dropna(axis="columns", how="all")
     panels = {label: series for label, series in SERIES.items() if {*series} & {*history}}
-    heights = [0.9 if label == "learning rate" else 2.1 for label in panels]
-    figure = Figure(figsize=(7.2, sum(heights) + 0.8), layout="constrained")
-    grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    figure = Figure(figsize=(7.2, 1 + 1.9 * len(panels)), layout="constrained")
+    grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     stages = history.groupby((history["stage"] != history["stage"].shift()).cumsum())
     for axes, (label, series) in zip(grid, panels.items(), strict=True):
         for column, (colour, line) in series.items():
@@ -72,7 +64,6 @@ def plot_curves(history: pd.DataFrame) -> Figure:
                 axes.text(*place, rows["stage"].iloc[0], transform=axes.get_xaxis_transform(), fontsize=8)
         axes.set_ylabel(label)
         axes.legend(**BESIDE)
-    grid[-1].set_xlim(history["epoch"].min() - 0.5, history["epoch"].max() + 0.5)
     grid[-1].set_xlabel("epoch")
     grid[-1].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     figure.align_ylabels()
@@ -110,39 +101,8 @@ def plot_scores(predictions: pd.DataFrame, accept_below: float | None, reject_fr
             axes.axvspan(low, high, color=SHADE, zorder=0)
             for place in (low, high):
                 axes.axvline(place, color=INK, linewidth=1, linestyle="--")
-    figure.align_ylabels()
     return figure
 
 
 def _log_odds(scores: Any) -> np.ndarray:
     return np.clip(logit(np.clip(np.asarray(scores, float), 0, 1)), -FURTHEST, FURTHEST)
-
-
-class Bar(NamedTuple):
-    """A row of `plot_intervals`: dots, and the interval around them; NaN where there is none."""
-
-    name: str
-    dots: Sequence[float]
-    low: float
-    high: float
-    strong: bool = True
-
-
-@matplotlib.rc_context(LOOK)
-def plot_intervals(bars: list[Bar], label: str, zero: bool = False) -> Figure:
-    """Dots with their mean and interval, the first row on top; those that are not `strong` are grey."""
-    figure = Figure(figsize=(7.2, 0.9 + 0.3 * len(bars)), layout="constrained")
-    axes = figure.subplots()
-    for height, bar in enumerate(bars):
-        colour = RIGHT if bar.strong else QUIET
-        axes.plot([bar.low, bar.high], [height, height], color=colour, linewidth=2, alpha=0.45)
-        axes.plot(bar.dots, [height] * len(bar.dots), "o", color=colour, markersize=4.5, alpha=0.8, clip_on=False)
-        if len(bar.dots) > 1:
-            axes.plot(np.mean(bar.dots), height, "|", color=INK, markersize=11, markeredgewidth=1.6, clip_on=False)
-    if zero:
-        axes.axvline(0, color=INK, linewidth=0.8)
-    axes.set_yticks(range(len(bars)), [bar.name for bar in bars])
-    axes.set_ylim(len(bars) - 0.4, -0.6)
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel(label)
-    return figure

@@ -7,20 +7,16 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from defectcls.files import written_whole
-from defectcls.pages.blocks import Block, Page, Table, Text
+from defectcls.pages.blocks import Block, Page, Picture, Table, Text
 
 WIDTH = 140  # columns where the output is no terminal
+ROWS, COLUMNS = 30, 9  # of a table that the terminal shows
 
 
 def render_html(page: Page) -> str:
     """The page as text; names are escaped, and nothing is loaded from outside."""
-    environment = Environment(
-        loader=PackageLoader("defectcls.pages", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = PackageLoader("defectcls.pages", ".")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
     for kind in Block.__subclasses__():
         environment.tests[kind.__name__.lower()] = lambda block, kind=kind: isinstance(block, kind)
@@ -29,39 +25,30 @@ def render_html(page: Page) -> str:
 
 def write_page(page: Page, file: Path) -> None:
     """The HTML file, and its pictures beside it as PNG files."""
-    pictures = {file.with_name(f"{name}.png"): content for name, content in page.pictures.items()}
-    for path, content in (pictures | {file: render_html(page).encode()}).items():
+    pictures = (block for block in page.all_blocks() if isinstance(block, Picture))
+    contents = {file.with_name(f"{picture.name}.png"): picture.content for picture in pictures}
+    for path, content in (contents | {file: render_html(page).encode()}).items():
         with written_whole(path) as unfinished:
             unfinished.write_bytes(content)
 
 
 def print_page(page: Page, file: Path | None) -> None:
     """What the page says in the terminal, and in which file all of it stands, on stdout."""
-    from rich.console import Console
+    from rich import console, table
 
     width = None if sys.stdout.isatty() else WIDTH
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False, width=width)
-    console.print(page.title, style="bold")
+    out = console.Console(soft_wrap=True, highlight=False, markup=False, emoji=False, width=width)
+    out.print(page.title, style="bold")
     for block in page.all_blocks():
         if isinstance(block, Text) and block.terminal:
             for sentence in block.content:
-                console.print(f"- {sentence}" if block.look == "caveats" else sentence)
-        elif isinstance(block, Table) and all(block.terminal):
-            console.print(_for_terminal(block))
+                out.print(f"- {sentence}" if block.look == "caveats" else sentence)
+        elif isinstance(block, Table) and block.terminal:
+            shown = table.Table(table.Column(block.head[0], overflow="fold"), *block.head[1:COLUMNS])
+            for row in block.rows[:ROWS]:
+                shown.add_row(*(cell.text for cell in row[:COLUMNS]))
+            out.print(shown)
+            if (more := len(block.rows) - ROWS) > 0:
+                out.print(f"{more} more rows are on the page")
     if file:
-        console.print(f"page: {file}")
-
-
-def _for_terminal(table: Table) -> object:
-    from rich import table as rich
-
-    rows, columns = table.terminal
-    first, *others = table.head[:columns]
-    shown = rich.Table(rich.Column(first, overflow="fold"), *others)
-    for row in table.rows[:rows]:
-        if len(row) == 1:
-            shown.add_section()
-        shown.add_row(*(cell.text for cell in row[:columns]))
-    if (more := len(table.rows) - rows) > 0:
-        shown.add_row(f"{more} more rows are on the page")
-    return shown
+        out.print(f"page: {file}")

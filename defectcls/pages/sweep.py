@@ -7,10 +7,9 @@ import numpy as np
 
 from defectcls.evaluation.metrics import METRICS
 from defectcls.evaluation.sweeps import Sweep
-from defectcls.pages.blocks import Cell, Page, Table, Text, section, text
+from defectcls.pages.blocks import Cell, Page, Table, section, text
 from defectcls.pages.wording import SPLITS, plural, shown, span
 
-IN_TERMINAL = (20, 9)  # rows and columns
 SEEDS = "± is the standard deviation over seeds, the interval that of the mean, 95 %: of other seeds, not of new data."
 BEHIND = (
     "Behind the best of the same images: the mean difference over the seeds in common, with its 95 % interval. Worse: "
@@ -41,20 +40,19 @@ def sweep_page(sweep: Sweep, folder: Path, command: str | None = None) -> Page:
     head = ["setting", "jobs finished", *["behind the best"] * compared, *labels]
     blocks = [
         text(*_verdict(sweep, settings), look="verdict", terminal=True),
-        Text(failed, "caveats", terminal=True, title=f"{plural(len(failed), 'job')} did not finish"),
+        text(*failed, look="caveats", terminal=True),
         section(
             "The settings, best first" if compared else "The numbers",
-            Table(rows, head, terminal=IN_TERMINAL),
+            Table(rows, head, terminal=True),
             text(SEEDS if spread else "", BEHIND if compared else "", look="note"),
         ),
         section(
             f"The jobs ({len(jobs)}); their numbers lead to their reports",
             Table(jobs, ["setting", "job", "seed", "status", *labels]),
-            folded=True,
         ),
         section("To repeat", text(command, look="code")),
     ]
-    return Page("Sweep", sweep.name, blocks, broad=True)
+    return Page("Sweep", sweep.name, blocks)
 
 
 def _verdict(sweep: Sweep, settings: list[dict[Any, Any]]) -> list[str]:

@@ -5,20 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from defectcls.pages.photos import overlay, thumbnail, thumbnail_files, worst_errors, worth_seeing
+from defectcls.pages.photos import overlay, thumbnail, thumbnail_files, worst_errors
 from tests.pages.test_pictures import TWO, predictions_of
-
-
-def test_wrong_ones_come_first_then_the_least_certain():
-    predictions = predictions_of([0, 1, 1, 0, 1, 0], [0.4, 0.99, 0.1, 0.8, 0.6, 0.2])
-    assert worth_seeing(predictions, [*TWO])["path"].tolist() == ["2.png", "3.png", "0.png", "4.png", "5.png", "1.png"]
-    assert worth_seeing(predictions, [*TWO], limit=3)["path"].tolist() == ["2.png", "3.png", "0.png"]
-
-
-def test_only_test_images_are_shown_where_there_are_any():
-    predictions = predictions_of([0, 1, 0], [0.9, 0.9, 0.2], split=["train", "test", "test"])
-    assert worth_seeing(predictions, [*TWO])["path"].tolist() == ["2.png", "1.png"]
-    assert len(worth_seeing(predictions.assign(split="val"), [*TWO])) == 3
 
 
 def test_a_thumbnail_is_as_dark_as_the_network_sees_it_and_upright(tmp_path):

@@ -7,15 +7,7 @@ import pandas as pd
 import pytest
 
 from defectcls.evaluation.predictions import predictions_table
-from defectcls.pages.pictures import (
-    QUIET,
-    RIGHT,
-    Bar,
-    plot_curves,
-    plot_intervals,
-    plot_scores,
-    png,
-)
+from defectcls.pages.pictures import plot_curves, plot_scores, png
 
 TWO = {"sound": False, "defective": True}
 
@@ -68,7 +60,7 @@ def test_curves_of_the_probe_alone():
 
 def test_the_look_stays_inside():
     before = dict(matplotlib.rcParams)
-    plot_intervals([Bar("a", [1], 0, 2)], "label")
+    plot_scores(predictions_of([0, 1], [0.2, 0.9]), None, None)
     assert dict(matplotlib.rcParams) == before
 
 
@@ -100,17 +92,3 @@ def test_scores_are_counted_on_both_sides_of_the_thresholds():
 
 def test_scores_of_one_kind_without_a_decision():
     assert len(plot_scores(predictions_of([0, 0], [0.0, 1.0]), None, None).axes[1].lines) == 1
-
-
-def test_intervals_stand_with_the_first_on_top_and_grey_where_nothing_is_shown():
-    bars = [Bar("first", [0.9, 1.0], 0.85, 1.05), Bar("second", [0.7], np.nan, np.nan, strong=False)]
-    figure = plot_intervals(bars, "AUROC")
-    (axes,) = figure.axes
-    dots = [line for line in axes.lines if line.get_marker() == "o"]
-    assert [dot.get_xdata().tolist() for dot in dots] == [[0.9, 1.0], [0.7]]
-    assert [dot.get_color() for dot in dots] == [RIGHT, QUIET]
-    assert [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "|"] == pytest.approx([0.95])
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["first", "second"]
-    assert axes.get_ylim()[0] > axes.get_ylim()[1]
-    assert axes.get_xlabel() == "AUROC"
-    assert png(figure, 40).startswith(b"\x89PNG")
