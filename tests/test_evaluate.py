@@ -139,7 +139,7 @@ def test_other_images_are_measured_with_the_classes_of_the_model(finished: Path,
         "8",
     ]  # as the images were that it learnt from
     assert metrics["elsewhere"] == {"trained_on": "synthetic", "judged_on": "folder", "test": numbers(finished)["test"]}
-    assert "Another dataset: the model was trained on synthetic and is judged on folder. Here AUROC" in done.out
+    assert "Another dataset: the model was trained on synthetic and is judged on folder; " in done.out
     assert rows["path"].tolist() == [f"{name}/{n}.png" for name in ("dent", "good", "hole") for n in range(5)]
     assert rows["label"].tolist() == ["defective"] * 5 + ["sound"] * 5 + ["defective"] * 5
     assert (metrics["dataset"], metrics["class_names"]) == ("folder", ["sound", "defective"])
@@ -395,14 +395,14 @@ def test_report_looks_inside(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("score", "said"),
     [
-        ("80", "the score of b is 80, and of 1 rows no probability: it must be from 0 (sound) to 1 (defective)"),
-        ("", "score is missing in row 2 (after the header); it must be a number"),
+        ("80", " has scores that are not from 0 (sound) to 1 (defective): b"),
+        ("", ": score is missing in row 2 (after the header); it must be a number"),
     ],
 )
 def test_score_that_is_no_probability(tmp_path: Path, score: str, said: str) -> None:
     (tmp_path / "other.csv").write_text(f"path,defective,score\na,0,0.5\nb,1,{score}\n")
     outcome = evaluate(tmp_path / "new", f"predictions={tmp_path / 'other.csv'}")
-    assert sentence(outcome) == f"{tmp_path / 'other.csv'}: {said}"
+    assert sentence(outcome) == f"{tmp_path / 'other.csv'}{said}"
 
 
 def test_threshold_is_in_the_scores_of_the_table(tmp_path: Path) -> None:

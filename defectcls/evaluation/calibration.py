@@ -1,5 +1,7 @@
 """Whether of the images with a score of 0.1 one in ten is defective: Platt's calibration, and what measures it."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
@@ -51,16 +53,11 @@ def calibrated_loss(probabilities: np.ndarray, truth: np.ndarray) -> float:
     return _fit(logits, _targets(counts)[truth], weights, (0.0, None))[0]
 
 
-def calibrate(probabilities: np.ndarray, scale: float, shift: tuple[float, ...]) -> np.ndarray:
+def calibrate(probabilities: np.ndarray, scale: float, shift: Sequence[float]) -> np.ndarray:
     """softmax(scale · log p + shift), (images, classes); () shifts nothing."""
     if scale == 1 and not any(shift):
         return probabilities
-    return softmax(scale * _log(probabilities) + np.array(shift or 0.0), axis=-1)
-
-
-def uncalibrate(probabilities: np.ndarray, scale: float, shift: tuple[float, ...]) -> np.ndarray:
-    """What `calibrate` made them from."""
-    return calibrate(probabilities, 1 / scale, tuple(-one / scale for one in shift))
+    return softmax(scale * _log(probabilities) + (np.array(shift) if len(shift) else 0.0), axis=-1)
 
 
 def expected_calibration_error(scores: np.ndarray, hits: np.ndarray) -> float:

@@ -18,10 +18,10 @@ import pandas as pd
 from scipy.stats import t as student
 
 from defectcls.errors import UserError
-from defectcls.evaluation.intervals import Interval, metric_intervals
-from defectcls.evaluation.metrics import METRICS, RANKINGS, compute_metrics, defect_numbers
+from defectcls.evaluation.intervals import NOTHING, Interval, intervals_of
+from defectcls.evaluation.metrics import METRICS, plain
 from defectcls.evaluation.predictions import class_names_of, classes_of_table, groups_of
-from defectcls.evaluation.resampling import ALL, DEFECT, Answers, Numbers, bootstrap
+from defectcls.evaluation.resampling import ALL, DEFECT, Answers, bootstrap
 
 
 class Difference(NamedTuple):
@@ -77,38 +77,34 @@ def compare_predictions(
     common = common_images(tables)
     first = next(iter(common.values()))
     classes, groups = classes_of_table(first), groups_of(first)
-    values = {}
-    for run, table in common.items():
-        intervals = metric_intervals(table, classes, level, resamples, seed)
-        found = defect_numbers(compute_metrics(table, classes) | {"intervals": intervals})
-        ends = {metric: found["intervals"].get(metric) or (None, None) for metric in metrics}
-        values[run] = [
-            {"run": run, "metric": metric, "value": found.get(metric), "low": ends[metric][0], "high": ends[metric][1]}
-            for metric in metrics
-        ]
-    comparison = Comparison(
-        len(first), {run: len(table) - len(first) for run, table in tables.items()}, level, values, []
-    )
-
     answers = {run: Answers(table, classes, each_class=False) for run, table in common.items()}
+    stated = {run: one.stated() for run, one in answers.items()}
+    # The same seed draws the same resamples for every run.
+    drawn = {run: bootstrap(groups, one.weighted, resamples, seed) for run, one in answers.items()}
+    sides = {metric: ALL if metric == "accuracy" else DEFECT for metric in metrics}
+    values = {}
+    for run, one in answers.items():
+        limits = intervals_of(one, drawn[run], level)
+        values[run] = []
+        for key in sides.items():
+            (low, high), value = limits.get(key, NOTHING), stated[run].get(key)
+            values[run].append(plain({"run": run, "metric": key[0], "value": value, "low": low, "high": high}))
+    left_out = {run: len(table) - len(first) for run, table in tables.items()}
+    comparison = Comparison(len(first), left_out, level, values, [])
 
-    def numbers(weights: np.ndarray) -> Numbers:
-        of_runs = ((run, one.weighted(weights)) for run, one in answers.items())
-        return {(name, run): value for run, found in of_runs for (name, _), value in found.items() if name in metrics}
-
-    stated, drawn = numbers(np.ones((1, len(first)))), bootstrap(groups, numbers, resamples, seed)
-    for metric, (run, other) in product(metrics, combinations(common, 2)):
-        if (metric, run) not in stated or not np.isfinite(ahead := stated[metric, run] - stated[metric, other])[0]:
+    for key, (run, other) in product(sides.items(), combinations(common, 2)):
+        ahead = stated[run].get(key, np.nan) - stated[other].get(key, np.nan)
+        if np.isnan(ahead):
             continue
-        spread = float(np.nanstd(drawn[metric, run] - drawn[metric, other]))
-        if share := metric not in RANKINGS:
-            side = ALL if metric == "accuracy" else DEFECT
-            members = answers[run].shares[metric, side].members | answers[other].shares[metric, side].members
+        spread = float(np.nanstd(drawn[run][key] - drawn[other][key]))
+        share = key in answers[run].shares
+        if share:
+            members = answers[run].shares[key].members | answers[other].shares[key].members
             units = len(np.unique(groups[members]))
         else:
             units = answers[run].units(DEFECT)
-        limits = _paired_interval(float(ahead[0]), spread, units, comparison.adjusted_level, share)
-        comparison.differences.append(Difference(metric, run, other, float(ahead[0]), *limits))
+        ends = _paired_interval(float(ahead), spread, units, comparison.adjusted_level, share)
+        comparison.differences.append(Difference(key[0], run, other, float(ahead), *ends))
     return comparison
 
 

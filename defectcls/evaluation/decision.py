@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from scipy.special import logit
 
 from defectcls.errors import UserError
-from defectcls.evaluation.calibration import calibrate, fit_calibration, uncalibrate
+from defectcls.evaluation.calibration import calibrate, fit_calibration
 from defectcls.evaluation.predictions import ACCEPT, PROBABILITY, REJECT, REVIEW, groups_of
 from defectcls.evaluation.promises import ABOVE_ALL, Promise, between, promise
 from defectcls.settings import DecisionSettings
@@ -43,6 +43,11 @@ class Decision:
     evidence: dict[str, Any] | None = None  # counts of validation images, and how many of them were misjudged
     promises: tuple[Promise, ...] = ()
 
+    def __post_init__(self) -> None:
+        low, high = self.accept_below, self.reject_from
+        if (low is None) != (high is None) or (low is not None and high is not None and low > high):
+            raise ValueError(f"it accepts below {low} and rejects from {high}, not in this order")
+
     @classmethod
     def from_plain(cls, values: Any) -> "Decision":
         """What `plain` gave, from a checkpoint or metrics.json.
@@ -51,17 +56,13 @@ class Decision:
             UserError: it is no decision, or one that makes no sense.
         """
         try:
-            decision = TypeAdapter(cls).validate_python(values)
+            return TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = "".join(f".{step}" for step in first["loc"] if isinstance(step, str) and step.isidentifier())
             raise UserError(
                 f"its decision{key} is wrong: {first['msg']}, and not {reprlib.repr(first['input'])}"
             ) from error
-        low, high = decision.accept_below, decision.reject_from
-        if (low is None) != (high is None) or (low is not None and high is not None and low > high):
-            raise UserError(f"its decision accepts below {low} and rejects from {high}, not in this order")
-        return decision
 
     def plain(self) -> dict[str, Any]:
         """Plain values, for a checkpoint and JSON."""
@@ -134,11 +135,9 @@ def choose_decision(
 def _scoring(
     settings: DecisionSettings, probabilities: np.ndarray, truth: np.ndarray, sides: np.ndarray, step: float
 ) -> Decision:
-    """A decision without thresholds, and a `prior` where both kinds of errors are to weigh alike.
+    """A decision without thresholds, and a `prior`, the mean of each probability, where all classes weigh alike.
 
-    Such a prior is the calibrated share of each class. Where it asks more of a defective class than the network's most
-    probable class does, it is lowered, so that nothing is let through that this one catches. Where the validation
-    images are of one class, or of one of two kinds of classes, nothing is known.
+    Where the validation images are of one class, or of one of two kinds of classes, nothing is known.
 
     Args:
         sides: which classes are defective, bool (classes,).
@@ -148,14 +147,14 @@ def _scoring(
     if len(set(truth)) < 2 or len(set(sides[truth])) < kinds:
         return scoring
     scale, shift = fit_calibration(probabilities, truth)
-    prior = uncalibrate(calibrate(probabilities, scale, shift).mean(0), scale, shift)
-    if kinds == 2:
-        prior = np.where(sides, np.minimum(prior, prior[~sides].min()), prior)
-    prior /= prior.sum()
+    prior = calibrate(probabilities, scale, shift).mean(0)
     if settings.calibrate:
-        share, shift = float(sides[truth].mean()), tuple((shift + step * sides).tolist())
-        prior = calibrate(prior, scale, shift)
+        share, moved = float(sides[truth].mean()), step * sides
+        prior = calibrate(prior, 1, moved)
+        shift = tuple((np.array(shift) + moved).tolist())
         scoring = replace(scoring, scale=scale, shift=shift, prevalence=share if kinds == 2 else None)
+    else:
+        prior = calibrate(prior, 1 / scale, -np.array(shift) / scale)
     return replace(scoring, prior=tuple(prior.tolist())) if settings.policy == "balanced" else scoring
 
 
@@ -169,9 +168,9 @@ def refuse_missing_kind(settings: DecisionSettings, defective: np.ndarray, preva
     asks, without = f"decision={settings.policy}", "decision=fpr needs sound ones alone, decision=balanced neither"
     if prevalence is not None:
         needed, asks, without = (False, True), f"dataset.prevalence={prevalence:g}", "leave it null"
-    for kind in set(needed) - set(defective.tolist()):
-        name = "defective" if kind else "sound"
-        raise UserError(f"{asks} needs {name} validation images, and there are none: {without}")
+    if missing := {*needed} - {*defective.tolist()}:
+        kind = "defective" if missing == {True} else "sound"
+        raise UserError(f"{asks} needs {kind} validation images, and there are none: {without}")
 
 
 def decide(predictions: pd.DataFrame, decision: Decision, classes: dict[str, bool]) -> pd.DataFrame:

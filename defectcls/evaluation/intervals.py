@@ -6,21 +6,17 @@ it starts at 0.05^(1/n), the rule of three. Images of one group (photo, part, vi
 fewer independent images that would leave as much to chance: the effective sample size of Korn and Graubard (Survey
 Methodology 24, 1998), compared with others by Franco et al. (Journal of Survey Statistics and Methodology 7, 2019).
 
-*AUROC and average precision* take their variance from a bootstrap over groups, on the logit scale, and as many degrees
-of freedom as the rarer class has groups. That is blind to a kind of defect of which the test set happens to hold none:
-the interval therefore reaches down to where the number would be if as many defects as the rule of three cannot exclude
-were ranked by chance.
-
-*Macro averages* join the intervals of their classes (MOVER: Zou and Donner, Statistics in Medicine 27, 2008), with the
-correlations that the bootstrap shows. *The loss* and what measures the calibration have none.
+*AUROC, average precision and averages over classes* take their variance from a bootstrap over groups, on the logit
+scale, and as many degrees of freedom as the rarest class has groups. That is blind to a kind of defect of which the
+test set happens to hold none: the interval therefore reaches down to where the number would be if as many defects as
+the rule of three cannot exclude were judged by chance. *The loss* and what measures the calibration have none.
 
 In simulations intervals of 95 % cover the truth in 93 to 97 % of 1,000 images, balanced or 1:20, grouped or not. The
 fewer images or groups the rarer class has, the more often they cover it, up to always, and they have to: a count of ten
-has eleven values, and no set of eleven intervals has the right coverage everywhere. The exception are precision, F1
-and its macro average where two or three groups hold all defects, several each: 90 %.
+has eleven values, and no set of eleven intervals has the right coverage everywhere. The exception are precision and F1
+where two or three groups hold all defects, several each: 90 %.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,20 +25,12 @@ from scipy.optimize import brentq
 from scipy.special import betainc, expit, logit
 from scipy.stats import t as student
 
-from defectcls.evaluation.metrics import RANKINGS, plain
-from defectcls.evaluation.resampling import Answers, Key, bootstrap
+from defectcls.evaluation.metrics import plain
+from defectcls.evaluation.resampling import MACRO, Answers, Key, Numbers, bootstrap
 
 Interval = tuple[float, float]
 NOTHING: Interval = (np.nan, np.nan)
 ROUNDING = 1e-7  # smaller counts are none
-
-
-def average(values: Sequence[float], limits: Sequence[Interval], correlation: np.ndarray | None = None) -> Interval:
-    """Interval of the mean of numbers that have intervals (MOVER), (numbers,) each; without `correlation` unrelated."""
-    centre, ends = np.array(values), np.array(limits)
-    related = np.eye(len(centre)) if correlation is None else correlation
-    down, up = (np.sqrt(reach @ related @ reach) / len(centre) for reach in (centre - ends[:, 0], ends[:, 1] - centre))
-    return max(0.0, centre.mean() - down), min(1.0, centre.mean() + up)
 
 
 def proportion_interval(hits: np.ndarray, groups: np.ndarray | None = None, level: float = 0.95) -> Interval:
@@ -72,25 +60,22 @@ def metric_intervals(
     if predictions.empty:
         return {}
     answers = Answers(predictions, classes)
-    values, drawn = answers.stated(), bootstrap(answers.groups, answers.weighted, resamples, seed)
+    drawn = bootstrap(answers.groups, answers.weighted, resamples, seed)
+    return plain(answers.arranged(intervals_of(answers, drawn, level)))
+
+
+def intervals_of(answers: Answers, drawn: Numbers, level: float) -> dict[Key, Interval]:
+    """Of each number of `answers`, given what `bootstrap` has drawn of them; NaN where one is undefined."""
     intervals: dict[Key, Interval] = {}
-    for key, share in answers.shares.items():
-        low, high = proportion_interval(share.hits[share.members], answers.groups[share.members], level)
-        intervals[key] = share.stated(low), share.stated(high)
-    for side, positive in answers.positive.items():
-        for name, chance in zip(RANKINGS, (0.5, positive.mean()), strict=True):
-            key = name, side
-            intervals[key] = _ranking_interval(values[key], drawn[key], chance, answers.units(side), level)
-
-    def over_classes(name: str) -> Interval:
-        defined = [(name, one) for one in answers.classes if not np.isnan(values[name, one])]
-        if not defined:
-            return NOTHING
-        correlation = pd.DataFrame({key: drawn[key] for key in defined}).corr().fillna(0).to_numpy(copy=True)
-        np.fill_diagonal(correlation, 1)
-        return average([values[key] for key in defined], [intervals[key] for key in defined], correlation)
-
-    return plain(answers.arranged(intervals, over_classes))
+    for (name, side), value in answers.stated().items():
+        if share := answers.shares.get((name, side)):
+            low, high = proportion_interval(share.hits[share.members], answers.groups[share.members], level)
+            intervals[name, side] = share.stated(low), share.stated(high)
+        else:
+            positive = 1 / len(answers.classes) if side == MACRO else answers.truths[side].mean()
+            chance = 0.5 if name == "auroc" else positive
+            intervals[name, side] = _drawn_interval(value, drawn[name, side], chance, answers.units(side), level)
+    return intervals
 
 
 def _effective_size(hits: np.ndarray, groups: np.ndarray, level: float) -> float:
@@ -127,8 +112,8 @@ def _lower_limit(share: float, size: float, level: float) -> float:
     return brentq(above_level, 0, 1)
 
 
-def _ranking_interval(value: float, drawn: np.ndarray, chance: float, units: int, level: float) -> Interval:
-    """Of AUROC or average precision, given the number without skill, and of how many groups the rarer class is."""
+def _drawn_interval(value: float, drawn: np.ndarray, chance: float, units: int, level: float) -> Interval:
+    """From the bootstrap, the number without skill, and of how many groups the rarest class is."""
     if np.isnan(value):
         return NOTHING
     if units < 2:

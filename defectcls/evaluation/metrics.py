@@ -13,7 +13,7 @@ import pandas as pd
 from defectcls.errors import UserError
 from defectcls.evaluation.calibration import brier_score, expected_calibration_error
 from defectcls.evaluation.predictions import PROBABILITY
-from defectcls.evaluation.resampling import RATES, Answers
+from defectcls.evaluation.resampling import RANKINGS, RATES, Answers
 
 
 class Metric(NamedTuple):
@@ -51,7 +51,6 @@ METRICS = {
     "brier": Metric("Brier score", percent=False, less_is_better=True),
     "seconds": Metric("seconds", percent=False, less_is_better=True),
 }
-RANKINGS = ("auroc", "average_precision")  # what scores reach whatever the threshold
 LEAST_PROBABILITY = np.finfo(np.float64).eps  # a probability of exactly 0 would make the loss infinite; as scikit-learn
 
 
@@ -88,9 +87,6 @@ def compute_metrics(predictions: pd.DataFrame, classes: dict[str, bool]) -> dict
         together = Answers(predictions.drop(columns="fold"), classes).stated()
         values |= {(f"{name}_pooled", side): value for (name, side), value in together.items() if name in RANKINGS}
 
-    def average(name: str) -> float:
-        return pd.Series([values[name, one] for one in answers.classes], dtype=float).mean()  # of those defined
-
     probabilities = predictions[[PROBABILITY + name for name in classes]].to_numpy()
     scores, hits = probabilities.max(1, initial=0), probabilities.argmax(1) == truth
     if 0 < sum(classes.values()) < len(classes):
@@ -101,7 +97,7 @@ def compute_metrics(predictions: pd.DataFrame, classes: dict[str, bool]) -> dict
         "loss": np.log(1 / likelihood).sum() / n if n else None,
         "ece": expected_calibration_error(scores, hits),
         "brier": brier_score(probabilities, truth),
-        **answers.arranged(values, average),
+        **answers.arranged(values),
     }
     if not answers.two_classes:
         numbers["per_class"] = {

@@ -35,9 +35,7 @@ class Promise:
 def promise(
     rate: str, scores: np.ndarray, defective: np.ndarray, groups: np.ndarray, target: float, confidence: float
 ) -> tuple[float, Promise]:
-    """The boldest threshold whose bound keeps the target.
-
-    Where none does, the most cautious one that costs no more of the other kind than misjudging nothing here costs.
+    """The boldest threshold whose bound keeps the target; where none does, one that misjudges none of these images.
 
     Args:
         rate: escape_rate, of the defective images below the threshold, or overkill_rate, of the sound ones from it on.
@@ -47,24 +45,19 @@ def promise(
     mine = defective if escapes else ~defective
     hardest = hardest_of_groups(scores[mine], groups[mine], escapes)
     independent = len(hardest)
-    needed, grouped = images_needed(target, confidence), bool(independent < mine.sum())
-
-    def bound(misjudged: int) -> float:
-        return upper_bound(misjudged, independent, confidence)
-
-    allowed = max(0, bisect_right(range(independent + 1), target, key=bound) - 1)
-    proven = bound(allowed)
-    found = Promise(rate, target, confidence, proven, proven <= target, independent, needed, grouped)
+    bounds = [upper_bound(misjudged, independent, confidence) for misjudged in range(independent + 1)]
+    allowed = max(0, bisect_right(bounds, target) - 1)
+    bound, needed, grouped = bounds[allowed], images_needed(target, confidence), bool(independent < mine.sum())
+    found = Promise(rate, target, confidence, bound, bound <= target, independent, needed, grouped)
     if allowed == independent:
         return ABOVE_ALL if escapes else 0.0, found
     # Between the first that is judged right and the next score of all on the cautious side.
-    levels = np.unique(scores)
-    right = int(np.searchsorted(levels, hardest[allowed]))
-    levels = np.concatenate([[0.0], levels, [ABOVE_ALL]])
-    low, high = levels[right : right + 2] if escapes else levels[right + 1 : right + 3]
-    if found.kept or right == (0 if escapes else len(levels) - 3):  # no score says how far to go
-        return float(between(low, high)), found
-    return float(np.nextafter(low, 1) if escapes else high), found
+    low = high = hardest[allowed]
+    if escapes:
+        low = scores[scores < high].max(initial=0.0)
+    else:
+        high = scores[scores > low].min(initial=ABOVE_ALL)
+    return float(between(low, high)), found
 
 
 def hardest_of_groups(scores: np.ndarray, groups: np.ndarray, escapes: bool) -> np.ndarray:

@@ -14,9 +14,11 @@ from defectcls.evaluation.predictions import PROBABILITY, REVIEW, folds_of, grou
 
 CHUNK = 2_000_000  # weights held at once: 16 MB, and some ten times as much in the sums over them
 RATES = ("precision", "recall", "f1")
-ALL, DEFECT = -2, -1  # sides beside the classes 0, 1 …: all images, and defective against sound
+RANKINGS = ("auroc", "average_precision")  # what scores reach whatever the threshold
+# Sides beside the classes 0, 1 …: all images, defective against sound, and the mean over the classes.
+ALL, DEFECT, MACRO = -3, -2, -1
 
-Key = tuple[str, int]  # a number, and its side: the class that it is of against the rest, DEFECT or ALL
+Key = tuple[str, int]  # a number, and its side: the class that it is of against the rest, or one of the three above
 Numbers = dict[Any, np.ndarray]  # value of each resample, (resamples,)
 
 
@@ -33,12 +35,11 @@ class Share(NamedTuple):
 
     def weighted(self, weights: np.ndarray) -> np.ndarray:
         """The number in each resample, (resamples,)."""
-        hits, members = weights @ (self.hits & self.members), weights @ self.members
-        return _ratio(2 * hits, members + hits) if self.f1 else _ratio(hits, members)
+        return self.stated(_ratio(weights @ (self.hits & self.members), weights @ self.members))
 
 
 class Answers:
-    """A predictions table as `shares` and `rankings` of its images, and so as numbers under weights.
+    """A predictions table as `shares` and `scores` of its images, and so as numbers under weights.
 
     They are of defective against sound, and of `each_class` against the rest.
     """
@@ -49,32 +50,36 @@ class Answers:
         label, prediction = predictions["label"].to_numpy(), predictions["prediction"].to_numpy()
         everything = np.ones(len(predictions), bool)
         self.shares: dict[Key, Share] = {("accuracy", ALL): Share(label == prediction, everything)}
-        self.positive: dict[int, np.ndarray] = {}  # of each side that scores rank
-        self.rankings: dict[int, Callable[[np.ndarray], Numbers]] = {}
+        self.truths: dict[int, np.ndarray] = {}  # which images are of a side
+        self.scores: dict[int, np.ndarray] = {}  # what ranks them
 
         if 0 < sum(classes.values()) < len(classes):
             flagged, rejected = verdicts(predictions, classes)
             defective = predictions["defective"].to_numpy(bool)
-            self._add(DEFECT, defective, flagged, predictions["score"].to_numpy())
+            self._add(DEFECT, defective, flagged)
+            self.scores[DEFECT] = predictions["score"].to_numpy()
             self.shares["escape_rate", DEFECT] = Share(~flagged, defective)
             self.shares["overkill_rate", DEFECT] = Share(rejected, ~defective)
             if "decision" in predictions and (reviewed := (predictions["decision"] == REVIEW).to_numpy(bool)).any():
                 self.shares["review_rate", DEFECT] = Share(reviewed, everything)
         for side, name in enumerate(classes if each_class else ()):
-            scores = None if self.two_classes else predictions[PROBABILITY + name].to_numpy()
-            self._add(side, label == name, prediction == name, scores)
+            self._add(side, label == name, prediction == name)
+            if not self.two_classes:
+                self.scores[side] = predictions[PROBABILITY + name].to_numpy()
 
-    def _add(self, side: int, truth: np.ndarray, answer: np.ndarray, scores: np.ndarray | None) -> None:
+    def _add(self, side: int, truth: np.ndarray, answer: np.ndarray) -> None:
         shares = Share(truth, answer), Share(answer, truth), Share(answer & truth, answer | truth, f1=True)
         self.shares |= {(name, side): share for name, share in zip(RATES, shares, strict=True)}
-        if scores is not None:
-            self.positive[side], self.rankings[side] = truth, ranking(truth, scores, self.folds)
+        self.truths[side] = truth
 
     def weighted(self, weights: np.ndarray) -> Numbers:
         """Each number in each resample, by its key."""
         found: Numbers = {key: share.weighted(weights) for key, share in self.shares.items()}
-        for side, ranked in self.rankings.items():
-            found |= {(name, side): values for name, values in ranked(weights).items()}
+        for side, scores in self.scores.items():
+            ranked = ranking(self.truths[side], scores, self.folds, weights)
+            found |= {(name, side): values for name, values in ranked.items()}
+        for name in [name for name, side in found if side == 0]:
+            found[name, MACRO] = _mean_of_defined(np.array([found[name, one] for one in self.classes]))
         return found
 
     def stated(self) -> dict[Key, float]:
@@ -82,21 +87,24 @@ class Answers:
         return {key: values[0] for key, values in self.weighted(np.ones((1, len(self.groups)))).items()}
 
     def units(self, side: int) -> int:
-        """How many groups the rarer of the two kinds that are ranked has."""
-        return min(len(np.unique(self.groups[kind])) for kind in (self.positive[side], ~self.positive[side]))
+        """How many groups the rarer of the two kinds that are ranked has, or the rarest of the classes."""
+        kinds = [self.truths[one] for one in self.classes] if side == MACRO else [self.truths[side], ~self.truths[side]]
+        return min(len(np.unique(self.groups[kind])) for kind in kinds if kind.any() or side != MACRO)
 
-    def arranged(self, values: dict[Key, Any], average: Callable[[str], Any]) -> dict[str, Any]:
-        """What there is of each number, as metrics.json has it; the average over classes by the number's name."""
-        defect = {name: value for (name, side), value in values.items() if side == DEFECT}
+    def arranged(self, values: dict[Key, Any]) -> dict[str, Any]:
+        """What there is of each number, as metrics.json has it."""
+        defect, macro = ({name: one for (name, of), one in values.items() if of == side} for side in (DEFECT, MACRO))
         found = {"accuracy": values["accuracy", ALL]}
         if self.two_classes:
-            return found | {"f1_macro": average("f1")} | defect
-        found |= {f"{name}_macro" if name in RATES else name: average(name) for name, side in values if side == 0}
+            return found | {"f1_macro": macro["f1"]} | defect
+        found |= {f"{name}_macro" if name in RATES else name: value for name, value in macro.items()}
         return found | ({"defect": defect} if defect else {})
 
 
-def ranking(positive: np.ndarray, scores: np.ndarray, folds: np.ndarray) -> Callable[[np.ndarray], Numbers]:
-    """From weights to `auroc` and `average_precision`, the mean of each fold's own where it can be stated.
+def ranking(positive: np.ndarray, scores: np.ndarray, folds: np.ndarray, weights: np.ndarray) -> Numbers:
+    """`auroc` and `average_precision`, the mean of each fold's own where it can be stated, (resamples,) each.
+
+    Of equal scores each pair counts half, and all have one threshold.
 
     Args:
         positive: bool (images,).
@@ -104,37 +112,24 @@ def ranking(positive: np.ndarray, scores: np.ndarray, folds: np.ndarray) -> Call
         folds: number of the model that judged each image, see `folds_of`, (images,).
     """
     if not np.isfinite(scores).all():
-        positive = np.zeros_like(positive)
-    within = [_ranking_of(np.flatnonzero(folds == fold), positive, scores) for fold in np.unique(folds)]
-
-    def numbers(weights: np.ndarray) -> Numbers:
-        found = np.array([one(weights) for one in within]).reshape(-1, 2, len(weights))
-        values = _ratio(np.nansum(found, axis=0), (~np.isnan(found)).sum(axis=0))
-        return {"auroc": values[0], "average_precision": values[1]}
-
-    return numbers
-
-
-def _ranking_of(members: np.ndarray, positive: np.ndarray, scores: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """(AUROC, average precision) of the images `members`; of equal scores each pair counts half, and one threshold."""
-    order = members[np.argsort(-scores[members], kind="stable")]
-    ordered, is_positive = scores[order], positive[order].astype(np.float64)
-    last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # of each run of equal scores
-
-    def numbers(weights: np.ndarray) -> np.ndarray:
+        positive, scores = np.zeros_like(positive), np.zeros_like(scores)
+    of_folds = np.empty((2, folds.max(initial=0) + 1, len(weights)))
+    for fold, found in enumerate(of_folds.swapaxes(0, 1)):
+        members = np.flatnonzero(folds == fold)
+        order = members[np.argsort(-scores[members], kind="stable")]
+        last = np.flatnonzero(np.diff(scores[order], append=np.inf))  # of each run of equal scores
         falling = weights[:, order]
         above = np.cumsum(falling, axis=1)[:, last]
-        falling *= is_positive
+        falling *= positive[order]
         hits = np.cumsum(falling, axis=1)[:, last]
         misses = above - hits
-        positives, negatives = hits[:, -1], misses[:, -1]
+        positives, negatives = hits[:, -1:].sum(axis=1), misses[:, -1:].sum(axis=1)
         gained = np.diff(hits, prepend=0)
         lost_pairs = (gained * (misses - np.diff(misses, prepend=0) / 2)).sum(axis=1)
         summed_precision = (gained * _ratio(hits, above, 0.0)).sum(axis=1)
-        average_precision = np.where(negatives > 0, _ratio(summed_precision, positives), np.nan)
-        return np.array([1 - _ratio(lost_pairs, positives * negatives), average_precision])
-
-    return numbers
+        found[0] = 1 - _ratio(lost_pairs, positives * negatives)
+        found[1] = np.where(negatives > 0, _ratio(summed_precision, positives), np.nan)
+    return dict(zip(RANKINGS, map(_mean_of_defined, of_folds), strict=True))
 
 
 def bootstrap(
@@ -159,3 +154,8 @@ def bootstrap(
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray, undefined: float = np.nan) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.full(denominator.shape, undefined), where=denominator > 0)
+
+
+def _mean_of_defined(values: np.ndarray) -> np.ndarray:
+    """Over the first axis; NaN where all are."""
+    return _ratio(np.nansum(values, axis=0), (~np.isnan(values)).sum(axis=0))

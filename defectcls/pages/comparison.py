@@ -55,4 +55,4 @@ def _verdict(comparison: Comparison) -> list[str]:
 
 
 def _signed(one: Difference) -> str:
-    return f"{difference(one.metric, one.difference)} [{span(one.metric, (one.low, one.high), signed=True)}]"
+    return difference(one.metric, one.difference, one.low, one.high)

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from defectcls.evaluation.metrics import METRICS, RANKINGS, defect_numbers
+from defectcls.evaluation.metrics import METRICS, defect_numbers
 from defectcls.evaluation.predictions import PROBABILITY
+from defectcls.evaluation.resampling import RANKINGS
 from defectcls.pages import wording
 from defectcls.pages.blocks import Block, Cell, Page, Photo, Photos, Picture, Section, Table, facts, section, text
 from defectcls.pages.caveats import caveats
@@ -55,7 +56,7 @@ def report_page(
     rows = pd.DataFrame() if predictions is None else predictions
     rows = rows[rows["split"] == split] if "split" in rows else rows
     scores, curves = _pictures(rows, decision, history)
-    decided = wording.decision_words(metrics["decision"], "seconds" in metrics) if "decision" in metrics else []
+    decided = wording.decision_words(metrics["decision"]) if "decision" in metrics else []
     handled = judged.get("handling", {}).items() if "review_rate" in defect_numbers(judged) else []
     per_class = judged.get("per_class", {}).items()
     worst_first = sorted(per_class, key=lambda one: (one[1]["recall"] is None, one[1]["recall"]))

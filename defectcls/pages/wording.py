@@ -9,8 +9,6 @@ from defectcls.evaluation.metrics import METRICS, defect_counts, defect_numbers
 
 SPLITS = {"baseline": "before training", "train": "train", "val": "validation", "test": "test"}
 
-Limits = Sequence[float | None] | None  # both ends of an interval
-
 
 def judged_split(metrics: dict[str, Any]) -> str:
     """The split that the verdict is on: test, or else validation, or else train."""
@@ -42,13 +40,12 @@ def verdict(metrics: dict[str, Any]) -> list[str]:
     return sentences
 
 
-def decision_words(decision: dict[str, Any] | None, trained: bool = True) -> list[str]:
-    """How the model decides and what it can promise, in sentences; `trained` with the same validation images."""
+def decision_words(decision: dict[str, Any] | None) -> list[str]:
+    """How the model decides and what it can promise, in sentences."""
     if decision is None:
         return ["The predictions are taken as they are; where a table has none, the most probable class counts."]
     policy, share, evidence = (decision[key] for key in ("policy", "prevalence", "evidence"))
     low, high = decision["accept_below"], decision["reject_from"]
-    kept = [promise for promise in decision["promises"] if promise["kept"]]
     if low is None:
         alike = ", were all classes equally common," if decision["prior"] else ""
         return [f"An image is rejected when its most probable class{alike} is a defective one (policy {policy})."]
@@ -56,25 +53,14 @@ def decision_words(decision: dict[str, Any] | None, trained: bool = True) -> lis
     if low != high:
         between = f"rejected from {number(high, 4)} on, and goes to a person between"
         rule = f"An image is accepted below a score of {number(low, 4)}, {between}"
-    if policy == "balanced" and share is not None and high < share * (1 - 1e-9):
-        rule += f": at {number(share, 4)} both error rates would weigh alike, and the network is more cautious"
-    elif policy == "balanced":
-        rule += ": at this threshold both error rates weigh alike"
-    terms = [f"policy {policy}"]
-    if share is not None:
-        terms += [f"scores assume that {percent(share)} of the parts are defective"]
-    if len(kept) < len(decision["promises"]):
-        cautious = ", this is the most cautious threshold that costs nothing on validation"
-        terms += ["the rate cannot be promised" + cautious * bool(evidence["defective"] and evidence["sound"])]
-    words = [
-        f"{rule} ({'; '.join(terms)}). On the validation set this lets {evidence['escapes']} of "
+    weighed = ": at this threshold both error rates weigh alike" if policy == "balanced" else ""
+    assumed = f"; scores assume that {percent(share)} of the parts are defective" if share is not None else ""
+    return [
+        f"{rule}{weighed} (policy {policy}{assumed}). On the validation set this lets {evidence['escapes']} of "
         f"{plural(evidence['defective'], 'defective image')} through and rejects {evidence['false_rejects']} of "
         f"{plural(evidence['sound'], 'sound image')}.",
-        *map(_promise, kept),
+        *(_promise(promise) for promise in decision["promises"] if promise["kept"]),
     ]
-    if trained and kept:
-        words += ["That holds for validation images of no other use; these chose the weights too. Test images decide."]
-    return words
 
 
 def not_promised(decision: dict[str, Any] | None) -> list[str]:
@@ -115,20 +101,19 @@ def shown(metric: str, value: float | None) -> str:
     return percent(value) if METRICS[metric].percent else number(value, 0 if metric == "seconds" else 3)
 
 
-def span(metric: str, interval: Limits, signed: bool = False) -> str:
-    """`83.1 to 98.5 %`, or `0.831 to 0.985` where the number is no share; of a difference `signed`; `–` undefined."""
-    if interval is None or any(end is None or pd.isna(end) for end in interval):
+def span(metric: str, interval: Sequence[float | None] | None) -> str:
+    """`83.1 to 98.5 %`, or `0.831 to 0.985` where the number is no share; `–` where undefined."""
+    low, high = interval or (None, None)
+    if low is None or high is None or pd.isna(low) or pd.isna(high):
         return "–"
-    scale, digits, unit = (100, 1, " %") if METRICS[metric].percent else (1, 3, "")
-    ends = (f"{scale * float(end or 0):{'+' if signed else ''}.{digits}f}" for end in interval)
-    return " to ".join(ends) + unit * (not signed)
+    return f"{100 * low:.1f} to {100 * high:.1f} %" if METRICS[metric].percent else f"{low:.3f} to {high:.3f}"
 
 
-def difference(metric: str, value: float | None) -> str:
-    """With its sign, shares in percentage points; `–` where undefined."""
-    if value is None or pd.isna(value):
-        return "–"
-    return f"{100 * value:+.1f} points" if METRICS[metric].percent else f"{value:+.3f}"
+def difference(metric: str, value: float, low: float, high: float) -> str:
+    """With signs and its interval, shares in percentage points: `+3.1 points [-1.2 to +7.4]`."""
+    if METRICS[metric].percent:
+        return f"{100 * value:+.1f} points [{100 * low:+.1f} to {100 * high:+.1f}]"
+    return f"{value:+.3f} [{low:+.3f} to {high:+.3f}]"
 
 
 def with_interval(numbers: dict[str, Any], metric: str) -> str:

@@ -13,7 +13,6 @@ from defectcls.evaluation.calibration import (
     calibrated_loss,
     expected_calibration_error,
     fit_calibration,
-    uncalibrate,
 )
 
 
@@ -112,7 +111,7 @@ def test_calibrate_can_be_undone() -> None:
     probabilities = softmax(logits, axis=1)
     calibrated = calibrate(probabilities, 0.3, shift)
     np.testing.assert_allclose(calibrated, softmax(0.3 * logits + shift, axis=1), rtol=1e-12)
-    np.testing.assert_allclose(uncalibrate(calibrated, 0.3, shift), probabilities, rtol=1e-12)
+    np.testing.assert_allclose(calibrate(calibrated, 1 / 0.3, -np.array(shift) / 0.3), probabilities, rtol=1e-12)
 
 
 # --- one criterion for all epochs -------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ def test_weights_count_as_repeated_rows(digits, seed):
     positive, scores = generator.random(60) < 0.3, generator.random(60).round(digits)
     answer = scores > 0.6
     weights = np.vstack([np.ones(60, int), generator.integers(0, 4, (20, 60))])
-    ranked = ranking(positive, scores, ONE)(weights.astype(float))
+    ranked = ranking(positive, scores, ONE, weights.astype(float))
     shares = Share(answer & positive, answer | positive, f1=True), Share(answer, positive)
     f1, recall = (share.weighted(weights.astype(float)) for share in shares)
     for row, times in enumerate(weights):
@@ -28,16 +28,16 @@ def test_weights_count_as_repeated_rows(digits, seed):
 
 
 def test_ranking_is_undefined_where_a_resample_holds_one_kind():
-    ranked = ranking(np.array([True, False]), np.array([0.9, 0.1]), ONE[:2])(np.array([[1.0, 0], [0, 1], [1, 1]]))
+    ranked = ranking(np.array([True, False]), np.array([0.9, 0.1]), ONE[:2], np.array([[1.0, 0], [0, 1], [1, 1]]))
     assert np.isnan(ranked["auroc"]).tolist() == np.isnan(ranked["average_precision"]).tolist() == [True, True, False]
-    assert np.isnan(ranking(np.array([True, False]), np.array([np.nan, 0.1]), ONE[:2])(np.ones((1, 2)))["auroc"])
+    assert np.isnan(ranking(np.array([True, False]), np.array([np.nan, 0.1]), ONE[:2], np.ones((1, 2)))["auroc"])
 
 
 def test_of_folds_the_mean_of_those_that_can_be_stated_is_taken():
     generator = np.random.default_rng(0)
     positive, scores, folds = generator.random(60) < 0.4, generator.random(60).round(1), np.arange(60) % 3
     weights = np.vstack([np.ones(60, int), generator.integers(0, 3, (20, 60)), (folds != 1) | positive])
-    ranked = ranking(positive, scores, folds)(weights.astype(float))
+    ranked = ranking(positive, scores, folds, weights.astype(float))
     for row, times in enumerate(weights):
         within = [np.repeat(np.arange(60), times * (folds == fold)) for fold in range(3)]
         assert len(set(positive[within[1]])) == (1 if row == 21 else 2)
