@@ -53,7 +53,7 @@ def calibrated_loss(probabilities: np.ndarray, truth: np.ndarray) -> float:
     return _fit(logits, _targets(counts)[truth], weights, (0.0, None))[0]
 
 
-def calibrate(probabilities: np.ndarray, scale: float, shift: Sequence[float]) -> np.ndarray:
+def calibrate(probabilities: np.ndarray, scale: float, shift: Sequence[float] | np.ndarray) -> np.ndarray:
     """softmax(scale · log p + shift), (images, classes); () shifts nothing."""
     if scale == 1 and not any(shift):
         return probabilities

@@ -82,7 +82,7 @@ def compare_predictions(
     # The same seed draws the same resamples for every run.
     drawn = {run: bootstrap(groups, one.weighted, resamples, seed) for run, one in answers.items()}
     sides = {metric: ALL if metric == "accuracy" else DEFECT for metric in metrics}
-    values = {}
+    values: dict[str, list[dict[str, Any]]] = {}
     for run, one in answers.items():
         limits = intervals_of(one, drawn[run], level)
         values[run] = []
