@@ -104,11 +104,10 @@ class Page:
 
     def all_blocks(self) -> Iterator[Block]:
         """Those that hold something, sections before what is in them."""
-        pending = list(self.blocks)
-        while pending:
-            if block := pending.pop(0):
-                yield block
-                pending[:0] = block.content if isinstance(block, Section) else []
+        for block in filter(None, self.blocks):
+            yield block
+            if isinstance(block, Section):
+                yield from filter(None, block.content)
 
     def said(self, look: Look) -> list[str]:
         """The sentences of one look, for JSON."""

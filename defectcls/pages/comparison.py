@@ -10,15 +10,12 @@ from defectcls.pages.wording import difference, shown, span
 
 def comparison_page(comparison: Comparison) -> Page:
     """The verdict first, then what the intervals mean, the differences, and the runs by themselves."""
-    level, runs = f"{100 * comparison.level:g} %", list(comparison.values)
+    runs = list(comparison.values)
     left = [f"{count} of {run}" for run, count in comparison.left_out.items() if count]
     more = f"; left out, as they are not in all runs: {', '.join(left)}" if left else ""
-    adjustment = f"Paired bootstrap intervals of {level} for each number."
+    intervals = f"Paired bootstrap intervals of {100 * comparison.adjusted_level:.4g} % for each number"
     if comparison.pairs > 1:
-        adjustment = (
-            f"Paired bootstrap intervals of {100 * comparison.adjusted_level:.4g} %, so that the {comparison.pairs} of "
-            f"a number hold together at {level}."
-        )
+        intervals += f", so that its {comparison.pairs} hold together at {100 * comparison.level:g} %"
     numbers = [
         (
             METRICS[of_runs[0]["metric"]].name,
@@ -32,7 +29,7 @@ def comparison_page(comparison: Comparison) -> Page:
     ]
     blocks = [
         text(*_verdict(comparison), look="verdict", terminal=True),
-        text(f"{comparison.images} images in common{more}.", adjustment, terminal=True),
+        text(f"{comparison.images} images in common{more}.", f"{intervals}.", terminal=True),
         section("The differences", Table(differences, ["number", "runs", "difference", "better"])),
         section("The runs", Table(numbers, ["number", *runs], terminal=True)),
     ]

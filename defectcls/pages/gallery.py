@@ -40,36 +40,28 @@ def gallery_page(
         caption = f"· {number(row['score'])}" + f" · {row['prediction']}" * telling
         photos.append(Photo(files[row["path"]], title, caption, [row["path"]], kind))
     decision, read, speed = summary["decision"], sum(summary[one] for one in KINDS), summary["images_per_second"]
-    has_all = f"are shown; {summary['output']} has all."
+    review = f"{summary[REVIEW]:,} for a person to look at, " if summary[REVIEW] else ""
+    failed = f"; {summary['unreadable']:,} could not be read" if summary["unreadable"] else ""
+    counts = f"{summary[ACCEPT]:,} accepted, {review}{summary[REJECT]:,} rejected{failed}"
     left_out = f"beside the photos: {counted(summary['left_out'])}" if summary["left_out"] else ""
     took = f"{summary['seconds']:.1f} s, {speed:.1f} photos per second" if speed else ""  # none of watching
-    hot = "Beside a photo where the model sees what speaks for a defect, each map from nothing to its strongest point."
-    some = f"{len(photos):,} of {read:,} photos {has_all}" if len(photos) < read else ""
+    hot = "Beside a photo what speaks for a defect, from nothing to its strongest point." if heat else ""
+    some = f"{len(photos):,} of {read:,} photos are shown; {summary['output']} has all." if len(photos) < read else ""
+    fails = f"{len(unreadable)} of {summary['unreadable']:,} are shown; {summary['output']} has all."
     blocks = [
-        text(outcome_words(summary), look="verdict", terminal=True),
+        text(f"{plural(read, 'photo')}: {counts}.", look="verdict", terminal=True),
         text(*not_promised(decision), look="caveats", terminal=True),
-        text(*decision_words(decision), left_out, look="note", terminal=True),
-        text(took, f"table: {summary['output']}", look="note", terminal=True),
+        text(*decision_words(decision), left_out, took, f"table: {summary['output']}", look="note", terminal=True),
         section(
             "The photos, highest scores first",
-            text(some, "The score is the probability of being defective.", hot if heat else "", look="note"),
+            text(some, "The score is the probability of being defective.", hot, look="note"),
             Photos(photos),
         ),
         section(
             "Photos that could not be read",
             Table(unreadable[["path", "error"]].to_numpy().tolist(), ["path", "reason"], words=True, terminal=True),
-            text(f"{len(unreadable)} of {summary['unreadable']:,} {has_all}", look="note"),
+            text(fails, look="note"),
         ),
         section("How it was made", facts(summary, *MADE), text(summary["command"], look="code")),
     ]
     return Page(f"Predictions by {summary['model']}, trained on {summary['dataset']}", summary["input"], blocks)
-
-
-def outcome_words(summary: dict[str, Any]) -> str:
-    """How many photos were accepted, rejected, left to a person, and not read: one sentence."""
-    unreadable, read = summary["unreadable"], sum(summary[decision] for decision in KINDS)
-    if not read:
-        return f"{plural(unreadable, 'photo')} could not be read." if unreadable else "There were no photos."
-    review = f"{summary[REVIEW]:,} for a person to look at, " if summary[REVIEW] else ""
-    failed = f"; {unreadable:,} could not be read" if unreadable else ""
-    return f"{plural(read, 'photo')}: {summary[ACCEPT]:,} accepted, {review}{summary[REJECT]:,} rejected{failed}."

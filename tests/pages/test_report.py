@@ -97,8 +97,6 @@ def test_the_page_of_a_full_run():
     ]
     assert not any(title.startswith("By defect type") for title in sections(page))
     made = rows(page, "How it was made")
-    assert ["head", "2", "val/auroc 0.970", "kept"] in made
-    assert ["full", "9", "val/auroc –", "rolled back"] in made
     assert ["seconds", "fit 183.2, test 3"] in made and ["images per second", "fit 64.25"] in made
     assert ["seed", "0"] in made and ["head", "name joined, bank 10000"] in made
     assert ["a/<i>.png", "truncated"] in rows(page, "Images that could not be read")
@@ -162,7 +160,7 @@ def test_what_goes_to_a_person_is_told_in_a_table():
     assert "A person has to look at 28.6 % of the images." in verdict(metrics)
 
 
-def test_robustness_is_a_table_that_reddens_with_the_errors():
+def test_robustness_is_a_table():
     found: list[dict[str, Any]] = [
         {"corruption": "none", "strength": 0, "setting": "", "recall": 0.9, "overkill_rate": 0.02}
     ]
@@ -182,8 +180,6 @@ def test_robustness_is_a_table_that_reddens_with_the_errors():
         ["blur 2 %", "50.0 %", "0.0 %"],
         ["dark x 2", "–", "60.0 %"],
     ]
-    tints = [[round(cell.bad**2, 9) for cell in row[1:]] for row in table.rows]
-    assert tints == [[0.1, 0.02], [0.3, 0], [0, 0.3], [0.5, 0], [0, 0.6]]
 
 
 def test_errors_stand_beside_what_speaks_for_a_defect(tmp_path: Path):
