@@ -17,9 +17,10 @@ from defectcls.data.batches import Batch
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.images import decode as decoded
 from defectcls.data.threads import map_in_threads
+from defectcls.model.hardware import find_device
 from defectcls.model.stages import plan_stages, switch_training
 from defectcls.settings import StageSettings, TrainSettings
-from defectcls.training.build import build_data, device_of
+from defectcls.training.build import build_data
 from defectcls.training.run import TrainingRun
 
 WARM_UP = 1  # turns before those that count
@@ -56,8 +57,7 @@ class Plan(NamedTuple):
             stage = StageSettings(epochs=WARM_UP + self.rounds, trainable="all", lr_scale=1)
             full = {"probe": False, "patience": None, "stages": {"full": stage}}
             settings = self.settings.model_copy(update={"finetune": self.settings.finetune.model_copy(update=full)})
-        folder, config = self.new_folder(), settings.model_dump(mode="json")
-        run = TrainingRun(settings, config, folder, None)
+        run = TrainingRun(settings, self.new_folder(), None)
         run.classifier.to(run.trainer.strategy.root_device)
         return run
 
@@ -96,7 +96,7 @@ def step(plan: Plan, turns: Turns) -> None:
 
 def input_pipeline(plan: Plan, turns: Turns) -> None:
     """Batches of the training part, one after another, and nothing done with them."""
-    device = device_of(plan.settings.trainer)
+    device = find_device(plan.settings.trainer.accelerator)
     data = build_data(plan.settings, device=device)
     loader, batches = data.train_dataloader(), INPUT_STEPS * plan.steps_of(data)
     turns.play(device, lambda: sum(len(batch["image"]) for batch in itertools.islice(loader, batches)))
@@ -167,7 +167,7 @@ def decode(plan: Plan, turns: Turns) -> None:
 
 def first_pass(plan: Plan, turns: Turns) -> None:
     """All that a run does with images which it meets for the first time, until they are split and in the cache."""
-    device = device_of(plan.settings.trainer)
+    device = find_device(plan.settings.trainer.accelerator)
     stopwatch, turn = Stopwatch(device), None
     while True:
         turns.wait(turn)

@@ -14,8 +14,9 @@ from torchvision import transforms
 from benchmarks.contenders import Plan, keep_few
 from benchmarks.turns import Stopwatch, Turns
 from defectcls.model.backbone import Backbone
+from defectcls.model.hardware import find_device
 from defectcls.settings import AugmentSettings
-from defectcls.training.build import build_data, device_of
+from defectcls.training.build import build_data
 
 FULL_RATE, HEAD_RATE = 1e-4, 1e-3  # Adam's learning rates, as the tutorials have them
 
@@ -72,7 +73,7 @@ class PlainRecipe:
         self.data = build_data(plan.of_dataset(cache="off"))
         if frozen:
             keep_few(self.data, plan.probe_images, self.settings.seed)
-        self.device = device_of(self.settings.trainer)
+        self.device = find_device(self.settings.trainer.accelerator)
         backbone = Backbone(self.settings.model.name, self.settings.model.pool, self.settings.image_size)
         if self.settings.model.pretrained:
             backbone.load_pretrained(self.settings.model.weights)

@@ -28,7 +28,7 @@ def keep(lines: list[Line], about: Line, seed: int, file: Path | None) -> None:
     Args:
         about: what was measured, alike in all lines: with `what` and `unit` it names a number.
     """
-    from defectcls.training.provenance import provenance
+    from defectcls.training.results import provenance
 
     made = provenance(seed, {})
     made["command"] = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])

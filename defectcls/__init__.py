@@ -86,13 +86,12 @@ def classifier(config: Mapping[str, Any], data: "DefectDataModule | None" = None
         >>> model = classifier(config, data)
         >>> lightning.Trainer(max_epochs=3).fit(model, data)
     """
-    from defectcls.training.build import build_classifier, device_of, with_compute
+    from defectcls.training.build import build_classifier, with_compute
 
     data = data or datamodule(config)
     data.prepare_data()
     data.setup()
-    settings = _settings(config)
-    return build_classifier(with_compute(settings, device_of(settings.trainer)), data)
+    return build_classifier(with_compute(_settings(config)), data)
 
 
 def _settings(config: Mapping[str, Any]) -> "TrainSettings":

@@ -22,12 +22,12 @@ def audit(config: dict[str, Any], folder: Path) -> int:
     from defectcls.data.datamodule import DefectDataModule
     from defectcls.data.findings import balance, take_inventory
     from defectcls.errors import UserError
+    from defectcls.model.hardware import find_device
     from defectcls.pages.audit import audit_page, summarise
     from defectcls.pages.render import print_page, write_page
-    from defectcls.training.build import device_of
-    from defectcls.training.provenance import provenance
+    from defectcls.training.results import provenance
 
-    device = device_of(settings.trainer)
+    device = find_device(settings.trainer.accelerator, settings.trainer.precision)
     data = DefectDataModule.from_settings(settings, device=device, test_all=True)
     inventory = take_inventory(data)
     try:
@@ -58,7 +58,7 @@ def doubted_labels(settings: "AuditSettings", data: "DefectDataModule", units: "
     from defectcls.model.head import doubt_labels
     from defectcls.training.build import build_classifier, build_features, with_compute
 
-    options, resolved = settings.audit, with_compute(settings, data.device)
+    options, resolved = settings.audit, with_compute(settings)
     if not options.wrong_labels:
         raise UserError("audit.wrong_labels=false")
     data.samples["split"] = "test"  # all of them

@@ -32,8 +32,7 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
     from defectcls.pages.render import print_page
     from defectcls.pages.report import report_page
     from defectcls.training.loggers import dashboard, log_results
-    from defectcls.training.provenance import provenance
-    from defectcls.training.results import finished_metrics, write_results
+    from defectcls.training.results import finished_metrics, provenance, write_results
     from defectcls.training.run import TrainingRun
 
     log.info("cross-validation in %s", folder)
@@ -44,9 +43,9 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
             of_fold, run_folder = fold_config(config, repeat, fold), folder / f"repeat_{repeat}" / f"fold_{fold}"
             metrics = finished_metrics(run_folder)
             if metrics is None:
-                run = TrainingRun(TrainSettings(**of_fold), of_fold, run_folder, None, data)
+                run = TrainingRun(TrainSettings(**of_fold), run_folder, None, data)
                 data = run.data
-                run.train(baseline=False)
+                run.train()
                 metrics, predictions = run.measure(["test"])
                 write_results(run_folder, metrics, predictions)
             runs.append((repeat, fold, metrics, fold_predictions(run_folder, metrics)))

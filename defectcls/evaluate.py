@@ -13,14 +13,13 @@ def evaluate(config: dict[str, Any], folder: Path) -> None:
     settings = EvaluateSettings(**config)
     from defectcls.pages.render import print_page
     from defectcls.pages.report import report_page
-    from defectcls.training import results
+    from defectcls.training.results import provenance, write_results
 
     heat: dict[str, Any] = {}
     if settings.predictions is not None:
         from defectcls.data.splits import PARTS
         from defectcls.evaluation.evaluate import evaluate_table
         from defectcls.evaluation.predictions import read_predictions
-        from defectcls.training.provenance import provenance
 
         table = settings.predictions
         wanted = PARTS if settings.part in (None, "all") else (settings.part,)
@@ -32,13 +31,13 @@ def evaluate(config: dict[str, Any], folder: Path) -> None:
         from defectcls.training.inspection import inspect
 
         run = EvaluationRun(settings, folder)
-        metrics, predictions = run.measure()
+        metrics, predictions = run.measure([run.part])
         with run.timed("inspect"):
             found, heat = inspect(run, predictions, settings.inspect)
         metrics |= found
         root = run.data.settings.root
     page = report_page(metrics, predictions, root, heat=heat)
-    results.write_results(folder, metrics, predictions, page)
+    write_results(folder, metrics, predictions, page)
     print_page(page, folder / "report.html")
 
 

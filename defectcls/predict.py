@@ -45,7 +45,7 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     from defectcls.model.hardware import keep_freed_memory
     from defectcls.pages.gallery import gallery_page
     from defectcls.pages.render import print_page, write_page
-    from defectcls.training.provenance import provenance
+    from defectcls.training.results import provenance
 
     predictor = load(settings.checkpoint, settings.device, settings.precision)
     if predictor.device.type == "cpu":

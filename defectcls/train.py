@@ -24,8 +24,8 @@ def train(config: dict[str, Any], folder: Path) -> float | None:
     from defectcls.training.run import TrainingRun
 
     objective_of({}, settings.objective)  # a typo is told now
-    with dashboard(settings.logger, folder, config) as logger:
-        run = TrainingRun(settings, config, folder, logger)
+    with dashboard(settings.logger, folder, settings.model_dump(mode="json")) as logger:
+        run = TrainingRun(settings, folder, logger)
         run.train()
         metrics, predictions = run.measure()
         if run.trainer.is_global_zero:

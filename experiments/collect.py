@@ -77,7 +77,6 @@ def row(folder: Path) -> dict:
     if line["hold_out_defect_type"] is not None:
         line |= recalls(read_predictions(folder / "predictions.csv"), line["hold_out_defect_type"])
     return line | {
-        **{f"baseline_{name}": metrics.get("baseline", {}).get(name) for name in ("accuracy", "auroc")},
         **{f"weight_{name}": metrics.get("head", {}).get(name) for name in ("memory", "classifier")},
         "kept": next((stage["name"] for stage in reversed(stages) if not stage["rolled_back"]), None),
         "epochs": sum(stage["epochs"] for stage in stages if stage["name"] != "probe") or None,

@@ -149,7 +149,7 @@ def test_gradients_of_several_batches_make_one_step(tiny: list[str], tmp_path: P
         ),
         ("+trainer.profiler=fast", "trainer.profiler: "),
         ("+callbacks.mine._target_=torch.nn.ReLU", "torch.nn has no Callback ReLU"),
-        ("+callbacks.early_stopping.patiense=2", "callbacks.early_stopping: "),
+        ("+callbacks.progress.refresh=2", "callbacks.progress: "),
         ("+callbacks.mine._target_=own_part.Counting", "own_part cannot be imported"),
     ],
 )

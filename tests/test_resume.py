@@ -26,7 +26,7 @@ from tests.conftest import command, equal, process, sentence, weights
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
-NUMBERS = ("baseline", "train", "val", "test", "stages", "class_names")
+NUMBERS = ("train", "val", "test", "stages", "class_names")
 TIMES = ["seconds", "images_per_second"]
 
 

@@ -21,10 +21,8 @@ def caveats(metrics: Metrics) -> list[str]:
     split = wording.judged_split(metrics)
     judged, found = metrics[split], seen_words(metrics.get("seen"))
     if elsewhere := metrics.get("elsewhere"):
-        own = "how it does on its own test images stands beside"
-        own = own if elsewhere["test"] else "its numbers on its own test images, so decided, are not known"
         where = f"the model was trained on {elsewhere['trained_on']} and is judged on {elsewhere['judged_on']}"
-        found += [f"Another dataset: {where}; {own}."]
+        found += [f"Another dataset: {where}."]
     found += _collapse(judged, metrics["class_names"])
     if judged["loss"] is None and judged["n"]:
         found += ["Some probabilities are not numbers: training has diverged. Lower the learning rate."]

@@ -38,8 +38,8 @@ def report_page(
     """The page, with pictures and photos where there is something to see.
 
     Args:
-        metrics: the content of metrics.json. Of `baseline`, `train`, `val` and `test` one of the last three is enough,
-            and of what describes the run `class_names` and `defective_classes`: `evaluate` may know no more.
+        metrics: the content of metrics.json. Of `train`, `val` and `test` one is enough, and of what describes the
+            run `class_names` and `defective_classes`: `evaluate` may know no more.
         predictions: the table of a run; without it there are neither photos nor pictures.
         root: of the photos.
         history: of the training, one row an epoch.
@@ -100,14 +100,9 @@ def _breakdown(column: str, found: list[dict[str, Any]], of: str) -> Section:
 
 
 def _numbers(metrics: dict[str, Any], judged: dict[str, Any]) -> Section:
-    """Every number of every split, and of the test part of the dataset that the model was trained on, if it is another.
-
-    Of many classes first defective against sound.
-    """
-    split, elsewhere = judged_split(metrics), metrics.get("elsewhere") or {}
+    """Every number of every split. Of many classes first defective against sound."""
+    split = judged_split(metrics)
     others = {name: metrics[part] for part, name in reversed(SPLITS.items()) if part in metrics and part != split}
-    if elsewhere.get("test"):
-        others[f"test part of {elsewhere['trained_on']}"] = elsewhere["test"]
     parts, intervals = [judged, *others.values()], judged.get("intervals", {})
     kinds = [("", parts, intervals)]
     if "per_class" in judged:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from defectcls.evaluation.metrics import METRICS, defect_counts, defect_numbers
 
-SPLITS = {"baseline": "before training", "train": "train", "val": "validation", "test": "test"}
+SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 
 def judged_split(metrics: dict[str, Any]) -> str:

@@ -23,14 +23,8 @@ from defectcls.errors import UserError, did_you_mean
 from defectcls.model.backbone import Backbone
 from defectcls.model.classifier import LOG_EVERY, Classifier
 from defectcls.model.features import FrozenFeatures
-from defectcls.model.hardware import (
-    PRECISIONS,
-    allow_tf32,
-    choose_compute,
-    find_device,
-    keep_freed_memory,
-)
-from defectcls.settings import TrainerSettings, TrainSettings
+from defectcls.model.hardware import PRECISIONS, allow_tf32, choose_compute, find_device, keep_freed_memory
+from defectcls.settings import TrainSettings
 from defectcls.tables import DEFECTIVE, SOUND
 
 
@@ -68,10 +62,7 @@ def build_data(
 def build_classifier(settings: TrainSettings, data: DefectDataModule) -> Classifier:
     """A classifier for the classes of `data`, with its pretrained weights where asked for."""
     classifier: Classifier = named(settings.model.target, Classifier)(
-        **{
-            part: getattr(settings, part).model_dump(mode="json")
-            for part in ("model", "loss", "finetune", "optim", "augment")
-        },
+        **settings.model_dump(mode="json", include={"model", "loss", "finetune", "optim", "augment"}),
         class_weights=class_weights(settings, data, settings.sampler == "balanced"),
         classes=data.classes,
         image_size=settings.image_size,
@@ -98,18 +89,15 @@ def build_features(settings: TrainSettings, data: DefectDataModule, backbone: Ba
     return FrozenFeatures(backbone, data.digests, store, f"{dataset.resize} {data.settings.depth}")
 
 
-def device_of(settings: TrainerSettings) -> torch.device:
-    """Where a run of one process computes; of a distributed one, this process.
+def with_compute(settings: TrainSettings) -> TrainSettings:
+    """The settings with `auto` in precision and channels_last replaced by what gains on the device that is there.
 
     Raises:
         UserError: a GPU is asked for, or float16, and there is none.
     """
-    return find_device(settings.accelerator, settings.precision)
-
-
-def with_compute(settings: TrainSettings, device: torch.device) -> TrainSettings:
-    """The settings with `auto` in precision and channels_last replaced by what gains on this device."""
-    return settings.model_copy(update={"trainer": choose_compute(settings.trainer, device)})
+    trainer = settings.trainer
+    device = find_device(trainer.accelerator, trainer.precision)
+    return settings.model_copy(update={"trainer": choose_compute(trainer, device)})
 
 
 def class_weights(settings: TrainSettings, data: DefectDataModule, sampled: bool) -> list[float] | None:
@@ -140,11 +128,6 @@ def build_trainer(
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning|torchmetrics")
     warnings.filterwarnings("ignore", message=".*_register_pytree_node.*")
-    device = device_of(settings)
-    if device.type == "cpu":
-        keep_freed_memory()
-    if settings.precision != "32":
-        allow_tf32(device)
     strategy = settings.strategy
     if strategy == "ddp" and any(stage.trainable != "all" for stage in stages):
         strategy = "ddp_find_unused_parameters_true"  # frozen layers send no gradients
@@ -171,11 +154,17 @@ def build_trainer(
         if key not in known or key in ("logger", "callbacks"):
             raise UserError(f"Lightning's Trainer takes no {key} here{did_you_mean(key, set(known) - set(arguments))}")
     try:
-        return L.Trainer(**arguments | settings.further)
+        trainer = L.Trainer(**arguments | settings.further)
     except (TypeError, ValueError, MisconfigurationException) as error:
         if not settings.further:
             raise
         raise UserError(f"trainer.{', trainer.'.join(settings.further)}: {error}") from error
+    device = trainer.strategy.root_device
+    if device.type == "cpu":
+        keep_freed_memory()
+    if settings.precision != "32":
+        allow_tf32(device)
+    return trainer
 
 
 def build_callbacks(settings: TrainSettings) -> list[L.Callback]:

@@ -147,8 +147,7 @@ def log_results(logger: Logger | None, folder: Path, metrics: dict[str, Any], pr
         logger.experiment.log({"test/confusion_matrix": matrix})
         if page.is_file():
             logger.experiment.log({"report": wandb.Html(str(page), inject=False)})
-        baseline = {f"baseline/{k}": v for k, v in (metrics.get("baseline") or {}).items() if isinstance(v, float)}
-        logger.experiment.summary.update(numbers | baseline)
+        logger.experiment.summary.update(numbers)
 
     if logger is not None:
         _tell(logger, send)

@@ -54,11 +54,12 @@ class Record(Checkpoint):
 
     Args:
         folder: of the run.
+        patience: a stage ends after so many evaluations that have not bettered it; None: never.
         about: plain values that go into every checkpoint, enough to evaluate it anywhere.
     """
 
-    def __init__(self, folder: Path, about: dict[str, Any] | None = None) -> None:
-        self.folder, self.about = folder, about or {}
+    def __init__(self, folder: Path, patience: int | None, about: dict[str, Any] | None = None) -> None:
+        self.folder, self.patience, self.about = folder, patience, about or {}
         self.best, self.last = folder / BEST, folder / LAST
         self.history: list[Row] = []
         self.fitted = False  # a run that stopped early must not go on when it is resumed
@@ -73,15 +74,17 @@ class Record(Checkpoint):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         checkpoint["defectcls"] = self.about
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]  # noqa: ARG002
         self._started, self._images = time.perf_counter(), 0
+        pl_module.ended = ended_stages(self.history, self.patience)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Classifier, batch: Any, batch_idx: int) -> None:  # type: ignore[override]  # noqa: ARG002
         self._images += len(batch["index"])
         starting = stage_at(pl_module.plan, trainer.global_step)
-        before = [stage.name for stage in pl_module.plan if stage.start < starting.start]
-        if before and trainer.global_step == starting.start and before[-1] in rolled_back(self.history):
-            log.warning("stage '%s' was rolled back: stage '%s' starts from the best", before[-1], starting.name)
+        if trainer.global_step != starting.start or not self.history:
+            return
+        if (before := self.history[-1]["stage"]) not in (starting.name, best_row(self.history)["stage"]):
+            log.warning("stage '%s' was rolled back: stage '%s' starts from the best", before, starting.name)
             pl_module.load_state_dict(read_checkpoint(self.best)["state_dict"])
             trainer.optimizers[0].state.clear()
             for averaging in (one for one in trainer.callbacks if isinstance(one, WeightAveraging)):  # type: ignore[attr-defined]
@@ -89,16 +92,19 @@ class Record(Checkpoint):
                 averaging._average_model.n_averaged.zero_()  # the next step begins it anew
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
-        fitting = pl_module.stage is not None
         stage = pl_module.stage.name if pl_module.stage else "probe"
-        row = {"epoch": trainer.current_epoch + 1 if fitting else 0, "step": trainer.global_step, "stage": stage}
+        row = {
+            "epoch": trainer.current_epoch + 1 if pl_module.stage else 0,
+            "step": trainer.global_step,
+            "stage": stage,
+        }
         row |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         self.history.append(row)
         if best_row(self.history) is row:
             self._save(trainer, self.best)
         self._write_history(trainer)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         row, seconds = self.history[-1], time.perf_counter() - self._started
         row |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
         row |= {"lr": trainer.optimizers[0].param_groups[-1]["lr"], "seconds": seconds}
@@ -107,6 +113,11 @@ class Record(Checkpoint):
             "epoch %d (%s): training loss %.4f, calibrated validation loss %.4f, AUROC %.4f, %.0f img/s",
             *(row[key] for key in ("epoch", "stage", "train/loss", CRITERION, "val/auroc", "images_per_second")),
         )
+        if (stage := row["stage"]) in ended_stages(self.history, self.patience):
+            last = stage == pl_module.plan[-1].name
+            goes_on = "training is over" if last else "the next stage begins"
+            log.info("stage '%s' ends: %d epochs in a row did not better it; %s", stage, self.patience, goes_on)
+            trainer.should_stop |= last
         self.fitted = trainer.should_stop
         self._save(trainer, self.last)
         self._write_history(trainer)
@@ -123,34 +134,6 @@ class Record(Checkpoint):
     def _write_history(self, trainer: L.Trainer) -> None:
         if trainer.is_global_zero:
             self.table().to_csv(self.folder / "metrics.csv", index=False)
-
-
-class StageEarlyStopping(L.Callback):
-    """Ends a stage that evaluations in a row have not bettered: the next one begins, or training is over.
-
-    Args:
-        patience: so many evaluations; None: never.
-    """
-
-    def __init__(self, patience: int | None) -> None:
-        self.patience = patience
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
-        pl_module.ended = self._ended(trainer)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
-        assert pl_module.stage is not None
-        if (stage := pl_module.stage.name) in self._ended(trainer):
-            last = stage == pl_module.plan[-1].name
-            log.info(
-                "stage '%s' ends: %d epochs in a row did not better it; %s",
-                *(stage, self.patience, "training is over" if last else "the next stage begins"),
-            )
-            trainer.should_stop |= last
-
-    def _ended(self, trainer: L.Trainer) -> dict[str, int]:
-        record = next(one for one in trainer.callbacks if isinstance(one, Record))  # type: ignore[attr-defined]
-        return ended_stages(record.history, self.patience)
 
 
 def best_row(history: list[Row]) -> Row:
@@ -178,17 +161,12 @@ def ended_stages(history: list[Row], patience: int | None) -> dict[str, int]:
 
 def stage_summary(history: list[Row]) -> list[dict[str, Any]]:
     """Each stage that ran: {name, epochs, best: {metric: value}, rolled_back: it did not better what came before}."""
-    summary, best = [], None
+    summary: list[dict[str, Any]] = []
+    until_then: list[Row] = []
     for name, group in groupby(history, key=itemgetter("stage")):
         rows = [*group]
-        own = best_row(rows)
-        worse = best is not None and best_row([best, own]) is best
-        best = best if worse else own
-        numbers = {key.removeprefix("val/"): value for key, value in own.items() if key.startswith("val/")}
-        summary.append({"name": name, "epochs": len(rows), "best": numbers, "rolled_back": worse})
+        until_then += rows
+        best = {key.removeprefix("val/"): value for key, value in best_row(rows).items() if key.startswith("val/")}
+        worse = best_row(until_then)["stage"] != name
+        summary.append({"name": name, "epochs": len(rows), "best": best, "rolled_back": worse})
     return summary
-
-
-def rolled_back(history: list[Row]) -> list[str]:
-    """The stages that did not better what came before them."""
-    return [stage["name"] for stage in stage_summary(history) if stage["rolled_back"]]

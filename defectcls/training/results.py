@@ -1,17 +1,27 @@
-"""What a run leaves: metrics.json, predictions.csv, the pictures and report.html."""
+"""What a run leaves in its folder, and what another person needs to repeat it."""
 
 import json
+import platform
+import subprocess
+from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from defectcls.config import job_command
 from defectcls.errors import UserError, did_you_mean
 from defectcls.evaluation.metrics import METRICS, defect_numbers
 from defectcls.evaluation.predictions import write_predictions
 from defectcls.files import read_json, written_whole
 from defectcls.pages.blocks import Page
 from defectcls.pages.render import write_page
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGES = ("defectcls", "torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-core", "scikit-learn")
 
 
 def finished_metrics(folder: Path) -> dict[str, Any] | None:
@@ -47,3 +57,44 @@ def write_results(folder: Path, metrics: dict[str, Any], predictions: pd.DataFra
         write_page(page, folder / "report.html")
     with written_whole(folder / "metrics.json") as unfinished:
         unfinished.write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+
+
+def provenance(seed: int, config: dict[str, Any], device: "torch.device | None" = None) -> dict[str, Any]:
+    """Command, configuration, code, versions and hardware, for metrics.json and its kin.
+
+    Args:
+        device: that computed it; None where no network did.
+    """
+    return {
+        "command": job_command(),
+        "date": datetime.now().astimezone().isoformat(timespec="minutes"),
+        "seed": seed,
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+        "commit": commit(),
+        "hardware": device_name(device),
+        "config": json.loads(json.dumps(config, default=str)),
+    }
+
+
+def device_name(device: "torch.device | None") -> str:
+    """Model of the GPU, or of the processor with the number of threads."""
+    import torch
+
+    if device is not None and device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")  # Python itself knows the processor on some systems only
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+
+
+def commit() -> str | None:
+    """Commit of the checkout that this code runs from, `-dirty` where it was edited; None for an installed wheel."""
+    checkout = Path(__file__).parents[2]
+    if not (checkout / "pyproject.toml").is_file():
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    except OSError:  # no git
+        return None

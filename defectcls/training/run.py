@@ -1,8 +1,6 @@
 """Train a run and measure it."""
 
-import json
 import logging
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from defectcls.config import refuse_another
 from defectcls.data.datamodule import DefectDataModule
@@ -22,14 +19,13 @@ from defectcls.data.findings import remember_seen
 from defectcls.data.masks import mask_sizes
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision, refuse_missing_kind
 from defectcls.evaluation.evaluate import evaluate
-from defectcls.evaluation.metrics import compute_metrics
 from defectcls.evaluation.predictions import PROBABILITY, predictions_table, probabilities_of
-from defectcls.files import LAST, written_whole
+from defectcls.files import written_whole
 from defectcls.model.classifier import Classifier
 from defectcls.model.features import copy_of, extract_features, laid
 from defectcls.model.head import fit_probe, out_of_fold
 from defectcls.model.memory import FOLDS
-from defectcls.settings import TrainerSettings, TrainSettings
+from defectcls.settings import TrainSettings
 from defectcls.training.build import (
     build_callbacks,
     build_classifier,
@@ -37,11 +33,10 @@ from defectcls.training.build import (
     build_features,
     build_trainer,
     class_weights,
-    device_of,
     with_compute,
 )
-from defectcls.training.provenance import provenance
-from defectcls.training.record import Record, read_checkpoint, rolled_back, stage_summary
+from defectcls.training.record import Record, read_checkpoint, stage_summary
+from defectcls.training.results import provenance
 
 log = logging.getLogger(__name__)
 
@@ -56,13 +51,17 @@ class Run:
     `samples` is the sample table, with the size of each defect that has a mask: one that cannot be read is told now.
     """
 
-    def __init__(self, data: DefectDataModule, classifier: Classifier, trainer: L.Trainer) -> None:
-        self.data, self.classifier, self.trainer = data, classifier, trainer
-        self.samples, settings = data.samples, data.settings
+    def __init__(
+        self, settings: TrainSettings, data: DefectDataModule, classifier: Classifier, trainer: L.Trainer
+    ) -> None:
+        self.settings, self.data, self.classifier, self.trainer = settings, data, classifier, trainer
+        self.samples = data.samples
         if "mask" in self.samples:
-            sizes = mask_sizes(self.samples, settings.root, data.image_size, settings.resize)
+            sizes = mask_sizes(self.samples, data.settings.root, data.image_size, data.settings.resize)
             self.samples = self.samples.assign(mask_size=sizes)
         self.decision = MOST_PROBABLE
+        self.predicted: dict[str, pd.DataFrame] = {}  # what `predict` has told of a part and need not tell again
+        self.about: dict[str, Any] = {}  # what metrics.json says beside the numbers
         self.seconds: dict[str, float] = {}
         self.images_per_second: dict[str, float] = {}
 
@@ -86,11 +85,17 @@ class Run:
         index, logits = self.classifier.evaluated
         return predictions_table(self.samples.loc[index], probabilities_of(logits), self.data.classes)
 
-    def describe(self) -> dict[str, Any]:
-        """What metrics.json says of the run besides its numbers."""
-        joined, head = self.classifier.joined, self.classifier.hparams["model"]["head"]
-        return {
-            **({} if joined is None else {"head": {"name": head} | joined.describe()}),
+    def measure(self, parts: Sequence[str] = PARTS) -> tuple[dict[str, Any], pd.DataFrame]:
+        """metrics.json and the predictions table of these parts, decided."""
+        tables = {part: self.predicted[part] if part in self.predicted else self.predict(part) for part in parts}
+        judged = {part: evaluate(table, self.decision, self.data.classes) for part, table in tables.items()}
+        settings, joined = self.settings, self.classifier.joined
+        metrics: dict[str, Any] = {
+            "dataset": settings.dataset.name,
+            "model": settings.model.name,
+            **{part: numbers for part, (_, numbers) in judged.items()},
+            **self.about,
+            **({} if joined is None else {"head": {"name": settings.model.head} | joined.describe()}),
             "class_names": [*self.data.classes],
             "defective_classes": [*self.data.classes.values()],
             "decision": self.decision.plain(),
@@ -98,91 +103,73 @@ class Run:
             "depth": self.data.settings.depth,
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,
+            **provenance(settings.seed, settings.model_dump(mode="json"), self.trainer.strategy.root_device),
         }
+        return metrics, pd.concat([table for table, _ in judged.values()]).sort_index()
 
     def close(self) -> None:
-        """Let go of the other processes: the next run starts its own."""
+        """Let go of the other processes."""
         if torch.distributed.is_initialized():
-            started_here = isinstance(getattr(self.trainer.strategy, "cluster_environment", None), LightningEnvironment)
             torch.distributed.destroy_process_group()
-            for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE") if started_here else ():
-                os.environ.pop(name, None)
 
 
 class TrainingRun(Run):
     """A run that trains: from the probe through the stages to the best checkpoint.
 
     Args:
-        config: that the settings were made of, for the checkpoint.
         data: read before, for another split; None reads what the settings say.
     """
 
     def __init__(
-        self,
-        settings: TrainSettings,
-        config: dict[str, Any],
-        folder: Path,
-        logger: Logger | None,
-        data: DefectDataModule | None = None,
+        self, settings: TrainSettings, folder: Path, logger: Logger | None, data: DefectDataModule | None = None
     ) -> None:
-        start, device = time.perf_counter(), device_of(settings.trainer)
+        start = time.perf_counter()
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / LAST).is_file():
-            begun = read_checkpoint(folder / LAST)["defectcls"]
-            may_change = (*MAY_CHANGE, "dataset.depth") if settings.dataset.depth == "auto" else MAY_CHANGE
-            now = config | {"dataset": config["dataset"] | {"depth": settings.dataset.depth}}  # as text, however typed
+        self.folder, self.record = folder, Record(folder, settings.finetune.patience)
+        if self.record.last.is_file():
+            begun = read_checkpoint(self.record.last)["defectcls"]["config"]
+            settings = as_begun(settings, begun)
             remedy = f"leave that out of resume={folder}, or begin another run"
-            refuse_another(begun["config"], now, may_change, remedy)
-            settings = as_begun(settings, begun, device)
-        self.settings = settings = with_compute(settings, device)
-        self.folder, self.record = folder, Record(folder)
-        self.baseline: dict[str, Any] = {}
-        self.validation: pd.DataFrame | None = None  # predicted by the best weights
+            refuse_another(begun, settings.model_dump(mode="json"), MAY_CHANGE, remedy)
+        settings = with_compute(settings)
         trainer = build_trainer(settings, folder, logger, [*build_callbacks(settings), self.record])
+        device = trainer.strategy.root_device
         if data is None:
             data = build_data(settings, device=device)
         else:
             data.deal(settings.dataset.split, settings.seed)
         validated = data.samples["defective"].to_numpy(bool)[data.part("val")]
         refuse_missing_kind(settings.decision, validated, settings.dataset.prevalence)
-        chosen = settings.trainer.model_dump(mode="json")
-        told = {key: chosen[key] if value == "auto" else value for key, value in config["trainer"].items()}
-        self.config = config | {"trainer": told, "dataset": config["dataset"] | {"depth": data.settings.depth}}
-        self.record.about = {"config": json.loads(json.dumps(self.config, default=str)), "device": device.type}
+        dataset = settings.dataset.model_copy(update={"depth": data.settings.depth})
+        settings = settings.model_copy(update={"dataset": dataset})  # without any `auto` that another machine resolves
+        self.record.about = {"config": settings.model_dump(mode="json")}
         L.seed_everything(settings.seed, workers=True, verbose=False)
         classifier = build_classifier(settings, data).to(device)
         solves = settings.finetune.probe and settings.model.head != "memory"
         if solves or any(stage.trainable == "head" for stage in settings.finetune.active_stages.values()):
             classifier.stored_features = build_features(settings, data, classifier.backbone)
-        super().__init__(data, classifier, trainer)
+        super().__init__(settings, data, classifier, trainer)
         self.seconds["data"] = time.perf_counter() - start
 
-    def train(self, baseline: bool = True) -> None:
-        """Probe, stages, baseline; ends with the best weights in place. Goes on from last.ckpt where there is one.
-
-        Args:
-            baseline: measure the untrained network too.
-        """
-        record, finetune, last = self.record, self.settings.finetune, self.record.last
-        untrained = {name: value.clone() for name, value in self.classifier.state_dict().items()}
-        goes_on = last.is_file()
+    def train(self) -> None:
+        """Probe and stages; ends with the best weights in place. Goes on from last.ckpt where there is one."""
+        record, finetune = self.record, self.settings.finetune
+        goes_on = record.last.is_file()
         if goes_on:
-            record.load_state_dict(read_checkpoint(last)["callbacks"]["Record"])
+            record.load_state_dict(read_checkpoint(record.last)["callbacks"]["Record"])
         elif finetune.probe:
             self._probe()
         if finetune.active_stages:
             if not record.fitted:
-                from_file = str(last) if goes_on else None
+                from_file = str(record.last) if goes_on else None
                 with self.timed("fit"):
                     self.trainer.fit(self.classifier, datamodule=self.data, ckpt_path=from_file, weights_only=True)
-            for stage in rolled_back(record.history):
-                log.warning("stage '%s' did not better what came before it: rolled back", stage)
             speeds = [row["images_per_second"] for row in record.history if "images_per_second" in row]
             self.images_per_second["fit"] = float(np.median(speeds))
-        if baseline:  # late, so that nothing waits for it
-            self.classifier.load_state_dict(untrained)
-            with self.timed("baseline", len(self.data.part("test"))):
-                self.baseline = {"baseline": compute_metrics(self.predict("test"), self.data.classes)}
+        self.about["stages"] = stage_summary(record.history)
+        for stage in self.about["stages"]:
+            if stage["rolled_back"]:
+                log.warning("stage '%s' did not better what came before it: rolled back", stage["name"])
         best = read_checkpoint(record.best)
         self.classifier.load_state_dict(best["state_dict"])
         self._choose_decision(best)
@@ -192,7 +179,6 @@ class TrainingRun(Run):
         classifier, data, finetune, seed = self.classifier, self.data, self.settings.finetune, self.settings.seed
         rows, views, stored = data.part("train"), finetune.probe_views, classifier.stored_features
         weights, loader = class_weights(self.settings, data, sampled=False), data.part_dataloader("train")
-        classifier.to(self.trainer.strategy.root_device)
         solves = self.settings.model.head != "memory"
         if solves:
             assert stored is not None
@@ -221,13 +207,13 @@ class TrainingRun(Run):
             )
         self.trainer.validate(classifier, datamodule=data, verbose=False)
         if not finetune.active_stages:  # no other weights will be the best
-            self.validation = self._evaluated()
+            self.predicted["val"] = self._evaluated()
 
     def _choose_decision(self, best: dict[str, Any]) -> None:
         """On the validation images; kept in the best checkpoint, with what the choice rests on."""
-        if self.validation is None:
-            self.validation = self.predict("val")
-        validation, prevalence = self.validation, self.settings.dataset.prevalence
+        if "val" not in self.predicted:
+            self.predicted["val"] = self.predict("val")
+        validation, prevalence = self.predicted["val"], self.settings.dataset.prevalence
         self.decision = choose_decision(self.settings.decision, validation, self.data.classes, prevalence)
         columns = ["label", "defective", "unit", *(PROBABILITY + name for name in self.data.classes)]
         best["defectcls"]["validation"] = validation.filter(columns).to_dict("list")
@@ -235,42 +221,18 @@ class TrainingRun(Run):
         if self.trainer.is_global_zero:
             keep_decision(best, self.decision, self.record.best)
 
-    def measure(self, parts: Sequence[str] = PARTS) -> tuple[dict[str, Any], pd.DataFrame]:
-        """metrics.json and the predictions table of these parts, from the best weights."""
-        assert self.validation is not None
-        predicted = {part: self.validation if part == "val" else self.predict(part) for part in parts}
-        judged = {part: evaluate(table, self.decision, self.data.classes) for part, table in predicted.items()}
-        metrics: dict[str, Any] = {
-            "dataset": self.settings.dataset.name,
-            "model": self.settings.model.name,
-            **self.baseline,
-            **{part: numbers for part, (_, numbers) in judged.items()},
-            "stages": stage_summary(self.record.history),
-            **self.describe(),
-            **provenance(self.settings.seed, self.config, self.trainer.strategy.root_device),
-        }
-        return metrics, pd.concat([table for table, _ in judged.values()]).sort_index()
 
-
-def as_begun(settings: TrainSettings, begun: dict[str, Any], device: torch.device) -> TrainSettings:
+def as_begun(settings: TrainSettings, begun: dict[str, Any]) -> TrainSettings:
     """The settings of a run that goes on: what is `auto` in its trainer, or its depth, is what that was as it began.
 
-    On another kind of device it is chosen anew, and images that were to be kept on a GPU are kept elsewhere on a CPU.
-
     Args:
-        begun: what `Record` was told of the run.
+        begun: the configuration of then, with nothing `auto` in it.
     """
     trainer, dataset = settings.trainer, settings.dataset
-    if begun["device"] == device.type:
-        chosen = {key: begun["config"]["trainer"][key] for key in ("precision", "channels_last")}
-        asked = {key: value for key, value in chosen.items() if getattr(trainer, key) == "auto"}
-        trainer = TrainerSettings(**trainer.model_dump() | asked)
-    else:
-        log.warning("this run began on %s and goes on on %s, where it rounds otherwise", begun["device"], device.type)
-    update = {"depth": begun["config"]["dataset"]["depth"]} if dataset.depth == "auto" else {}
-    if dataset.cache == "device" and device.type == "cpu":  # as it could be where it began
-        update["cache"] = "auto"
-    return settings.model_copy(update={"trainer": trainer, "dataset": dataset.model_copy(update=update)})
+    chosen = {key: begun["trainer"][key] for key in ("precision", "channels_last") if getattr(trainer, key) == "auto"}
+    depth = {"depth": begun["dataset"]["depth"]} if dataset.depth == "auto" else {}
+    update = {"trainer": trainer.model_copy(update=chosen), "dataset": dataset.model_copy(update=depth)}
+    return settings.model_copy(update=update)
 
 
 def keep_decision(content: dict[str, Any], decision: Decision, path: Path) -> None:

@@ -20,7 +20,7 @@ from defectcls.model.augment import Augment
 from defectcls.model.backbone import Backbone
 from defectcls.model.hardware import autocast
 from defectcls.settings import AugmentSettings
-from defectcls.training.provenance import provenance
+from defectcls.training.results import provenance
 
 BATCH, SIDE, BATCHES = 32, 224, 8
 OFF = {"vertical_flip": False, "quarter_turns": False, "crop": 0}

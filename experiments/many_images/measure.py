@@ -38,7 +38,7 @@ def measure(root: Path, images: int) -> dict:
     """Seconds of each phase and MiB beyond the imports, in this process."""
     from defectcls.data import datamodule
     from defectcls.data.table import Table
-    from defectcls.training.provenance import provenance
+    from defectcls.training.results import provenance
 
     seconds: dict[str, float] = {}
 

@@ -110,7 +110,7 @@ if __name__ == "__main__":
     parser.add_argument("photos", type=Path)
     parser.add_argument("count", type=int, nargs="+")
     given = parser.parse_args()
-    from defectcls.training.provenance import provenance
+    from defectcls.training.results import provenance
 
     trained = json.loads((given.run / "metrics.json").read_text(encoding="utf-8"))
     made = provenance(trained["seed"], {})

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from defectcls.errors import UserError
-from defectcls.model.hardware import PRECISIONS, allow_tf32, autocast, choose_compute, precision_of
+from defectcls.model.hardware import PRECISIONS, allow_tf32, autocast, choose_compute, find_device, precision_of
 from defectcls.settings import TrainerSettings, TrainSettings
-from defectcls.training.build import build_trainer, device_of
+from defectcls.training.build import build_trainer
 from defectcls.training.run import as_begun
 from tests.conftest import composed
 
@@ -108,43 +108,22 @@ def test_float16_is_not_computed_on_a_cpu(monkeypatch: pytest.MonkeyPatch, accel
     """Lightning would compute in bf16 in its place, and a predictor in float16."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    asked = TrainerSettings.model_construct(precision="16", accelerator=accelerator)
     with pytest.raises(UserError, match="^precision 16 is for GPUs, and this is a CPU: add trainer.precision=32 or "):
-        device_of(asked)
+        find_device(accelerator, "16")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: accelerator == "auto")
     if accelerator == "auto":
-        assert device_of(asked) == torch.device("cuda", 0)
+        assert find_device(accelerator, "16") == torch.device("cuda", 0)
 
 
 BEGUN = {"precision": "bf16", "channels_last": True, "compile": False}
 
 
-@pytest.mark.parametrize(
-    ("device", "asked", "expected"),
-    [
-        ("cpu", {}, BEGUN),
-        ("cpu", {"precision": "32"}, BEGUN | {"precision": "32"}),  # what is typed wins
-        (
-            "cpu",
-            {"channels_last": False, "compile": True},
-            {"precision": "bf16", "channels_last": False, "compile": True},
-        ),
-        (
-            "cuda",
-            {},
-            {"precision": "auto", "channels_last": "auto", "compile": False},
-        ),  # chosen anew for another device
-        ("cuda", {"precision": "32"}, {"precision": "32", "channels_last": "auto", "compile": False}),
-    ],
-)
-def test_a_run_goes_on_as_it_began_where_that_can_be(
-    tmp_path: Path, device: str, asked: dict[str, Any], expected: dict[str, Any]
-) -> None:
-    config = composed("dataset=synthetic", "dataset.cache=device", "trainer=cpu")
+@pytest.mark.parametrize("asked", [{}, {"precision": "32"}, {"channels_last": False, "compile": True}])
+def test_a_run_goes_on_as_it_began_but_for_what_is_typed(asked: dict[str, Any]) -> None:
+    config = composed("dataset=synthetic", "trainer=cpu")
     config["trainer"] |= asked
-    of_then = {"trainer": config["trainer"] | BEGUN | {"accelerator": "gpu", "devices": 8}, "dataset": {"depth": "12"}}
-    found = as_begun(TrainSettings(**config), {"config": of_then, "device": device}, CPU)
+    then = {"trainer": config["trainer"] | BEGUN | {"accelerator": "gpu", "devices": 8}, "dataset": {"depth": "12"}}
+    found = as_begun(TrainSettings(**config), then)
     trainer = found.trainer.model_dump()
-    assert {key: trainer[key] for key in BEGUN} == expected
-    assert (trainer["accelerator"], trainer["devices"]) == ("cpu", 1)
-    assert (found.dataset.cache, found.dataset.depth) == ("auto", "12")  # there is no memory of a GPU
+    assert {key: trainer[key] for key in BEGUN} == BEGUN | asked
+    assert (trainer["accelerator"], trainer["devices"], found.dataset.depth) == ("cpu", 1, "12")

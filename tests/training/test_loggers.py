@@ -131,11 +131,10 @@ def test_validation_of_the_probe_and_every_epoch_is_in_the_history(logged: Offli
         assert logged.history[name] == pytest.approx(history[name].dropna().tolist())
 
 
-def test_summary_holds_the_test_numbers_and_the_baseline(logged: OfflineRun, finished: Path) -> None:
+def test_summary_holds_the_test_numbers(logged: OfflineRun, finished: Path) -> None:
     metrics = json.loads((finished / "metrics.json").read_text())
     for name in ("n", "accuracy", "precision", "recall", "f1", "f1_macro", "auroc", "average_precision", "escape_rate"):
         assert logged.summary[f"test/{name}"] == pytest.approx(metrics["test"][name])
-    assert logged.summary["baseline/accuracy"] == pytest.approx(metrics["baseline"]["accuracy"])
 
 
 def test_what_the_report_shows_is_mirrored(logged: OfflineRun, finished: Path) -> None:

@@ -15,7 +15,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from defectcls.model.stages import Stage
 from defectcls.training.record import (
     Record,
-    StageEarlyStopping,
     best_row,
     ended_stages,
     stage_summary,
@@ -138,7 +137,7 @@ STAGE_A, STAGE_B = Stage("a", 0, 10, None), Stage("b", 10, 10, None)  # type: ig
 @pytest.fixture
 def record(tmp_path: Path) -> Record:
     (tmp_path / "checkpoints").mkdir()
-    return Record(tmp_path, {"config": {"seed": 0}})
+    return Record(tmp_path, None, {"config": {"seed": 0}})
 
 
 def evaluate(record: Record, trainer: Trainer, stage: str | None, auroc: float, loss: float = 0.3) -> None:
@@ -247,22 +246,21 @@ def test_averages_begin_anew_where_a_stage_starts_from_the_best(record: Record) 
 def test_a_stage_out_of_patience_gives_way_to_the_next_and_the_last_one_ends_the_run(
     record: Record, stage: str, over: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stopping = StageEarlyStopping(2)
-    trainer, training = Trainer(callbacks=[stopping, record]), module(stage, [STAGE_A, STAGE_B])
+    record.patience = 2
+    trainer, training = Trainer(), module(stage, [STAGE_A, STAGE_B])
     caplog.set_level("INFO")
     for step, auroc in enumerate((0.9, 0.8, 0.7), start=1):
         trainer.global_step = step
         evaluate(record, trainer, stage, auroc)
         assert not trainer.should_stop
-        stopping.on_train_epoch_end(trainer, training)  # type: ignore[arg-type]
+        trainer.callback_metrics |= {"train/loss": torch.tensor(0.25)}
+        record.on_train_epoch_end(trainer, training)  # type: ignore[arg-type]
     says = "training is over" if over else "the next stage begins"
-    assert caplog.messages == [f"stage '{stage}' ends: 2 epochs in a row did not better it; {says}"]
-    assert trainer.should_stop == over
-    trainer.callback_metrics |= {"train/loss": torch.tensor(0.25)}
-    stopping.on_train_epoch_start(trainer, training)  # type: ignore[arg-type]
+    ends = [message for message in caplog.messages if message.startswith("stage")]
+    assert ends == [f"stage '{stage}' ends: 2 epochs in a row did not better it; {says}"]
+    assert trainer.should_stop == record.fitted == over
+    record.on_train_epoch_start(trainer, training)  # type: ignore[arg-type]
     assert training.ended == {stage: 3}
-    record.on_train_epoch_end(trainer, training)  # type: ignore[arg-type]
-    assert record.fitted == over
     assert torch.load(record.last, weights_only=True)["state_dict"]["weight"].item() == trainer.saved
 
 
@@ -270,7 +268,7 @@ def test_the_state_of_the_callback_is_the_history_and_whether_training_is_over(r
     evaluate(record, Trainer(), None, 0.8)
     record.fitted = True
     torch.save(record.state_dict(), tmp_path / "state")  # plain values only
-    other = Record(tmp_path, {})
+    other = Record(tmp_path, None)
     other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
     assert other.history == record.history
     assert other.fitted
