@@ -48,27 +48,23 @@ def read_json(path: Path, remedy: str, keys: Iterable[str] = ()) -> dict[str, An
     return content
 
 
-def lock_at_once(path: Path) -> FileLock | None:
-    """A lock that is now held; None where another process holds it. The system takes it from one that is killed."""
+@contextmanager
+def locked(path: Path, held: str, wait: bool = True) -> Iterator[None]:
+    """For one process at a time; the system takes the lock from one that is killed.
+
+    Args:
+        held: what the log says where another process is at it, or the error.
+
+    Raises:
+        UserError: another process is at it, and this one does not `wait`.
+    """
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        return None
-    return lock
-
-
-@contextmanager
-def locked(path: Path, waiting: str) -> Iterator[None]:
-    """For one process at a time.
-
-    Args:
-        waiting: what the log says where another one is at it.
-    """
-    lock = lock_at_once(path)
-    if lock is None:
-        log.warning("%s: waiting for it", waiting)
-        lock = FileLock(path)
+        if not wait:
+            raise UserError(held) from None
+        log.warning("%s: waiting for it", held)
         lock.acquire()
     try:
         yield

@@ -1,5 +1,6 @@
 """Predict photos with a trained model, once or as they arrive in a folder."""
 
+import contextlib
 import itertools
 import json
 import logging
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LISTED = 100  # unreadable photos on the page; the table has all
-HEAT_SIDE = 128  # pixels of a heat map in memory, at most twice as many: its cells are coarser, and so is a thumbnail
 
 
 def predict(config: dict[str, Any], folder: Path) -> int:
@@ -29,8 +29,6 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     from defectcls.verb_settings import PredictSettings
 
     settings = PredictSettings(**config)
-    import numpy as np
-
     from defectcls.data.images import further_pages
     from defectcls.data.inputs import Photos, list_inputs
     from defectcls.deployment.output import read_output, refuse_output
@@ -50,8 +48,6 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     predictor = load(settings.checkpoint, settings.device, settings.precision)
     if predictor.device.type == "cpu":
         keep_freed_memory(one_heap=True)
-    if settings.heat_maps:
-        next(predictor.heat_maps([np.zeros((8, 8), np.uint8)], 1))  # refuses before anything is computed
     start = time.perf_counter()
     (_watch if settings.watch else _write)(predictor, photos, settings, output)
     seconds = time.perf_counter() - start
@@ -90,30 +86,35 @@ def predict(config: dict[str, Any], folder: Path) -> int:
 
 
 def _write(predictor: "Predictor", photos: "Photos", settings: "PredictSettings", output: Path) -> None:
-    """Batch by batch, so that memory is bounded and a kill loses little."""
+    """Batch by batch, so that memory is bounded; `<output>.part` is what a killed process leaves."""
     from tqdm import tqdm
 
     from defectcls.data.samples import writable
-    from defectcls.deployment.output import written_by_and_by
+    from defectcls.deployment.output import append
 
     names = map(writable, photos.names)
     paths = (os.path.join(photos.root, name) for name in photos.names)  # noqa: PTH118  quick, and names may be absolute
-    with written_by_and_by(output) as append, tqdm(total=len(photos.names), unit="img", disable=None) as progress:
+    part = output.with_name(f"{output.name}.part")
+    part.unlink(missing_ok=True)
+    with tqdm(total=len(photos.names), unit="img", disable=None) as progress:
         for rows in predictor.stream(paths, settings.batch_size):
-            append(rows.assign(path=list(itertools.islice(names, len(rows)))))
+            append(rows.assign(path=list(itertools.islice(names, len(rows)))), part)
             progress.update(len(rows))
+    part.replace(output)
 
 
 def _watch(predictor: "Predictor", photos: "Photos", settings: "PredictSettings", output: Path) -> None:
-    """As they arrive; tells of each photo that is not accepted."""
+    """As they arrive, until Ctrl-C or SIGTERM; tells of each photo that is not accepted."""
     from defectcls.deployment.watching import watch
+    from defectcls.errors import Stopped
     from defectcls.evaluation.predictions import ACCEPT
 
     log.info("watching %s, predictions go to %s; Ctrl-C ends it", photos.root, output)
-    for rows in watch(predictor, photos.root, output, settings):
-        for row in rows[rows["decision"] != ACCEPT].to_dict("records"):
-            told = f"{row['decision']} {row['score']:.3f}" if not row["error"] else f"unreadable ({row['error']})"
-            print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {told} {row['path']}", flush=True)
+    with contextlib.suppress(Stopped):
+        for rows in watch(predictor, photos.root, output, settings):
+            for row in rows[rows["decision"] != ACCEPT].to_dict("records"):
+                told = f"{row['decision']} {row['score']:.3f}" if not row["error"] else f"unreadable ({row['error']})"
+                print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {told} {row['path']}", flush=True)
 
 
 def _heat(predictor: "Predictor", root: Path, paths: list[str], batch_size: int) -> "dict[str, np.ndarray]":
@@ -121,10 +122,8 @@ def _heat(predictor: "Predictor", root: Path, paths: list[str], batch_size: int)
     from defectcls.training.inspection import without_borders
 
     maps = zip(paths, predictor.heat_maps([root / path for path in paths], batch_size), strict=True)
-    steps = slice(None, None, max(1, predictor.image_size // HEAT_SIDE))  # copied, lest the whole map stays
-    small = {path: one[steps, steps].copy() for path, one in maps if one is not None}
     padded = predictor.resize == "pad"
-    return {path: without_borders(one, root / path) if padded else one for path, one in small.items()}
+    return {path: without_borders(one, root / path) if padded else one for path, one in maps if one is not None}
 
 
 if __name__ == "__main__":

@@ -69,7 +69,6 @@ class PredictSettings(TrainedSettings):
     heat_maps: bool
     watch: bool
     watch_seconds: settings.Positive
-    watch_patience: settings.NonNegative
 
     def mistakes(self) -> Iterator[str]:
         if self.heat_maps and not self.gallery:

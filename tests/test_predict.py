@@ -1,7 +1,9 @@
 """`predict` as a person types it: the table in each format, the page, the summary, the exit status, each mistake."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 
 from defectcls.data.samples import IMAGE_SUFFIXES
-from defectcls.deployment.output import written_by_and_by
+from defectcls.deployment.predictor import Predictor
 from defectcls.evaluation.predictions import read_predictions
 from tests.conftest import Outcome, command, paint, process, sentence
 
@@ -166,15 +168,21 @@ def test_only_unreadable_photos(finished: Path, photos: Path, tmp_path: Path) ->
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_was_written_before_a_failure_is_kept_as_a_part(tmp_path: Path) -> None:
-    output = tmp_path / "out.csv"
-    part = output.with_name("out.csv.part")
-    with pytest.raises(ZeroDivisionError), written_by_and_by(output) as append:
-        append(pd.DataFrame({"path": ["a.png", "b.png"], "score": [0.1, np.nan], "error": ["", "broken"]}))
-        assert part.read_text() == '"path","score","error"\n"a.png",0.1,""\n"b.png","","broken"\n'
+def test_what_was_written_before_a_failure_is_kept_as_a_part(
+    finished: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, output = Predictor.stream, tmp_path / "out.csv"
+
+    def failing(*given: Any) -> Iterator[pd.DataFrame]:
+        yield next(whole(*given))
         raise ZeroDivisionError
+
+    monkeypatch.setattr(Predictor, "stream", failing)
+    (tmp_path / "out.csv.part").write_text("of another day")
+    with pytest.raises(ZeroDivisionError):
+        predict(finished, photos, tmp_path / "run", f"output={output}", "batch_size=3")
     assert not output.exists()
-    assert part.exists()
+    assert table(tmp_path / "out.csv.part")["path"].tolist() == ["0/0.png", "0/2.png", "0/4.png"]
 
 
 def test_a_name_that_is_no_text_is_written_all_the_same(finished: Path, photos: Path, tmp_path: Path) -> None:

@@ -2,11 +2,8 @@
 
 import logging
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from defectcls.data.samples import images_in, writable
-from defectcls.deployment.output import appending
+from defectcls.deployment.output import append
 from defectcls.errors import UserError
-from defectcls.files import lock_at_once
+from defectcls.files import locked
 
 if TYPE_CHECKING:
     from defectcls.deployment.predictor import Predictor
@@ -39,82 +36,66 @@ class State(NamedTuple):
 
 
 def watch(predictor: "Predictor", folder: Path, output: Path, settings: "PredictSettings") -> Iterator[pd.DataFrame]:
-    """Append the predictions of the photos in a folder, and of those that come, to `output`; yield them too.
+    """Append the predictions of the photos in a folder, and of those that come, to `output`; yield them too, for ever.
 
-    Ends with Ctrl-C or SIGTERM. To look, instead of being told by the system, works on network drives too; a look at
-    10,000 files takes 0.1 s. A slow copy may rest for longer than it takes to look twice: hence `watch_patience`.
+    To look, instead of being told by the system, works on network drives too; a look at 10,000 files takes 0.1 s. A
+    photo whose copy rests for longer than it takes to look twice is unreadable until it is whole.
 
     Raises:
         UserError: the output has other columns or is of another model, or another process appends to it.
     """
     columns = ["path", MODIFIED, MODEL, *predictor.columns[1:]]
-    unreadable: dict[tuple[str, str], float] = {}  # since when
-    with ExitStack() as held:
-        lock = lock_at_once(Path(f"{output}.lock"))
-        if lock is None:
-            raise UserError(f"another process watches with output={output}: stop it, or give another output")
-        held.callback(lock.release)
-        stop = held.enter_context(_until_stopped())
+    held = f"another process watches with output={output}: stop it, or give another output"
+    with locked(Path(f"{output}.lock"), held, wait=False):
         if settings.overwrite:
             output.unlink(missing_ok=True)
         done = remembered(output, columns, predictor.digest)
-        append = held.enter_context(appending(output))
         before: dict[str, State] | None = {}
-        while not stop.is_set():
+        while True:
             now = look(folder)
             if now is None and before is not None:
                 log.warning("%s is not there, or cannot be read: waiting for it", folder)
-            names, before = due(before or {}, now or {}, done), now
-            for rows in predictor.stream((f"{folder}/{name}" for name in names), settings.batch_size):
-                seen = {name: before[name] for name in names[: len(rows)]}  # type: ignore[index]
-                del names[: len(rows)]
-                rows = rows.assign(path=list(map(writable, seen)), modified=list(map(str, seen.values())))
-                versions = list(zip(rows["path"], rows[MODIFIED], strict=True))
-                since = [unreadable.setdefault(version, time.monotonic()) for version in versions]
+            states, before = due(before or {}, now or {}, done), now
+            for rows in predictor.stream((f"{folder}/{name}" for name in states), settings.batch_size):
+                names = [path.removeprefix(f"{folder}/") for path in rows["path"]]
                 # What changed or went before it could be read is due again when it comes back.
-                still = [state_of(f"{folder}/{name}") == state for name, state in seen.items()]
-                given_up = np.array(still) & (time.monotonic() - np.array(since) >= settings.watch_patience)
-                rows = rows.assign(model=predictor.digest)[columns][(rows["error"] == "") | given_up]
-                append(rows)
-                for version in zip(rows["path"], rows[MODIFIED], strict=True):
-                    done.add(version)
-                    del unreadable[version]
+                same = [state_of(folder, name) == states[name] for name in names]
+                rows = rows.assign(path=list(map(writable, names)), modified=[str(states[name]) for name in names])
+                rows = rows.assign(model=predictor.digest)[columns][(rows["error"] == "") | np.array(same)]
+                append(rows, output)
+                done.update(zip(rows["path"], rows[MODIFIED], strict=True))
                 yield rows
-                if stop.is_set():
-                    break
-            stop.wait(settings.watch_seconds)
+            time.sleep(settings.watch_seconds)
 
 
 def look(folder: Path) -> dict[str, State] | None:
     """The photos in a folder, at any depth, by their names relative to it; None where there is no folder now."""
-    if not os.path.isdir(folder):  # noqa: PTH112  pathlib's raises what a lost network drive raises
-        return None
     try:
-        names = images_in(folder, "")
-    except UserError:  # a network drive that is being lost
+        if not folder.is_dir():
+            return None
+        states = [(name, state_of(folder, name)) for name in images_in(folder, "")]
+    except (OSError, UserError):  # a network drive that is being lost
         return None
-    states = ((name, state_of(f"{folder}/{name}")) for name in names)
     return {name: state for name, state in states if state is not None}
 
 
-def state_of(path: str) -> State | None:
+def state_of(folder: Path, name: str) -> State | None:
     """None where there is no such file (any more)."""
     try:
-        found = os.stat(path)  # noqa: PTH116  a path object for each of many files takes as long
+        found = os.stat(f"{folder}/{name}")  # noqa: PTH116  a path object for each of many files takes as long
     except OSError:
         return None
     return State(found.st_mtime_ns, found.st_size)
 
 
-def due(before: dict[str, State], now: dict[str, State], done: set[tuple[str, str]]) -> list[str]:
-    """Names of the photos that are the same as before and not done, those first that were changed first.
+def due(before: dict[str, State], now: dict[str, State], done: set[tuple[str, str]]) -> dict[str, State]:
+    """Those of `now` that are the same as before and not done, those first that were changed first.
 
     Args:
         done: names as they are written, and MODIFIED.
     """
-    names = [name for name, state in now.items() if before.get(name) == state]
-    names = [name for name in names if (writable(name), str(now[name])) not in done]
-    return sorted(names, key=lambda name: (now[name], name))
+    same = [(state, name) for name, state in now.items() if before.get(name) == state]
+    return {name: state for state, name in sorted(same) if (writable(name), str(state)) not in done}
 
 
 def remembered(output: Path, columns: list[str], model: str) -> set[tuple[str, str]]:
@@ -134,35 +115,15 @@ def remembered(output: Path, columns: list[str], model: str) -> set[tuple[str, s
             f"output={output} is no table that watches with this model: its columns are not {', '.join(columns)}; "
             "give another output, or overwrite=true"
         )
-    whole = length = quotes = 0
-    with output.open("r+b") as file:
-        for line in file:
-            length += len(line)
-            quotes += line.count(b'"')  # a name within quotes may hold the end of a line
-            if line.endswith(b"\n") and quotes % 2 == 0:
-                whole = length
-        file.truncate(whole)
+    content = output.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    while content.count(b'"', 0, whole) % 2:  # a name within quotes may hold the end of a line
+        whole = content.rfind(b"\n", 0, whole - 1) + 1
+    os.truncate(output, whole)
     rows = pd.read_csv(output, usecols=["path", MODIFIED, MODEL], dtype=str, keep_default_na=False)
-    for other in rows[MODEL][rows[MODEL] != model][:1]:
+    if other := set(rows[MODEL]) - {model}:
         raise UserError(
-            f"output={output} was written by another checkpoint, of digest {other}, and this one's is {model}: give "
-            "another output, or overwrite=true"
+            f"output={output} was written by another checkpoint, of digest {other.pop()}, and this one's is {model}: "
+            "give another output, or overwrite=true"
         )
     return set(zip(rows["path"], rows[MODIFIED], strict=True))
-
-
-@contextmanager
-def _until_stopped() -> Iterator[threading.Event]:
-    """Set by the first Ctrl-C or SIGTERM, so that what is at work comes to its end; the second one kills."""
-    stop = threading.Event()
-
-    def end(*_: object) -> None:
-        stop.set()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        end()

@@ -32,7 +32,7 @@ from defectcls.config import (
     task_of,
 )
 from defectcls.errors import AGAIN, FULL_ERROR, Stopped, UserError, explain, stoppable
-from defectcls.files import BEST, lock_at_once, read_json
+from defectcls.files import BEST, locked, read_json
 from defectcls.training.jobs import SWEEP, Task, close_sweep, recorded_command, run_job
 
 if TYPE_CHECKING:
@@ -218,10 +218,7 @@ def _sweep(hydra: Any, verb: str, overrides: list[str], begun: list[Path]) -> in
             other = " ".join([theirs, "-m", *recorded])
             raise UserError(f"{folder} is of another sweep, {other}: take another folder by {SWEEP_DIR}=<folder>")
     folder.mkdir(parents=True, exist_ok=True)
-    lock = lock_at_once(folder / "sweep.lock")
-    if lock is None:
-        raise UserError(f"the sweep in {folder} is running: wait for it, or stop it")
-    with lock:
+    with locked(folder / "sweep.lock", f"the sweep in {folder} is running: wait for it, or stop it", wait=False):
         begun.append(folder)
         here = f"{SWEEP_DIR}={quoted(str(folder))}"
         try:

@@ -1,5 +1,6 @@
 """Which photos are due, what an output remembers, and a watcher that is killed, started again and stopped."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,9 +16,10 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 
-from defectcls.deployment.output import appending, read_output
+from defectcls.deployment.output import append, read_output
+from defectcls.deployment.predictor import Predictor, load
 from defectcls.deployment.watching import MODEL, MODIFIED, State, due, look, remembered, watch
-from defectcls.errors import UserError
+from defectcls.errors import Stopped, UserError, stoppable
 from tests.conftest import paint
 
 DIGEST = "0123456789ab"
@@ -35,27 +37,27 @@ def rows(names: list[str], state: State = OLD) -> pd.DataFrame:
 
 
 def test_a_file_is_due_when_two_looks_find_it_the_same() -> None:
-    assert due({}, {"a": OLD}, set()) == []
-    assert due({"a": OLD}, {"a": OLD}, set()) == ["a"]
-    assert due({"a": OLD}, {"a": GROWN}, set()) == []  # still being written
-    assert due({"a": OLD}, {"a": NEW}, set()) == []
-    assert due({"a": OLD}, {}, set()) == []
+    assert due({}, {"a": OLD}, set()) == {}
+    assert due({"a": OLD}, {"a": OLD}, set()) == {"a": OLD}
+    assert due({"a": OLD}, {"a": GROWN}, set()) == {}  # still being written
+    assert due({"a": OLD}, {"a": NEW}, set()) == {}
+    assert due({"a": OLD}, {}, set()) == {}
 
 
 def test_each_version_is_due_once() -> None:
     done = {("a", str(OLD))}
-    assert due({"a": OLD, "b": OLD}, {"a": OLD, "b": OLD}, done) == ["b"]
-    assert due({"a": NEW}, {"a": NEW}, done) == ["a"]
+    assert due({"a": OLD, "b": OLD}, {"a": OLD, "b": OLD}, done) == {"b": OLD}
+    assert due({"a": NEW}, {"a": NEW}, done) == {"a": NEW}
 
 
 def test_what_came_first_is_first() -> None:
     states = {"c": NEW, "b": NEW, "z": OLD}
-    assert due(states, states, set()) == ["z", "b", "c"]
+    assert list(due(states, states, set())) == ["z", "b", "c"]
 
 
 def test_a_name_that_is_no_text_is_done_as_it_is_written() -> None:
     name = b"caf\xe9.png".decode(errors="surrogateescape")
-    assert due({name: OLD}, {name: OLD}, {("caf\\udce9.png", str(OLD))}) == []
+    assert due({name: OLD}, {name: OLD}, {("caf\\udce9.png", str(OLD))}) == {}
 
 
 def test_a_version_is_told_to_the_nanosecond() -> None:
@@ -77,9 +79,8 @@ def test_a_look_finds_images_and_whether_there_is_a_folder(tmp_path: Path) -> No
 
 
 def written(output: Path, names: list[str]) -> bytes:
-    with appending(output) as append:
-        for name in names:
-            append(rows([name]))
+    for name in names:
+        append(rows([name]), output)
     return output.read_bytes()
 
 
@@ -140,17 +141,20 @@ class StandIn:
             yield table
 
 
-def watched(predictor: StandIn, folder: Path, output: Path, wanted: int, **options: float) -> list[str]:
-    """Names of the photos that are predicted until there are so many, or until a second has passed."""
+def watched(
+    predictor: StandIn | Predictor, folder: Path, output: Path, wanted: int, seconds: float = 1, **options: float
+) -> list[str]:
+    """Names of the photos that are predicted until there are so many, or until so long has passed."""
     names: list[str] = []
     signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGTERM))
-    signal.setitimer(signal.ITIMER_REAL, 1)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        chosen = {"overwrite": False, "batch_size": 2, "watch_seconds": 0.01, "watch_patience": 0} | options
-        for table in watch(predictor, folder, output, SimpleNamespace(**chosen)):  # type: ignore[arg-type]
-            names += table["path"].tolist()
-            if len(names) >= wanted:
-                signal.raise_signal(signal.SIGINT)
+        chosen = {"overwrite": False, "batch_size": 2, "watch_seconds": 0.01} | options
+        with contextlib.suppress(Stopped), stoppable():
+            for table in watch(predictor, folder, output, SimpleNamespace(**chosen)):  # type: ignore[arg-type]
+                names += table["path"].tolist()
+                if len(names) >= wanted:
+                    signal.raise_signal(signal.SIGINT)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     return names
@@ -201,11 +205,11 @@ def test_an_unreadable_photo_is_a_row_once(folder: Path, tmp_path: Path) -> None
 
 
 def test_a_photo_that_is_copied_slowly_is_waited_for(folder: Path, tmp_path: Path) -> None:
-    """It rests for longer than two looks, cut off in the middle, and then goes on."""
+    """It rests for longer than two looks, cut off in the middle, and then goes on: its last row counts."""
     (folder / "3.png").write_bytes(b"")
     threading.Timer(0.3, lambda: (folder / "3.png").write_text("pixels")).start()
-    assert watched(StandIn(), folder, tmp_path / "out.csv", 5, watch_patience=60)[-1] == "3.png"
-    found = pd.read_csv(tmp_path / "out.csv", keep_default_na=False)
+    assert watched(StandIn(), folder, tmp_path / "out.csv", 6)[-1] == "3.png"
+    found = read_output(tmp_path / "out.csv")
     assert (len(found), set(found["error"])) == (5, {""})
 
 
@@ -221,9 +225,8 @@ def test_the_output_of_another_model_is_refused_and_left_alone(folder: Path, tmp
 def test_the_latest_row_of_each_photo_counts(tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     assert len(read_output(output)) == 0
-    with appending(output) as append:
-        append(rows(["a.png", "b.png"]).assign(score=[0.25, np.nan], error=["", "empty file"]))
-        append(rows(["b.png"], NEW).assign(score=0.75))
+    append(rows(["a.png", "b.png"]).assign(score=[0.25, np.nan], error=["", "empty file"]), output)
+    append(rows(["b.png"], NEW).assign(score=0.75), output)
     found = read_output(output)
     assert found[["path", "score", "error"]].to_numpy().tolist() == [["a.png", 0.25, ""], ["b.png", 0.75, ""]]
 
@@ -234,6 +237,18 @@ def test_two_watchers_of_one_output_are_refused(folder: Path, tmp_path: Path) ->
         pytest.raises(UserError, match=r"^another process watches with output=.*out.csv: "),
     ):
         watched(StandIn(), folder, tmp_path / "out.csv", 1)
+
+
+def test_more_photos_than_are_read_ahead_keep_their_rows(finished: Path, tmp_path: Path) -> None:
+    shades = [(number, 255 - number, 90) for number in range(200)]
+    for number, shade in enumerate(shades):
+        paint(tmp_path / f"in/{number:03}.png", shade)
+    predictor = load(finished, "cpu")
+    names = watched(predictor, tmp_path / "in", tmp_path / "out.csv", 200, seconds=60)
+    assert sorted(names) == [f"{number:03}.png" for number in range(200)]
+    found = read_output(tmp_path / "out.csv").sort_values("path")
+    expected = predictor.predict([tmp_path / "in" / name for name in found["path"]])
+    assert found["score"].tolist() == expected["score"].tolist()
 
 
 # --- the whole --------------------------------------------------------------------------------------------------------
@@ -247,7 +262,6 @@ def started(run: Path, folder: Path, tmp_path: Path, name: str) -> subprocess.Po
         "defectcls.predict",
         *given,
         "watch_seconds=0.1",
-        "watch_patience=0",
         "device=cpu",
     ]
     log = (tmp_path / f"{name}.err").open("w")
