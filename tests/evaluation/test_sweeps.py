@@ -137,37 +137,13 @@ def test_default_seed_is_that_of_the_run() -> None:
     assert sweep.settings.loc[1, "behind_n"] == 1  # of seed 0, too
 
 
-def test_settings_on_other_images_are_not_called_better() -> None:
-    jobs = [finished(n, f"dataset={name}", 0.9 + n / 20, seed) for n, name in enumerate("ab") for seed in range(2)]
+@pytest.mark.parametrize("key", ["dataset", "dataset.split.fold", "target"])
+def test_settings_on_other_images_are_not_compared(key: str) -> None:
+    jobs = [finished(n, f"{key}={name}", 0.9 + n / 20, seed) for n, name in enumerate("ab") for seed in range(2)]
     sweep = summarise_sweep("sweep", jobs)
-    assert set(sweep.settings["verdict"]) == {""}
-
-
-def by_category(values: dict[str, dict[str, list[float]]]) -> Sweep:
-    """{category: {model: AUROC of each seed}}."""
-    given = [
-        (f"dataset.categories=[{category}] model={model}", auroc, seed)
-        for category, models in values.items()
-        for model, aurocs in models.items()
-        for seed, auroc in enumerate(aurocs)
-    ]
-    return summarise_sweep("sweep", [finished(number, *one) for number, one in enumerate(given)])
-
-
-def test_each_category_has_its_own_best() -> None:
-    screw = {"a": [0.90, 0.95, 0.80], "b": [0.88, 0.931, 0.779]}
-    bottle = {"a": [0.4, 0.6, 0.7], "b": [0.99, 1.0, 0.98]}
-    table = by_category({"screw": screw, "bottle": bottle}).settings
-    assert table["rank"].tolist() == [1, 2, 1, 2]
-    assert table["dataset.categories"].tolist() == ["[screw]", "[screw]", "[bottle]", "[bottle]"]
-    assert table["model"].tolist() == ["a", "b", "b", "a"]
-    assert table.loc[3, "behind_mean"] == pytest.approx(np.mean([0.59, 0.4, 0.28]))  # behind b on the same images
-
-
-def test_interval_ends_where_the_number_can() -> None:
-    _, _, low, high, _ = over_seeds(two_models([0.9, 1.0], [0.1]).settings, 0, "val_auroc")
-    assert high == 1
-    assert low == pytest.approx(0.95 - stats.t.ppf(0.975, 1) * 0.05)
+    assert sweep.other_images == [key]
+    assert sweep.settings["setting"].tolist() == [f"{key}=a", f"{key}=b"]
+    assert "verdict" not in sweep.settings
 
 
 def test_worse_than_the_best_of_many_takes_more_than_worse_than_a_rival() -> None:
