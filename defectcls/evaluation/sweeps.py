@@ -74,12 +74,12 @@ def summarise_sweep(name: str, jobs: list[Job]) -> Sweep:
     rows = []
     finished = table["status"] == "finished"
     seeds = table[finished].drop_duplicates(["setting", "seed"])
-    for setting, of_setting in table.groupby("setting", sort=False):
+    for name_of, of_setting in table.groupby("setting", sort=False):
         one = typed[of_setting.index[0]]
-        row = {"setting": setting} | {key: one.get(key, "").partition("=")[2] for key in varying}
+        row = {"setting": name_of} | {key: one.get(key, "").partition("=")[2] for key in varying}
         row |= {"jobs": len(of_setting), "finished": finished[of_setting.index].sum()}
         for column in columns:
-            row |= over_seeds(column, seeds.loc[seeds["setting"] == setting, column])
+            row |= over_seeds(column, seeds.loc[seeds["setting"] == name_of, column])
         rows.append(row)
     settings = pd.DataFrame(rows)
     if ranked_by and not other:
@@ -124,6 +124,6 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     for part, names in (("val", RANKING), ("test", SHOWN)):
         values = defect_numbers(metrics.get(part, {}))
-        names = [name for name in names if name in values and (name != "f1_macro" or "per_class" in values)]
-        found |= {f"{part}_{name}": values[name] for name in names}
+        stated = [name for name in names if name in values and (name != "f1_macro" or "per_class" in values)]
+        found |= {f"{part}_{name}": values[name] for name in stated}
     return found | ({"seconds": sum(metrics["seconds"].values())} if "seconds" in metrics else {})
