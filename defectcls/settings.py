@@ -88,7 +88,7 @@ class DatasetSettings(TargetSettings):
     consecutive: PositiveInt | None
     prevalence: Prevalence
     cache: Annotated[
-        Literal["auto", "off", "disk", "device"],
+        Literal["auto", "off"],
         BeforeValidator(lambda given: "off" if given is False else given),  # YAML's off
     ]
     cache_dir: Annotated[Path, AfterValidator(Path.expanduser)]

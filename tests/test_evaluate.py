@@ -221,7 +221,6 @@ def computed_in_float16(finished: Path, file: Path) -> Path:
     """The checkpoint as a GPU without bfloat16 would have left it."""
     content = torch.load(finished / "checkpoints/best.ckpt", weights_only=True)
     content["defectcls"]["config"]["trainer"] |= {"precision": "16", "accelerator": "gpu", "devices": 4}
-    content["defectcls"]["config"]["dataset"]["cache"] = "device"
     torch.save(content, file)
     return file
 

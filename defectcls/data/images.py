@@ -4,24 +4,24 @@ import contextlib
 import io
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import imagecodecs
 import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageFile
 
-from defectcls.data.depth import Depth, Opened, UnreadableImageError
 from defectcls.errors import UserError
 
 Resize = Literal["squash", "pad"]
 
 
-class Content(bytes):
-    """Of a file, as `read_file` gives it."""
+Depth = Literal["auto", "8", "10", "12", "14", "16", "float"]
+Photo = Path | str | bytes | Image.Image | np.ndarray  # a file, its content, or what has been read of one
 
-
-Photo = Path | str | Content | Image.Image | np.ndarray  # a file, its content, or what has been read of one
+# What is white in files of more than 8 bits.
+WHITE: dict[Depth, int] = {"float": 1, "8": 255, "10": 1023, "12": 4095, "14": 16383, "16": 65535}
+DEPTHS = tuple(WHITE)
 
 # A photo beyond this is taken for a decompression bomb: 179 million pixels decode to half a gigabyte. Pillow raises
 # from twice its own limit and warns before; to make its warning an error would not be safe among the threads below.
@@ -42,6 +42,59 @@ ONE_PAGE = (".jpg", ".jpeg")  # whatever a telephone has hidden behind it
 TURNED = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # what may say in a PNG how the camera was held
 
 
+class UnreadableImageError(UserError):
+    """One image that cannot be decoded; the message is the reason."""
+
+
+class Opened(NamedTuple):
+    """A photo as its file holds it, upright: `values` (height, width) of grey or (height, width, 3) of RGB.
+
+    Width, height and `mode` (as Pillow calls it, with ;16 for 16-bit colour) are the file's, and so is whether it is
+    `paged`: holds further pages.
+    """
+
+    values: np.ndarray
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+    paged: bool = False
+
+    @property
+    def depth(self) -> Depth | Literal[""]:
+        """The least one that holds its values; "" of 8 bits, which are the same at every depth."""
+        if self.values.dtype == np.uint8:
+            return ""
+        high = float(self.values.max())
+        if self.values.dtype.kind == "f" and high <= 1:
+            return "float"
+        return next((depth for depth in DEPTHS[1:] if high <= WHITE[depth]), "16")
+
+    def pixels(self, depth: Depth | None) -> np.ndarray:
+        """uint8 (height, width) or (height, width, 3).
+
+        Args:
+            depth: see WHITE; `auto`: the least that holds this photo's values; None, for a mask: white is all but 0.
+
+        Raises:
+            UnreadableImageError: values that are beyond the depth.
+        """
+        if depth is None:
+            return np.where(self.values, np.uint8(255), np.uint8(0))
+        least = self.depth
+        if not least:
+            return self.values
+        low, high = float(self.values.min()), float(self.values.max())
+        white = WHITE[least if depth == "auto" else depth]
+        if not 0 <= low <= high <= white or (high > 0 and least == "float" and white > 1):
+            raise UnreadableImageError(
+                f"its values run from {low:,.6g} to {high:,.6g}, and depth {depth} from 0 to {white:,}: save it as the "
+                "other photos, or train with another dataset.depth"
+            )
+        scaled = np.multiply(self.values, np.float32(255 / white), dtype=np.float32)
+        scaled += np.float32(0.5)
+        return scaled.astype(np.uint8)
+
+
 def decode(photo: Photo, size: int, resize: Resize, depth: Depth | None) -> np.ndarray:
     """Pixels of the whole frame, uint8 (3, size, size), RGB, upright as the camera held it.
 
@@ -52,7 +105,7 @@ def decode(photo: Photo, size: int, resize: Resize, depth: Depth | None) -> np.n
             uint16 or float32.
         size: side in pixels.
         resize: `squash` changes the aspect ratio, `pad` keeps it and adds black borders.
-        depth: what is white in files of more than 8 bits, see `defectcls.data.depth.Opened.pixels`.
+        depth: what is white in files of more than 8 bits, see `Opened.pixels`.
 
     Raises:
         UnreadableImageError: not an image, empty, damaged, too large to be one photo, or brighter than white.
@@ -80,14 +133,14 @@ def open_photo(photo: Photo, side: int) -> Opened:
         return Opened(photo)
     content = b""
     try:
-        if isinstance(photo, ImageFile.ImageFile) and photo.format in ("JPEG", "PNG") and photo.tile and photo.fp:
+        if isinstance(photo, ImageFile.ImageFile) and photo.tile and photo.fp:
             photo.fp.seek(0)  # opened, and not read yet: as from the file, so that damage is told
-            photo = Content(photo.fp.read())
+            photo = photo.fp.read()
         if isinstance(photo, Image.Image):
             return _opened(photo, b"", side)
-        if not isinstance(photo, Path | str | Content):
+        if not isinstance(photo, Path | str | bytes):
             raise UserError(f"{photo!r} is no photo: give a path, an image of Pillow's, or an array")
-        content = photo if isinstance(photo, Content) else read_file(photo)
+        content = photo if isinstance(photo, bytes) else read_file(photo)
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return _opened(image, content, side)
     except UserError:
@@ -100,7 +153,7 @@ def open_photo(photo: Photo, side: int) -> Opened:
         raise UnreadableImageError(f"damaged, its decoder says: {reason}") from error
 
 
-def read_file(path: Path | str) -> Content:
+def read_file(path: Path | str) -> bytes:
     """The one place where the bytes of a photo are read.
 
     Raises:
@@ -108,7 +161,7 @@ def read_file(path: Path | str) -> Content:
     """
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123  a path object costs as much as reading a small file
-            return Content(file.read())
+            return file.read()
     except OSError as error:
         raise UnreadableImageError(error.strerror or str(error)) from None
 
@@ -121,22 +174,19 @@ def further_pages(count: int) -> str:
 
 def _opened(image: Image.Image, content: bytes, side: int) -> Opened:
     (width, height), mode, paged = image.size, image.mode, bool(getattr(image, "is_animated", False))
-    tiles, may_be_turned = getattr(image, "tile", None), True
+    tiles = getattr(image, "tile", None)
     layout = str(tiles[0].args) if tiles else ""  # of a file whose pixels are not read yet
-    if content and image.format in ("JPEG", "MPO"):
+    may_be_turned = image.format != "PNG" or any(mark in content for mark in TURNED)
+    if content and image.format in ("JPEG", "MPO") and mode != "CMYK":
         values = _decode_jpeg(image, content, side)
-    elif content and image.format == "PNG":
-        may_be_turned = any(mark in content for mark in TURNED)
-        values = imagecodecs.png_decode(content)
+    elif content and image.format in ("PNG", "JPEG2000"):
+        values = (imagecodecs.png_decode if image.format == "PNG" else imagecodecs.jpeg2k_decode)(content)
         if values.ndim == 3:  # with or without transparency
             values = values[..., 0] if values.shape[2] < 3 else values[..., :3]
     else:
         image.load()
         values = _as_array(image)
-        deep = ";16" in layout or (image.format == "PPM" and "65535" in layout)
-        if image.format == "JPEG2000" and (size := content.find(b"\xff\x51")) >= 0:
-            deep = content[size + 40] & 127 > 7  # bits of the first component, less one
-        if deep and values.dtype == np.uint8:
+        if values.dtype == np.uint8 and (";16" in layout or (image.format == "PPM" and "65535" in layout)):
             raise UnreadableImageError("16-bit colour, of which only the upper bytes are read: save it as PNG")
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if may_be_turned else 1  # which decodes a PNG
     mode += ";16" * (values.dtype != np.uint8 and mode[0] not in "IF")  # Pillow calls 16-bit colour RGB too
@@ -159,16 +209,14 @@ def _decode_jpeg(image: Image.Image, content: bytes, side: int) -> np.ndarray:
         raise UnreadableImageError("damaged: its headers contradict each other")
     side = max(side, LEAST_SIDE)
     least = side if min(image.size) >= SCALED_FROM * side else 0
-    space = {"L": "GRAY", "CMYK": "CMYK"}.get(image.mode, "RGB")
+    how = {"colorspace": "GRAY" if image.mode == "L" else "RGB", "min_height": least, "min_width": least}
     try:
-        values = simplejpeg.decode_jpeg(content, space, min_height=least, min_width=least)
+        values = simplejpeg.decode_jpeg(content, **how)
     except ValueError as error:
         if HARMLESS not in str(error):
             raise
-        values = simplejpeg.decode_jpeg(content, space, min_height=least, min_width=least, strict=False)
-    if space == "CMYK":
-        return _as_array(Image.fromarray(255 - values, "CMYK"))  # as Adobe has them: inverted
-    return values[..., 0] if space == "GRAY" else values
+        values = simplejpeg.decode_jpeg(content, **how, strict=False)
+    return values[..., 0] if image.mode == "L" else values
 
 
 def _upright(values: np.ndarray, orientation: int) -> np.ndarray:

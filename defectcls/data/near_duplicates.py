@@ -18,6 +18,7 @@ from scipy.ndimage import gaussian_filter, uniform_filter
 from defectcls.data.duplicates import NO_PAIRS, first_of, identical_files, split_units
 from defectcls.data.photo import FREQUENCIES, THUMBNAIL, counts_as, digest_of
 from defectcls.data.reading import Images
+from defectcls.data.store import Rows
 from defectcls.data.threads import map_in_threads
 
 FURTHEST_SHIFT = 0.08  # of the frame's side
@@ -30,13 +31,12 @@ PLAIN = 1.0  # a spread in grey values below which there is nothing to compare
 
 CYCLES, LIKE_DETAIL = 24, 0.92  # a frame, of the spectra of detail; planted twins reach 0.94 there
 BLUR, SCALE = 1.5, 6.0  # pixels of the image: standard deviations of the finest and the coarsest detail
-CONTRAST, REGION, GLARE = 31, 35, 25  # pixels likewise: sides of the squares it is evened out, compared and left out in
+CONTRAST, REGION = 31, 35  # pixels likewise: sides of the squares it is evened out and compared in
 NOISE = 2.0  # grey values: detail fainter than this is as much the encoder's as the picture's
-CLIPPED = 250  # grey values from which a brightened twin has lost its detail
 WORST_SHARE = 5  # percent of all places that may agree less
 GRID = np.linspace(-FURTHEST_SHIFT, FURTHEST_SHIFT, 33)  # shifts that tell CYCLES apart
 AT_ONCE, BLOCK = 64, 1024  # images or pairs that a thread has in memory; images compared with all others at once
-VERSION = b"2"  # of what is found: pairs of another version are not found in the store
+VERSION = b"3"  # of what is found: pairs of another version are not found in the store
 
 FLIPS = (np.s_[:, :], np.s_[:, ::-1], np.s_[::-1, ::-1], np.s_[::-1, :])  # as it is, mirrored, turned by 180°, both
 
@@ -47,13 +47,9 @@ def near_identical_pairs(images: Images) -> np.ndarray:
     Of copies only the first is looked at. What is found of a set is remembered in the store of its images.
     """
     digests, records = images.digests, images.records
-    of_set = digest_of(VERSION, images.known_thumbnails.name.encode(), *digests)
-    keys = [digest_of(of_set, row.to_bytes(8, "little")) for row in range(len(digests))]
-    remembered = images.store.rows("twins", (), np.int64)
-    at = remembered.find(keys)
-    if (at >= 0).all():
-        twin = remembered[at]
-    else:
+    of_set = [digest_of(VERSION, images.known_thumbnails.name.encode(), *digests)]
+    remembered = Rows(images.store, "twins", (len(digests),), np.int64)
+    if remembered.find(of_set)[0] < 0:
         files = np.flatnonzero(identical_files(digests) == np.arange(len(digests)))
         files = files[records["spread"][files] >= PLAIN]  # 0 of what cannot be read
         candidates = candidate_pairs(images.spectra[files])
@@ -61,7 +57,8 @@ def near_identical_pairs(images: Images) -> np.ndarray:
         sides = counts_as(np.minimum(records["width"], records["height"]))[candidates[:, :2]].min(axis=1)
         near = [_near(candidates[sides == side], side, images.thumbnails) for side in np.unique(sides)]
         twin = first_of(split_units(np.arange(len(digests)), None, np.concatenate([NO_PAIRS, *near])))
-        remembered.add(keys, twin)
+        remembered.add(of_set, [twin])
+    twin = remembered[remembered.find(of_set)][0]
     twins = np.flatnonzero(twin != np.arange(len(twin)))
     return np.stack([twins, twin[twins]], axis=1)
 
@@ -105,7 +102,7 @@ def agreements(one: np.ndarray, other: np.ndarray, scale: float) -> tuple[np.nda
         one, other: float32 (pairs, side, side), 0..255.
         scale: of the side, to that of the images as they count: `BLUR` and all other lengths are to be so much smaller.
     """
-    (a, a_exposed), (b, b_exposed) = (detail_of(images, scale) for images in (one, other))
+    a, b = (detail_of(images, scale) for images in (one, other))
     side = a.shape[1]
     window = np.hanning(side + 2)[1:-1].astype(np.float32)
     spectra = [fft.rfft2(detail * window * window[:, None]) for detail in (a, b)]
@@ -115,11 +112,9 @@ def agreements(one: np.ndarray, other: np.ndarray, scale: float) -> tuple[np.nda
     down, across = (shifts[k][:, None, None] for k in np.unravel_index(best, (len(shifts), len(shifts))))
     turns = np.exp(-2j * np.pi * (fft.fftfreq(side)[:, None] * down + fft.rfftfreq(side) * across))
     b = fft.irfft2(fft.rfft2(b) * turns.astype(np.complex64), s=(side, side))
-    places = np.arange(side)
-    rows, columns = places[:, None] - np.rint(down).astype(int), places - np.rint(across).astype(int)
+    rows, columns = np.arange(side)[:, None] - np.rint(down), np.arange(side) - np.rint(across)
     shared = (rows == rows.clip(0, side - 1)) & (columns == columns.clip(0, side - 1))
-    both = shared & a_exposed & b_exposed[np.arange(len(b))[:, None, None], rows % side, columns % side]
-    products = np.stack([a * b, a * a, b * b]) * both
+    products = np.stack([a * b, a * a, b * b]) * shared
     overall = _cosines(*products.sum(axis=(2, 3)))
     product, of_a, of_b = _mean_around(products, REGION * scale)
     telling = shared & (np.maximum(of_a, of_b) > 0.25)  # more contrast than half the noise
@@ -129,13 +124,12 @@ def agreements(one: np.ndarray, other: np.ndarray, scale: float) -> tuple[np.nda
     return overall, np.where(counted >= 0.01 * side**2, at_worst, overall)
 
 
-def detail_of(grey: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Fine structure at even contrast, float32 (images, side, side), and where it is not overexposed, bool."""
+def detail_of(grey: np.ndarray, scale: float) -> np.ndarray:
+    """Fine structure at even contrast, float32 (images, side, side)."""
     blurred = [gaussian_filter(grey, (0, size * scale, size * scale), truncate=3) for size in (BLUR, SCALE)]
     detail = blurred[0] - blurred[1]
     contrast = np.sqrt(np.maximum(_mean_around(detail * detail, CONTRAST * scale), 0))
-    exposed = _mean_around((grey >= CLIPPED).astype(np.float32), GLARE * scale) < 0.02
-    return detail / np.hypot(contrast, NOISE), exposed
+    return detail / np.hypot(contrast, NOISE)
 
 
 def _near(pairs: np.ndarray, side: int, thumbnails: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -153,7 +147,7 @@ def _near(pairs: np.ndarray, side: int, thumbnails: Callable[[np.ndarray], np.nd
         return squares.mean(axis=(2, 4), dtype=np.float32)
 
     images, numbers = np.unique(pairs[:, :2], return_inverse=True)
-    spectra = _in_batches(lambda some: _detail_spectra(detail_of(grey(some), scale)[0]), images)
+    spectra = _in_batches(lambda some: _detail_spectra(detail_of(grey(some), scale)), images)
 
     def likeness(rows: np.ndarray) -> np.ndarray:
         one, other = (spectra[of_side] for of_side in numbers.reshape(-1, 2)[rows].T)
@@ -171,7 +165,7 @@ def _near(pairs: np.ndarray, side: int, thumbnails: Callable[[np.ndarray], np.nd
 def _in_batches(function: Callable[[np.ndarray], np.ndarray], items: np.ndarray) -> np.ndarray:
     """Of all items, on all cores."""
     batches = [items[start : start + AT_ONCE] for start in range(0, len(items), AT_ONCE)]
-    return np.concatenate(list(map_in_threads(function, batches, together=1)))
+    return np.concatenate(list(map_in_threads(function, batches)))
 
 
 def _detail_spectra(detail: np.ndarray) -> np.ndarray:

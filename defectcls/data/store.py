@@ -1,7 +1,7 @@
 """What is computed once of an image and kept for every later run, split, fold and audit: rows of arrays by key.
 
     store = Store(settings.cache_dir, settings.cache_max_gb)             # Store(None): in memory, for this process
-    rows = store.rows(f"features-{digest_of_weights}", (1280,), np.float32)
+    rows = Rows(store, f"features-{digest_of_weights}", (1280,), np.float32)
     with rows.lock():                                                    # one process computes, the others wait for it
         missing = np.flatnonzero(rows.find(keys) < 0)                    # keys: 16 bytes each
         rows.add([keys[row] for row in missing], compute(missing))       # as often as one likes
@@ -48,15 +48,6 @@ class Store:
         self.folder, self.max_bytes = folder, max_gb * 1e9
         self.in_use: set[Path] = set()
 
-    def rows(self, kind: str, shape: tuple[int, ...], dtype: Any) -> "Rows":
-        """The rows of one kind.
-
-        Args:
-            kind: a name for files, of all that decides the values beside their keys.
-            shape, dtype: of one row.
-        """
-        return Rows(self, kind, shape, np.dtype(dtype))
-
     def give_up(self, error: Exception) -> None:
         """Keep what comes in memory from now on."""
         if self.folder is not None:
@@ -70,30 +61,35 @@ class Store:
             OSError: they do not fit.
         """
         assert self.folder is not None
-        files = [(path, path.stat()) for path in self.folder.glob("*/*.rows")]
-        excess = sum(state.st_size for _, state in files) + needed - self.max_bytes
-        for path, state in sorted(files, key=lambda file: file[1].st_mtime):
-            if excess > 0 and path not in self.in_use:  # who has it mapped keeps it
+        files = {path: path.stat() for path in self.folder.glob("*/*.rows")}
+        excess = sum(state.st_size for state in files.values()) + needed - self.max_bytes
+        for path in sorted(files.keys() - self.in_use, key=lambda path: files[path].st_mtime):
+            if excess > 0:  # who has it mapped keeps it
                 path.with_suffix(".keys").unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
-                excess -= state.st_size
+                excess -= files[path].st_size
         if excess > 0:
             raise OSError(f"dataset.cache_max_gb={self.max_bytes / 1e9:g} is taken by this run alone")
 
 
 class Rows:
-    """Rows of one kind; made by `Store.rows`. Positions stay what they are as rows are added, by whomever."""
+    """Rows of one kind. Positions stay what they are as rows are added, by whomever.
 
-    def __init__(self, store: Store, kind: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        self.store, self.shape, self.dtype = store, shape, dtype
-        self.row_bytes = dtype.itemsize * int(np.prod(shape))
-        form = hashlib.blake2b(repr((shape, dtype.descr)).encode(), digest_size=4).hexdigest()
+    Args:
+        kind: a name for files, of all that decides the values beside their keys.
+        shape, dtype: of one row.
+    """
+
+    def __init__(self, store: Store, kind: str, shape: tuple[int, ...], dtype: Any) -> None:
+        self.store, self.shape, self.dtype = store, shape, np.dtype(dtype)
+        self.row_bytes = self.dtype.itemsize * int(np.prod(shape))
+        form = hashlib.blake2b(repr((shape, self.dtype.descr)).encode(), digest_size=4).hexdigest()
         self.name = f"{kind}-{form}"
         self._blocks: list[np.ndarray] = []  # (rows, *shape): a map of each file, or what is in memory alone
         self._files: dict[Path, int] = {}  # the number of each file's block
         self._positions: dict[bytes, int] = {}
         self._sums: dict[int, int] = {}  # checksums by position, of what has not been looked at
-        self._own: Path | None = None  # file
+        self._own = Path()  # file
         self._open()
 
     @property
@@ -122,11 +118,9 @@ class Rows:
     def find(self, keys: Sequence[bytes]) -> np.ndarray:
         """Position of each key's row, int64 (keys,); -1 where it is not known, or damaged, which is a warning."""
         found = np.array([self._positions.get(key, -1) for key in keys], np.int64)
-        new = [position for position in set(found.tolist()) if position in self._sums]
+        new = list(self._sums.keys() & set(found.tolist()))
         right = (map_in_threads if self.row_bytes > LARGE else map)(self._is_right, new)
         damaged = [position for position, is_right in zip(new, right, strict=True) if not is_right]
-        for position in new:
-            del self._sums[position]
         if damaged:
             log.warning("%s: %d rows are damaged and computed anew", self.folder, len(damaged))
             for row in np.flatnonzero(np.isin(found, damaged)).tolist():
@@ -157,7 +151,7 @@ class Rows:
         if self.folder is not None:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                if self._own is None or not self._own.exists():  # deleted by another process to make room
+                if not self._own.is_file():  # the first, or another process has deleted it to make room
                     self._own = self.folder / f"{time.time_ns()}-{uuid.uuid4().hex[:8]}.rows"  # the newest comes last
                 self.store.in_use.add(self._own)
                 self.store.make_room(values.nbytes)
@@ -173,12 +167,8 @@ class Rows:
     def _open(self) -> None:
         """Take up what has been added by other processes."""
         for keys in sorted(self.folder.glob("*.keys")) if self.folder is not None else ():
-            try:
+            with contextlib.suppress(OSError):  # of another user, or deleted meanwhile to make room
                 self._map(keys.with_suffix(".rows"))
-            except FileNotFoundError:  # deleted meanwhile to make room
-                continue
-            except OSError as error:
-                self.store.give_up(error)
 
     def _map(self, path: Path) -> None:
         """Take up what has been added to a file."""
@@ -187,8 +177,8 @@ class Rows:
         records = np.fromfile(path.with_suffix(".keys"), KEY)
         count = min(len(records), path.stat().st_size // self.row_bytes)
         if count > known:
-            self._files[path] = number
             block = np.asarray(np.memmap(path, self.dtype, "r", 0, (count, *self.shape)))
+            self._files[path] = number
             self._take_up(number, known, block, records[known:count])
 
     def _take_up(self, number: int, known: int, block: np.ndarray, records: np.ndarray) -> None:
@@ -199,4 +189,4 @@ class Rows:
 
     def _is_right(self, position: int) -> bool:
         number, place = divmod(position, PLACES)
-        return zlib.crc32(self._blocks[number][place]) == self._sums[position]
+        return zlib.crc32(self._blocks[number][place]) == self._sums.pop(position)

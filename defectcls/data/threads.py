@@ -13,23 +13,14 @@ Result = TypeVar("Result")
 AHEAD = 256  # results in memory while their reader is busy
 
 
-def map_in_threads(
-    function: Callable[[Item], Result], items: Iterable[Item], together: int = 8, ahead: int = AHEAD
-) -> Iterator[Result]:
-    """`function` of each item in order; an exception reaches the reader.
-
-    Args:
-        together: items a task, since handing over one costs some 30 us.
-        ahead: results that are in memory before the reader asks for them, at most.
-    """
-    remaining = iter(items)
-    some = iter(lambda: list(islice(remaining, together)), [])
+def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], ahead: int = AHEAD) -> Iterator[Result]:
+    """`function` of each item in order, at most so many ahead of the reader, whom an exception reaches."""
     pool = ThreadPoolExecutor(os.cpu_count())
-    tasks = (pool.submit(lambda group: [function(item) for item in group], group) for group in some)
+    tasks = (pool.submit(function, item) for item in items)
     try:
-        begun = deque(islice(tasks, max(1, ahead // together)))
+        begun = deque(islice(tasks, ahead))
         while begun:
-            yield from begun.popleft().result()
+            yield begun.popleft().result()
             begun.extend(islice(tasks, 1))
     finally:
         pool.shutdown(cancel_futures=True)

@@ -131,8 +131,7 @@ class Predictor:
         (readable, 3, side, side); decoded while the network computes.
         """
         ahead = max(1, min(AHEAD, AHEAD_BYTES // (3 * self.image_size**2)))
-        together = max(1, min(8, ahead // 32))  # few large photos are to reach all cores
-        decoded = map_in_threads(self._read, photos, together, ahead)
+        decoded = map_in_threads(self._read, photos, ahead)
         while some := list(itertools.islice(decoded, batch_size)):
             paths, found, paged = zip(*some, strict=True)
             self.paged += sum(paged)

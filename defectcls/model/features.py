@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from defectcls.data.batches import Batch
-from defectcls.data.store import Store
+from defectcls.data.store import Rows, Store
 from defectcls.model.augment import Augment, mirrored
 from defectcls.model.backbone import Backbone, Look, hash_of
 
@@ -64,7 +64,7 @@ class FrozenFeatures:
         self.weights = backbone.digest()
         computed = (read, backbone.precision, str(backbone.memory_format), backbone.mean.device.type, torch.__version__)
         kind = f"features-{hash_of(VERSION, self.weights, repr(computed).encode()).hex()}"
-        self._rows = (store or Store(None)).rows(kind, (backbone.feature_count,), np.float32)
+        self._rows = Rows(store or Store(None), kind, (backbone.feature_count,), np.float32)
         self._look: Look | None = None
 
     def __deepcopy__(self, memo: dict) -> "FrozenFeatures":  # a moving average copies the classifier

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from defectcls.data.masks import load_masks
+from defectcls.data.masks import load_mask
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import decide
 from defectcls.evaluation.evaluate import mask_scores
@@ -61,7 +61,8 @@ def _localisation(run: Run, predictions: pd.DataFrame, limit: int) -> dict[str, 
     rows = _evenly(predictions[predictions["defective"] & (predictions["mask"] != "")], limit)
     if rows.empty:
         return {}
-    masks = load_masks(rows, run.data.settings.root, run.data.image_size, run.data.settings.resize)
+    dataset = run.data.settings
+    masks = np.stack([load_mask(dataset.root / path, run.data.image_size, dataset.resize) for path in rows["mask"]])
     found = mask_scores(heat_maps(run.classifier, _pixels(run, rows)), masks)
     return {"localisation": {"n": len(rows)} | {name: float(np.nanmean(values)) for name, values in found.items()}}
 

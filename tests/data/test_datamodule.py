@@ -40,7 +40,7 @@ def photos(root: Path, **folders: int) -> Path:
 
 
 def module(root: Path, dataset_options: dict[str, Any] | None = None, **changed: Any) -> Folder:
-    options = {"cache": "disk", "cache_dir": root / ".cache", "sound": "good", "batch_size": 8, "image_size": SIDE}
+    options = {"cache_dir": root / ".cache", "sound": "good", "batch_size": 8, "image_size": SIDE}
     return Folder(root=root, **options | {"source": "https://a.shop"} | (dataset_options or {}) | changed)
 
 
@@ -92,9 +92,7 @@ def test_what_is_not_given_is_as_conf_has_it(tmp_path: Path) -> None:
 def test_a_dataset_of_ones_own(tmp_path: Path) -> None:
     for day in ("monday", "tuesday"):
         photos(tmp_path / day, good=12, bad=12)
-    data = Bolts(
-        root=tmp_path, days=["monday"], image_size=SIDE, batch_size=4, cache="disk", cache_dir=tmp_path / ".cache"
-    )
+    data = Bolts(root=tmp_path, days=["monday"], image_size=SIDE, batch_size=4, cache_dir=tmp_path / ".cache")
     data.prepare_data()
     data.setup("fit")
     assert (data.settings.name, data.night, data.class_names) == ("Bolts", False, ["sound", "defective"])
@@ -141,27 +139,27 @@ def test_a_set_of_12_bits_is_seen_on_one_scale_and_told(tmp_path: Path, caplog: 
         share = (number + 1) / 40
         deep = np.rint(grey * share * 4095 / 255).astype(np.uint16)
         Image.fromarray(grey.astype(np.uint8) if number < 9 else deep).save(path)
-    data = ready(tmp_path, {"cache": "disk"})
+    data = ready(tmp_path)
     assert data.settings.depth == "12"
-    assert "depth: 12 bits (31 of 40 files hold more than 8)" in caplog.text
+    assert "depth: 12 (31 of 40 files hold more than 8 bits)" in caplog.text
     numbers = [int(Path(path).stem) for path in data.samples["path"]]
     shares = np.where(np.array(numbers) < 9, 1, (np.array(numbers) + 1) / 40)
     expected = scene[numbers] * shares[:, None, None]
     assert np.abs(data.images[np.arange(40)].numpy() - expected[:, None]).max() <= 1
-    other = ready(tmp_path, {"cache": "disk", "depth": "16"})  # nothing of the other depth is taken from the cache
+    other = ready(tmp_path, {"depth": "16"})  # nothing of the other depth is taken from the cache
     assert np.abs(other.images[np.array([39])].numpy() - expected[39] / 16).max() <= 1
-    with pytest.raises(UserError, match=r"cannot be read: .* depth 10 from 0 to 1,023: train with dataset.depth=12"):
+    with pytest.raises(UserError, match=r"cannot be read: .* depth 10 from 0 to 1,023: save it as"):
         ready(tmp_path, {"depth": "10"})
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cache", ["off", "disk"])
+@pytest.mark.parametrize("cache", ["off", "auto"])
 @pytest.mark.parametrize("resize", ["squash", "pad"])
 def test_a_batch_is_uint8_images_with_targets_and_rows_of_the_sample_table(root: Path, cache: str, resize: str) -> None:
     data = ready(root, {"resize": resize, "cache": cache})
-    assert data.images.place == cache
+    assert data.images.place == {"off": "off", "auto": "disk"}[cache]
     seen = []
     for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
         for batch in loader:
@@ -190,7 +188,7 @@ def test_parts_hold_every_image_once_in_the_order_of_rows(root: Path) -> None:
 
 
 def test_wherever_images_are_kept_the_batches_are_the_same(root: Path) -> None:
-    loaders = [ready(root, {"cache": cache}).train_dataloader() for cache in ("auto", "disk", "off", "disk")]
+    loaders = [ready(root, {"cache": cache}).train_dataloader() for cache in ("auto", "off", "auto")]
     loaders.append(ready(root, {"cache": "off"}, workers=2).train_dataloader())
     for batches in zip(*loaders, strict=True):
         for batch in batches[1:]:
@@ -222,7 +220,7 @@ def test_near_twins_are_not_sought_among_unreadable_images(tmp_path: Path) -> No
 @pytest.mark.parametrize("cache_max_gb", [1, 1e-6])
 def test_on_a_gpu_images_are_kept_there(root: Path, cache_max_gb: float) -> None:
     """Through the file on the disk, and where that may not be."""
-    options = {"cache": "auto", "cache_max_gb": cache_max_gb, "cache_dir": root / f".cache_{cache_max_gb}"}
+    options = {"cache_max_gb": cache_max_gb, "cache_dir": root / f".cache_{cache_max_gb}"}
     data, plain = ready(root, options, device=torch.device("cuda:0")), ready(root)
     assert data.images.pixels.is_cuda
     assert len(list((root / f".cache_{cache_max_gb}").glob("pixels-*/*.rows"))) == (cache_max_gb == 1)
@@ -413,7 +411,7 @@ def test_unreadable_images_are_counted_and_the_first_three_named(tmp_path: Path)
     )
 
 
-@pytest.mark.parametrize("cache", ["off", "disk"])
+@pytest.mark.parametrize("cache", ["off", "auto"])
 def test_skipped_images_are_reported_and_the_others_stay_with_their_rows(
     tmp_path: Path, cache: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from defectcls.data import masks
-from defectcls.data.masks import load_masks, mask_sizes
+from defectcls.data.masks import load_mask, mask_sizes
 from defectcls.errors import UserError
 
 
@@ -18,32 +18,24 @@ def drawn(path: Path, width: int, height: int, box: tuple[int, int, int, int], m
 @pytest.mark.parametrize("mode", ["L", "1", "RGB"])
 def test_masks_take_the_shape_of_their_images(tmp_path: Path, mode: str) -> None:
     drawn(tmp_path / "wide.png", 64, 32, (32, 0, 64, 32), mode)  # the right half
-    samples = pd.DataFrame({"path": ["0.png", "1.png"], "mask": ["", "wide.png"]})
-    none, squashed = load_masks(samples, tmp_path, 16, "squash")
-    assert not none.any()
+    squashed = load_mask(tmp_path / "wide.png", 16, "squash")
     assert squashed[:, 9:].all() and not squashed[:, :7].any()
-    padded = load_masks(samples, tmp_path, 16, "pad")[1]
+    padded = load_mask(tmp_path / "wide.png", 16, "pad")
     assert padded[5:11, 9:].all() and not padded[:, :7].any()
     assert not padded[:3].any() and not padded[13:].any()
 
 
 def test_a_thin_scratch_does_not_vanish(tmp_path: Path) -> None:
     drawn(tmp_path / "scratch.png", 512, 512, (100, 0, 101, 512))
-    (mask,) = load_masks(pd.DataFrame({"mask": ["scratch.png"]}), tmp_path, 64, "squash")
+    mask = load_mask(tmp_path / "scratch.png", 64, "squash")
     assert mask[:, 12].all()
     assert not mask[:, :11].any() and not mask[:, 15:].any()
 
 
-def test_a_table_without_masks_has_none(tmp_path: Path) -> None:
-    assert not load_masks(pd.DataFrame({"path": ["0.png"]}), tmp_path, 8, "squash").any()
-
-
 def test_a_broken_mask_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
-    table = pd.DataFrame({"mask": ["", "broken.png"]})
-    for read in (load_masks, mask_sizes):
-        with pytest.raises(UserError, match=r"the mask .*broken\.png cannot be read: not an image"):
-            read(table, tmp_path, 8, "squash")
+    with pytest.raises(UserError, match=r"the mask .*broken\.png cannot be read: not an image"):
+        mask_sizes(pd.DataFrame({"mask": ["", "broken.png"]}), tmp_path, 8, "squash")
 
 
 def test_sizes_of_defects_are_of_the_masks_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

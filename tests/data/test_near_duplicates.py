@@ -184,7 +184,7 @@ def test_what_was_found_is_remembered_of_this_very_set(tmp_path: Path, monkeypat
 
 
 def test_nothing_to_compare(tmp_path: Path) -> None:
-    assert found([], tmp_path / "cache") == set()
+    assert found([save(tmp_path / "alone.png", texture(0))], tmp_path / "cache") == set()
 
 
 @pytest.mark.realdata

@@ -28,7 +28,7 @@ def values_of(numbers: list[int]) -> np.ndarray:
 
 
 def rows_in(folder: Path | None, max_gb: float = 1, kind: str = "features") -> Rows:
-    return Store(folder, max_gb).rows(kind, SHAPE, np.float32)
+    return Rows(Store(folder, max_gb), kind, SHAPE, np.float32)
 
 
 def add(rows: Rows, *numbers: int) -> Rows:
@@ -71,7 +71,7 @@ def test_another_process_finds_them_and_another_kind_or_shape_does_not(tmp_path:
     with second.lock():
         assert known(second, 3) == [0, 1, 2]
     assert known(rows_in(tmp_path, kind="others"), 3) == []
-    assert Store(tmp_path).rows("features", (4, 3), np.float32).find([key_of(0)]).tolist() == [-1]
+    assert Rows(Store(tmp_path), "features", (4, 3), np.float32).find([key_of(0)]).tolist() == [-1]
 
 
 def test_a_key_may_be_asked_for_twice_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -142,7 +142,7 @@ def test_what_a_killed_job_has_left_is_no_row(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_used_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "cache").write_text("")
     store = Store(tmp_path / "cache", 1)
-    kinds = [store.rows(kind, SHAPE, np.float32) for kind in ("one", "other")]
+    kinds = [Rows(store, kind, SHAPE, np.float32) for kind in ("one", "other")]
     for rows in kinds:
         with rows.lock():
             assert known(add(rows, 0, 1), 3) == [0, 1]
