@@ -21,7 +21,7 @@ def load_mask(path: Path, side: int, resize: Resize) -> np.ndarray:
         UserError: it cannot be read.
     """
     try:
-        return decode(path, side, resize, None).any(axis=0)
+        return decode(path, side, resize, None).max(axis=0) > 0
     except UnreadableImageError as error:
         raise UnreadableImageError(f"the mask {path} cannot be read: {error}") from error
 

@@ -45,6 +45,8 @@ class Images:
         device: where they may be kept.
     """
 
+    positions: np.ndarray  # of each image among the pixels, int64 (images,)
+
     def __init__(self, paths: list[str], settings: DatasetSettings, size: int, device: torch.device) -> None:
         self.paths, self.size, self.resize, self.depth = paths, size, settings.resize, settings.depth
         self.store = store = Store(None if settings.cache == "off" else settings.cache_dir, settings.cache_max_gb)
@@ -133,7 +135,7 @@ class Images:
         if self.depth == "auto" and (failed | (known >= 0)).all():
             self.depth = max(set(depths) - {""}, key=DEPTHS.index, default="8")
         keys = [_key(*of_row, self.depth) for of_row in zip(self.digests, depths, strict=True)]
-        self.positions = pixels.find(keys)  # of each image among them
+        self.positions = pixels.find(keys)
         return np.flatnonzero(~failed & ((known < 0) | (self.positions < 0))).tolist()
 
     def _read(self, rows: list[int], stamps: list[bytes], pixels: Rows) -> None:
