@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 Look = Literal["verdict", "caveats", "plain", "note", "code"]
+MADE = ("checkpoint", "input", "date", "seed", "commit", "hardware", "head", "seconds", "images_per_second", "versions")
 
 
-@dataclass(frozen=True)
 class Block:
     """What all blocks have."""
 
@@ -120,18 +120,18 @@ def text(*sentences: str | None, look: Look = "plain", terminal: bool = False) -
     return Text([sentence for sentence in sentences if sentence], look, terminal)
 
 
-def facts(record: dict[str, Any], *names: str) -> Table:
-    """The `names` that the record knows, with their values."""
+def section(title: str, *blocks: Block) -> Section:
+    """Blocks under a title."""
+    return Section(blocks, title)
+
+
+def making(record: dict[str, Any]) -> Section:
+    """What metrics.json or summary.json knows of that, and the command."""
     rows = []
-    for name in names:
+    for name in MADE:
         value = record.get(name)
         if isinstance(value, dict):
             value = ", ".join(f"{key} {f'{one:.4g}' if isinstance(one, float) else one}" for key, one in value.items())
         if value not in (None, ""):
             rows.append((name.replace("_", " "), value))
-    return Table(rows, words=True)
-
-
-def section(title: str, *blocks: Block) -> Section:
-    """Blocks under a title."""
-    return Section(blocks, title)
+    return section("How it was made", Table(rows, words=True), text(record.get("command"), look="code"))

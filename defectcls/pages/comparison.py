@@ -2,7 +2,7 @@
 
 from itertools import combinations
 
-from defectcls.evaluation.comparison import Comparison, Difference
+from defectcls.evaluation.comparison import Comparison
 from defectcls.evaluation.metrics import METRICS
 from defectcls.pages.blocks import Page, Table, section, text
 from defectcls.pages.wording import difference, shown, span
@@ -24,32 +24,30 @@ def comparison_page(comparison: Comparison) -> Page:
         for of_runs in zip(*comparison.values.values(), strict=True)
     ]
     differences = [
-        (METRICS[one.metric].name, f"{one.run} – {one.other}", _signed(one), one.better or "not shown")
+        (
+            METRICS[one.metric].name,
+            f"{one.run} – {one.other}",
+            difference(one.metric, one.difference, one.low, one.high),
+            one.better or "not shown",
+        )
         for one in comparison.differences
     ]
     blocks = [
         text(*_verdict(comparison), look="verdict", terminal=True),
         text(f"{comparison.images} images in common{more}.", f"{intervals}.", terminal=True),
-        section("The differences", Table(differences, ["number", "runs", "difference", "better"])),
+        section("The differences", Table(differences, ["number", "runs", "difference", "better"], terminal=True)),
         section("The runs", Table(numbers, ["number", *runs], terminal=True)),
     ]
     return Page("Comparison", " · ".join(runs), blocks)
 
 
 def _verdict(comparison: Comparison) -> list[str]:
-    """In what a run is shown to be better than another, and for each pair in what no difference is shown."""
+    """For each pair of runs in what one is shown to be better, and in what no difference is shown."""
     said = []
     for pair in combinations(comparison.values, 2):
         of_pair = [one for one in comparison.differences if (one.run, one.other) == pair]
-        said += [
-            f"{one.better} is better in {METRICS[one.metric].name}: {one.run} – {one.other} is {_signed(one)}."
-            for one in of_pair
-            if one.better
-        ]
-        if alike := [METRICS[one.metric].name for one in of_pair if not one.better]:
-            said.append(f"{' and '.join(pair)}: no difference shown in {', '.join(alike)}.")
+        for better in (*pair, ""):
+            if names := [METRICS[one.metric].name for one in of_pair if one.better == better]:
+                found = f"{better} is better" if better else "no difference is shown"
+                said.append(f"{' and '.join(pair)}: {found} in {', '.join(names)}.")
     return said
-
-
-def _signed(one: Difference) -> str:
-    return difference(one.metric, one.difference, one.low, one.high)

@@ -8,13 +8,12 @@ import pandas as pd
 
 from defectcls.data.samples import counted
 from defectcls.evaluation.predictions import ACCEPT, REJECT, REVIEW
-from defectcls.pages.blocks import Page, Photo, Photos, Table, facts, section, text
+from defectcls.pages.blocks import Page, Photo, Photos, Table, making, section, text
 from defectcls.pages.photos import thumbnail_files
 from defectcls.pages.wording import decision_words, not_promised, number, plural
 
 KINDS = {REJECT: ("alarm", "rejected"), REVIEW: ("doubt", "for a person"), ACCEPT: ("calm", "accepted")}
 THUMBNAIL = 240  # pixels; 10,000 of them make a page of 90 MB, which a browser shows within ten seconds
-MADE = ("checkpoint", "input", "date", "commit", "hardware", "seconds", "images_per_second", "versions")
 
 
 def gallery_page(
@@ -47,7 +46,6 @@ def gallery_page(
     took = f"{summary['seconds']:.1f} s, {speed:.1f} photos per second" if speed else ""  # none of watching
     hot = "Beside a photo what speaks for a defect, from nothing to its strongest point." if heat else ""
     some = f"{len(photos):,} of {read:,} photos are shown; {summary['output']} has all." if len(photos) < read else ""
-    fails = f"{len(unreadable)} of {summary['unreadable']:,} are shown; {summary['output']} has all."
     blocks = [
         text(f"{plural(read, 'photo')}: {counts}.", look="verdict", terminal=True),
         text(*not_promised(decision), look="caveats", terminal=True),
@@ -58,10 +56,9 @@ def gallery_page(
             Photos(photos),
         ),
         section(
-            "Photos that could not be read",
+            f"Photos that could not be read ({len(unreadable)} of {summary['unreadable']:,} are shown)",
             Table(unreadable[["path", "error"]].to_numpy().tolist(), ["path", "reason"], words=True, terminal=True),
-            text(fails, look="note"),
         ),
-        section("How it was made", facts(summary, *MADE), text(summary["command"], look="code")),
+        making(summary),
     ]
     return Page(f"Predictions by {summary['model']}, trained on {summary['dataset']}", summary["input"], blocks)

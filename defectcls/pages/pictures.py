@@ -13,15 +13,7 @@ from matplotlib.figure import Figure
 from scipy.special import logit
 
 RIGHT, WRONG, THIRD, QUIET, INK, SHADE = "#0072B2", "#D55E00", "#009E73", "#7A8089", "#22262B", "#EEF1F5"
-LOOK: Any = {  # Any: matplotlib 3.11 types the keys, older ones do not
-    "font.size": 9,
-    "text.parse_math": False,  # a class may be called "$5"
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E6E8EB",
-    "legend.frameon": False,
-}
+LOOK: Any = {"font.size": 9, "axes.grid": True, "grid.color": "#E6E8EB", "legend.frameon": False}
 BESIDE: Any = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}  # a legend that hides nothing
 FURTHEST = 10.0  # log odds that the picture of the scores reaches to
 SCORE_TICKS = (0.0001, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)

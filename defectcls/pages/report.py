@@ -11,7 +11,7 @@ from defectcls.evaluation.metrics import METRICS, defect_numbers
 from defectcls.evaluation.predictions import PROBABILITY
 from defectcls.evaluation.resampling import RANKINGS
 from defectcls.pages import wording
-from defectcls.pages.blocks import Block, Cell, Page, Photo, Photos, Picture, Section, Table, facts, section, text
+from defectcls.pages.blocks import Block, Cell, Page, Photo, Photos, Picture, Section, Table, making, section, text
 from defectcls.pages.caveats import caveats
 from defectcls.pages.photos import thumbnail_files, worst_errors
 from defectcls.pages.wording import SPLITS, judged_split, percent, plural, shown, span
@@ -21,7 +21,6 @@ HEADS = {"n": "images", "n_defective": "defective", "interval": "95 % interval",
 HEADS |= {"accept": "accepted", "review": "to a person", "reject": "rejected"}
 THUMBNAIL = 220  # pixels
 MOST_CLASSES = 8  # of a matrix that a terminal shows
-MADE = ("date", "seed", "commit", "hardware", "head", "seconds", "images_per_second", "versions")
 
 INTERVALS = "Intervals: mid-p binomial for shares, bootstrap for rankings; images that belong together count as fewer."
 REVIEWED = "An image for a person counts as caught and not as overkill; elsewhere, as in F1, as called defective."
@@ -75,8 +74,7 @@ def report_page(
         _photos(metrics, rows, root, heat or {}),
         _robustness(metrics, of),
         section("How training went", curves),
-        section("How it was made", facts(metrics, *MADE)),
-        section("To reproduce", text(metrics.get("command"), look="code")),
+        making(metrics),
         section("Images that could not be read", Table(unreadable, ["path", "reason"], words=True)),
     ]
     return Page("Defect classification report", title, blocks)

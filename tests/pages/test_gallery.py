@@ -109,7 +109,7 @@ def test_what_could_not_be_read_and_how_it_was_made_is_told(capsys: pytest.Captu
     page = gallery_page(table(("a.png", "reject", "defective", 1.0)), errors, Path(), given)
     html = render_html(page)
     assert "&lt;b&gt;truncated&lt;/b&gt; &amp; empty" in html and "<i>" not in html
-    assert "1 of 2,500 are shown; out/predictions.csv has all." in html
+    assert "Photos that could not be read (1 of 2,500 are shown)" in html
     assert "<h1>photos/&lt;line 3&gt;</h1>" in html
     assert "83.2 s, 120.2 photos per second" in html
     assert ">commit<" not in html  # of an installed wheel

@@ -132,7 +132,7 @@ def test_many_classes_are_first_defective_against_sound(capsys: pytest.CaptureFi
 def test_evaluate_alone_tells_of_no_making():
     page = report_page(metrics_of(TWO, test=[[57, 3], [6, 54]]))
     assert rows(page, "The numbers")[0] == ["", "test", "95 % interval"]
-    assert not {"How it was made", "How training went", "To reproduce"} & {*sections(page)}
+    assert not {"How it was made", "How training went"} & {*sections(page)}
 
 
 def test_the_page_of_a_cross_validation_has_every_fold_and_their_mean():
