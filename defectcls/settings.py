@@ -10,7 +10,6 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Inside = Annotated[float, Field(gt=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
-Prevalence = Inside | None
 Size = Inside | PositiveInt | None
 Pixels = Annotated[int, Field(ge=32)]
 Several = Annotated[int, Field(ge=2)]
@@ -86,7 +85,6 @@ class DatasetSettings(TargetSettings):
     on_unreadable: Literal["error", "skip"]
     contradictions: Literal["error", "allow"]
     consecutive: PositiveInt | None
-    prevalence: Prevalence
     cache: Annotated[
         Literal["auto", "off"],
         BeforeValidator(lambda given: "off" if given is False else given),  # YAML's off
@@ -242,11 +240,6 @@ class TrainSettings(RecipeSettings, BatchSettings):
             yield (
                 "sampler=balanced and loss.class_weights=balanced both make all classes weigh alike, and together the "
                 "rare ones outweigh the others: loss.class_weights=auto, or sampler=shuffle"
-            )
-        if self.dataset.prevalence is not None and not self.decision.calibrate:
-            yield (
-                f"dataset.prevalence={self.dataset.prevalence:g} moves calibrated scores: decision.calibrate=true, or "
-                "dataset.prevalence=null"
             )
         if self.model.head != "linear" and (not self.finetune.probe or self.finetune.active_stages):
             head = self.model.head

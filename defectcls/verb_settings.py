@@ -43,18 +43,10 @@ class EvaluateSettings(TrainedSettings):
     update_checkpoint: bool
     inspect: settings.InspectSettings
     seen: Literal["leave_out", "keep"]
-    prevalence: settings.Prevalence
 
     def mistakes(self) -> Iterator[str]:
         if (self.checkpoint is None) == (self.predictions is None):
             yield "give checkpoint=<run folder> or predictions=<csv>, one of both"
-        if self.dataset is not None and self.dataset.prevalence is not None:
-            yield "dataset.prevalence is of training: here it is prevalence=<share>, with decision=<policy>"
-        if self.prevalence is not None and (self.decision is None or not self.decision.calibrate):
-            yield (
-                f"prevalence={self.prevalence:g} is for scores that are calibrated anew: add decision=<policy>, with "
-                "decision.calibrate=true"
-            )
         if self.update_checkpoint and (self.checkpoint is None or self.decision is None):
             yield "update_checkpoint=true needs checkpoint=<run folder> and decision=<policy>"
 

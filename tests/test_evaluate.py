@@ -284,18 +284,6 @@ def test_the_same_policy_on_the_kept_validation_images_is_the_same_decision(tiny
     assert numbers(tmp_path / "again")["decision"] == trained
 
 
-def test_a_prevalence_is_for_scores_that_are_calibrated_anew(finished: Path, tmp_path: Path) -> None:
-    outcome = evaluate(tmp_path, f"checkpoint={finished}", "dataset=synthetic", "dataset.prevalence=0.02")
-    assert (
-        sentence(outcome) == "dataset.prevalence is of training: here it is prevalence=<share>, with decision=<policy>"
-    )
-    assert sentence(evaluate(tmp_path, f"checkpoint={finished}", "prevalence=0.02")) == (
-        "prevalence=0.02 is for scores that are calibrated anew: add decision=<policy>, with decision.calibrate=true"
-    )
-    asked = evaluate(tmp_path, f"checkpoint={finished}", "dataset.prevalence=0.02")
-    assert sentence(asked) == "unknown key 'dataset.prevalence': prevalence=<value> sets it"
-
-
 def test_decision_is_kept_in_the_checkpoint(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run/checkpoints"
     run.mkdir(parents=True)

@@ -74,12 +74,6 @@ def expected_calibration_error(scores: np.ndarray, hits: np.ndarray) -> float:
     return float(np.abs(gaps).sum() / len(scores))
 
 
-def brier_score(probabilities: np.ndarray, truth: np.ndarray) -> float:
-    """Mean squared distance between probabilities and truth; of two classes that of one, of more the sum over all."""
-    distance = ((probabilities - np.eye(probabilities.shape[1])[truth]) ** 2).sum(1)
-    return float(distance.mean() / (2 if probabilities.shape[1] == 2 else 1)) if len(truth) else np.nan
-
-
 def _targets(counts: np.ndarray) -> np.ndarray:
     """Platt's, of an image of each class, (classes, classes)."""
     return (1 + np.diag(counts)) / (counts + len(counts))[:, None]

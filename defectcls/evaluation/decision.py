@@ -3,7 +3,6 @@
 The words of the trade beside those of the field: escape rate = 1 - recall, overkill rate = false positive rate.
 """
 
-import math
 import reprlib
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
@@ -11,7 +10,6 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 from pydantic import Field, TypeAdapter, ValidationError
-from scipy.special import logit
 
 from defectcls.errors import UserError
 from defectcls.evaluation.calibration import calibrate, fit_calibration
@@ -30,7 +28,7 @@ class Decision:
 
     Both are None where the class decides whose probability is largest, or with a `prior` largest beside that of its
     class in there. Scores are calibrated, by `scale` and one `shift` a class (see calibration.py; () shifts nothing),
-    for a share of defects of `prevalence`; None where that is not known.
+    for a share of defects of `prevalence`, that of the validation images; None where that is not known.
     """
 
     policy: str
@@ -72,30 +70,18 @@ class Decision:
 MOST_PROBABLE = Decision("argmax")
 
 
-def choose_decision(
-    settings: DecisionSettings, validation: pd.DataFrame, classes: dict[str, bool], prevalence: float | None = None
-) -> Decision:
-    """The decision of a policy.
-
-    Args:
-        validation: predictions table of validation images, not calibrated.
-        prevalence: share of defects that the scores are to be for; None: that of the validation images.
+def choose_decision(settings: DecisionSettings, validation: pd.DataFrame, classes: dict[str, bool]) -> Decision:
+    """The decision of a policy, from the predictions table of validation images, not calibrated.
 
     Raises:
         UserError: the policy needs sound or defective images, or both, and they are missing.
     """
     defective, sides = validation["defective"].to_numpy(bool), np.array([*classes.values()])
-    refuse_missing_kind(settings, defective, prevalence)
+    refuse_missing_kind(settings, defective)
     probabilities = validation[[PROBABILITY + name for name in classes]].to_numpy()
     if not np.isfinite(probabilities).all():
         return MOST_PROBABLE
-    truth = pd.Index([*classes]).get_indexer(pd.Index(validation["label"]))
-    if unknown := sorted(set(validation["label"][truth < 0])):
-        raise UserError(f"validation images are of {unknown}, which are none of the classes {[*classes]}")
-    step = 0.0 if prevalence is None else float(logit(prevalence) - logit(defective.mean()))
-    scoring = _scoring(settings, probabilities, truth, sides, step)
-    if prevalence is not None:
-        scoring = replace(scoring, prevalence=prevalence)
+    scoring = _scoring(settings, probabilities, pd.Index([*classes]).get_indexer(validation["label"]), sides)
     by_class = scoring.prior is None or sorted(sides) != [False, True]
     if settings.policy == "argmax" or (settings.policy == "balanced" and by_class):
         return scoring
@@ -115,62 +101,52 @@ def choose_decision(
     elif scoring.prior is not None:
         low = high = scoring.prior[int(sides.argmax())]
     else:
-        low = high = _best_threshold(settings, scores, defective, math.exp(step))
+        low = high = _best_threshold(settings, scores, defective)
     evidence = {
         "defective": int(defective.sum()),
         "sound": int((~defective).sum()),
         "escapes": int((scores < low)[defective].sum()),
         "false_rejects": int((scores >= high)[~defective].sum()),
     }
-    return replace(
-        scoring,
-        prior=None,
-        accept_below=low,
-        reject_from=high,
-        evidence=evidence,
-        promises=tuple(one for _, one in found),
-    )
+    promises = tuple(one for _, one in found)
+    return replace(scoring, prior=None, accept_below=low, reject_from=high, evidence=evidence, promises=promises)
 
 
-def _scoring(
-    settings: DecisionSettings, probabilities: np.ndarray, truth: np.ndarray, sides: np.ndarray, step: float
-) -> Decision:
+def _scoring(settings: DecisionSettings, probabilities: np.ndarray, truth: np.ndarray, sides: np.ndarray) -> Decision:
     """A decision without thresholds, and a `prior`, the mean of each probability, where all classes weigh alike.
 
     Where the validation images are of one class, or of one of two kinds of classes, nothing is known.
 
     Args:
+        truth: class of each image, int (images,).
         sides: which classes are defective, bool (classes,).
-        step: by which the log-odds of a defect are moved.
     """
-    scoring, kinds = Decision(_name(settings)), len(set(sides))
+    sign = {"recall": ">=", "precision": ">=", "fpr": "<="}.get(settings.policy)
+    scoring, kinds = Decision(settings.policy + (f"{sign}{settings.target:g}" if sign else "")), len(set(sides))
     if len(set(truth)) < 2 or len(set(sides[truth])) < kinds:
         return scoring
     scale, shift = fit_calibration(probabilities, truth)
     prior = calibrate(probabilities, scale, shift).mean(0)
     if settings.calibrate:
-        share, moved = float(sides[truth].mean()), step * sides
-        prior = calibrate(prior, 1, moved)
-        shift = tuple((np.array(shift) + moved).tolist())
-        scoring = replace(scoring, scale=scale, shift=shift, prevalence=share if kinds == 2 else None)
+        share = float(sides[truth].mean()) if kinds == 2 else None
+        scoring = replace(scoring, scale=scale, shift=shift, prevalence=share)
     else:
         prior = calibrate(prior, 1 / scale, -np.array(shift) / scale)
     return replace(scoring, prior=tuple(prior.tolist())) if settings.policy == "balanced" else scoring
 
 
-def refuse_missing_kind(settings: DecisionSettings, defective: np.ndarray, prevalence: float | None = None) -> None:
+def refuse_missing_kind(settings: DecisionSettings, defective: np.ndarray) -> None:
     """Whether a policy can be followed on validation images, bool (images,), is known before there are scores.
 
     Raises:
-        UserError: it, or a stated prevalence, needs sound or defective ones, and there are none.
+        UserError: it needs sound or defective ones, and there are none.
     """
-    needed = {"argmax": (), "balanced": (), "fpr": (False,)}.get(settings.policy, (False, True))
-    asks, without = f"decision={settings.policy}", "decision=fpr needs sound ones alone, decision=balanced neither"
-    if prevalence is not None:
-        needed, asks, without = (False, True), f"dataset.prevalence={prevalence:g}", "leave it null"
-    if missing := {*needed} - {*defective.tolist()}:
-        kind = "defective" if missing == {True} else "sound"
-        raise UserError(f"{asks} needs {kind} validation images, and there are none: {without}")
+    needed = {"argmax": set(), "balanced": set(), "fpr": {False}}.get(settings.policy, {False, True})
+    if missing := needed - {*defective.tolist()}:
+        raise UserError(
+            f"decision={settings.policy} needs {'defective' if missing == {True} else 'sound'} validation images, and "
+            "there are none: decision=fpr needs sound ones alone, decision=balanced neither"
+        )
 
 
 def decide(predictions: pd.DataFrame, decision: Decision, classes: dict[str, bool]) -> pd.DataFrame:
@@ -181,52 +157,36 @@ def decide(predictions: pd.DataFrame, decision: Decision, classes: dict[str, boo
     """
     columns = [PROBABILITY + name for name in classes]
     probabilities = calibrate(predictions[columns].to_numpy(), decision.scale, decision.shift)
-    defective, names = np.array([*classes.values()]), np.array([*classes], dtype=object)
-    scores = probabilities[:, defective].sum(1).clip(max=1)
-    known = np.isfinite(probabilities).all(1)
+    defective, weighed = np.array([*classes.values()]), probabilities / np.array(decision.prior or 1.0)
+    scores, unknown = probabilities[:, defective].sum(1).clip(max=1), ~np.isfinite(probabilities).all(1)
     if decision.accept_below is None or decision.reject_from is None:
-        chosen = (probabilities / np.array(decision.prior or 1.0)).argmax(1)
-        verdict = np.where(defective[chosen], REJECT, ACCEPT)
+        flagged = rejected = defective[weighed.argmax(1)] | unknown
     else:
-        flagged = scores >= decision.accept_below
-        among = np.where(flagged[:, None] == defective, probabilities, -1.0)
-        chosen = among.argmax(1)
-        verdict = np.where(scores >= decision.reject_from, REJECT, np.where(flagged, REVIEW, ACCEPT))
-    chosen, verdict = np.where(known, chosen, defective.argmax()), np.where(known, verdict, REJECT)
-    answers = {"prediction": names[chosen], "decision": verdict, "score": scores}
+        flagged, rejected = ((scores >= start) | unknown for start in (decision.accept_below, decision.reject_from))
+    chosen = np.where(flagged[:, None] == defective, weighed, -1.0).argmax(1)
+    answers = {
+        "prediction": np.array([*classes], dtype=object)[chosen],
+        "decision": np.where(rejected, REJECT, np.where(flagged, REVIEW, ACCEPT)),
+        "score": scores,
+    }
     return predictions.assign(**answers, **dict(zip(columns, probabilities.T, strict=True)))
 
 
-def _best_threshold(settings: DecisionSettings, scores: np.ndarray, defective: np.ndarray, odds: float) -> float:
+def _best_threshold(settings: DecisionSettings, scores: np.ndarray, defective: np.ndarray) -> float:
     """The threshold with the most F1 or the least cost, or with the most recall among those of enough precision.
 
-    A defect counts `odds` times. Of equally good ones that nearest to where it would be if the probabilities were
-    right.
+    Of equally good ones the lowest, which lets the least through.
     """
     levels = np.unique(scores)
     thresholds = np.concatenate([[0.0], between(levels[:-1], levels[1:]), [ABOVE_ALL]])
-    caught = odds * (defective.sum() - np.searchsorted(np.sort(scores[defective]), thresholds))
+    missed = np.searchsorted(np.sort(scores[defective]), thresholds)
     rejected = (~defective).sum() - np.searchsorted(np.sort(scores[~defective]), thresholds)
-    missed = odds * defective.sum() - caught
-    expected = 0.5
+    caught = defective.sum() - missed
     if settings.policy == "f1":
         worth = 2 * caught / (2 * caught + rejected + missed)
     elif settings.policy == "cost":
         worth = -(settings.escape_cost * missed + settings.overkill_cost * rejected)
-        expected = settings.overkill_cost / (settings.escape_cost + settings.overkill_cost)
     else:
-        precision = np.where(caught + rejected, caught / np.maximum(caught + rejected, odds), 0)
+        precision = caught / np.maximum(caught + rejected, 1)
         worth = np.where(precision >= settings.target, 1 + caught, precision)
-    best = thresholds[worth >= worth.max() - 1e-12]
-    return float(best[np.abs(best - expected).argmin()])
-
-
-def _name(settings: DecisionSettings) -> str:
-    """The policy as one types it."""
-    return settings.policy + {
-        "recall": f">={settings.target:g}",
-        "precision": f">={settings.target:g}",
-        "fpr": f"<={settings.target:g}",
-        "cost": f", an escape {settings.escape_cost:g}, a false reject {settings.overkill_cost:g}",
-        "review": f", escape<={settings.escape_rate:g}, overkill<={settings.overkill_rate:g}",
-    }.get(settings.policy, "")
+    return float(thresholds[worth.argmax()])

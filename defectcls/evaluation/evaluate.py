@@ -14,7 +14,6 @@ from defectcls.evaluation.predictions import ACCEPT, REJECT, REVIEW, classes_of_
 from defectcls.settings import DecisionSettings
 from defectcls.tables import DEFECTIVE, SOUND, refuse
 
-CALIBRATED = ("loss", "ece", "brier")  # what calibration changes
 BREAKDOWNS = ("category", "defect_type", "mask_size", "group")
 WORST = 20  # values of each breakdown, at most
 
@@ -22,7 +21,7 @@ WORST = 20  # values of each breakdown, at most
 def evaluate(
     uncalibrated: pd.DataFrame, decision: Decision | None, classes: dict[str, bool]
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The decided table, and its metrics with `intervals`, `handling`, `breakdowns` and `uncalibrated`.
+    """The decided table, and its metrics with `intervals`, `handling` and `breakdowns`.
 
     Args:
         uncalibrated: a predictions table.
@@ -37,9 +36,6 @@ def evaluate(
         handling = handling.reindex(index=[SOUND, DEFECTIVE], columns=[ACCEPT, REVIEW, REJECT], fill_value=0)
         metrics["handling"] = handling.to_dict("index")
     metrics["breakdowns"] = breakdowns(predictions, classes)
-    if decision is not None and (decision.scale != 1 or any(decision.shift)):
-        before = compute_metrics(uncalibrated, classes)
-        metrics["uncalibrated"] = {name: before[name] for name in CALIBRATED}
     return predictions, metrics
 
 
@@ -131,17 +127,13 @@ def breakdowns(predictions: pd.DataFrame, classes: dict[str, bool]) -> dict[str,
 
 
 def mask_scores(heat: np.ndarray, masks: np.ndarray) -> dict[str, np.ndarray]:
-    """How well heat maps (n, height, width) find what masks, bool of the same shape, mark: float64 (n,) in 0..1 each.
+    """How well heat maps (n, height, width) find what masks, bool of the same shape, mark: (n,), NaN without a mark.
 
     hit: whether the hottest pixel lies in the mask; the pointing game of Zhang et al. 2018, "Top-down Neural Attention
-    by Excitation Backprop", with a tolerance of 0.
-    energy: share of the heat that lies in the mask; Wang et al. 2020, "Score-CAM".
-    chance: what heat spread evenly would score.
-    Hit and energy are 0 for a map without heat, and all are NaN where the mask is empty.
+    by Excitation Backprop", with a tolerance of 0. A map without heat hits nothing.
+    chance: the share of the photo that the mask covers.
     """
-    heat, masks = (maps.reshape(len(maps), -1) for maps in (heat.astype(np.float64), masks))
-    total = heat.sum(axis=1)
-    hit = masks[np.arange(len(masks)), heat.argmax(axis=1)] & (total > 0)
-    energy = (heat * masks).sum(axis=1) / np.where(total > 0, total, 1)
-    scores = {"hit": hit, "energy": energy, "chance": masks.mean(axis=1)}
-    return {name: np.where(masks.any(axis=1), score, np.nan) for name, score in scores.items()}
+    heat, masks = (maps.reshape(len(maps), -1) for maps in (heat, masks))
+    hit = masks[np.arange(len(masks)), heat.argmax(axis=1)] & (heat.max(axis=1) > 0)
+    marked = masks.any(axis=1)
+    return {"hit": np.where(marked, hit, np.nan), "chance": np.where(marked, masks.mean(axis=1), np.nan)}

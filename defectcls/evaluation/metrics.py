@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from defectcls.errors import UserError
-from defectcls.evaluation.calibration import brier_score, expected_calibration_error
+from defectcls.evaluation.calibration import expected_calibration_error
 from defectcls.evaluation.predictions import PROBABILITY
-from defectcls.evaluation.resampling import RANKINGS, RATES, Answers
+from defectcls.evaluation.resampling import RATES, Answers
 
 
 class Metric(NamedTuple):
@@ -42,13 +41,10 @@ METRICS = {
     "precision_macro": Metric("precision, mean over classes"),
     "f1_macro": Metric("F1, mean over classes"),
     "auroc": Metric("AUROC", percent=False),
-    "auroc_pooled": Metric("AUROC, folds pooled", percent=False),
     "average_precision": Metric("average precision", percent=False),
-    "average_precision_pooled": Metric("average precision, folds pooled", percent=False),
     "review_rate": Metric("review rate", "images that a person looks at", less_is_better=True),
     "loss": Metric("loss", "nats", percent=False, less_is_better=True),
     "ece": Metric("expected calibration error", percent=False, less_is_better=True),
-    "brier": Metric("Brier score", percent=False, less_is_better=True),
     "seconds": Metric("seconds", percent=False, less_is_better=True),
 }
 LEAST_PROBABILITY = np.finfo(np.float64).eps  # a probability of exactly 0 would make the loss infinite; as scikit-learn
@@ -58,9 +54,8 @@ def compute_metrics(predictions: pd.DataFrame, classes: dict[str, bool]) -> dict
     """All numbers of one predictions table.
 
     Always: `n`, `loss` (mean negative log-likelihood of the true class, in nats), `ece` (see calibration.py; of the
-    score where there are sound and defective classes, else of the likeliest class), `brier`, `accuracy`, `f1_macro`,
-    `auroc`, `average_precision`, `confusion_matrix` (counts; rows = truth, columns = prediction, in the order of
-    `classes`).
+    score where there are sound and defective classes, else of the likeliest class), `accuracy`, `f1_macro`, `auroc`,
+    `average_precision`, `confusion_matrix` (counts; rows = truth, columns = prediction, in the order of `classes`).
 
     Sound against defective: also `precision`, `recall`, `f1`, `escape_rate` (share of the defective images let through,
     1 - recall) and `overkill_rate` (share of the sound images rejected), all of the defective class. Where a decision
@@ -71,22 +66,13 @@ def compute_metrics(predictions: pd.DataFrame, classes: dict[str, bool]) -> dict
     and `average_precision` are then macro averages of one class against the rest.
 
     Of a cross-validation both are the mean over its folds, as scores of different models do not rank each other's
-    images; those of all folds together are `auroc_pooled` and `average_precision_pooled`.
-
-    Raises:
-        UserError: a label or a prediction is none of `classes`.
+    images.
     """
-    if unknown := {*predictions["label"], *predictions["prediction"]} - {*classes}:
-        raise UserError(f"the predictions hold {sorted(unknown)}, which are none of the classes {[*classes]}")
     names, n, size = pd.Index([*classes]), len(predictions), len(classes)
     truth, prediction = (names.get_indexer(pd.Index(predictions[column])) for column in ("label", "prediction"))
     matrix = np.bincount(truth * size + prediction, minlength=size * size).reshape(size, size)
     answers = Answers(predictions, classes)
     values = answers.stated()
-    if len(set(answers.folds)) > 1:
-        together = Answers(predictions.drop(columns="fold"), classes).stated()
-        values |= {(f"{name}_pooled", side): value for (name, side), value in together.items() if name in RANKINGS}
-
     probabilities = predictions[[PROBABILITY + name for name in classes]].to_numpy()
     scores, hits = probabilities.max(1, initial=0), probabilities.argmax(1) == truth
     if 0 < sum(classes.values()) < len(classes):
@@ -96,7 +82,6 @@ def compute_metrics(predictions: pd.DataFrame, classes: dict[str, bool]) -> dict
         "n": n,
         "loss": np.log(1 / likelihood).sum() / n if n else None,
         "ece": expected_calibration_error(scores, hits),
-        "brier": brier_score(probabilities, truth),
         **answers.arranged(values),
     }
     if not answers.two_classes:

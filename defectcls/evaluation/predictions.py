@@ -43,9 +43,8 @@ def predictions_table(samples: pd.DataFrame, probabilities: np.ndarray, classes:
         UserError: a column of the samples would be taken for one of the model's answers.
         ValueError: the shapes do not fit together.
     """
-    for column in samples.columns:
-        if column in ("prediction", "score") or column.startswith(PROBABILITY):
-            raise UserError(f"the sample table's column '{column}' would be taken for a model's answer: rename it")
+    answering = [name for name in samples if name in ("prediction", "score") or name.startswith(PROBABILITY)]
+    refuse(answering, "the sample table has columns that would be taken for a model's answers, rename them")
     probabilities = probabilities.astype(np.float64)
     answers = pd.DataFrame(probabilities, index=samples.index, columns=[PROBABILITY + name for name in classes])
     answers.insert(0, "prediction", np.array([*classes], object)[probabilities.argmax(axis=1)])
@@ -119,25 +118,24 @@ def read_predictions(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"predictions={path} does not exist: give a CSV file")
     rows = read_table(path, ("defective", "score", *TEXT_COLUMNS))
-    answers = [column for column in map(str, rows) if column.startswith(PROBABILITY)]
-    required = ("path", "defective", *(("label",) if answers else ("score",)))
-    missing = [column for column in required if column not in rows]
-    if missing or len(answers) == 1:
+    names = class_names_of(rows)
+    missing = {"path", "defective", "label" if names else "score"} - {*rows}
+    if missing or len(names) == 1:
         raise UserError(
-            f"{path} is no predictions table, it lacks {', '.join(missing) or 'a second class'}: it needs path, "
+            f"{path} is no predictions table, it lacks {', '.join(sorted(missing)) or 'a second class'}: it needs path, "
             f"defective and score, or path, defective, label and {PROBABILITY}<class name> for two classes or more"
         )
     key = ["path", *rows.columns.intersection(["repeat"])]
     refuse(rows["path"][rows.duplicated(key)].unique(), f"{path} judges the same image more than once")
-    given: dict[str, Any] = {name: numbers(rows[name], path) for name in rows.columns.intersection([*answers, "score"])}
-    if answers:
-        names = [column.removeprefix(PROBABILITY) for column in answers]
-        probabilities = np.column_stack([given.pop(column) for column in answers])
+    given: dict[str, Any] = {"score": numbers(rows.pop("score"), path)} if "score" in rows else {}
+    if names:
+        probabilities = np.column_stack([numbers(rows.pop(PROBABILITY + name), path) for name in names])
     else:
         names, probabilities = [SOUND, DEFECTIVE], np.column_stack([1 - given["score"], given["score"]])
         rows["label"] = np.where(rows["defective"], DEFECTIVE, SOUND)
     if "prediction" in rows:
-        given["prediction"] = rows["prediction"]
-    defective = set(rows["label"][rows["defective"]])
-    samples = rows.drop(columns=[*answers, *given])
-    return predictions_table(samples, probabilities, {name: name in defective for name in names}).assign(**given)
+        given["prediction"] = rows.pop("prediction")
+    answered = {*rows["label"], *given.get("prediction", ())}
+    refuse(sorted(answered - {*names}), f"{path} has classes without a column {PROBABILITY}<class name>")
+    defective = {*rows["label"][rows["defective"]]}
+    return predictions_table(rows, probabilities, {name: name in defective for name in names}).assign(**given)

@@ -43,7 +43,8 @@ def promise(
     """
     escapes = rate == "escape_rate"
     mine = defective if escapes else ~defective
-    hardest = hardest_of_groups(scores[mine], groups[mine], escapes)
+    of_groups = pd.Series(scores[mine]).groupby(groups[mine])  # each is misjudged with the first of its images
+    hardest = np.sort(of_groups.min()) if escapes else np.sort(of_groups.max())[::-1]
     independent = len(hardest)
     bounds = [upper_bound(misjudged, independent, confidence) for misjudged in range(independent + 1)]
     allowed = max(0, bisect_right(bounds, target) - 1)
@@ -58,16 +59,6 @@ def promise(
     else:
         high = scores[scores > low].min(initial=ABOVE_ALL)
     return float(between(low, high)), found
-
-
-def hardest_of_groups(scores: np.ndarray, groups: np.ndarray, escapes: bool) -> np.ndarray:
-    """Of each group of one kind the score that is misjudged first, and of these that first which is, (groups,).
-
-    Args:
-        escapes: low scores are misjudged first, and not high ones.
-    """
-    of_groups = pd.Series(scores).groupby(groups)
-    return np.sort(of_groups.min()) if escapes else np.sort(of_groups.max())[::-1]
 
 
 def upper_bound(misjudged: int, count: int, confidence: float) -> float:

@@ -80,7 +80,7 @@ def _decide_anew(trained: Trained, asked: EvaluateSettings) -> Decision:
     if "validation" not in trained.about:
         raise UserError(f"{file} is of a run that did not finish: resume=<run folder> finishes it")
     try:
-        decision = choose_decision(asked.decision, pd.DataFrame(trained.about["validation"]), classes, asked.prevalence)
+        decision = choose_decision(asked.decision, pd.DataFrame(trained.about["validation"]), classes)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{file} is damaged: its validation images are no table of its classes' scores") from error
     if asked.update_checkpoint:

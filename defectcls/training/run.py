@@ -139,7 +139,7 @@ class TrainingRun(Run):
         else:
             data.deal(settings.dataset.split, settings.seed)
         validated = data.samples["defective"].to_numpy(bool)[data.part("val")]
-        refuse_missing_kind(settings.decision, validated, settings.dataset.prevalence)
+        refuse_missing_kind(settings.decision, validated)
         dataset = settings.dataset.model_copy(update={"depth": data.settings.depth})
         settings = settings.model_copy(update={"dataset": dataset})  # without any `auto` that another machine resolves
         self.record.about = {"config": settings.model_dump(mode="json")}
@@ -213,8 +213,8 @@ class TrainingRun(Run):
         """On the validation images; kept in the best checkpoint, with what the choice rests on."""
         if "val" not in self.predicted:
             self.predicted["val"] = self.predict("val")
-        validation, prevalence = self.predicted["val"], self.settings.dataset.prevalence
-        self.decision = choose_decision(self.settings.decision, validation, self.data.classes, prevalence)
+        validation = self.predicted["val"]
+        self.decision = choose_decision(self.settings.decision, validation, self.data.classes)
         columns = ["label", "defective", "unit", *(PROBABILITY + name for name in self.data.classes)]
         best["defectcls"]["validation"] = validation.filter(columns).to_dict("list")
         best["defectcls"]["seen"] = remember_seen(self.data)

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.special import expit, logit, softmax
+from scipy.special import expit, softmax
 
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import Decision, choose_decision, decide
@@ -226,49 +226,7 @@ def test_balanced_without_a_kind_is_the_most_probable_class() -> None:
     assert decide(predictions, decision, TWO)["decision"].tolist() == ["accept", "accept", "reject"]
 
 
-# --- a stated prevalence ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("stated", [0.001, 0.5])
-@pytest.mark.parametrize("policy", ["recall", "fpr", "review", "balanced"])
-def test_a_stated_prevalence_moves_scores_and_no_decision(policy: str, stated: float) -> None:
-    predictions = rare()
-    own = choose_decision(settings(policy, calibrate=True), predictions, TWO)
-    moved = choose_decision(settings(policy, calibrate=True), predictions, TWO, prevalence=stated)
-    before, after = (decide(predictions, decision, TWO) for decision in (own, moved))
-    assert after["decision"].tolist() == before["decision"].tolist()
-    assert (moved.promises, moved.evidence, moved.prevalence) == (own.promises, own.evidence, stated)
-    share = predictions["defective"].mean()
-    step = logit(stated) - logit(share)
-    log_odds = [logit(decided["score"].to_numpy()) for decided in (before, after)]
-    assert log_odds[1] - log_odds[0] == pytest.approx(np.full(len(predictions), step), abs=1e-6)
-    # on a line with so many defects the mean score is their share
-    weights = np.where(predictions["defective"], stated / share, (1 - stated) / (1 - share))
-    assert np.average(after["score"], weights=weights) == pytest.approx(stated, rel=0.2)
-
-
-def test_a_stated_prevalence_weighs_costs_by_it() -> None:
-    """An escape is 10 times as dear as a false reject: among equally many worth five of them, among 1 % none."""
-    predictions = table([0.1, 0.2, 0.6, 0.65], [0.5, 0.7, 0.8, 0.9])
-    common, line = (
-        choose_decision(settings("cost", escape_cost=10, calibrate=True), predictions, TWO, prevalence=share)
-        for share in (0.5, 0.01)
-    )
-    assert [(one.evidence or {})["escapes"] for one in (common, line)] == [0, 1]
-    assert [(one.evidence or {})["false_rejects"] for one in (common, line)] == [2, 0]
-
-
-def test_a_class_that_is_not_known_is_a_sentence() -> None:
-    strange = table([0.1], [0.9]).replace({"label": {"sound": "Sound"}})
-    with pytest.raises(UserError, match=r"validation images are of \['Sound'\], which are none of the classes"):
-        choose_decision(settings("argmax"), strange, TWO)
-
-
-def test_a_stated_prevalence_needs_both_kinds() -> None:
-    with pytest.raises(
-        UserError, match="dataset.prevalence=0.01 needs defective validation images, and there are none: leave"
-    ):
-        choose_decision(settings("argmax", calibrate=True), table([0.1, 0.2], []), TWO, prevalence=0.01)
+# --- what is kept -----------------------------------------------------------------------------------------------------
 
 
 def test_decision_survives_json() -> None:
