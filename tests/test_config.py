@@ -268,7 +268,6 @@ WRONG = {
     "sampler=balance": "sampler=balance: Input should be 'shuffle' or 'balanced', did you mean 'balanced'?",
     "target=defects": "target=defects: Input should be 'defect' or 'defect_type', did you mean 'defect'?",
     "+finetune.stages.more.epochs=3": "finetune.stages.more.trainable: Field required",
-    "dataset.prevalence=1": "dataset.prevalence=1: Input should be less than 1",
     "dataset.split.val=null": ("dataset.split: at most one of train, val and test may be null (all that is left)"),
     "dataset.image_count=0": "dataset.image_count=0: Input should be greater than or equal to 1",
     "dataset.image_count=many": (
@@ -289,9 +288,6 @@ TOGETHER = {
     ("sampler=balanced", "loss.class_weights=balanced"): (
         "sampler=balanced and loss.class_weights=balanced both make all classes weigh alike, and together the rare "
         "ones outweigh the others: loss.class_weights=auto, or sampler=shuffle"
-    ),
-    ("dataset.prevalence=0.01", "decision.calibrate=false"): (
-        "dataset.prevalence=0.01 moves calibrated scores: decision.calibrate=true, or dataset.prevalence=null"
     ),
 }
 

@@ -309,7 +309,7 @@ def test_predictions_of_a_run_give_its_numbers_again(finished: Path, tmp_path: P
     assert evaluate(tmp_path, f"predictions={finished / 'predictions.csv'}").code == 0
     for part in ("train", "val", "test"):
         found, trained = numbers(tmp_path)[part], numbers(finished)[part]
-        assert found == {name: value for name, value in trained.items() if name != "uncalibrated"}
+        assert found == trained
 
 
 def test_predictions_are_decided_anew_on_their_validation_rows(finished: Path, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def choose_decision(settings: DecisionSettings, validation: pd.DataFrame, classe
     probabilities = validation[[PROBABILITY + name for name in classes]].to_numpy()
     if not np.isfinite(probabilities).all():
         return MOST_PROBABLE
-    scoring = _scoring(settings, probabilities, pd.Index([*classes]).get_indexer(validation["label"]), sides)
+    scoring = _scoring(settings, probabilities, pd.Index([*classes]).get_indexer(pd.Index(validation["label"])), sides)
     by_class = scoring.prior is None or sorted(sides) != [False, True]
     if settings.policy == "argmax" or (settings.policy == "balanced" and by_class):
         return scoring

@@ -43,7 +43,7 @@ def predictions_table(samples: pd.DataFrame, probabilities: np.ndarray, classes:
         UserError: a column of the samples would be taken for one of the model's answers.
         ValueError: the shapes do not fit together.
     """
-    answering = [name for name in samples if name in ("prediction", "score") or name.startswith(PROBABILITY)]
+    answering = [name for name in map(str, samples) if name in ("prediction", "score") or name.startswith(PROBABILITY)]
     refuse(answering, "the sample table has columns that would be taken for a model's answers, rename them")
     probabilities = probabilities.astype(np.float64)
     answers = pd.DataFrame(probabilities, index=samples.index, columns=[PROBABILITY + name for name in classes])
@@ -122,8 +122,8 @@ def read_predictions(path: Path) -> pd.DataFrame:
     missing = {"path", "defective", "label" if names else "score"} - {*rows}
     if missing or len(names) == 1:
         raise UserError(
-            f"{path} is no predictions table, it lacks {', '.join(sorted(missing)) or 'a second class'}: it needs path, "
-            f"defective and score, or path, defective, label and {PROBABILITY}<class name> for two classes or more"
+            f"{path} is no predictions table, it lacks {', '.join(sorted(missing)) or 'a second class'}: it needs "
+            f"path, defective and score, or path, defective, label and {PROBABILITY}<class name> for each class"
         )
     key = ["path", *rows.columns.intersection(["repeat"])]
     refuse(rows["path"][rows.duplicated(key)].unique(), f"{path} judges the same image more than once")

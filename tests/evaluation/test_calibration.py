@@ -5,10 +5,8 @@ import torchmetrics.functional.classification as reference
 from scipy.special import expit, logit, softmax
 from sklearn.calibration import _SigmoidCalibration
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import brier_score_loss
 
 from defectcls.evaluation.calibration import (
-    brier_score,
     calibrate,
     calibrated_loss,
     expected_calibration_error,
@@ -177,18 +175,5 @@ def test_calibration_error_as_torchmetrics() -> None:
     assert expected_calibration_error(scores, truth == 1) == pytest.approx(float(error), abs=1e-6)  # theirs is float32
 
 
-@pytest.mark.parametrize("classes", [2, 4])
-def test_brier_score_as_scikit_learn(classes: int) -> None:
-    generator = np.random.default_rng(2)
-    probabilities, truth = generator.dirichlet(np.ones(classes), 400), generator.integers(classes, size=400)
-    if classes == 2:
-        assert brier_score(probabilities, truth) == pytest.approx(brier_score_loss(truth, probabilities[:, 1]))
-    else:
-        pairs = zip(probabilities, truth, strict=True)
-        by_hand = np.mean([sum((p - (c == t)) ** 2 for c, p in enumerate(row)) for row, t in pairs])
-        assert brier_score(probabilities, truth) == pytest.approx(by_hand)
-
-
 def test_no_image_no_number() -> None:
     assert np.isnan(expected_calibration_error(np.empty(0), np.empty(0, bool)))
-    assert np.isnan(brier_score(np.empty((0, 2)), np.empty(0, int)))

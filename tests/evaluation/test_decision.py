@@ -229,6 +229,13 @@ def test_balanced_without_a_kind_is_the_most_probable_class() -> None:
 # --- what is kept -----------------------------------------------------------------------------------------------------
 
 
+def test_a_group_is_misjudged_with_the_first_of_its_images() -> None:
+    grouped = table(np.linspace(0.01, 0.1, 60), [*np.linspace(0.3, 0.9, 60), 0.2], [*map(str, range(120)), "119"])
+    (promise,) = (found := choose_decision(settings("recall", target=0.95), grouped, TWO)).promises
+    assert (promise.independent, promise.grouped, promise.kept) == (60, True, True)
+    assert found.reject_from == pytest.approx(0.15)
+
+
 def test_decision_survives_json() -> None:
     decision = choose_decision(settings("review"), table([0.1, 0.7], [0.4, 0.9]), TWO)
     assert Decision.from_plain(json.loads(json.dumps(decision.plain()))) == decision

@@ -76,7 +76,7 @@ def test_a_failed_write_leaves_the_former_file_and_nothing_else(tmp_path, monkey
 
 def test_mistakes_are_named(tmp_path):
     samples = pd.DataFrame({"path": ["a"], "label": ["x"], "defective": [False], "p_value": [1.0]})
-    with pytest.raises(UserError, match="'p_value'"):
+    with pytest.raises(UserError, match=": p_value$"):
         predictions_table(samples, np.array([[0.5, 0.5]]), {"x": False, "y": True})
     with pytest.raises(ValueError, match=r"\(1, 3\)"):
         predictions_table(samples.drop(columns="p_value"), np.ones((1, 3)), {"x": False, "y": True})
@@ -88,6 +88,9 @@ def test_mistakes_are_named(tmp_path):
         read_predictions(tmp_path / "other.csv")
     (tmp_path / "other.csv").write_text("path,defective,score\na,perhaps,0.5\n")
     with pytest.raises(UserError, match=r"values of 'defective' that are not 0, 1, true, false, yes or no: perhaps$"):
+        read_predictions(tmp_path / "other.csv")
+    (tmp_path / "other.csv").write_text("path,defective,label,p_good,p_dent\na,0,Good,0.5,0.5\n")
+    with pytest.raises(UserError, match=r"other\.csv has classes without a column p_<class name>: Good$"):
         read_predictions(tmp_path / "other.csv")
     with pytest.raises(UserError, match=r"none\.csv does not exist"):
         read_predictions(tmp_path / "none.csv")

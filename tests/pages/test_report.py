@@ -191,7 +191,7 @@ def test_errors_stand_beside_what_speaks_for_a_defect(tmp_path: Path):
     )
     for path in predictions["path"][:3]:
         Image.new("L", (8, 8), 100).save(tmp_path / path)
-    looked = {"heat_maps": "HiResCAM", "localisation": {"n": 7, "hit": 0.5, "energy": 0.25, "chance": 0.125}}
+    looked = {"heat_maps": "HiResCAM", "localisation": {"n": 7, "hit": 0.5, "chance": 0.125}}
     metrics = metrics_of(TWO) | {"test": evaluate(predictions, None, TWO)[1]} | looked
     page = report_page(metrics, predictions, tmp_path, heat={"0.png": np.ones((4, 4))})
     (errors,) = [block.content for block in page.all_blocks() if isinstance(block, Photos)]
