@@ -17,7 +17,7 @@ AGAIN = "the same command begins anew"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 SAME_S = 1.0  # signals that arrive within so many seconds are one: a terminal and what stands between may both send it
-MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
 class UserError(Exception):
@@ -84,9 +84,8 @@ def explain(error: BaseException, way_on: str = AGAIN) -> str | None:
             f"{error.filename} cannot be used ({error.strerror}): let this user read and write there, or give another "
             "place, such as hydra.run.dir=<folder>"
         )
-    out_of_memory = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in MEMORY_WORDS)
-    if out_of_memory or isinstance(error, MemoryError):
-        reason = (str(error) or "MemoryError").splitlines()[0]
+    reason = (str(error) or type(error).__name__).partition("\n")[0]
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(reason)):
         return f"a batch does not fit into memory: lower batch_size or image_size ({reason})"
     pydantic = sys.modules.get("pydantic")  # not imported for its sake: --help has to be quick
     if pydantic is not None and isinstance(error, pydantic.ValidationError) and error.title != "Settings":  # W&B's own
@@ -98,15 +97,12 @@ def _wrong_value(error: Any) -> str:
     """A pydantic error: the key as one types it, the value, what is allowed."""
     every = error.errors(include_url=False)
     first = every[0]
+    alike = (one["msg"].removeprefix("Value error, ") for one in every if one["loc"][:1] == first["loc"][:1])
+    allowed = "; ".join(dict.fromkeys(alike))
     # Steps of a union's branches, such as 'constrained-float', are no part of the key.
     steps = [str(step) for step in first["loc"] if str(step).isidentifier() and not str(step).startswith("function")]
-    prefix = "" if error.title.endswith("Settings") else "dataset."
-    alike = (one["msg"] for one in every if one["loc"][:1] == first["loc"][:1])
-    allowed = "; ".join(sorted({message.removeprefix("Value error, ") for message in alike}))
-    near = ""
-    if first["type"] == "literal_error":
-        near = did_you_mean(str(first["input"]), re.findall("[^', ]+", first["ctx"]["expected"].replace(" or ", ",")))
     if not steps:  # of several keys together
         return allowed
+    prefix = "" if error.title.endswith("Settings") else "dataset."
     given = "" if first["type"] in ("value_error", "missing") else f"={first['input']}"
-    return f"{prefix}{'.'.join(steps)}{given}: {allowed}{near}"
+    return f"{prefix}{'.'.join(steps)}{given}: {allowed}"

@@ -41,7 +41,7 @@ def read_json(path: Path, remedy: str, keys: Iterable[str] = ()) -> dict[str, An
     """
     try:
         content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+    except ValueError:
         content = None
     if not isinstance(content, dict) or any(key not in content for key in keys):
         raise UserError(f"{path} is damaged: {remedy}")
@@ -78,11 +78,7 @@ def checkpoint_file(path: Path) -> Path:
     Raises:
         UserError: neither is there.
     """
-    if path.is_file():
-        return path
-    best = path / BEST
-    if not path.is_dir():
-        raise UserError(f"checkpoint={path} does not exist: give a run folder or a .ckpt file")
-    if not best.is_file():
-        raise UserError(f"the folder {path} holds no checkpoint: {BEST} is missing")
-    return best
+    file = path if path.is_file() else path / BEST
+    if not file.is_file():
+        raise UserError(f"checkpoint={path} is no .ckpt file and no run folder with {BEST}")
+    return file

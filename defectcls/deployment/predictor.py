@@ -18,6 +18,7 @@ from defectcls.evaluation.decision import MOST_PROBABLE, decide
 from defectcls.evaluation.predictions import PROBABILITY, predictions_table, probabilities_of
 from defectcls.model.checkpoint import Trained, load_trained
 from defectcls.model.hardware import allow_tf32
+from defectcls.model.heatmaps import heat_maps
 from defectcls.settings import Device, Precision
 
 log = logging.getLogger(__name__)
@@ -44,24 +45,27 @@ def load(checkpoint: str | Path, device: Device = "auto", precision: Precision |
 class Predictor:
     """Made by `load`. Classes, size, calibration and decision are the checkpoint's.
 
-    `classes` are class name -> defective, in the order of the probabilities; `image_size` is the side in pixels that
-    every photo is brought to, by `resize` (squash or pad). `paged` counts the photos of which only the first page was
-    looked at.
+    `classes` are class name -> defective, in the order of the probabilities; `columns` those of `predict`. `image_size`
+    is the side in pixels that every photo is brought to, by `resize` (squash or pad). `paged` counts the photos of
+    which only the first page was looked at.
     """
 
     def __init__(self, trained: Trained) -> None:
         self.trained, self.device, dataset = trained, trained.device, trained.settings.dataset
         self.classes, self.image_size = trained.classifier.classes, trained.settings.image_size
+        self.columns = [
+            "path",
+            "decision",
+            "prediction",
+            "score",
+            *(PROBABILITY + name for name in self.classes),
+            "error",
+        ]
         self.resize, self.depth, self.paged = dataset.resize, dataset.depth, 0
         self.decision = trained.decision or MOST_PROBABLE
         if trained.decision is None:
-            log.warning(
-                "%s is of a run that did not finish: its most probable class decides, not calibrated; "
-                "resume=<run folder> finishes the run",
-                trained.checkpoint,
-            )
-        self.precision: Precision = trained.settings.trainer.precision  # type: ignore[assignment]  # no longer auto
-        if self.precision != "32":
+            log.warning("%s is of a run that did not finish: nothing is calibrated", trained.checkpoint)
+        if trained.settings.trainer.precision != "32":
             allow_tf32(self.device)
         self.classifier = trained.classifier.to(self.device)
         self._infer = self.classifier.inference()  # for good: its weights will not change
@@ -70,11 +74,6 @@ class Predictor:
     def digest(self) -> str:
         """Of the checkpoint: 12 hexadecimal digits of its SHA-256."""
         return hashlib.sha256(self.trained.checkpoint.read_bytes()).hexdigest()[:12]
-
-    @property
-    def columns(self) -> list[str]:
-        """Of the tables that `predict` makes."""
-        return ["path", "decision", "prediction", "score", *(PROBABILITY + name for name in self.classes), "error"]
 
     def predict(self, images: Photo | Iterable[Photo], batch_size: int = 64) -> pd.DataFrame:
         """A row for each photo, in order. The photos are not all in memory at once, the rows are: see `stream`.
@@ -120,8 +119,6 @@ class Predictor:
         Raises:
             UserError: the backbone has no map to look at.
         """
-        from defectcls.model.heatmaps import heat_maps
-
         for _, errors, pixels in self._batches(photos, batch_size):
             maps = iter(heat_maps(self.classifier, torch.from_numpy(pixels)))
             yield from (None if error else next(maps) for error in errors)
@@ -133,21 +130,18 @@ class Predictor:
         ahead = max(1, min(AHEAD, AHEAD_BYTES // (3 * self.image_size**2)))
         decoded = map_in_threads(self._read, photos, ahead)
         while some := list(itertools.islice(decoded, batch_size)):
-            paths, found, paged = zip(*some, strict=True)
+            paths, errors, pixels, paged = map(list, zip(*some, strict=True))
             self.paged += sum(paged)
-            errors = ["" if isinstance(one, np.ndarray) else str(one) for one in found]
-            readable = [one for one in found if isinstance(one, np.ndarray)]
-            side = self.image_size
-            yield list(paths), errors, np.stack(readable) if readable else np.empty((0, 3, side, side), np.uint8)
+            yield paths, errors, np.array([one for one in pixels if one is not None])
 
-    def _read(self, photo: Photo) -> tuple[str, np.ndarray | UnreadableImageError, bool]:
-        """Path, pixels or why there are none, and whether there are further pages."""
+    def _read(self, photo: Photo) -> tuple[str, str, np.ndarray | None, bool]:
+        """Path, why there are no pixels, pixels, and whether there are further pages."""
         path = str(photo) if isinstance(photo, str | Path) else ""
         try:
             opened = open_photo(photo, self.image_size)
-            return path, square(opened.pixels(self.depth), self.image_size, self.resize), opened.paged
+            return path, "", square(opened.pixels(self.depth), self.image_size, self.resize), opened.paged
         except UnreadableImageError as error:
-            return path, error, False
+            return path, str(error), None, False
 
     def _logits(self, pixels: np.ndarray) -> np.ndarray:
         return self._infer(torch.from_numpy(pixels)).cpu().numpy()

@@ -70,7 +70,7 @@ def speed(run: Path, photos: Path, count: int) -> dict[str, float]:
     @torch.inference_mode()
     def forward() -> None:
         for _ in range(count // BATCH_SIZE):
-            with autocast(predictor.precision, predictor.device):
+            with autocast(predictor.trained.settings.trainer.precision, predictor.device):
                 predictor.classifier(some)
 
     def predict() -> None:

@@ -55,6 +55,7 @@ def test_a_photo_alone_has_the_bits_of_many_with_forty_classes(predictor: Predic
     """numpy adds up a row alone in another order."""
     forty = Predictor(predictor.trained)
     forty.classes = {f"class {number}": number > 10 for number in range(40)}
+    forty.columns = ["path", "score", *(f"p_{name}" for name in forty.classes), "error"]
     forty.decision = Decision("f1", 0.8, accept_below=0.3, reject_from=0.7)
     logits = np.random.default_rng(0).normal(0, 3, (50, 40)).astype(np.float32)
     whole = forty._table([""] * 50, [""] * 50, logits)
