@@ -43,16 +43,14 @@ def stoppable() -> Iterator[list[int]]:
 
     def stop(number: int, frame: Any) -> None:  # noqa: ARG001  as signal calls it
         nonlocal since
-        forked = os.getpid() != owner
-        if forked and number == signal.SIGINT:
-            return  # a process that loads images: its owner ends it
-        if forked or (received and time.monotonic() - since > SAME_S):
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        elif not received:
+        here = os.getpid() == owner  # else in a process that loads images: its owner ends it
+        if here and not received:
             received.append(number)
             since = time.monotonic()
             raise Stopped
+        if time.monotonic() - since > SAME_S and (here or number != signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -77,13 +75,10 @@ def explain(error: BaseException, way_on: str = AGAIN) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in FULL:
-        where = f", for {error.filename}" if error.filename else ""
-        return f"no space left on the disk{where}; what was written is kept: make room, then {way_on}"
+        return f"no space left on the disk; what was written is kept: make room, then {way_on}"
     if isinstance(error, OSError) and error.errno in REFUSED and error.filename:
-        return (
-            f"{error.filename} cannot be used ({error.strerror}): let this user read and write there, or give another "
-            "place, such as hydra.run.dir=<folder>"
-        )
+        place = "let this user write there, or give another place, such as hydra.run.dir=<folder>"
+        return f"{error.filename} cannot be used ({error.strerror}): {place}"
     reason = (str(error) or type(error).__name__).partition("\n")[0]
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(reason)):
         return f"a batch does not fit into memory: lower batch_size or image_size ({reason})"

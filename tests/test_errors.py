@@ -131,7 +131,7 @@ def test_a_reader_that_goes_ends_it_quietly(tmp_path: Path, lines: int) -> None:
 
 def test_a_full_disk_names_what_goes_on_in_this_verb() -> None:
     full = OSError(errno.ENOSPC, "No space left on device", "/mnt/a/last.ckpt")
-    kept = "no space left on the disk, for /mnt/a/last.ckpt; what was written is kept: make room, then "
+    kept = "no space left on the disk; what was written is kept: make room, then "
     assert explain(full, "resume=/mnt/a goes on") == kept + "resume=/mnt/a goes on"
     assert explain(full) == kept + "the same command begins anew"
     assert explain(OSError(errno.EDQUOT, "Disk quota exceeded")) == (
@@ -142,7 +142,7 @@ def test_a_full_disk_names_what_goes_on_in_this_verb() -> None:
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR])
 def test_a_place_that_cannot_be_written_to_is_a_sentence(number: int) -> None:
     sentence = (
-        f"/mnt/runs cannot be used ({os.strerror(number)}): let this user read and write there, or give another place, "
+        f"/mnt/runs cannot be used ({os.strerror(number)}): let this user write there, or give another place, "
         "such as hydra.run.dir=<folder>"
     )
     assert explain(OSError(number, os.strerror(number), "/mnt/runs")) == sentence

@@ -190,13 +190,13 @@ def test_own_images_are_no_other_dataset(finished: Path, tiny: list[str], tmp_pa
 def test_run_without_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     assert sentence(evaluate(tmp_path / "new", f"checkpoint={tmp_path / 'run'}")) == (
-        f"the folder {tmp_path / 'run'} holds no checkpoint: checkpoints/best.ckpt is missing"
+        f"checkpoint={tmp_path / 'run'} is no .ckpt file and no run folder with checkpoints/best.ckpt"
     )
 
 
 def test_checkpoint_that_does_not_exist(tmp_path: Path) -> None:
     assert sentence(evaluate(tmp_path / "new", f"checkpoint={tmp_path / 'rum'}")) == (
-        f"checkpoint={tmp_path / 'rum'} does not exist: give a run folder or a .ckpt file"
+        f"checkpoint={tmp_path / 'rum'} is no .ckpt file and no run folder with checkpoints/best.ckpt"
     )
 
 

@@ -140,15 +140,15 @@ def test_mistakes_are_told_before_anything_is_made(finished: Path, photos: Path,
         (photos, "watch=true"): "watch=true needs output=<file>.csv, which remembers what has been predicted",
         (photos, *watching[:1], f"{watching[1]}.parquet"): f"output={tmp_path}/out.parquet should end in .csv",
         ("gone", *watching[:1], f"{watching[1]}.csv"): "watch=true needs a folder, and input=gone is none",
-        (photos, "device=tpu"): "device=tpu: Input should be 'auto', 'cpu' or 'gpu', did you mean 'gpu'?",
+        (photos, "device=tpu"): "device=tpu: Input should be 'auto', 'cpu' or 'gpu'",
     }
     for given, told in expected.items():
         assert sentence(predict(finished, given[0], tmp_path / "run", *map(str, given[1:]))) == told
     assert sentence(predict(tmp_path / "rum", photos, tmp_path / "run")) == (
-        f"checkpoint={tmp_path}/rum does not exist: give a run folder or a .ckpt file"
+        f"checkpoint={tmp_path}/rum is no .ckpt file and no run folder with checkpoints/best.ckpt"
     )
     assert sentence(predict(tmp_path / "empty", photos, tmp_path / "run")) == (
-        f"the folder {tmp_path}/empty holds no checkpoint: checkpoints/best.ckpt is missing"
+        f"checkpoint={tmp_path}/empty is no .ckpt file and no run folder with checkpoints/best.ckpt"
     )
     torch.save({"model": {}}, tmp_path / "other.pt")
     assert sentence(predict(tmp_path / "other.pt", photos, tmp_path / "run")) == (

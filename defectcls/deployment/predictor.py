@@ -53,14 +53,8 @@ class Predictor:
     def __init__(self, trained: Trained) -> None:
         self.trained, self.device, dataset = trained, trained.device, trained.settings.dataset
         self.classes, self.image_size = trained.classifier.classes, trained.settings.image_size
-        self.columns = [
-            "path",
-            "decision",
-            "prediction",
-            "score",
-            *(PROBABILITY + name for name in self.classes),
-            "error",
-        ]
+        probabilities = (PROBABILITY + name for name in self.classes)
+        self.columns = ["path", "decision", "prediction", "score", *probabilities, "error"]
         self.resize, self.depth, self.paged = dataset.resize, dataset.depth, 0
         self.decision = trained.decision or MOST_PROBABLE
         if trained.decision is None:

@@ -1,4 +1,4 @@
-"""Watch a folder: each version of a photo is predicted once, also across restarts, since the output remembers them."""
+"""Watch a folder: a model judges each version of a photo once, also across restarts, since the output remembers."""
 
 import logging
 import os
@@ -42,7 +42,7 @@ def watch(predictor: "Predictor", folder: Path, output: Path, settings: "Predict
     photo whose copy rests for longer than it takes to look twice is unreadable until it is whole.
 
     Raises:
-        UserError: the output has other columns or is of another model, or another process appends to it.
+        UserError: the output has other columns, or another process appends to it.
     """
     columns = ["path", MODIFIED, MODEL, *predictor.columns[1:]]
     held = f"another process watches with output={output}: stop it, or give another output"
@@ -99,10 +99,10 @@ def due(before: dict[str, State], now: dict[str, State], done: set[tuple[str, st
 
 
 def remembered(output: Path, columns: list[str], model: str) -> set[tuple[str, str]]:
-    """The versions that an output tells of, as of `due`; its last row is cut off where a kill has left it torn.
+    """The versions that a model has judged in an output, as of `due`; a row that a kill has left torn is cut off.
 
     Raises:
-        UserError: the output is no such table, or another model's.
+        UserError: the output is no such table, or that of a model with other classes.
     """
     if not output.is_file() or not output.stat().st_size:
         return set()
@@ -111,19 +111,13 @@ def remembered(output: Path, columns: list[str], model: str) -> set[tuple[str, s
     except ValueError:  # no UTF-8, or no columns
         found = []
     if found != columns:  # before a foreign file loses its last row
-        raise UserError(
-            f"output={output} is no table that watches with this model: its columns are not {', '.join(columns)}; "
-            "give another output, or overwrite=true"
-        )
+        what = f"no table of this watch: its columns are not {', '.join(columns)}"
+        raise UserError(f"output={output} is {what}; give another output, or overwrite=true")
     content = output.read_bytes()
     whole = content.rfind(b"\n") + 1
     while content.count(b'"', 0, whole) % 2:  # a name within quotes may hold the end of a line
         whole = content.rfind(b"\n", 0, whole - 1) + 1
     os.truncate(output, whole)
     rows = pd.read_csv(output, usecols=["path", MODIFIED, MODEL], dtype=str, keep_default_na=False)
-    if other := set(rows[MODEL]) - {model}:
-        raise UserError(
-            f"output={output} was written by another checkpoint, of digest {other.pop()}, and this one's is {model}: "
-            "give another output, or overwrite=true"
-        )
+    rows = rows[rows[MODEL] == model]
     return set(zip(rows["path"], rows[MODIFIED], strict=True))

@@ -213,13 +213,13 @@ def test_a_photo_that_is_copied_slowly_is_waited_for(folder: Path, tmp_path: Pat
     assert (len(found), set(found["error"])) == (5, {""})
 
 
-def test_the_output_of_another_model_is_refused_and_left_alone(folder: Path, tmp_path: Path) -> None:
+def test_another_model_judges_all_photos_anew(folder: Path, tmp_path: Path) -> None:
     output, another = tmp_path / "out.csv", StandIn()
     watched(StandIn(), folder, output, 5)
-    before, another.digest = output.read_bytes(), "ba9876543210"
-    with pytest.raises(UserError, match="another checkpoint, of digest 0123456789ab, and this one's is ba9876543210"):
-        watched(another, folder, output, 1)
-    assert output.read_bytes() == before
+    another.digest = "ba9876543210"
+    for model in (another, StandIn()):
+        watched(model, folder, output, 6)
+        assert pd.read_csv(output)[MODEL].tolist() == [DIGEST] * 5 + [another.digest] * 5
 
 
 def test_the_latest_row_of_each_photo_counts(tmp_path: Path) -> None:
