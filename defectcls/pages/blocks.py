@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 Look = Literal["verdict", "caveats", "plain", "note", "code"]
-MADE = ("checkpoint", "input", "date", "seed", "commit", "hardware", "head", "seconds", "images_per_second", "versions")
+MADE = ("checkpoint", "input", "date", "seed", "commit", "hardware", "versions", "stages", "head", "seconds")
 
 
 class Block:

@@ -51,14 +51,12 @@ def plot_curves(history: pd.DataFrame) -> Figure:
         for number, (_, rows) in enumerate(stages):
             start, end = rows["epoch"].min() - 0.5, rows["epoch"].max() + 0.5
             axes.axvspan(start, end, color=SHADE if number % 2 else "white", zorder=0, linewidth=0)
-            if axes is grid[0]:  # on two lines in turn, so that the names of short stages do not run into each other
-                place = (start, 1.03 + 0.09 * (number % 2))
-                axes.text(*place, rows["stage"].iloc[0], transform=axes.get_xaxis_transform(), fontsize=8)
+            if axes is grid[0]:  # turned, so that the names of short stages do not run into each other
+                axes.text(start, 1.03, rows["stage"].iloc[0], rotation=20, transform=axes.get_xaxis_transform())
         axes.set_ylabel(label)
         axes.legend(**BESIDE)
     grid[-1].set_xlabel("epoch")
     grid[-1].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    figure.align_ylabels()
     return figure
 
 

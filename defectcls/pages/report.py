@@ -53,6 +53,7 @@ def report_page(
     handled = judged.get("handling", {}).items() if "review_rate" in defect_numbers(judged) else []
     per_class = judged.get("per_class", {}).items()
     worst_first = sorted(per_class, key=lambda one: (one[1]["recall"] is None, one[1]["recall"]))
+    stages = {one["name"]: "rolled back" if one["rolled_back"] else "kept" for one in metrics.get("stages", [])}
     unreadable = [(one["path"], one["reason"]) for one in metrics.get("unreadable", [])]
     blocks = [
         text(*wording.verdict(metrics), look="verdict", terminal=True),
@@ -74,7 +75,7 @@ def report_page(
         _photos(metrics, rows, root, heat or {}),
         _robustness(metrics, of),
         section("How training went", curves),
-        making(metrics),
+        making(metrics | {"stages": stages}),
         section("Images that could not be read", Table(unreadable, ["path", "reason"], words=True)),
     ]
     return Page("Defect classification report", title, blocks)
@@ -135,12 +136,11 @@ def _matrix(matrix: list[list[int]], names: list[str]) -> Table:
     """Counts with their shares of the row; hits blue, errors vermilion."""
     rows: list[list[object]] = []
     for truth, counts in enumerate(matrix):
-        total = sum(counts)
-        rows.append([f"{names[truth]} (n = {total})"])
-        for answer, count in enumerate(counts):
-            share = count / max(total, 1)
-            tint = {"good": share} if truth == answer else {"bad": np.sqrt(share)}  # so that a rare error is seen
-            rows[-1].append(Cell(f"{count}\n{percent(share)}", **tint) if count else "0")
+        shares = np.array(counts) / max(sum(counts), 1)
+        tints = np.sqrt(shares)  # so that a rare error is seen
+        cells = [Cell(f"{n}\n{percent(share)}", bad=tint) for n, share, tint in zip(counts, shares, tints, strict=True)]
+        cells[truth] = cells[truth]._replace(good=tints[truth])
+        rows.append([f"{names[truth]} (n = {sum(counts)})", *cells])
     return Table(rows, ["truth ↓, prediction →", *names], terminal=len(names) <= MOST_CLASSES)
 
 
@@ -188,5 +188,5 @@ def _photos(metrics: dict[str, Any], rows: pd.DataFrame, root: Path, heat: dict[
 def _robustness(metrics: dict[str, Any], of: str) -> Section:
     """Recall and overkill rate under each disturbance and strength."""
     rows = [(f"{row['corruption']} {row['setting']}", row) for row in metrics.get("robustness", [])]
-    note = text(f"On {metrics.get('robustness_images')} {of} images.", look="note")
-    return section("When the camera is worse", note, _table(("disturbance", "recall", "overkill_rate"), rows))
+    title = f"When the camera is worse (on {metrics.get('robustness_images')} {of} images)"
+    return section(title, _table(("disturbance", "recall", "overkill_rate"), rows))

@@ -43,7 +43,6 @@ FULL_RUN = {
         {"name": "full", "epochs": 9, "best": {"val/auroc": None}, "rolled_back": True},
     ],
     "seconds": {"fit": 183.24, "test": 3.0},
-    "images_per_second": {"fit": 64.25},
     "head": {"name": "joined", "bank": 10_000},
     "versions": {"torch": "2.11.0"},
     "commit": "1a2b3c",
@@ -97,8 +96,12 @@ def test_the_page_of_a_full_run():
     ]
     assert not any(title.startswith("By defect type") for title in sections(page))
     made = rows(page, "How it was made")
-    assert ["seconds", "fit 183.2, test 3"] in made and ["images per second", "fit 64.25"] in made
-    assert ["seed", "0"] in made and ["head", "name joined, bank 10000"] in made
+    assert ["seconds", "fit 183.2, test 3"] in made
+    assert (
+        ["stages", "head kept, full rolled back"] in made
+        and ["seed", "0"] in made
+        and ["head", "name joined, bank 10000"] in made
+    )
     assert ["a/<i>.png", "truncated"] in rows(page, "Images that could not be read")
     assert FULL_RUN["command"] in texts(page)
     pictures = {block.name: block.content[:4] for block in page.all_blocks() if isinstance(block, Picture)}
@@ -172,7 +175,9 @@ def test_robustness_is_a_table():
         for row in found[-2:]:
             row["strength"] = strength
     page = report_page(metrics_of(TWO, test=[[60, 0], [0, 60]]) | {"robustness": found, "robustness_images": 4})
-    (table,) = [one for one in sections(page)["When the camera is worse"].content if isinstance(one, Table)]
+    (table,) = [
+        one for one in sections(page)["When the camera is worse (on 4 test images)"].content if isinstance(one, Table)
+    ]
     assert [[cell.text for cell in row] for row in table.rows] == [
         ["none ", "90.0 %", "2.0 %"],
         ["blur 1 %", "70.0 %", "0.0 %"],
