@@ -86,7 +86,7 @@ def compose(*overrides: str, verb: str = "train", config_dir: str | Path | None 
         with hydra_of(verb):
             return hydra_compose(verb, given)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(composition_sentence(error, verb)) from error
+        raise UserError(composition_sentence(error)) from error
 
 
 def overrides_of(verb: str, typed: list[str], sweeps: bool) -> list[str]:
@@ -95,21 +95,20 @@ def overrides_of(verb: str, typed: list[str], sweeps: bool) -> list[str]:
     for place, word in enumerate(overrides) if verb in TRAINING else ():
         group, _, key = word.partition("=")[0].partition(".")
         if key and group in FURTHER:
-            known = list(map(str, OmegaConf.load(CONF_DIR / f"{FURTHER[group]}.yaml")))
+            known = list(map(str, _preset(FURTHER[group])))
             if key.partition(".")[0] not in known and not did_you_mean(key, known):
                 overrides[place] = f"++{word}"
     return overrides
 
 
-def plain(config: Any) -> dict[str, Any]:
+def plain(config: Any, resolve: bool = True) -> dict[str, Any]:
     """The values of a composed configuration; what is missing raises OmegaConf's error."""
-    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    return OmegaConf.to_container(config, resolve=resolve, throw_on_missing=resolve)  # type: ignore[return-value]
 
 
 def presets(*names: str) -> dict[str, Any]:
     """The values of conf/<name>.yaml, of a later one over those before it, with ??? for what one has to give."""
-    merged = OmegaConf.merge(*map(_preset, names))
-    assert isinstance(merged, DictConfig)
+    merged: Any = OmegaConf.merge(*map(_preset, names))
     rest = [str(key) for key in merged if key not in ("defaults", "hydra")]
     return OmegaConf.to_container(OmegaConf.masked_copy(merged, rest), resolve=True)  # type: ignore[return-value]
 
@@ -119,10 +118,11 @@ def _preset(name: str) -> Any:
     return OmegaConf.load(CONF_DIR / f"{name}.yaml")
 
 
-def shipped_datasets() -> dict[str, dict[str, Any]]:
-    """Every preset of conf/dataset/, by the dotted path of its class."""
-    names = sorted(file.stem for file in (CONF_DIR / "dataset").glob("*.yaml"))
-    return {values["_target_"]: values for name in names for values in [presets("dataset_base", f"dataset/{name}")]}
+def shipped_dataset(target: str) -> dict[str, Any] | None:
+    """The preset of conf/dataset/ whose class this is."""
+    files = sorted((CONF_DIR / "dataset").glob("*.yaml"))
+    named = (file.stem for file in files if f"\n_target_: {target}\n" in file.read_text(encoding="utf-8"))
+    return next((presets("dataset_base", f"dataset/{name}") for name in named), None)
 
 
 # --- parts that a configuration names ---------------------------------------------------------------------------------
@@ -232,45 +232,32 @@ def job_command() -> str:
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
-def composition_sentence(error: BaseException, verb: str) -> str:
+def composition_sentence(error: BaseException) -> str:
     """Hydra's and OmegaConf's errors in one sentence: what was typed, what is near, what is allowed."""
     text, cause = str(error), error.__cause__ if isinstance(error, HydraException) else error
-    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key and "." in cause.full_key:
-        parent = cause.parent_node
-        known = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
-        return _unknown_key(cause.full_key, known, verb)
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
+        return _unknown_key(cause.full_key or str(cause.key), cause.parent_node)
     if isinstance(cause, MissingMandatoryValue):
         return f"{cause.full_key} is not set: add {cause.full_key}=<value>"
-    if match := re.search(r"Could not find '([^']+)'\n\nAvailable options in '([^']+)':\n((?:\t.*\n?)+)", text):
-        missing, group, options = match[1].removeprefix(f"{match[2]}/"), match[2], match[3].split()
+    if match := re.search(r"(?:Could not find|You must specify) '([^'/]+)/?([^']*)'", text):
+        group, missing = match.groups()
+        options = re.findall(r"^\t(\w+)$", text, re.MULTILINE)
         near = did_you_mean(missing, options) or ","
-        return f"{group} has no preset '{missing}'{near} there are {', '.join(options)}"
-    if match := re.search(r"You must specify '(\w+)', e.g, \w+=<OPTION>\nAvailable options:\n((?:\t.*\n?)+)", text):
-        return f"{match[1]} is not set: add {match[1]}=<name>, one of {', '.join(match[2].split())}"
-    if match := re.search(r"Ambiguous value for argument '(.+)'", text):
-        return f"{match[1]} has several values: add -m for a sweep over them, or write one list as 'key=[a,b]'"
-    if match := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(match[1], _known_keys(verb), verb)
+        what = f"has no preset '{missing}'{near}" if missing else f"is not set: add {group}=<name>;"
+        return f"{group} {what} there are {', '.join(options)}"
     if isinstance(error, OverrideParseException):
         key, _, value = error.override.partition("=")
         as_text = as_typed(f"{key}={quoted(value)}")
         return f"{error.override} is no key=value: as a text, type {as_text}; as a list, 'key=[a,b]'"
-    return " ".join(text.splitlines()[0].split())
+    return " ".join(text.split())
 
 
-def _unknown_key(key: str, known: list[str], verb: str) -> str:
+def _unknown_key(key: str, parent: DictConfig) -> str:
+    """Where another group has it, that is told; else what is near or, of this group, known."""
     stem, _, word = key.rpartition(".")
-    roots, line = _known_keys(verb), re.compile(rf"^{re.escape(word)}:", re.MULTILINE)
-    files = (file for file in sorted(CONF_DIR.glob("*/*.yaml")) if file.parent.name in roots)
-    elsewhere = (f"{file.parent.name}.{word}" for file in files if line.search(file.read_text(encoding="utf-8")))
-    if place := word if stem and word in roots else next((place for place in elsewhere if place != key), None):
+    every = _flat(plain(parent._get_root(), resolve=False))
+    if place := next((one for one in every if one.rpartition(".")[2] == word and not one.startswith("hydra")), None):
         return f"unknown key '{key}': {place}=<value> sets it"
+    known = [str(one) for one in parent if one != "hydra"] + ["experiment"] * (not stem)
     others = f"; known here are {', '.join(known)}" if known else f"; +{key}=<value> adds it"
     return f"unknown key '{key}'{f' in {stem}' if stem else ''}{did_you_mean(word, known) or others}"
-
-
-def _known_keys(verb: str) -> list[str]:
-    if verb not in TRAINING:
-        return list(presets(verb))
-    groups = (folder.name for folder in CONF_DIR.iterdir() if folder.is_dir())
-    return list(dict.fromkeys([*groups, *presets(verb, "train")]))

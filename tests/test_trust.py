@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from defectcls.config import CONF_DIR, named, shipped_datasets
+from defectcls.config import CONF_DIR, named, shipped_dataset
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.errors import UserError
 from defectcls.model.checkpoint import load_classifier
@@ -156,7 +156,8 @@ def test_a_model_is_one_of_timm_s_own(
 
 def test_every_shipped_dataset_is_known_by_its_class() -> None:
     for file in CONF_DIR.glob("dataset/*.yaml"):
-        preset = shipped_datasets()[yaml.safe_load(file.read_text())["_target_"]]
+        preset = shipped_dataset(yaml.safe_load(file.read_text())["_target_"])
+        assert preset is not None
         assert (preset["name"], preset["on_unreadable"]) == (file.stem, "error")  # its own, and dataset_base's
 
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError, create_model
 from torch.utils.data import DataLoader
 
-from defectcls.config import named, presets, shipped_datasets
+from defectcls.config import named, presets, shipped_dataset
 from defectcls.data.batches import EpochSampler, Part, PartLoader
 from defectcls.data.download import fetch_archive
 from defectcls.data.duplicates import NO_PAIRS, contradiction, first_of, identical_files, split_units
@@ -71,13 +71,13 @@ class DefectDataModule(L.LightningDataModule):
         **options: Any,
     ) -> None:
         super().__init__()
-        kind, train, shipped = type(self), presets("train"), shipped_datasets()
+        kind, train = type(self), presets("train")
         kinds = kind.__mro__[: kind.__mro__.index(DefectDataModule)]
         own = {name: hint for each in kinds for name, hint in inspect.get_annotations(each, eval_str=True).items()}
         defaults = {name: getattr(kind, name, MISSING) for name in own} | {name: train[name] for name in BATCH}
         defaults["workers"] = presets("trainer/auto")["workers"]
         plain = presets("dataset_base") | {"name": kind.__name__, "_target_": _path(kind)}
-        defaults |= next((shipped[_path(each)] for each in kinds if _path(each) in shipped), plain)
+        defaults |= next(filter(None, (shipped_dataset(_path(each)) for each in kinds)), plain)
         if unknown := [name for name in options if name not in defaults]:
             near = did_you_mean(unknown[0], defaults) or f"; it has {', '.join(defaults)}"
             raise UserError(f"{kind.__name__} has no option '{unknown[0]}'{near}")

@@ -146,7 +146,7 @@ def _done(
             if received:
                 return 128 + received[0], f"stopped by {signal.Signals(received[0]).name}: {way_on}"
             composing = isinstance(error, HydraException | OmegaConfBaseException)
-            sentence = composition_sentence(error, verb) if composing else explain(error, way_on)
+            sentence = composition_sentence(error) if composing else explain(error, way_on)
             if sentence is None or os.environ.get(FULL_ERROR) == "1":
                 raise
             return 2, sentence

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from defectcls.config import shipped_datasets
+from defectcls.config import shipped_dataset
 from defectcls.data.findings import find_seen
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision
@@ -103,7 +103,7 @@ def _as_shipped(own: DatasetSettings, checkpoint: Path) -> DatasetSettings:
     Raises:
         UserError: it is no dataset of conf/.
     """
-    shipped = shipped_datasets().get(own.target)
+    shipped = shipped_dataset(own.target)
     if shipped is None:
         raise UserError(
             f"{checkpoint} was trained on '{own.name}', which is no dataset of this installation, and the class "
