@@ -76,7 +76,7 @@ def test_photos_that_were_trained_on_are_said_first_and_left_out(
     expected = test[test["path"].isin(own["path"])].reset_index(drop=True)
     assert table(tmp_path / "left")["path"].tolist() == expected["path"].tolist()
     assert table(tmp_path / "left")["score"].tolist() == expected["score"].tolist()
-    said = f"Seen before: {seen} of {len(test)} photos were learned from or chosen on, the very file; these are "
+    said = f"Seen before: {seen} of {len(test)} photos, learned from or chosen on, the very file; these are "
     assert f"- {said}left out, seen=keep measures them too.\n" in left_out.out
     assert f"{said}left out, seen=keep measures them too.\n" in left_out.err
     assert f"- {said}part of the numbers: new photos will be judged worse.\n" in kept.out
@@ -99,7 +99,7 @@ def test_copies_of_trained_photos_in_another_folder_are_known(finished: Path, tm
     assert done.code == 0, done.err
     assert numbers(tmp_path / "new")["seen"] == {"n": 4, "identical": 3, "near": 1, "of": 9, "left_out": True}
     assert table(tmp_path / "new")["path"].tolist() == [f"good/new_{number}.png" for number in range(5)]
-    said = "Seen before: 4 of 9 photos were learned from or chosen on, the very file or, 1 of them, a near copy; these"
+    said = "Seen before: 4 of 9 photos, learned from or chosen on, the very file or, 1 of them, a near copy; these"
     assert said in done.out
 
 
@@ -108,9 +108,7 @@ def test_parts_that_are_asked_for_are_measured_and_said(finished: Path, tmp_path
     done = evaluate(tmp_path, f"checkpoint={finished}", "part=val")
     n = len(part_of(finished, "val"))
     assert numbers(tmp_path)["seen"] == {"n": n, "identical": n, "near": 0, "of": n, "left_out": False}
-    assert (
-        f"- Seen before: {n} of {n} photos were learned from or chosen on, the very file; these are part of" in done.out
-    )
+    assert f"- Seen before: {n} of {n} photos, learned from or chosen on, the very file; these are part of" in done.out
 
 
 def test_nothing_but_photos_that_were_trained_on(finished: Path, tmp_path: Path) -> None:

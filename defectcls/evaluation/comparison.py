@@ -77,7 +77,7 @@ def compare_predictions(
     common = common_images(tables)
     first = next(iter(common.values()))
     classes, groups = classes_of_table(first), groups_of(first)
-    answers = {run: Answers(table, classes, each_class=False) for run, table in common.items()}
+    answers = {run: Answers(table, classes) for run, table in common.items()}
     stated = {run: one.stated() for run, one in answers.items()}
     # The same seed draws the same resamples for every run.
     drawn = {run: bootstrap(groups, one.weighted, resamples, seed) for run, one in answers.items()}

@@ -3,23 +3,40 @@
 The words of the trade beside those of the field: escape rate = 1 - recall, overkill rate = false positive rate.
 """
 
-import reprlib
+import math
+from bisect import bisect_right
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 from pydantic import Field, TypeAdapter, ValidationError
+from scipy.stats import beta
 
 from defectcls.errors import UserError
 from defectcls.evaluation.calibration import calibrate, fit_calibration
 from defectcls.evaluation.predictions import ACCEPT, PROBABILITY, REJECT, REVIEW, groups_of
-from defectcls.evaluation.promises import ABOVE_ALL, Promise, between, promise
 from defectcls.settings import DecisionSettings
+
+ABOVE_ALL = float(np.nextafter(1, 2))  # a threshold that no score reaches
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Threshold = Annotated[float, Field(ge=0, le=ABOVE_ALL)]
+
+
+@dataclass(frozen=True)
+class Promise:
+    """An upper bound on a rate of misjudged images, and what it rests on."""
+
+    rate: str  # escape_rate | overkill_rate
+    target: float
+    confidence: float
+    bound: float  # what the validation images prove, at that confidence
+    kept: bool  # bound <= target
+    independent: int  # validation images of this kind, or their groups
+    needed: int  # how many it takes to promise the target when not one is misjudged
+    grouped: bool
 
 
 @dataclass(frozen=True)
@@ -58,13 +75,11 @@ class Decision:
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = "".join(f".{step}" for step in first["loc"] if isinstance(step, str) and step.isidentifier())
-            raise UserError(
-                f"its decision{key} is wrong: {first['msg']}, and not {reprlib.repr(first['input'])}"
-            ) from error
+            raise UserError(f"its decision{key} is wrong: {first['msg']}") from error
 
     def plain(self) -> dict[str, Any]:
         """Plain values, for a checkpoint and JSON."""
-        return asdict(self) | {"promises": [asdict(one) for one in self.promises]}
+        return asdict(self) | {"promises": [*map(asdict, self.promises)]}
 
 
 MOST_PROBABLE = Decision("argmax")
@@ -93,7 +108,7 @@ def choose_decision(settings: DecisionSettings, validation: pd.DataFrame, classe
         "review": {"escape_rate": settings.escape_rate, "overkill_rate": settings.overkill_rate},
     }.get(settings.policy, {})
     groups = groups_of(validation)
-    found = [promise(rate, scores, defective, groups, most, settings.confidence) for rate, most in promised.items()]
+    found = [_promise(rate, scores, defective, groups, most, settings.confidence) for rate, most in promised.items()]
     if found:
         low, high = found[0][0], found[-1][0]
         if low > high:  # both promises hold for all scores between: nobody has to look
@@ -190,3 +205,52 @@ def _best_threshold(settings: DecisionSettings, scores: np.ndarray, defective: n
         precision = caught / np.maximum(caught + rejected, 1)
         worth = np.where(precision >= settings.target, 1 + caught, precision)
     return float(thresholds[worth.argmax()])
+
+
+def _promise(
+    rate: str, scores: np.ndarray, defective: np.ndarray, groups: np.ndarray, target: float, confidence: float
+) -> tuple[float, Promise]:
+    """The boldest threshold whose bound keeps the target; where none does, one that misjudges none of these images.
+
+    The bound, that of Clopper and Pearson (1934), holds although the threshold was chosen on the images that prove it,
+    since it falls with the threshold (risk-controlling prediction sets, Bates et al. 2021). Of groups it bounds the
+    share of which any image is misjudged, which is never below the mean over groups of their images' share.
+
+    Args:
+        rate: escape_rate, of the defective images below the threshold, or overkill_rate, of the sound ones from it on.
+        scores, defective, groups: of the validation images, (images,) each.
+    """
+    escapes = rate == "escape_rate"
+    mine = defective if escapes else ~defective
+    of_groups = pd.Series(scores[mine]).groupby(groups[mine])  # each is misjudged with the first of its images
+    hardest = np.sort(of_groups.min()) if escapes else np.sort(of_groups.max())[::-1]
+    independent = len(hardest)
+    bounds = [upper_bound(misjudged, independent, confidence) for misjudged in range(independent + 1)]
+    allowed = max(0, bisect_right(bounds, target) - 1)
+    bound, needed, grouped = bounds[allowed], images_needed(target, confidence), bool(independent < mine.sum())
+    found = Promise(rate, target, confidence, bound, bound <= target, independent, needed, grouped)
+    if allowed == independent:
+        return ABOVE_ALL if escapes else 0.0, found
+    # Between the first that is judged right and the next score of all on the cautious side.
+    low = high = hardest[allowed]
+    if escapes:
+        low = scores[scores < high].max(initial=0.0)
+    else:
+        high = scores[scores > low].min(initial=ABOVE_ALL)
+    return float(between(low, high)), found
+
+
+def upper_bound(misjudged: int, count: int, confidence: float) -> float:
+    """Upper confidence bound of a rate, from the number misjudged of `count` independent images or groups."""
+    return float(beta.ppf(confidence, misjudged + 1, count - misjudged)) if misjudged < count else 1.0
+
+
+def images_needed(rate: float, confidence: float) -> int:
+    """How many independent images, not one misjudged, prove that a rate is not exceeded."""
+    return math.ceil(round(math.log(1 - confidence) / math.log1p(-rate), 9))
+
+
+def between(low: np.ndarray | float, high: np.ndarray | float) -> np.ndarray:
+    """A threshold above `low` and not above `high`, halfway where floats allow."""
+    middle = (np.asarray(low) + high) / 2
+    return np.where(middle > low, middle, high)

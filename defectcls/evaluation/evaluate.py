@@ -10,18 +10,18 @@ from defectcls.errors import UserError
 from defectcls.evaluation.decision import Decision, choose_decision, decide
 from defectcls.evaluation.intervals import metric_intervals, proportion_interval
 from defectcls.evaluation.metrics import compute_metrics, defect_numbers, records
-from defectcls.evaluation.predictions import ACCEPT, REJECT, REVIEW, classes_of_table, groups_of, verdicts
+from defectcls.evaluation.predictions import classes_of_table, groups_of, verdicts
 from defectcls.settings import DecisionSettings
-from defectcls.tables import DEFECTIVE, SOUND, refuse
+from defectcls.tables import refuse
 
-BREAKDOWNS = ("category", "defect_type", "mask_size", "group")
+BREAKDOWNS = ("category", "defect_type", "mask_size")
 WORST = 20  # values of each breakdown, at most
 
 
 def evaluate(
     uncalibrated: pd.DataFrame, decision: Decision | None, classes: dict[str, bool]
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The decided table, and its metrics with `intervals`, `handling` and `breakdowns`.
+    """The decided table, and its metrics with `intervals` and `breakdowns`.
 
     Args:
         uncalibrated: a predictions table.
@@ -30,11 +30,6 @@ def evaluate(
     predictions = uncalibrated if decision is None else decide(uncalibrated, decision, classes)
     metrics = compute_metrics(predictions, classes)
     metrics["intervals"] = metric_intervals(predictions, classes)
-    if "decision" in predictions:  # how many sound and defective images are accepted, reviewed and rejected
-        kind = predictions["defective"].map({False: SOUND, True: DEFECTIVE})
-        handling = pd.crosstab(kind, predictions["decision"])
-        handling = handling.reindex(index=[SOUND, DEFECTIVE], columns=[ACCEPT, REVIEW, REJECT], fill_value=0)
-        metrics["handling"] = handling.to_dict("index")
     metrics["breakdowns"] = breakdowns(predictions, classes)
     return predictions, metrics
 
@@ -107,8 +102,6 @@ def breakdowns(predictions: pd.DataFrame, classes: dict[str, bool]) -> dict[str,
     found = {}
     for column in (column for column in BREAKDOWNS if column in predictions):
         value = predictions[column]
-        if column == "group":  # those of several images
-            value = value.where((value != "") & value.duplicated(keep=False))
         if value.nunique() < 2:
             continue
         rates = table.groupby(value).agg(
@@ -120,8 +113,7 @@ def breakdowns(predictions: pd.DataFrame, classes: dict[str, bool]) -> dict[str,
         worst = rates.sort_values(["recall", "overkill_rate"], ascending=[True, False], kind="stable").head(WORST)
         for one in worst.index:
             of_one = (value == one).to_numpy() & defective
-            limits = proportion_interval(flagged[of_one], None if column == "group" else groups[of_one])
-            worst.loc[one, ["recall_low", "recall_high"]] = limits
+            worst.loc[one, ["recall_low", "recall_high"]] = proportion_interval(flagged[of_one], groups[of_one])
         found[column] = records(worst.reset_index())
     return found
 

@@ -41,10 +41,10 @@ class Share(NamedTuple):
 class Answers:
     """A predictions table as `shares` and `scores` of its images, and so as numbers under weights.
 
-    They are of defective against sound, and of `each_class` against the rest.
+    They are of defective against sound, and of each class against the rest.
     """
 
-    def __init__(self, predictions: pd.DataFrame, classes: dict[str, bool], each_class: bool = True) -> None:
+    def __init__(self, predictions: pd.DataFrame, classes: dict[str, bool]) -> None:
         self.groups, self.folds = groups_of(predictions), folds_of(predictions)
         self.two_classes, self.classes = [*classes.values()] == [False, True], range(len(classes))
         label, prediction = predictions["label"].to_numpy(), predictions["prediction"].to_numpy()
@@ -62,7 +62,7 @@ class Answers:
             self.shares["overkill_rate", DEFECT] = Share(rejected, ~defective)
             if "decision" in predictions and (reviewed := (predictions["decision"] == REVIEW).to_numpy(bool)).any():
                 self.shares["review_rate", DEFECT] = Share(reviewed, everything)
-        for side, name in enumerate(classes if each_class else ()):
+        for side, name in enumerate(classes):
             self._add(side, label == name, prediction == name)
             if not self.two_classes:
                 self.scores[side] = predictions[PROBABILITY + name].to_numpy()

@@ -18,7 +18,6 @@ from defectcls.pages.wording import SPLITS, judged_split, percent, plural, shown
 from defectcls.tables import DEFECTIVE
 
 HEADS = {"n": "images", "n_defective": "defective", "interval": "95 % interval", "mask_size": "size of the defect"}
-HEADS |= {"accept": "accepted", "review": "to a person", "reject": "rejected"}
 THUMBNAIL = 220  # pixels
 MOST_CLASSES = 8  # of a matrix that a terminal shows
 
@@ -50,7 +49,6 @@ def report_page(
     rows = rows[rows["split"] == split] if "split" in rows else rows
     scores, curves = _pictures(rows, decision, history)
     decided = wording.decision_words(metrics["decision"]) if "decision" in metrics else []
-    handled = judged.get("handling", {}).items() if "review_rate" in defect_numbers(judged) else []
     per_class = judged.get("per_class", {}).items()
     worst_first = sorted(per_class, key=lambda one: (one[1]["recall"] is None, one[1]["recall"]))
     stages = {one["name"]: "rolled back" if one["rolled_back"] else "kept" for one in metrics.get("stages", [])}
@@ -63,7 +61,6 @@ def report_page(
         section(
             "How it decides",
             text(*decided, terminal=decision.get("accept_below") is not None),
-            _table(("", "accept", "review", "reject"), handled),
             scores,
         ),
         section(f"What was taken for what ({of})", _matrix(judged["confusion_matrix"], metrics["class_names"])),

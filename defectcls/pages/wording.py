@@ -17,27 +17,27 @@ def judged_split(metrics: dict[str, Any]) -> str:
 
 def verdict(metrics: dict[str, Any]) -> list[str]:
     """What the model did on the judged split, in sentences."""
-    split, sides, sentences = judged_split(metrics), metrics["defective_classes"], []
-    judged, matrix = metrics[split], metrics[split]["confusion_matrix"]
+    split, sides, said = judged_split(metrics), metrics["defective_classes"], []
+    matrix, numbers = metrics[split]["confusion_matrix"], defect_numbers(metrics[split])
+
+    def rate(metric: str) -> str:
+        interval = numbers["intervals"].get(metric)
+        return shown(metric, numbers[metric]) + (f" (95 % interval {span(metric, interval)})" if interval else "")
+
     if any(sides) and not all(sides):
-        numbers = defect_numbers(judged)
         passed, rejected, missed, caught = defect_counts(matrix, sides)
         if defects := caught + missed:
-            sentences += [
-                f"Of {plural(defects, 'defective image')} in the {SPLITS[split]} set {caught} {were(caught)} caught: "
-                f"recall {percent(numbers['recall'])}, escape rate {with_interval(numbers, 'escape_rate')}."
-            ]
+            of = f"{caught} of {plural(defects, 'defective image')} in the {SPLITS[split]} set"
+            said += [f"Caught: {of}, recall {percent(numbers['recall'])}, escape rate {rate('escape_rate')}."]
         if sound := passed + rejected:
             count = round(numbers["overkill_rate"] * sound)  # fewer than flagged, where a person looks at some
-            overkill = with_interval(numbers, "overkill_rate")
-            sentences += [f"Of {plural(sound, 'sound image')} {count} {were(count)} rejected: overkill {overkill}."]
+            said += [f"Rejected: {count} of {plural(sound, 'sound image')}, overkill {rate('overkill_rate')}."]
         if "review_rate" in numbers:
-            sentences += [f"A person has to look at {percent(numbers['review_rate'])} of the images."]
-    if len(matrix) > 2 or not sentences:
-        right, accuracy = sum(row[index] for index, row in enumerate(matrix)), with_interval(judged, "accuracy")
-        given = f"{right} {were(right)} given the right class"
-        sentences += [f"Of all {plural(judged['n'], 'image')} {given}: accuracy {accuracy}."]
-    return sentences
+            said += [f"A person has to look at {percent(numbers['review_rate'])} of the images."]
+    if len(matrix) > 2 or not said:
+        right = sum(row[index] for index, row in enumerate(matrix))
+        said += [f"Right class: {right} of {plural(numbers['n'], 'image')}, accuracy {rate('accuracy')}."]
+    return said
 
 
 def decision_words(decision: dict[str, Any] | None) -> list[str]:
@@ -51,12 +51,10 @@ def decision_words(decision: dict[str, Any] | None) -> list[str]:
         return [f"An image is rejected when its most probable class{alike} is a defective one (policy {policy})."]
     rule = f"An image is rejected from a score of {number(high, 4)} on"
     if low != high:
-        between = f"rejected from {number(high, 4)} on, and goes to a person between"
-        rule = f"An image is accepted below a score of {number(low, 4)}, {between}"
-    weighed = ": at this threshold both error rates weigh alike" if policy == "balanced" else ""
+        rule += f", accepted below {number(low, 4)}, and goes to a person between"
     assumed = f"; scores assume that {percent(share)} of the parts are defective" if share is not None else ""
     return [
-        f"{rule}{weighed} (policy {policy}{assumed}). On the validation set this lets {evidence['escapes']} of "
+        f"{rule} (policy {policy}{assumed}). On the validation set this lets {evidence['escapes']} of "
         f"{plural(evidence['defective'], 'defective image')} through and rejects {evidence['false_rejects']} of "
         f"{plural(evidence['sound'], 'sound image')}.",
         *(_promise(promise) for promise in decision["promises"] if promise["kept"]),
@@ -73,7 +71,6 @@ def _promise(promise: dict[str, Any]) -> str:
     images = f"{promise['independent']} {'groups of ' if promise['grouped'] else ''}{kind} validation images"
     bound, target, confidence = (percent(promise[key]) for key in ("bound", "target", "confidence"))
     if promise["kept"]:
-        images += ", misjudged where one of their images is" * promise["grouped"]
         least = f"is at most {target} (Clopper-Pearson bound {bound} from {images})"
         return f"Promise: with {confidence} confidence the {rate} on images like these {least}."
     return (
@@ -116,17 +113,6 @@ def difference(metric: str, value: float, low: float, high: float) -> str:
     return f"{value:+.3f} [{low:+.3f} to {high:+.3f}]"
 
 
-def with_interval(numbers: dict[str, Any], metric: str) -> str:
-    """The number, and in brackets its interval where it has one."""
-    interval = numbers.get("intervals", {}).get(metric)
-    within = f" (95 % interval {span(metric, interval)})" if interval else ""
-    return shown(metric, numbers[metric]) + within
-
-
 def plural(count: int, noun: str) -> str:
     """`1 image`, `2,000 images`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def were(count: int) -> str:
-    return "was" if count == 1 else "were"

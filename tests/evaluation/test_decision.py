@@ -5,12 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import expit, softmax
+from scipy.stats import binomtest
 
 from defectcls.errors import UserError
-from defectcls.evaluation.decision import Decision, choose_decision, decide
+from defectcls.evaluation.decision import Decision, choose_decision, decide, images_needed, upper_bound
 from defectcls.evaluation.metrics import compute_metrics
 from defectcls.evaluation.predictions import predictions_table
-from defectcls.evaluation.promises import upper_bound
 from defectcls.settings import DecisionSettings
 
 TWO = {"sound": False, "defective": True}
@@ -229,6 +229,23 @@ def test_balanced_without_a_kind_is_the_most_probable_class() -> None:
 # --- what is kept -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("misses", "count"), [(0, 59), (1, 93), (3, 200), (20, 21)])
+def test_bound_is_the_exact_one(misses: int, count: int) -> None:
+    exact = binomtest(misses, count, alternative="less").proportion_ci(0.95, method="exact").high
+    assert upper_bound(misses, count, 0.95) == pytest.approx(exact, abs=1e-12)
+
+
+def test_nothing_is_known_where_there_is_no_image_or_all_are_misjudged() -> None:
+    assert upper_bound(30, 30, 0.95) == upper_bound(0, 0, 0.95) == 1
+
+
+@pytest.mark.parametrize(("rate", "needed"), [(0.05, 59), (0.01, 299), (0.5, 5)])  # 0.95^59 = 0.0485, 0.99^299 = 0.0495
+def test_images_needed_for_a_promise(rate: float, needed: int) -> None:
+    assert images_needed(rate, 0.95) == needed
+    assert upper_bound(0, needed, 0.95) <= rate
+    assert upper_bound(0, needed - 1, 0.95) > rate
+
+
 def test_a_group_is_misjudged_with_the_first_of_its_images() -> None:
     grouped = table(np.linspace(0.01, 0.1, 60), [*np.linspace(0.3, 0.9, 60), 0.2], [*map(str, range(120)), "119"])
     (promise,) = (found := choose_decision(settings("recall", target=0.95), grouped, TWO)).promises
@@ -265,11 +282,11 @@ def test_what_has_no_finite_score_is_rejected(decision: Decision) -> None:
         ({"reject_from": 1.5}, "its decision.reject_from is wrong: Input should be less than or equal to 1.0"),
         ({"accept_below": -0.1}, "its decision.accept_below is wrong: Input should be greater than or equal to 0"),
         ({"accept_below": np.nan}, "its decision.accept_below is wrong: Input should be"),
-        ({"scale": 0}, "its decision.scale is wrong: Input should be greater than 0, and not 0"),
+        ({"scale": 0}, "its decision.scale is wrong: Input should be greater than 0"),
         ({"scale": np.nan}, "its decision.scale is wrong: Input should be"),
-        ({"scale": -1}, "its decision.scale is wrong: Input should be greater than 0, and not -1"),
-        ({"shift": [0, np.inf]}, "its decision.shift is wrong: Input should be a finite number, and not inf"),
-        ({"prior": [0.5, 0]}, "its decision.prior is wrong: Input should be greater than 0, and not 0"),
+        ({"scale": -1}, "its decision.scale is wrong: Input should be greater than 0"),
+        ({"shift": [0, np.inf]}, "its decision.shift is wrong: Input should be a finite number"),
+        ({"prior": [0.5, 0]}, "its decision.prior is wrong: Input should be greater than 0"),
         ({"policy": 3}, "its decision.policy is wrong: Input should be a valid string"),
         ({"reject_from": "all"}, "its decision.reject_from is wrong: Input should be a valid number, "),
         ({"promises": [{"rate": "escape_rate"}]}, "its decision.promises.target is wrong: Field required"),

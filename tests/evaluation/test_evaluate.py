@@ -11,16 +11,14 @@ PARTS = two_class_table(
     [1, 1, 0, 1, 1, 0, 0, 0, 0],
     [0.9, 0.2, 0.1, 0.9, 0.8, 0.7, 0.1, 0.1, 0.9],
     category=["nut", "nut", "nut", "cap", "cap", "cap", "cap", "bolt", "bolt"],
-    group=["a", "a", "", "b", "b", "b", "", "", ""],
     defect_type=["dent"] * 9,
 )
 
 
 def test_the_worst_comes_first_and_rows_are_of_what_differs() -> None:
     found = breakdowns(PARTS, TWO)
-    assert list(found) == ["category", "group"]
-    assert [(row["group"], row["n"], row["recall"]) for row in found["group"]] == [("a", 2, 0.5), ("b", 3, 1.0)]
-    nut, cap, bolt = breakdowns(PARTS.drop(columns="group"), TWO)["category"]
+    assert list(found) == ["category"]
+    nut, cap, bolt = found["category"]
     low, high = proportion_interval(np.array([True, False]))
     expected = {"category": "nut", "n": 3, "n_defective": 2, "recall": 0.5, "overkill_rate": 0.0}
     assert nut == expected | {"recall_low": pytest.approx(low), "recall_high": pytest.approx(high)}

@@ -31,12 +31,12 @@ def test_collapse_onto_one_class(matrix, collapsed):
 def test_collapse_in_words():
     (said,) = (one for one in caveats(metrics_of(TWO, test=[[42, 4], [13, 0]])) if "Collapse" in one)
     assert said == (
-        "Collapse onto one class: 55 of 59 images are called “sound”, and of the 13 others none was given the right "
-        "class. To call every image so has an accuracy of 78.0 %. The scores do not surely rank better than chance."
+        "Collapse onto one class: 55 of 59 images are called “sound”, and 13 of the 13 others are wrong. To call every "
+        "image so has an accuracy of 78.0 %. The scores do not surely rank better than chance."
     )
     many = metrics_of(THREE, test=[[80, 0, 0], [9, 1, 0], [10, 0, 0]])
     many["test"]["intervals"] = {"defect": {"auroc": [0.6, 0.9]}}
-    assert caveats(many)[0].startswith("Collapse onto one class: 99 of 100 images are called “good”, and of the 20")
+    assert caveats(many)[0].startswith("Collapse onto one class: 99 of 100 images are called “good”, and 19 of")
     assert caveats(many)[0].endswith(
         "The scores rank better than chance, and decision=f1 takes a threshold that uses them."
     )
@@ -50,14 +50,14 @@ def test_what_a_person_looks_at_is_no_collapse():
 
 def test_caveats_in_words():
     few = caveats(metrics_of(TWO, test=[[99, 1], [0, 8]]))
-    assert few == ["The test set is small: it has 8 defective images and 100 sound."]
+    assert few == ["The test set is small: 8 defective images and 100 sound."]
     none_defective = caveats(metrics_of(TWO, val=[[60, 0], [0, 0]]))
     assert none_defective == [
         "No test set: the verdict is on validation images, which helped to make the model.",
-        "The validation set is small: it has 0 defective images and 60 sound.",
+        "The validation set is small: 0 defective images and 60 sound.",
     ]
     assert caveats(metrics_of(TWO, test=[[60, 0], [0, 60]]) | {"unreadable": FULL_RUN["unreadable"]}) == [
-        "2 images could not be read and were left out; see the end."
+        "Left out as it could not be read: 2 images; see the end."
     ]
     diverged = metrics_of(TWO, test=[[60, 0], [0, 60]])
     diverged["test"]["loss"] = None

@@ -13,20 +13,20 @@ DECISION |= {"promises": [PROMISE]}
 
 def test_the_verdict_states_the_hand_worked_numbers():
     assert " ".join(verdict(metrics_of(TWO, test=[[118, 2], [2, 36]]))) == (
-        "Of 38 defective images in the test set 36 were caught: recall 94.7 %, escape rate 5.3 %. "
-        "Of 120 sound images 2 were rejected: overkill 1.7 %."
+        "Caught: 36 of 38 defective images in the test set, recall 94.7 %, escape rate 5.3 %. "
+        "Rejected: 2 of 120 sound images, overkill 1.7 %."
     )
     assert " ".join(verdict(metrics_of(TWO, val=[[0, 1], [0, 1]]))) == (
-        "Of 1 defective image in the validation set 1 was caught: recall 100.0 %, escape rate 0.0 %. "
-        "Of 1 sound image 1 was rejected: overkill 100.0 %."
+        "Caught: 1 of 1 defective image in the validation set, recall 100.0 %, escape rate 0.0 %. "
+        "Rejected: 1 of 1 sound image, overkill 100.0 %."
     )
     assert " ".join(verdict(metrics_of(THREE, test=[[8, 0, 2], [1, 5, 4], [0, 0, 10]]))) == (
-        "Of 20 defective images in the test set 19 were caught: recall 95.0 %, escape rate 5.0 %. "
-        "Of 10 sound images 2 were rejected: overkill 20.0 %. "
-        "Of all 30 images 23 were given the right class: accuracy 76.7 %."
+        "Caught: 19 of 20 defective images in the test set, recall 95.0 %, escape rate 5.0 %. "
+        "Rejected: 2 of 10 sound images, overkill 20.0 %. "
+        "Right class: 23 of 30 images, accuracy 76.7 %."
     )
     assert " ".join(verdict(metrics_of({"crack": True, "hole": True}, test=[[3, 1], [0, 4]]))) == (
-        "Of all 8 images 7 were given the right class: accuracy 87.5 %."
+        "Right class: 7 of 8 images, accuracy 87.5 %."
     )
 
 
@@ -60,11 +60,11 @@ def test_a_decision_is_told_with_its_evidence_and_promise():
     ]
     balanced = DECISION | {"policy": "balanced", "shift": [0.0, -2.0], "prevalence": 0.25, "promises": []}
     assert decision_words(balanced)[0].startswith(
-        "An image is rejected from a score of 0.2500 on: at this threshold both error rates weigh alike (policy "
-        "balanced; scores assume that 25.0 % of the parts are defective). On"
+        "An image is rejected from a score of 0.2500 on (policy balanced; scores assume that 25.0 % of the parts are "
+        "defective). On"
     )
     band = decision_words(DECISION | {"reject_from": 0.75, "promises": []})
-    assert band[0].startswith("An image is accepted below a score of 0.2500, rejected from 0.7500 on, and goes to a")
+    assert band[0].startswith("An image is rejected from a score of 0.7500 on, accepted below 0.2500, and goes to a")
 
 
 def test_each_number_is_shown_as_its_table_says():
