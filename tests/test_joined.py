@@ -36,7 +36,7 @@ def joined_run(folder: Path, *arguments: str) -> Path:
 
 @pytest.fixture(scope="module")
 def joined(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that knows a single defect on each of two surfaces; to be read only."""
+    """The folder of a run that knows a single defect; to be read only."""
     given = ("dataset.split.anomalies=1", "model.test_views=2", "inspect.heat_maps=true")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "_pictures", lambda *_: (report.text(), report.text()))  # half of the time
@@ -46,7 +46,7 @@ def joined(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_knows_few_defects_and_says_how_it_weighs(joined: Path) -> None:
     metrics, rows = numbers(joined), read_predictions(joined / "predictions.csv")
     train, val = (rows.query("split == @part") for part in ("train", "val"))
-    assert train["defective"].sum() == 2
+    assert train["defective"].sum() == 1
     assert not val["defective"].any()
     head, cells = metrics["head"], 2 * 2
     assert (head["name"], head["memory"], head["classifier"]) == ("joined", near(2), near(0.5))  # as before any defect
