@@ -163,7 +163,7 @@ def test_classes_that_the_model_does_not_know(finished_types: Path, tmp_path: Pa
     photos = ("dataset=folder", f"dataset.root={tmp_path / 'photos'}", "dataset.sound=sound", "part=all")
     known = ", ".join(numbers(finished_types)["class_names"])
     assert sentence(evaluate(tmp_path / "new", f"checkpoint={finished_types}", *photos)) == (
-        f"the data has classes that the model does not know: moth hole; it knows {known}"
+        f"the model does not know the classes moth hole, only {known}"
     )
 
 

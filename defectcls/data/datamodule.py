@@ -8,7 +8,6 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
-from omegaconf import OmegaConf
 from pydantic import ValidationError, create_model
 from torch.utils.data import DataLoader
 
@@ -20,17 +19,16 @@ from defectcls.data.near_duplicates import near_identical_pairs
 from defectcls.data.reading import Images
 from defectcls.data.samples import classes_of, counted, group_consecutive, in_order, label_samples, refuse_spellings
 from defectcls.data.splits import PARTS, leaked_units, split_samples
-from defectcls.errors import UserError, did_you_mean, explain
-from defectcls.settings import BatchSettings, DatasetSettings, SplitSettings, TrainSettings
+from defectcls.errors import UserError, explain
+from defectcls.settings import BatchSettings, DatasetSettings, Settings, SplitSettings, TrainSettings
 
 log = logging.getLogger(__name__)
 
 BATCH = tuple(BatchSettings.model_fields)
-MISSING = "???"  # in conf/: has to be given
 
 
 class DefectDataModule(L.LightningDataModule):
-    """The photos of one dataset. Each dataset is a subclass, which annotates options of its own and lists its files:
+    """The photos of one dataset: a subclass, which annotates options of its own and lists its files.
 
         class Bolts(DefectDataModule):
             days: list[str]
@@ -51,9 +49,8 @@ class DefectDataModule(L.LightningDataModule):
         device: where the images may be kept, as the option `cache` says; batches are then on it.
         classes: those of a trained model; None: taken from the data.
         test_all: puts all images into the test part, instead of splitting them.
-        options: of the dataset, as in conf/dataset_base.yaml and conf/dataset/<name>.yaml; `target`, `image_size`,
-            `batch_size`, `sampler` and `seed`, as in conf/train.yaml; and `workers`, as in conf/trainer/auto.yaml.
-            What is not given is as it stands there.
+        options: of conf/dataset_base.yaml and conf/dataset/<name>.yaml; `target`, `image_size`, `batch_size`, `sampler`
+            and `seed` of conf/train.yaml; `workers` of conf/trainer/auto.yaml. What is not given is as it stands there.
 
     Raises:
         UserError: an option is unknown, has a wrong value, or has to be given and is not.
@@ -73,27 +70,18 @@ class DefectDataModule(L.LightningDataModule):
         super().__init__()
         kind, train = type(self), presets("train")
         kinds = kind.__mro__[: kind.__mro__.index(DefectDataModule)]
-        own = {name: hint for each in kinds for name, hint in inspect.get_annotations(each, eval_str=True).items()}
-        defaults = {name: getattr(kind, name, MISSING) for name in own} | {name: train[name] for name in BATCH}
-        defaults["workers"] = presets("trainer/auto")["workers"]
+        hints = [inspect.get_annotations(each, eval_str=True) for each in kinds]
+        fields: Any = {name: (hint, getattr(kind, name, ...)) for each in hints for name, hint in each.items()}
         plain = presets("dataset_base") | {"name": kind.__name__, "_target_": _path(kind)}
-        defaults |= next(filter(None, (shipped_dataset(_path(each)) for each in kinds)), plain)
-        if unknown := [name for name in options if name not in defaults]:
-            near = did_you_mean(unknown[0], defaults) or f"; it has {', '.join(defaults)}"
-            raise UserError(f"{kind.__name__} has no option '{unknown[0]}'{near}")
-        values = defaults | {
-            name: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value  # of Hydra's `instantiate`
-            for name, value in options.items()
-        }
+        defaults = next(filter(None, (shipped_dataset(_path(each)) for each in kinds)), plain)
+        defaults |= {name: train[name] for name in BATCH} | {"workers": presets("trainer/auto")["workers"]}
+        values = {name: value for name, value in (defaults | options).items() if value != "???"}  # has to be given
         values["split"] = defaults["split"] | values["split"]
-        if missing := [name for name, value in values.items() if value == MISSING]:
-            raise UserError(f"{kind.__name__} needs {missing[0]}: give {missing[0]}=<value>")
         try:
-            fields: Any = {name: (hint, ...) for name, hint in own.items()}
-            checked = create_model(kind.__name__, **fields)(**{name: values[name] for name in own})
             batches = BatchSettings(**{name: values.pop(name) for name in BATCH})
             self.workers = values.pop("workers")
             self.settings = DatasetSettings(**values)
+            own = create_model(kind.__name__, __base__=Settings, **fields)(**self.settings.further)
         except ValidationError as error:
             raise UserError(explain(error)) from None
         self.target, self.image_size, self.batch_size = batches.target, batches.image_size, batches.batch_size
@@ -104,17 +92,11 @@ class DefectDataModule(L.LightningDataModule):
         self.digests: list[bytes] = []
         self.unreadable: list[dict[str, str]] = []
         self.near: np.ndarray | None = None  # where the split asks for them
-        taken = {*dir(DefectDataModule), *vars(self), *inspect.get_annotations(DefectDataModule)}
-        if clash := [name for name in own if name in taken]:
-            raise TypeError(f"{kind.__name__}.{clash[0]} is a name that DefectDataModule has taken: call it another")
-        vars(self).update({name: getattr(checked, name) for name in own})
+        vars(self).update({name: getattr(own, name) for name in fields})
 
     @staticmethod
     def from_settings(settings: TrainSettings, **more: Any) -> "DefectDataModule":
-        """The data module that `dataset._target_` names.
-
-        Args:
-            more: arguments that are no part of a configuration: device, classes, test_all.
+        """The data module that `dataset._target_` names; `more` are device, classes and test_all.
 
         Raises:
             UserError: it names no such class.
@@ -136,7 +118,7 @@ class DefectDataModule(L.LightningDataModule):
         """Fetch the archive where the root folder is missing and `download` is true.
 
         Raises:
-            UserError: the root folder is missing; where to get the data and where to put it.
+            UserError: the root folder is missing; where to get the data.
         """
         root, source, archive = self.root, self.settings.source, self.settings.archive
         if source is None:
@@ -144,11 +126,8 @@ class DefectDataModule(L.LightningDataModule):
         elif not root.is_dir() and self.settings.download and archive:
             fetch_archive(archive.url, archive.sha256, root)
         elif not root.is_dir():
-            public = f"get '{self.settings.name}' from {source} and put it there, or " if source[:4] == "http" else ""
             download = ", or add dataset.download=true" if archive else ""
-            raise UserError(
-                f"the folder {root} does not exist: {public}say where it is with dataset.root=<folder>{download}"
-            )
+            raise UserError(f"the folder {root} does not exist: get it from {source}, or dataset.root=<folder>{download}")
 
     def sample_table(self) -> pd.DataFrame:
         """What `list_samples` lists, in the order of paths, with groups of `consecutive`.
@@ -156,21 +135,19 @@ class DefectDataModule(L.LightningDataModule):
         Raises:
             UserError: no images, or names of classes that differ in spelling alone.
         """
-        listed, settings = self.list_samples(), self.settings
+        listed, consecutive = self.list_samples(), self.settings.consecutive
         if listed.empty:
-            raise UserError(f"the folder {self.root} holds no images of '{settings.name}'")
+            raise UserError(f"the folder {self.root} holds no images of '{self.settings.name}'")
         samples = in_order(listed)
-        for column, kinds in (("defect_type", "classes"), ("category", "categories")):
-            if column in samples:
-                refuse_spellings(samples[column], kinds)
-        return samples if settings.consecutive is None else group_consecutive(samples, settings.consecutive)
+        for column in samples.columns.intersection(["defect_type", "category"]):
+            refuse_spellings(samples[column])
+        return samples if consecutive is None else group_consecutive(samples, consecutive)
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002  Lightning's signature
         """List, read, label and split the images; a second call does nothing.
 
         Raises:
-            UserError: no images, unreadable images, labels that contradict each other, classes that are missing,
-                unknown or too small to split.
+            UserError: unreadable images, contradicting labels, classes that are missing, unknown or too small to split.
         """
         if not self.samples.empty:
             return
@@ -180,39 +157,29 @@ class DefectDataModule(L.LightningDataModule):
         samples = label_samples(self._read(samples), self.target)
         if contradicted := contradiction(samples, self.digests):
             if self.settings.contradictions == "error":
-                raise UserError(
-                    f"{contradicted}: delete the wrong ones, or take them as they are with dataset.contradictions=allow"
-                )
+                raise UserError(f"{contradicted}: delete the wrong ones, or dataset.contradictions=allow")
             log.warning("%s; taken as they are", contradicted)
         found = classes_of(samples)
         if not self.classes and len(found) < 2:
-            raise UserError(
-                f"a classifier needs two classes, but all {len(samples)} images are of one: {', '.join(found)}; "
-                "model.head=memory finetune=probe learns from sound ones alone"
-            )
+            one = f"all {len(samples)} images are of one: {', '.join(found)}"
+            raise UserError(f"a classifier needs two classes, but {one}; model.head=memory needs sound ones alone")
         self.classes = self.classes or found
         if unknown := [name for name in found if name not in self.classes]:
-            known = f"it knows {', '.join(self.classes)}"
-            raise UserError(f"the data has classes that the model does not know: {', '.join(unknown)}; {known}")
+            raise UserError(f"the model does not know the classes {', '.join(unknown)}, only {', '.join(self.classes)}")
+        self.targets = samples["label"].map({name: i for i, name in enumerate(self.classes)}).to_numpy(np.int64)
         self._tied = self._units(samples)
         samples["unit"] = split_units(first_of(self._tied), samples.get("group"))  # a split may ignore what is related
-        self._listed, self.samples = samples, samples.copy(deep=False)  # with the published split, and with ours
-        if self.test_all:
-            self.samples["split"] = "test"
-        else:
+        self._listed, self.samples = samples, samples.assign(split="test")  # with the published split, and with ours
+        if not self.test_all:
             self.deal(self.settings.split, self.seed)
-        self.targets = samples["label"].map({name: i for i, name in enumerate(self.classes)}).to_numpy(np.int64)
 
     def part(self, name: str) -> np.ndarray:
         """Rows of the sample table that belong to one part (train, val, test), int64 (images,)."""
         return np.flatnonzero(self.samples["split"].to_numpy() == name)
 
     def train_dataloader(self) -> DataLoader:
-        rows = self.part("train")
-        weights = None
-        if self.sampler == "balanced":
-            counts = np.bincount(self.targets[rows], minlength=len(self.targets))
-            weights = torch.from_numpy(1.0 / counts[self.targets[rows]])
+        targets = self.targets[self.part("train")]
+        weights = torch.from_numpy(1 / np.bincount(targets)[targets]) if self.sampler == "balanced" else None
         return self.part_dataloader("train", shuffle=True, weights=weights)
 
     def val_dataloader(self) -> DataLoader:
@@ -235,20 +202,19 @@ class DefectDataModule(L.LightningDataModule):
 
     def _read(self, samples: pd.DataFrame) -> pd.DataFrame:
         """The rows that can be read; `images` and `digests` are theirs."""
-        images = Images(
-            [f"{self.root}/{name}" for name in samples["path"]], self.settings, self.image_size, self.device
-        )
+        files = [f"{self.root}/{name}" for name in samples["path"]]
+        images = Images(files, self.settings, self.image_size, self.device)
         for sentence in images.told():
             log.info(sentence)
         self.settings = self.settings.model_copy(update={"depth": images.depth})
         self.unreadable = [{"path": samples["path"][row], "reason": why} for row, why in images.errors.items()]
         if self.unreadable:
             shown = ", ".join(f"{entry['path']} ({entry['reason']})" for entry in self.unreadable[:3])
-            more = f" and {len(self.unreadable) - 3} more" if len(self.unreadable) > 3 else ""
+            more = " …" if len(self.unreadable) > 3 else ""
             sentence = f"{len(self.unreadable)} of {len(samples)} images cannot be read: {shown}{more}"
             if self.settings.on_unreadable == "error" or len(self.unreadable) == len(samples):
                 raise UserError(f"{sentence}; mend or delete them, or leave them out with dataset.on_unreadable=skip")
-            log.warning("%s; left out, as dataset.on_unreadable=skip says", sentence)
+            log.warning("%s; left out", sentence)
         self.images = images.keep(np.delete(np.arange(len(samples)), list(images.errors)))
         self.digests = self.images.digests
         log.info("%s", self.images)
@@ -256,13 +222,12 @@ class DefectDataModule(L.LightningDataModule):
 
     def _units(self, samples: pd.DataFrame) -> np.ndarray:
         """Number of the images that each image is tied to, (images,); says how many copies and near twins are tied."""
-        together, copies = self.settings.split.together, np.bincount(identical_files(self.digests))
-        if "identical" in together and (copies > 1).any():
-            log.info("identical to another: %d images; those that are tied count as one", copies[copies > 1].sum())
-        near = self.near_twins() if "near_identical" in together else NO_PAIRS
-        if len(near):
-            log.info("near-identical to another: %d images; those that are tied count as one", len(np.unique(near)))
+        together = self.settings.split.together
         identical = identical_files(self.digests) if "identical" in together else np.arange(len(samples))
+        near, copies = self.near_twins() if "near_identical" in together else NO_PAIRS, np.bincount(identical)
+        for kind, count in (("identical", copies[copies > 1].sum()), ("near-identical", len(np.unique(near)))):
+            if count:
+                log.info("%s to another: %d images; those that are tied count as one", kind, count)
         return split_units(identical, samples.get("group") if "group" in together else None, near)
 
     def deal(self, split: SplitSettings, seed: int) -> None:
@@ -274,10 +239,7 @@ class DefectDataModule(L.LightningDataModule):
         self.settings, self.seed = self.settings.model_copy(update={"split": split}), seed
         parts = split_samples(self._listed, self._tied, split, seed)
         if leaks := leaked_units(parts, self._tied):
-            sides = "copies, near twins or related images stand on both sides"
-            log.warning(
-                "the published split leaks: %d groups of %s; dataset.split.published=false mends it", leaks, sides
-            )
+            log.warning("the published split leaks: %d groups of tied images; dataset.split.published=false mends it", leaks)
         log.info("%s", ", ".join(f"{name} {int((parts == name).sum())}" for name in PARTS))
         self.samples["split"] = parts
 
