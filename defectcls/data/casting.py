@@ -6,7 +6,6 @@ import pandas as pd
 
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.samples import samples_in
-from defectcls.errors import UserError
 
 FOLDERS = {"def_front": True, "ok_front": False}
 LAYOUT = "{def_front,ok_front}/<image> or casting_data/{train,test}/{def_front,ok_front}/<image>"
@@ -30,12 +29,10 @@ class Casting(DefectDataModule):
         """See `DefectDataModule.list_samples`.
 
         Raises:
-            UserError: a folder is missing or empty, or `root` holds both versions.
+            UserError: a folder is missing or empty.
         """
         above = "casting_data/" if (self.root / "casting_data").is_dir() else ""
         has_split = any((self.root / above / part).is_dir() for part in ("train", "test"))
-        if has_split and any((self.root / name).is_dir() for name in FOLDERS):
-            raise UserError(f"{self.root} holds both versions of the castings: expected either {LAYOUT}")
         parts = {f"{above}{part}/": {"split": part} for part in ("train", "test")} if has_split else {"": {}}
         folders = {
             parent + name: {"defective": defective, **part}

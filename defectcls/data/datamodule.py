@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 
 from defectcls.config import named, presets, shipped_dataset
 from defectcls.data.batches import EpochSampler, Part, PartLoader
-from defectcls.data.download import fetch_archive
 from defectcls.data.duplicates import NO_PAIRS, contradiction, first_of, identical_files, split_units
 from defectcls.data.near_duplicates import near_identical_pairs
 from defectcls.data.reading import Images
@@ -115,19 +114,16 @@ class DefectDataModule(L.LightningDataModule):
         return list(self.classes)
 
     def prepare_data(self) -> None:
-        """Fetch the archive where the root folder is missing and `download` is true.
+        """Look for the root folder, or make it where the images are made on first use.
 
         Raises:
-            UserError: the root folder is missing; where to get the data.
+            UserError: it is missing; where to get the data.
         """
-        root, source, archive = self.root, self.settings.source, self.settings.archive
-        if source is None:
-            root.mkdir(parents=True, exist_ok=True)  # made on first use
-        elif not root.is_dir() and self.settings.download and archive:
-            fetch_archive(archive.url, archive.sha256, root)
-        elif not root.is_dir():
-            download = ", or add dataset.download=true" if archive else ""
-            raise UserError(f"the folder {root} does not exist: get it from {source}, or dataset.root=<folder>{download}")
+        if self.settings.source is None:
+            self.root.mkdir(parents=True, exist_ok=True)
+        elif not self.root.is_dir():
+            source = self.settings.source
+            raise UserError(f"the folder {self.root} does not exist: get it from {source}, or dataset.root=<folder>")
 
     def sample_table(self) -> pd.DataFrame:
         """What `list_samples` lists, in the order of paths, with groups of `consecutive`.
@@ -239,7 +235,9 @@ class DefectDataModule(L.LightningDataModule):
         self.settings, self.seed = self.settings.model_copy(update={"split": split}), seed
         parts = split_samples(self._listed, self._tied, split, seed)
         if leaks := leaked_units(parts, self._tied):
-            log.warning("the published split leaks: %d groups of tied images; dataset.split.published=false mends it", leaks)
+            log.warning(
+                "the published split leaks: %d groups of tied images; dataset.split.published=false mends it", leaks
+            )
         log.info("%s", ", ".join(f"{name} {int((parts == name).sum())}" for name in PARTS))
         self.samples["split"] = parts
 

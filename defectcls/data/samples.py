@@ -13,7 +13,6 @@
 `target` turns the table into a classification problem by adding `label`.
 """
 
-import json
 import os
 import re
 import unicodedata
@@ -31,30 +30,22 @@ from defectcls.tables import DEFECTIVE, OPTIONAL_COLUMNS, SOUND
 Target = Literal["defect", "defect_type"]
 
 
-def as_names(given: Any) -> list[str]:
-    """One name, or each in a list, as text: YAML takes some for something else, null, true, nan, 0."""
-    names = given if isinstance(given, list) else [given]
-    return [json.dumps(name) if name is None or isinstance(name, bool) else str(name) for name in names]
+def _as_names(given: Any) -> list[str]:
+    return [str(name) for name in (given if isinstance(given, list | tuple) else [given])]
 
 
-Names = Annotated[list[str], BeforeValidator(as_names)]  # of classes
+Names = Annotated[list[str], BeforeValidator(_as_names)]  # of classes: one, or each in a list, as text: YAML knows 0
 
 # Of the kinds that Pillow opens those of photos; .heic and .heif it opens with a plug-in, and names it without.
-IMAGE_SUFFIXES = frozenset(
-    {
-        *(".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".heic", ".heif", ".icb", ".j2c", ".j2k", ".jfif"),
-        *(".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pcx", ".pfm", ".pgm", ".png"),
-        *(".pnm", ".ppm", ".qoi", ".ras", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp"),
-    }
-)
-# What operating systems, file servers, archives and tools leave behind in a folder, apart from names with a dot.
-LEFT_BEHIND = frozenset(
-    {
-        *("$recycle.bin", "recycler", "system volume information", "found.000", "thumbs.db", "ehthumbs.db"),
-        *("ehthumbs_vista.db", "desktop.ini", "__macosx", "icon\r", "network trash folder", "temporary items"),
-        *("lost+found", "@eadir", "#recycle", "#snapshot", "@recycle", "@tmp", "~snapshot", "__pycache__"),
-    }
-)
+IMAGE_SUFFIXES = {
+    *(".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"),
+    *(".pbm", ".pcx", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp"),
+}
+# What operating systems, file servers and tools leave behind in a folder, apart from names with a dot.
+LEFT_BEHIND = {
+    *("$recycle.bin", "system volume information", "thumbs.db", "desktop.ini", "__macosx", "lost+found"),
+    *("@eadir", "#recycle", "#snapshot", "@recycle", "__pycache__"),
+}
 
 
 def is_left_behind(name: str) -> bool:
@@ -113,27 +104,29 @@ def samples_in(root: Path, folders: Mapping[str, Mapping[str, Any]], layout: str
     """
     tables, left_out = [], Counter[str]()
     for folder, columns in folders.items():
-        if not (root / folder).is_dir():
-            raise UserError(f"'{folder}' is missing in {root}: expected {layout}")
-        others = Counter[str]()
-        images = images_in(root, folder, others)
+        images = images_in(root, folder, left_out)
         if not images:
-            only = f", only {counted(others)}" if others else ""
-            raise UserError(f"'{folder}' in {root} holds no image{only}: expected {layout}")
+            raise UserError(f"'{folder}' in {root} {what_is_there(root / folder)}: expected {layout}")
         if odd := [name for name in images if not name.isascii() and writable(name) != name]:
-            raise UserError(f"the file name '{writable(odd[0])}' in {root} is no UTF-8 ({len(odd)} such): rename it")
-        left_out.update(others)
+            raise UserError(f"the file name '{writable(odd[0])}' in {root} is no UTF-8: rename it")
         tables.append(pd.DataFrame({"path": images, **columns}))
     samples = pd.concat(tables, ignore_index=True)
     samples.attrs["left_out"] = dict(left_out)
     return samples
 
 
+def what_is_there(folder: Path) -> str:
+    """Of a folder without images: that it is missing, or of which kinds its files are."""
+    if not folder.is_dir():
+        return "is missing"
+    left_out = Counter[str]()
+    images_in(folder, "", left_out)
+    return f"holds no image, only {counted(left_out)}" if left_out else "holds no image"
+
+
 def counted(left_out: Mapping[str, int]) -> str:
-    """`3 .txt, 1 .csv`, the most frequent first."""
-    most = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
-    more = f" … {sum(left_out.values())} files in all" if most[8:] else ""
-    return ", ".join(f"{count} {suffix}" for suffix, count in most[:8]) + more
+    """`40 .txt, 1 .csv`, the eight most frequent."""
+    return ", ".join(f"{count} {suffix}" for suffix, count in Counter(left_out).most_common(8))
 
 
 def writable(name: str) -> str:
@@ -156,21 +149,21 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
     return samples
 
 
-def refuse_spellings(names: pd.Series, named: str) -> None:
+def refuse_spellings(names: pd.Series) -> None:
     """Names of one kind have one spelling.
 
     Raises:
         UserError: some differ in spelling alone.
     """
-    counts, alike = names.value_counts(), dict[str, list[str]]()
-    for name in sorted(counts.index, key=lambda name: (-counts[name], name)):
-        alike.setdefault(folded(name), []).append(name)
-    if several := [spellings for spellings in alike.values() if len(spellings) > 1]:
-        seen = {unicodedata.normalize("NFC", name) for name in several[0]}
-        show = repr if len(seen) == len(several[0]) else ascii  # what looks the same is told by the numbers of letters
-        told = " and ".join(f"{show(name)} ({counts[name]} images)" for name in several[0])
-        more = f", and {len(several) - 1} more such" if len(several) > 1 else ""
-        raise UserError(f"the {named} {told} differ in spelling alone{more}: rename them")
+    for _, alike in names.value_counts().sort_index().groupby(folded):
+        if len(alike) > 1:
+            told = " and ".join(f"'{name}' ({count} images)" for name, count in alike.items())
+            raise UserError(f"the names {told} differ in spelling alone: rename them")
+
+
+def folded(name: str) -> str:
+    """What names have in common that differ in spelling alone: in case and space."""
+    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
 def group_consecutive(samples: pd.DataFrame, count: int) -> pd.DataFrame:
@@ -185,12 +178,6 @@ def group_consecutive(samples: pd.DataFrame, count: int) -> pd.DataFrame:
     block = folder + "/" + (in_turn.groupby(in_turn).cumcount() // count).astype(str)
     own = samples["group"] if "group" in samples else pd.Series("", samples.index)
     return samples.assign(group=own.where(own != "", block))
-
-
-def folded(name: str) -> str:
-    """What names have in common that differ in spelling alone: in case, in space, in what one does not see."""
-    visible = "".join(letter for letter in name if letter.isprintable() or letter.isspace())
-    return " ".join(unicodedata.normalize("NFC", visible.casefold()).split())
 
 
 def label_samples(samples: pd.DataFrame, target: Target) -> pd.DataFrame:

@@ -34,7 +34,7 @@ def split_samples(samples: pd.DataFrame, units: np.ndarray, settings: SplitSetti
     """
     classes = samples["label"].to_numpy().astype(str)
     strata = samples.groupby([c for c in ("label", "category", "defect_type") if c in samples]).ngroup().to_numpy()
-    parts, anomalies = np.full(len(samples), "", dtype=object), settings.anomalies
+    parts = np.full(len(samples), "", dtype=object)
     sizes: Sizes = {"train": settings.train, "val": settings.val, "test": settings.test}
     keeps_published = settings.published and settings.folds is None and "split" in samples
     if keeps_published:
@@ -48,32 +48,25 @@ def split_samples(samples: pd.DataFrame, units: np.ndarray, settings: SplitSetti
         dealt = _deal(units, classes, strata, folds, np.random.default_rng(seed))
         parts[dealt == str(settings.fold)] = "test"
         sizes = {"train": settings.train if isinstance(settings.train, int) else None, "val": settings.val}
-    if anomalies is not None:
-        _deal_anomalies(parts, samples, units, anomalies, np.random.default_rng([seed, 2]))
+    if settings.anomalies is not None:
+        _deal_anomalies(parts, samples, units, settings.anomalies, np.random.default_rng([seed, 2]))
     if settings.hold_out_defect_type is not None:
         parts[np.isin(units, units[_of_type(samples, settings.hold_out_defect_type)])] = "test"
     free = np.flatnonzero(parts == "")
     if len(free):  # from another stream, so that the validation images are not tied to the order of the folds
         generator = np.random.default_rng([seed, 1])
         parts[free] = _deal(units[free], classes[free], strata[free], sizes, generator)
-    result = pd.Series(parts, index=samples.index, name="split")
-    spared: dict[str, tuple[str, ...]] = {}  # parts that a class need not stand in
-    if anomalies is not None:
-        spared = dict.fromkeys(samples["label"][samples["defective"]], ("val",))
-    elif keeps_published or settings.hold_out_defect_type is not None:
-        untold = samples["defective"] & ~samples["label"].isin(classes[free])
-        spared = dict.fromkeys(samples["label"][untold], ("train", "val"))
-    for name, of_class in result.groupby(samples["label"]):
-        missing = [part for part in PARTS if part not in {*of_class, *spared.get(str(name), ())}]
+    untaught = keeps_published or settings.hold_out_defect_type is not None
+    spared = {"train", "val"} if untaught and settings.anomalies is None else {"val"}  # by defects, where none is free
+    for name, rows in samples.groupby("label").indices.items():
+        spares = spared if samples["defective"].iloc[rows[0]] and name not in classes[free] else set()
+        missing = [part for part in PARTS if part not in {*parts[rows], *spares}]
         if missing:  # a class that is never tested is not measured
-            apart = len(np.unique(units[of_class.index]))
-            tied = "; dataset.split.together says what ties images" if apart < len(of_class) else ""
+            counts = f"images: {len(rows)}, independent of each other: {len(np.unique(units[rows]))}"
             raise UserError(
-                f"class '{name}' is too small to split (images: {len(of_class)}, independent of each other: {apart}), "
-                f"none is left for {' and '.join(missing)}; add images of it, merge it with another class, "
-                f"or change dataset.split{tied}"
+                f"class '{name}' is too small to split ({counts}), none is left for {' and '.join(missing)}"
             )
-    return result
+    return pd.Series(parts, index=samples.index, name="split")
 
 
 def leaked_units(parts: pd.Series, units: np.ndarray) -> int:
@@ -94,16 +87,14 @@ def _deal(
     names = [*sizes, UNUSED]
     _, unit = np.unique(units, return_inverse=True)
     class_names, class_of = np.unique(classes, return_inverse=True)
-    _, stratum_of = np.unique(strata, return_inverse=True)
+    _, first, stratum_of = np.unique(strata, return_index=True, return_inverse=True)
     class_size = np.bincount(class_of)
     quota = np.array([_quotas(sizes, int(size), name) for name, size in zip(class_names, class_size, strict=True)])
 
     # What every class and every stratum still lacks in each part. Each stratum wants the shares of its class.
-    stratum_class = np.zeros(stratum_of.max() + 1, dtype=int)
-    stratum_class[stratum_of] = class_of
     share = quota / class_size[:, None]
     of_class = quota.tolist()
-    of_stratum = (share[stratum_class] * np.bincount(stratum_of)[:, None]).tolist()
+    of_stratum = (share[class_of[first]] * np.bincount(stratum_of)[:, None]).tolist()
     empty = (quota > 0).tolist()  # parts that want this class and have none of it yet
 
     # Plain lists: a million images take seconds, where numpy's overhead for each would take a minute.
@@ -118,10 +109,10 @@ def _deal(
         images = members[starts[number] : starts[number + 1]]
         lacking = [of_class[image_class[i]] for i in images]
         lacking += [of_stratum[image_stratum[i]] for i in images]
-        first = image_class[images[0]]
+        own = image_class[images[0]]
         # A part that has none of this class yet comes first, so that the smallest classes stand in every part;
         # a part that has its fill of it comes last, so that counts per class come out exact.
-        keys = [(empty[first][p], of_class[first][p] > 0, sum(row[p] for row in lacking)) for p in range(len(names))]
+        keys = [(empty[own][p], of_class[own][p] > 0, sum(row[p] for row in lacking)) for p in range(len(names))]
         choice = keys.index(max(keys))
         for row in lacking:
             row[choice] -= 1
@@ -137,9 +128,7 @@ def _quotas(sizes: Sizes, available: int, class_name: str) -> list[float]:
     left = available - sum(size for size in wanted if size is not None)
     if left < -1e-9:
         asked = ", ".join(f"{name}={size}" for name, size in sizes.items() if size is not None)
-        raise UserError(
-            f"the split asks for more images of class '{class_name}' than the {available} there are: {asked}"
-        )
+        raise UserError(f"class '{class_name}' has {available} images, fewer than dataset.split asks for: {asked}")
     rest = [left if size is None else size for size in wanted]
     return [*rest, 0.0 if None in wanted else left]
 
@@ -152,17 +141,12 @@ def _deal_anomalies(
     What is tied to one of those is not for the test either: defective images are unused, sound ones trained on.
     """
     defective = samples["defective"].to_numpy(bool)
-    by = [samples[column] for column in ("label", "category") if column in samples]
-    chosen = []
-    for name, rows in samples[defective].groupby(by, sort=True).groups.items():
+    few: list[int] = []
+    for rows in samples[defective].groupby([c for c in ("label", "category") if c in samples]).groups.values():
         if count >= len(rows):
-            of = " ".join(map(str, name)) if isinstance(name, tuple) else name
-            raise UserError(
-                f"dataset.split.anomalies={count}, but of '{of}' there are {len(rows)} images: "
-                f"at most {len(rows) - 1}, so that one is left to test"
-            )
-        chosen.append(generator.choice(samples.index.get_indexer(rows), count, replace=False))
-    few = np.concatenate(chosen) if chosen else np.empty(0, int)
+            one = samples["label"][rows[0]]
+            raise UserError(f"dataset.split.anomalies={count} leaves none of {len(rows)} images of '{one}' to test")
+        few.extend(generator.choice(samples.index.get_indexer(rows), count, replace=False))
     parts[defective] = "test"
     tied = np.isin(units, units[few])
     parts[tied & defective], parts[tied & ~defective] = UNUSED, "train"
@@ -170,14 +154,9 @@ def _deal_anomalies(
 
 
 def _of_type(samples: pd.DataFrame, defect_type: str) -> np.ndarray:
-    """Rows of the images of one defect type."""
-    types = samples["defect_type"] if "defect_type" in samples else pd.Series("", samples.index)
-    rows = np.flatnonzero((types == defect_type) & samples["defective"])
-    if not len(rows):
-        known = sorted(set(types[samples["defective"]]) - {""})
-        hint = did_you_mean(defect_type, known)
-        raise UserError(
-            f"dataset.split.hold_out_defect_type={defect_type}: no image is of this type{hint}; there are "
-            f"{', '.join(known) or 'no defect types in this dataset'}"
-        )
-    return rows
+    """Whether each image is of a defect type."""
+    types = samples.get("defect_type", pd.Series("", samples.index)).where(samples["defective"], "")
+    if defect_type not in (known := sorted(set(types) - {""})):
+        hint = did_you_mean(defect_type, known) or f"; there are {', '.join(known) or 'no defect types'}"
+        raise UserError(f"dataset.split.hold_out_defect_type={defect_type}: no image is of this type{hint}")
+    return (types == defect_type).to_numpy()

@@ -28,13 +28,11 @@ class Table(DefectDataModule):
         table: the file.
         sound: the label or labels of sound parts.
         labels: those that may occur; None: any.
-        allow_outside: paths may lead out of `root`, as ../b.png does.
     """
 
     table: Path
     sound: Names
     labels: Names | None
-    allow_outside: bool
 
     def list_samples(self) -> pd.DataFrame:
         """See `DefectDataModule.list_samples`.
@@ -48,33 +46,21 @@ class Table(DefectDataModule):
             empty = rows.index[rows[column] == ""] + 1
             refuse(empty, f"{table} has no {column} in some rows (counted from 1, after the header)")
         if self.labels is not None:
-            known = set(map(folded, self.labels))
-            unknown = [name for name in sorted(set(rows["label"])) if folded(name) not in known]
-            refuse(unknown, f"{table} has labels that dataset.labels does not name")
+            known = rows["label"].map(folded).isin(set(map(folded, self.labels)))
+            refuse(rows["label"][~known].unique(), f"{table} has labels that dataset.labels does not name")
         for column in rows.columns.intersection(["path", "mask"]):
-            cells = rows[column].tolist()
-            absolute = (cell for cell in cells if cell.startswith(("/", "\\")) or ntpath.isabs(cell))  # or of Windows
-            refuse(absolute, f"{table} has absolute {column}s, not relative to root={root}")
-            cells = [posixpath.normpath(cell.replace("\\", "/")) if cell else "" for cell in cells]
-            outside = [] if self.allow_outside else [cell for cell in cells if cell == ".." or cell.startswith("../")]
-            refuse(outside, f"{table} has {column}s outside root={root}, which dataset.allow_outside=true would take")
+            cells = [posixpath.normpath(cell.replace("\\", "/")) if cell else "" for cell in rows[column]]
+            outside = (cell for cell in cells if cell.startswith(("/", "../")) or ntpath.isabs(cell))
+            refuse(outside, f"{table} has {column}s outside root={root}")
             missing = (cell for cell in cells if cell and not os.path.isfile(f"{root}/{cell}"))  # noqa: PTH113  million
             refuse(missing, f"{table} has {column}s that are not in root={root}")
             rows[column] = cells
         refuse(rows["path"][rows["path"].duplicated()].unique(), f"{table} has images more than once")
-        rows["defective"] = self._defective(rows)
+        if "defective" not in rows:
+            rows["defective"] = ~rows["label"].map(folded).isin(set(map(folded, self.sound)))
+            if rows["defective"].all():
+                labels = ", ".join(sorted(set(rows["label"]))[:10])
+                raise UserError(f"{table} has the labels {labels}, none of them sound: dataset.sound=[<label>]")
         named = rows.get("defect_type", rows["label"])
         rows["defect_type"] = named.where(named != "", rows["label"])
         return rows[rows.columns.intersection(["path", "defective", *OPTIONAL_COLUMNS])]
-
-    def _defective(self, rows: pd.DataFrame) -> pd.Series:
-        """The column `defective`, as bool, or what the labels say."""
-        if "defective" in rows:
-            return rows["defective"]
-        sound = rows["label"].map(folded).isin(set(map(folded, self.sound)))
-        if not sound.any():
-            raise UserError(
-                f"{self.table} has the labels {', '.join(sorted(set(rows['label']))[:10])}, none of them sound: name "
-                "the sound ones, sound=[...], or give a column 'defective'"
-            )
-        return ~sound

@@ -22,7 +22,7 @@ SHOWN = ("auroc", "recall", "overkill_rate", "precision", "f1", "accuracy", "f1_
 DECIMALS = 4  # in which two numbers are equal
 ROUNDING = 1e-9  # smaller spreads are none
 OTHER_IMAGES = ("dataset", "target", "folds")  # settings that differ in these are not compared …
-SAME_IMAGES = ("dataset.cache", "dataset.download")  # … but for these
+SAME_IMAGES = ("dataset.cache",)  # … but for this
 
 
 class Job(NamedTuple):

@@ -20,7 +20,7 @@ from defectcls.verb_settings import EvaluateSettings
 
 log = logging.getLogger(__name__)
 
-OF_HERE = ("_target_", "source", "archive", "download", "cache", "cache_dir", "cache_max_gb")  # not a checkpoint's
+OF_HERE = ("_target_", "source", "cache", "cache_dir", "cache_max_gb")  # not a checkpoint's
 
 
 class EvaluationRun(Run):

@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 
-from defectcls.data import datamodule
 from defectcls.data.batches import EpochSampler
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.findings import take_inventory
@@ -294,9 +293,7 @@ def test_the_same_photo_under_two_labels_is_refused_or_allowed_aloud(
     said = "dent/93.png (defective) and good/003.png (sound) hold the same bytes under different labels (1 more such)"
     with pytest.raises(UserError) as caught:
         ready(tmp_path)
-    assert str(caught.value) == (
-        f"{said}: delete the wrong ones, or dataset.contradictions=allow"
-    )
+    assert str(caught.value) == (f"{said}: delete the wrong ones, or dataset.contradictions=allow")
     assert "beside the photos: 1 .txt" in caplog.messages
     assert len(ready(tmp_path, {"contradictions": "allow"}).samples) == 42
     assert f"{said}; taken as they are" in caplog.messages
@@ -365,24 +362,6 @@ def test_a_missing_root_says_where_to_get_the_data(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"the folder {gone} does not exist: get it from https://a.shop, or dataset.root=<folder>"
     )
-
-
-def test_a_missing_root_with_a_known_archive_says_that_it_can_be_fetched(tmp_path: Path) -> None:
-    archive = {"url": "https://127.0.0.1/a.zip", "sha256": "0" * 64}
-    with pytest.raises(UserError, match=r"dataset.root=<folder>, or add dataset.download=true$"):
-        module(tmp_path / "gone", {"archive": archive}).prepare_data()
-
-
-def test_download_fetches_a_missing_root_and_leaves_a_present_one_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fetched: list[tuple] = []
-    monkeypatch.setattr(datamodule, "fetch_archive", lambda *arguments: fetched.append(arguments))
-    options = {"archive": {"url": "https://127.0.0.1/a.zip", "sha256": "0" * 64}, "download": True}
-    module(tmp_path, options).prepare_data()
-    assert fetched == []
-    module(tmp_path / "gone", options).prepare_data()
-    assert fetched == [("https://127.0.0.1/a.zip", "0" * 64, tmp_path / "gone")]
 
 
 def test_a_dataset_that_is_made_on_first_use_needs_no_root(tmp_path: Path) -> None:

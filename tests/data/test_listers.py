@@ -125,36 +125,26 @@ def test_mvtec_mask_of_one_image_among_several(tmp_path: Path) -> None:
 def test_mvtec_unknown_category(tmp_path: Path) -> None:
     write(tmp_path, *SCREW)
     message = sentence(samples_of, MVTec, tmp_path, categories=["screw", "botle"])
-    assert message.startswith("MVTec AD has the categories bottle, cable, ")
-    assert message.endswith("not 'botle', did you mean 'bottle'?")
+    assert message == f"{tmp_path} holds screw, not 'botle', did you mean 'bottle'?"
 
 
 def test_mvtec_category_not_on_disk(tmp_path: Path) -> None:
     write(tmp_path, *SCREW, *BOTTLE)
-    expected = f"category 'pill' is not in {tmp_path}, which holds: bottle, screw"
-    assert sentence(samples_of, MVTec, tmp_path, categories=["pill"]) == expected
+    assert sentence(samples_of, MVTec, tmp_path, categories=["pill"]).startswith(
+        f"{tmp_path} holds bottle, screw, not 'pill'"
+    )
 
 
-@pytest.mark.parametrize(("categories", "held"), [("all", "none"), ([], "screw")])
+@pytest.mark.parametrize(("categories", "held"), [("all", "no category"), ([], "screw")])
 def test_mvtec_no_category(tmp_path: Path, categories: Any, held: str) -> None:
     write(tmp_path, *(SCREW if held == "screw" else ("photos/a.png",)))
-    expected = f"no category of MVTec AD to read from {tmp_path}, which holds: {held}"
-    assert sentence(samples_of, MVTec, tmp_path, categories=categories) == expected
-
-
-def test_mvtec_mask_without_image(tmp_path: Path) -> None:
-    orphans = ("bottle/ground_truth/broken_large/002_mask.png", "bottle/ground_truth/broken_large/001_mask.png")
-    write(tmp_path, *BOTTLE, *orphans)
-    assert sentence(samples_of, MVTec, tmp_path, categories="all") == (
-        f"mask 'bottle/ground_truth/broken_large/001_mask.png' belongs to no image (2 such in {tmp_path}): "
-        "are images missing?"
-    )
+    assert sentence(samples_of, MVTec, tmp_path, categories=categories) == f"{tmp_path} holds {held}, not ''"
 
 
 def test_mvtec_missing_folder(tmp_path: Path) -> None:
     write(tmp_path, "screw/train/good/000.png")
     assert sentence(samples_of, MVTec, tmp_path, categories="all") == (
-        f"'screw/test' is missing in {tmp_path}: expected <category>/{{train,test}}/<good or defect type>/<image>"
+        f"'screw/test' in {tmp_path} is missing: expected <category>/{{train,test}}/<good or defect type>/<image>"
     )
 
 
@@ -191,7 +181,7 @@ def test_railway_names_the_missing_folder(tmp_path: Path, gone: str) -> None:
     write(tmp_path, *(path for path in RAILWAY if path != gone))
     expected = "expected {Train,Validation,Test}/{Defective,Non defective}/<image>"
     missing = Path(gone).parent.as_posix()
-    assert sentence(samples_of, Railway, tmp_path) == f"'{missing}' is missing in {tmp_path}: {expected}"
+    assert sentence(samples_of, Railway, tmp_path) == f"'{missing}' in {tmp_path} is missing: {expected}"
     write(tmp_path, f"{missing}/notes.txt")
     assert (
         sentence(samples_of, Railway, tmp_path) == f"'{missing}' in {tmp_path} holds no image, only 1 .txt: {expected}"
@@ -219,7 +209,7 @@ def test_railway_components(tmp_path: Path) -> None:
 def test_railway_components_missing_folder(tmp_path: Path) -> None:
     write(tmp_path, *(f"{name}/IMG_1.jpg" for name in railway_components.FOLDERS if name != "Missing Fasteners"))
     message = sentence(samples_of, RailwayComponents, tmp_path)
-    assert message.startswith(f"'Missing Fasteners' is missing in {tmp_path}: expected the folders Perfect Crossties, ")
+    assert message.startswith(f"'Missing Fasteners' in {tmp_path} is missing: expected the folders Perfect Crossties, ")
 
 
 # --- casting ----------------------------------------------------------------------------------------------------------
@@ -257,14 +247,7 @@ LAYOUT = "{def_front,ok_front}/<image> or casting_data/{train,test}/{def_front,o
 )
 def test_casting_missing_folder(tmp_path: Path, there: str, missing: str) -> None:
     write(tmp_path, there)
-    assert sentence(samples_of, Casting, tmp_path) == f"'{missing}' is missing in {tmp_path}: expected {LAYOUT}"
-
-
-def test_casting_both_versions(tmp_path: Path) -> None:
-    write(tmp_path, "ok_front/1.jpeg", "casting_data/train/ok_front/1.jpeg")
-    assert sentence(samples_of, Casting, tmp_path) == (
-        f"{tmp_path} holds both versions of the castings: expected either {LAYOUT}"
-    )
+    assert sentence(samples_of, Casting, tmp_path) == f"'{missing}' in {tmp_path} is missing: expected {LAYOUT}"
 
 
 # --- folder -----------------------------------------------------------------------------------------------------------
@@ -340,7 +323,7 @@ def test_folder_counts_what_lies_beside_the_photos(tmp_path: Path) -> None:
     assert sentence(samples_of, Folder, tmp_path / "split", sound="good").startswith("'TEST/lost.png' in ")
 
 
-@pytest.mark.parametrize(("sound", "name"), [("good", "Good "), ("Null", "null"), ("TRUE", "true")])
+@pytest.mark.parametrize(("sound", "name"), [("good", "Good "), ("TRUE", "true")])
 def test_folder_of_a_sound_class_in_another_spelling(tmp_path: Path, sound: str, name: str) -> None:
     write(tmp_path, f"{name}/1.png", "bad/1.png")
     assert rows(samples_of(Folder, tmp_path, sound=sound)) == sorted(
@@ -443,14 +426,8 @@ def test_table_classes(tmp_path: Path) -> None:
             "needs a column 'path', it has: file, image, label; call one of them path",
         ),
         ("path,label,label\na.png,good,dent\n", "has a column twice, of which one must go: label"),
-        (
-            CSV + "../b.png,dent\n",
-            "has paths outside root=ROOT, which dataset.allow_outside=true would take: ../b.png",
-        ),
-        (
-            CSV + "c/../../b.png,dent\n",
-            "has paths outside root=ROOT, which dataset.allow_outside=true would take: ../b.png",
-        ),
+        (CSV + "../b.png,dent\n", "has paths outside root=ROOT: ../b.png"),
+        (CSV + "c/../../b.png,dent\n", "has paths outside root=ROOT: ../b.png"),
         (CSV + "c/d.png\n", "has no label in some rows (counted from 1, after the header): 3"),
         (CSV + "c/d.png,\n", "has no label in some rows (counted from 1, after the header): 3"),
         (CSV + ",dent\n,dent\n", "has no path in some rows (counted from 1, after the header): 3, 4"),
@@ -461,8 +438,8 @@ def test_table_classes(tmp_path: Path) -> None:
             "has paths that are not in root=ROOT: 1.png, 2.png, 3.png … (4 in all)",
         ),
         (CSV + "c,dent\n", "has paths that are not in root=ROOT: c"),
-        (CSV + "/a.png,dent\n", "has absolute paths, not relative to root=ROOT: /a.png"),
-        (CSV + "D:\\a.png,dent\n", "has absolute paths, not relative to root=ROOT: D:\\a.png"),
+        (CSV + "/a.png,dent\n", "has paths outside root=ROOT: /a.png"),
+        (CSV + "D:\\a.png,dent\n", "has paths outside root=ROOT: D:/a.png"),
         ("path,label,mask\na.png,good,\nb.png,dent,no.png\n", "has masks that are not in root=ROOT: no.png"),
         (
             "path,label,split\na.png,good,holdout\nb.png,dent,\n",
@@ -474,8 +451,7 @@ def test_table_classes(tmp_path: Path) -> None:
         ),
         (
             "path,label\na.png,fine\nb.png,dent\n",
-            "has the labels dent, fine, none of them sound: name the sound ones, sound=[...], "
-            "or give a column 'defective'",
+            "has the labels dent, fine, none of them sound: dataset.sound=[<label>]",
         ),
     ],
 )
@@ -511,15 +487,8 @@ def test_table_values_in_other_words(tmp_path: Path) -> None:
     assert listed(tmp_path, CSV, sound=("GOOD",), labels=["Good", "dent"])["defective"].tolist() == [False, True]
 
 
-def test_table_of_photos_outside_the_root(tmp_path: Path) -> None:
-    write(tmp_path, "root/a.png", "other/b.png")
-    (tmp_path / "parts.csv").write_text("path,label\na.png,good\n../other/b.png,dent\n")
-    samples = samples_of(Table, tmp_path / "root", table=tmp_path / "parts.csv", sound="good", allow_outside=True)
-    assert rows(samples) == [("../other/b.png", True, "dent"), ("a.png", False, "good")]
-
-
 def test_table_file_mistakes(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"sound": "ok", "classes": None, "allow_outside": False}
+    options: dict[str, Any] = {"sound": "ok"}
     file = tmp_path / "parts.xlsx"
     assert sentence(samples_of, Table, tmp_path, table=file, **options) == f"table={file} is not a file"
     file.write_bytes(b"PK\x03\x04\x14\0\x08\0\xb5\x8c")

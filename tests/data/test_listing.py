@@ -25,21 +25,13 @@ def sentence(root: Path, **changed: Any) -> str:
 
 def test_folders_that_differ_in_spelling_alone_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "good/1.png", "good/2.png", "Good /1.png", "bad/1.png")
-    said = "the classes 'good' (2 images) and 'Good ' (1 images) differ in spelling alone"
-    assert sentence(tmp_path) == f"{said}: rename them"
-    write(tmp_path, "BAD/1.png", "GOOD/1.png")
-    told = "the classes 'good' (2 images) and 'GOOD' (1 images) and 'Good ' (1 images) differ in spelling alone"
-    assert sentence(tmp_path) == f"{told}, and 1 more such: rename them"
-
-
-def test_spellings_that_look_the_same_are_told_apart(tmp_path: Path) -> None:
-    write(tmp_path, "good/1.png", "caf\u00e9/1.png", "cafe\u0301/1.png")
-    assert r"'cafe\u0301' (1 images) and 'caf\xe9' (1 images) differ" in sentence(tmp_path)
+    said = "the names 'Good ' (1 images) and 'good' (2 images) differ in spelling alone: rename them"
+    assert sentence(tmp_path) == said
 
 
 def test_spellings_of_the_parts_of_a_split_are_one_class_too(tmp_path: Path) -> None:
     write(tmp_path, "train/Good/1.png", "train/bad/1.png", "test/good/1.png", "test/bad/1.png")
-    assert sentence(tmp_path, sound=["Good"]).startswith("the classes 'Good' (1 images) and 'good' (1 images) differ")
+    assert sentence(tmp_path, sound=["Good"]).startswith("the names 'Good' (1 images) and 'good' (1 images) differ")
 
 
 def test_spellings_in_a_table(tmp_path: Path) -> None:
@@ -49,13 +41,11 @@ def test_spellings_in_a_table(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("path,label,category\n1.png,good,Left\n2.png,scratch,left\n")
     with pytest.raises(UserError, match=r"'GOOD' \(1 images\) and 'Good ' \(1 images\) and 'good' \(1 images\) differ"):
         samples_of(Table, tmp_path, table=tmp_path / "a.csv")
-    with pytest.raises(UserError, match=r"^the categories 'Left' \(1 images\) and"):
+    with pytest.raises(UserError, match=r"^the names 'Left' \(1 images\) and"):
         samples_of(Table, tmp_path, table=tmp_path / "b.csv")
 
 
-@pytest.mark.parametrize(
-    ("sound", "name"), [(0, "0"), (None, "null"), (True, "true"), (float("nan"), "nan"), (1.0, "1.0"), (None, "Null")]
-)
+@pytest.mark.parametrize(("sound", "name"), [(0, "0"), (True, "true"), (float("nan"), "nan"), (1.0, "1.0")])
 def test_sound_may_be_what_yaml_takes_for_no_text(tmp_path: Path, sound: Any, name: str) -> None:
     write(tmp_path, f"{name}/1.png", "bad/1.png")
     for given in (sound, [sound]):
@@ -67,7 +57,7 @@ def test_a_file_name_that_is_no_text_is_shown_and_refused(tmp_path: Path) -> Non
     write(tmp_path, "good/1.png", "bad/1.png")
     for name in (b"caf\xe9.png", b"caf\xe8.png"):
         Path(os.fsdecode(os.fsencode(tmp_path / "bad") + b"/" + name)).touch()
-    said = rf"the file name 'bad/caf\udce8.png' in {tmp_path} is no UTF-8 (2 such): rename it"
+    said = rf"the file name 'bad/caf\udce8.png' in {tmp_path} is no UTF-8: rename it"
     assert sentence(tmp_path) == said
     Path(os.fsdecode(os.fsencode(tmp_path / "good") + b"/1.\xe9xt")).touch()
     for name in (b"caf\xe9.png", b"caf\xe8.png"):

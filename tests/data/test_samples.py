@@ -12,7 +12,6 @@ from PIL import Image
 
 from defectcls.data.samples import (
     IMAGE_SUFFIXES,
-    as_names,
     classes_of,
     counted,
     folded,
@@ -61,7 +60,7 @@ def test_what_pillow_reads_counts_as_an_image_and_all_else_is_counted_by_suffix(
     left_out = Counter({".csv": 1})
     assert images_in(tmp_path, "", left_out) == sorted(f"1.{kind}" for kind in kinds)
     assert left_out == {".txt": 2, ".csv": 2, ".psd": 1, ".pdf": 1, ".eps": 1, "without suffix": 1}
-    assert counted({f".{number:03d}": 1 for number in range(20)}).endswith(", 1 .007 … 20 files in all")
+    assert counted({f".{number:03d}": 1 for number in range(20)}).endswith(", 1 .007")
     assert counted({".txt": 3, ".csv": 40}) == "40 .csv, 3 .txt"
 
 
@@ -72,7 +71,6 @@ def test_every_suffix_is_one_that_pillow_opens_or_has_a_plug_in_for() -> None:
         ".heic",
         ".heif",
         ".avif",
-        ".avifs",
         ".mpo",
     }  # a Pillow may be built without AVIF
     assert IMAGE_SUFFIXES.isdisjoint({".eps", ".ps", ".pdf", ".psd", ".svg", ".wmf", ".emf", ".mpg", ".h5"})
@@ -130,7 +128,7 @@ def test_images_of_folders_have_the_columns_of_their_folder(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("folder", "said"), [("gone", "is missing in"), ("empty", "in .* holds no image, only 1 .txt")]
+    ("folder", "said"), [("gone", "in .* is missing"), ("empty", "in .* holds no image, only 1 .txt")]
 )
 def test_an_expected_folder_is_there_and_holds_images(tmp_path: Path, folder: str, said: str) -> None:
     touch(tmp_path, "empty/notes.txt")
@@ -205,9 +203,7 @@ def test_consecutive_files_are_counted_in_natural_order() -> None:
     assert groups.to_dict() == expected
 
 
-@pytest.mark.parametrize(
-    "other", ["Good", "GOOD", "good ", " good", "good\u200b", "good\xa0", "\ufeffgood", "good \u200b"]
-)
+@pytest.mark.parametrize("other", ["Good", "GOOD", "good ", " good", "good\xa0"])
 def test_names_that_differ_in_case_and_space_alone_are_one(other: str) -> None:
     assert folded(other) == folded("good")
 
@@ -216,9 +212,3 @@ def test_spelling_knows_accents_and_inner_space_and_keeps_the_rest_apart() -> No
     assert folded("Gro\u00dfe  Delle") == folded("grosse delle")
     assert folded("caf\u00e9") == folded("cafe\u0301") != folded("cafe")
     assert len({folded(name) for name in ("1", "01", "a-b", "a_b", "a b", "ab", "")}) == 7
-
-
-def test_names_that_yaml_takes_for_something_else_are_text() -> None:
-    given = [0, 1.0, None, True, False, float("nan"), "a", 7]
-    assert as_names(given) == ["0", "1.0", "null", "true", "false", "nan", "a", "7"]
-    assert as_names(None) == ["null"]
