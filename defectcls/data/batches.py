@@ -1,7 +1,6 @@
 """Batches of the sample table's rows, and the order in which an epoch takes them."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -70,24 +69,10 @@ class Part(Dataset):
 
 
 class PartLoader(DataLoader):
-    """Batches of a `Part`, which has already put them together; raises what a worker process has met."""
-
-    def __init__(self, part: Part, workers: int, **options: Any) -> None:
-        super().__init__(
-            part,
-            collate_fn=_as_it_is,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available() and not isinstance(part.images.pixels, torch.Tensor),
-            **options,
-        )
+    """Batches of a `Part`; raises what a worker process has met."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         for batch in super().__iter__():
             if isinstance(batch, UserError):
                 raise batch
             yield batch
-
-
-def _as_it_is(batch: Any) -> Batch:
-    return batch

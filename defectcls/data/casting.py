@@ -8,7 +8,7 @@ from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.samples import samples_in
 
 FOLDERS = {"def_front": True, "ok_front": False}
-LAYOUT = "{def_front,ok_front}/<image> or casting_data/{train,test}/{def_front,ok_front}/<image>"
+LAYOUT = "{def_front,ok_front}/<image> or {train,test}/{def_front,ok_front}/<image>"
 
 
 class Casting(DefectDataModule):
@@ -18,7 +18,7 @@ class Casting(DefectDataModule):
             def_front/cast_def_0_0.jpeg …        781
             ok_front/cast_ok_0_1018.jpeg …       519
 
-        root/casting_data/                       or the 300 x 300 px version, or root/ with its {train,test} directly
+        root/                                    or casting_data of the 300 x 300 px version
             train/{def_front,ok_front}/…         6,633
             test/{def_front,ok_front}/…          715
 
@@ -31,9 +31,8 @@ class Casting(DefectDataModule):
         Raises:
             UserError: a folder is missing or empty.
         """
-        above = "casting_data/" if (self.root / "casting_data").is_dir() else ""
-        has_split = any((self.root / above / part).is_dir() for part in ("train", "test"))
-        parts = {f"{above}{part}/": {"split": part} for part in ("train", "test")} if has_split else {"": {}}
+        has_split = any((self.root / part).is_dir() for part in ("train", "test"))
+        parts = {f"{part}/": {"split": part} for part in ("train", "test")} if has_split else {"": {}}
         folders = {
             parent + name: {"defective": defective, **part}
             for parent, part in parts.items()

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import ValidationError, create_model
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_convert
 
 from defectcls.config import named, presets, shipped_dataset
 from defectcls.data.batches import EpochSampler, Part, PartLoader
@@ -188,12 +188,16 @@ class DefectDataModule(L.LightningDataModule):
         """One part, in the order of its rows and every image once unless it is shuffled or drawn by weights (rows,)."""
         rows = self.part(name)
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        workers = self.workers if self.images.place == "off" else 0
         return PartLoader(
             Part(self.images, self.targets, rows),
-            self.workers if self.images.place == "off" else 0,
             batch_size=self.batch_size,
             sampler=EpochSampler(len(rows), self.seed, shuffle, weights, rank, world),
             drop_last=shuffle and len(rows) >= self.batch_size * world,  # BatchNorm cannot train on one left-over image
+            collate_fn=default_convert,  # a Part has put the batch together
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available() and not isinstance(self.images.pixels, torch.Tensor),
         )
 
     def _read(self, samples: pd.DataFrame) -> pd.DataFrame:
@@ -235,9 +239,7 @@ class DefectDataModule(L.LightningDataModule):
         self.settings, self.seed = self.settings.model_copy(update={"split": split}), seed
         parts = split_samples(self._listed, self._tied, split, seed)
         if leaks := leaked_units(parts, self._tied):
-            log.warning(
-                "the published split leaks: %d groups of tied images; dataset.split.published=false mends it", leaks
-            )
+            log.warning("the published split leaks: %d groups; dataset.split.published=false mends it", leaks)
         log.info("%s", ", ".join(f"{name} {int((parts == name).sum())}" for name in PARTS))
         self.samples["split"] = parts
 

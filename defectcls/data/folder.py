@@ -1,7 +1,5 @@
 """Your own photos, one folder a class."""
 
-from collections import Counter
-
 import pandas as pd
 
 from defectcls.data.datamodule import DefectDataModule
@@ -53,13 +51,9 @@ class Folder(DefectDataModule):
                 hint = did_you_mean(name, classes) or ": say which are sound, dataset.sound=[<folder>]"
                 raise UserError(f"{self.root} has the class folders {', '.join(classes)}; not sound={name}{hint}")
         samples = samples_in(self.root, folders, LAYOUT)
-        left_out = Counter(samples.attrs["left_out"])
-        above = dict.fromkeys(["", *parents])
+        left_out, above = samples.attrs["left_out"], dict.fromkeys(["", *parents])
         beside = [path for folder in above for path in images_in(self.root, folder, left_out, below=False)]
         if beside:
-            raise UserError(
-                f"'{min(beside)}' in {self.root} is in no class folder ({len(beside)} such): expected {LAYOUT}"
-            )
-        samples.attrs["left_out"] = dict(left_out)
+            raise UserError(f"'{min(beside)}' in {self.root} is in no class folder: expected {LAYOUT}")
         samples["defective"] = ~samples["defect_type"].map(folded).isin(set(map(folded, self.sound)))
         return samples

@@ -5,13 +5,9 @@ from typing import Literal
 import pandas as pd
 
 from defectcls.data.datamodule import DefectDataModule
-from defectcls.data.samples import folded, folders_in, images_in, samples_in
+from defectcls.data.samples import folded, folders_in, samples_in
 from defectcls.errors import UserError, did_you_mean
 
-CATEGORIES = (
-    *("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut"),
-    *("pill", "screw", "tile", "toothbrush", "transistor", "wood", "zipper"),
-)
 LAYOUT = "<category>/{train,test}/<good or defect type>/<image>"
 
 
@@ -39,11 +35,11 @@ class MVTec(DefectDataModule):
         Raises:
             UserError: a category that `root` lacks, or an image out of place.
         """
-        present = [name for name in folders_in(self.root) if name in CATEGORIES]
+        present = [name for name in folders_in(self.root) if (self.root / name / "train").is_dir()]
         chosen = present if self.categories == "all" else list(dict.fromkeys(self.categories))
         for category in chosen or [""]:
             if category not in present:
-                hint = did_you_mean(category, CATEGORIES)
+                hint = did_you_mean(category, present)
                 raise UserError(f"{self.root} holds {', '.join(present) or 'no category'}, not '{category}'{hint}")
         folders = {f"{name}/{part}": {"category": name, "split": part} for name in chosen for part in ("train", "test")}
         samples = samples_in(self.root, folders, LAYOUT)
@@ -53,6 +49,5 @@ class MVTec(DefectDataModule):
         samples["defective"] = samples["defect_type"].map(folded) != "good"
         stem = samples["path"].str.rpartition("/")[2].str.rpartition(".")[0]
         mask = samples["category"] + "/ground_truth/" + samples["defect_type"] + "/" + stem + "_mask.png"
-        there = [path for name in chosen for path in images_in(self.root, f"{name}/ground_truth")]
-        samples["mask"] = mask.where(mask.isin(there) & (samples["split"] == "test"), "")
+        samples["mask"] = [path if (self.root / path).is_file() else "" for path in mask]
         return samples

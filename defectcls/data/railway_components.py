@@ -19,11 +19,9 @@ class RailwayComponents(DefectDataModule):
             Perfect Fasteners/  Perfect Fishplates/  Perfect Tracks/
             Damaged Crossties/  Damaged Fishplates/  Missing Fasteners/
 
-    Expect flattering scores. The file names are times of capture: one mock-up of aluminium rails and wooden ties on one
-    tiled floor, in one day's session, a photo every few seconds, so neighbours in time are often the same view. The
-    classes were shot one after the other, every sound one (12:58 to 15:22) before every defective one (15:28 to 16:13),
-    so light and the state of the mock-up give the class away, and no split can mend that. Photos show more than their
-    part: a close-up from a `Perfect` folder may hold a neighbour's gap.
+    Expect flattering scores. The file names are times of capture, a photo every few seconds: neighbours are often the
+    same view. Every sound class was shot before every defective one, so light and the state of the mock-up give the
+    class away, and no split can mend that. A close-up from a `Perfect` folder may hold a neighbour's gap.
     """
 
     def list_samples(self) -> pd.DataFrame:

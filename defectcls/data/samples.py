@@ -107,11 +107,11 @@ def samples_in(root: Path, folders: Mapping[str, Mapping[str, Any]], layout: str
         images = images_in(root, folder, left_out)
         if not images:
             raise UserError(f"'{folder}' in {root} {what_is_there(root / folder)}: expected {layout}")
-        if odd := [name for name in images if not name.isascii() and writable(name) != name]:
+        if odd := [name for name in images if writable(name) != name]:
             raise UserError(f"the file name '{writable(odd[0])}' in {root} is no UTF-8: rename it")
         tables.append(pd.DataFrame({"path": images, **columns}))
     samples = pd.concat(tables, ignore_index=True)
-    samples.attrs["left_out"] = dict(left_out)
+    samples.attrs["left_out"] = left_out
     return samples
 
 
@@ -135,14 +135,8 @@ def writable(name: str) -> str:
 
 
 def in_order(rows: pd.DataFrame) -> pd.DataFrame:
-    """A sample table in the order of paths, so that no result depends on how a disk lists its files.
-
-    Raises:
-        UserError: a required column is missing.
-    """
-    if missing := {"path", "defective"} - {*rows.columns}:
-        raise UserError(f"the sample table lacks the column {' and '.join(sorted(missing))}")
-    first = [column for column in ("path", "defective", *OPTIONAL_COLUMNS) if column in rows]
+    """A sample table in the order of paths, so that no result depends on how a disk lists its files."""
+    first = ["path", "defective", *(column for column in OPTIONAL_COLUMNS if column in rows)]
     samples = rows[[*first, *rows.columns.difference(first, sort=False)]].sort_values("path", ignore_index=True)
     for column in samples.columns.intersection(list(OPTIONAL_COLUMNS)):
         samples[column] = samples[column].fillna("").astype(str)
@@ -150,11 +144,7 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def refuse_spellings(names: pd.Series) -> None:
-    """Names of one kind have one spelling.
-
-    Raises:
-        UserError: some differ in spelling alone.
-    """
+    """Raise a UserError where some names of one kind differ in spelling alone."""
     for _, alike in names.value_counts().sort_index().groupby(folded):
         if len(alike) > 1:
             told = " and ".join(f"'{name}' ({count} images)" for name, count in alike.items())

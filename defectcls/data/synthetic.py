@@ -177,10 +177,7 @@ def photograph(camera: Random, own: Random, albedo: np.ndarray, relief: np.ndarr
 
 
 def line(rng: Random, side: int, width: float, reach: float, jagged: float = 0) -> np.ndarray:
-    """Coverage 0..1 of a line through the middle in any direction, `width` pixels wide there, that thins to its ends.
-
-    Half its length is `reach` sides, and it strays about `jagged` pixels from the straight.
-    """
+    """Coverage 0..1 of a line, `width` pixels wide, that thins out `reach` sides to its ends and strays by `jagged`."""
     (y, x), angle = from_the_middle(rng, side), rng.uniform(0, np.pi)
     along, away = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     away += jagged * noise(rng, side, 1, 2)

@@ -151,11 +151,6 @@ def test_optional_columns_are_text_and_empty_where_a_row_lacks_them() -> None:
     assert samples["defective"].dtype == bool
 
 
-def test_a_table_without_a_required_column_is_refused() -> None:
-    with pytest.raises(UserError, match=r"^the sample table lacks the column defective$"):
-        in_order(pd.DataFrame({"path": ["1"], "label": ["good"]}))
-
-
 def test_target_defect_has_two_classes_and_class_1_is_defective() -> None:
     samples = label_samples(in_order(pd.DataFrame(ROWS)), "defect")
     assert samples["label"].tolist() == ["sound", "defective", "defective", "sound"]
