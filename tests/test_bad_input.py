@@ -337,9 +337,9 @@ def test_terminal_shows_one_sentence_and_no_traceback(photos: Path) -> None:
         ("loss.class_weights={good: 1}", "loss.class_weights names good, but the classes are sound, defective"),
         (
             "trainer.precision=16",
-            "precision 16 is for GPUs, and this is a CPU: add trainer.precision=32 or trainer.precision=bf16",
+            "precision 16 is for GPUs, and this is a CPU: use precision 32 or bf16",
         ),
-        ("trainer.accelerator=gpu", "torch finds no GPU here: use trainer.accelerator=auto or trainer.accelerator=cpu"),
+        ("trainer.accelerator=gpu", "a gpu is asked for, and torch finds none here: use auto or cpu"),
     ],
 )
 def test_settings_are_refused_before_the_first_epoch(

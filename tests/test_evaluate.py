@@ -227,7 +227,7 @@ def computed_in_float16(finished: Path, file: Path) -> Path:
 def test_a_run_of_a_gpu_is_measured_on_a_cpu_by_saying_so(finished: Path, tmp_path: Path) -> None:
     file = computed_in_float16(finished, tmp_path / "best.ckpt")
     here = (f"checkpoint={file}", "device=cpu")
-    expected = "precision 16 is for GPUs, and this is a CPU: add precision=32 or precision=bf16"
+    expected = "precision 16 is for GPUs, and this is a CPU: use precision 32 or bf16"
     assert sentence(evaluate(tmp_path / "new", *here)) == expected
     with pytest.raises(UserError) as error:
         load(file, "cpu")
@@ -241,7 +241,7 @@ def test_a_device_that_is_not_here(finished: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     assert sentence(evaluate(tmp_path, f"checkpoint={finished}", "device=gpu")) == (
-        "device=gpu, but torch finds no GPU here: use device=auto or device=cpu"
+        "a gpu is asked for, and torch finds none here: use auto or cpu"
     )
     assert sentence(evaluate(tmp_path, f"checkpoint={finished}", "precision=64")) == (
         "precision=64: Input should be '32', 'bf16' or '16'"

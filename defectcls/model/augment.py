@@ -116,9 +116,3 @@ class Augment(nn.Module):
         else:  # the three colours by the same factor
             image = torch.addcmul(offset, image, colours[:, :1, :1, None])
         return image.clamp_(0, 255)
-
-
-def mirrored(image: torch.Tensor, views: int) -> list[torch.Tensor]:
-    """The first few of the eight ways to lay an image (batch, 3, side, side): as it is, mirrored, upside down …"""
-    turned = (image, image.rot90(2, (2, 3)), image.rot90(1, (2, 3)), image.rot90(3, (2, 3)))
-    return [view for turn in turned for view in (turn, turn.flip(3))][:views]

@@ -27,7 +27,7 @@ KEPT = 2  # folded networks: of the untrained weights and of the best, which a r
 
 Look = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]  # pixels -> features, and the map where it is asked for
 
-_folded: dict[bytes, nn.Module] = {}  # by weights, device, layout and stage: once a process
+_folded: dict[bytes, nn.Module] = {}  # by weights, device and layout: once a process
 
 
 class Backbone(nn.Module):
@@ -87,21 +87,21 @@ class Backbone(nn.Module):
             UserError: the backbone has no map.
         """
         device, precision = self.mean.device, self.precision
-        stage = self._stage() if with_map else None
-        key = hash_of(self.digest(), repr((device, self.memory_format, stage)).encode())
+        key = hash_of(self.digest(), repr((device, self.memory_format)).encode())
         if key not in _folded:
             for oldest in list(_folded)[: 1 - KEPT]:
                 del _folded[oldest]
-            if (network := folded(self.body, stage)) is None:
-                raise UserError(NO_MAP)
-            _folded[key] = network.to(memory_format=self.memory_format)
+            _folded[key] = folded(self.body).to(memory_format=self.memory_format)
         body = _folded[key]
+        stage = body.get_submodule(self._stage()) if with_map else None
 
         def of_piece(piece: torch.Tensor) -> tuple[torch.Tensor, ...]:
             if stage is None:
                 return (body(self.normalise(piece)),)
-            features, output = body(self.normalise(piece))
-            return features, self.as_map(output)
+            outputs: list[Any] = []
+            with stage.register_forward_hook(lambda *called: outputs.append(called[-1])):
+                features = body(self.normalise(piece))
+            return features, self.as_map(outputs[0] if len(outputs) == 1 else None)
 
         def look(image: torch.Tensor) -> tuple[torch.Tensor, ...]:
             with torch.inference_mode(), autocast(precision, device):
@@ -156,39 +156,27 @@ class _Tracer(fx.Tracer):
         return layer or super().is_leaf_module(m, module_qualified_name)
 
 
-def folded(body: nn.Module, part: str | None = None) -> nn.Module | None:
+def folded(body: nn.Module) -> nn.Module:
     """A copy for evaluation alone, with each BatchNorm that follows a convolution folded into its weights.
 
     The same function but for rounding; MobileNetV2 is nearly twice as fast so. What does otherwise by what it is shown
     cannot be followed, and is copied as it is.
-
-    Args:
-        part: name of a part; what that makes is given out besides. None is returned where that is not one tensor.
     """
     body = copy.deepcopy(body).eval()
     try:
         graph = _Tracer().trace(body)
     except Exception:  # whatever a foreign network does when it is called with a stand-in
-        return None if part else body
-    if part:
-        inside = {node for node in graph.nodes if part in node.meta.get("nn_module_stack", {})}
-        made = [node for node in inside if node.users.keys() - inside]
-        if len(made) != 1:
-            return None
-        output = next(iter(reversed(graph.nodes)))
-        output.args = ((output.args[0], *made),)
-    layers = dict(body.named_modules())
-    for node in list(graph.nodes):
+        return body
+    for node in graph.nodes:
         source = node.args[0] if node.op == "call_module" and node.args else None
         if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) > 1:
             continue
-        conv, norm = layers[str(source.target)], layers[str(node.target)]
+        conv, norm = body.get_submodule(str(source.target)), body.get_submodule(str(node.target))
         if isinstance(norm, nn.BatchNorm2d) and type(conv) is nn.Conv2d and norm.running_mean is not None:
             after = [layer for name in ("drop", "act") if (layer := getattr(norm, name, None)) is not None]  # of timm's
-            layers |= {str(source.target): fuse_conv_bn_eval(conv, norm), str(node.target): nn.Sequential(*after)}
-            for place in (str(source.target), str(node.target)):
-                body.set_submodule(place, layers[place])
-    return fx.GraphModule(body, graph)
+            body.set_submodule(str(source.target), fuse_conv_bn_eval(conv, norm))
+            body.set_submodule(str(node.target), nn.Sequential(*after))
+    return body
 
 
 def in_pieces(layers: Look, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -51,7 +51,7 @@ def load_trained(checkpoint: Path, device: Device = "auto", precision: Precision
     except (ValidationError, TypeError, KeyError, UserError) as error:
         raise _damaged(file, error) from error
     classifier.backbone.precision = settings.trainer.precision
-    place = find_device(device, settings.trainer.precision, ("device", "precision"))
+    place = find_device(device, settings.trainer.precision)
     return Trained(file, classifier, settings, about, decision, place)
 
 

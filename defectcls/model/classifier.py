@@ -16,9 +16,9 @@ from defectcls.config import named
 from defectcls.data.batches import Batch
 from defectcls.errors import UserError
 from defectcls.evaluation.calibration import calibrated_loss
-from defectcls.model.augment import Augment, mirrored
+from defectcls.model.augment import Augment
 from defectcls.model.backbone import Backbone, Look
-from defectcls.model.features import AS_IT_IS, FrozenFeatures, View, copy_of
+from defectcls.model.features import AS_IT_IS, FrozenFeatures, View, copy_of, laid
 from defectcls.model.hardware import precision_of
 from defectcls.model.head import Head
 from defectcls.model.memory import Joined
@@ -65,7 +65,8 @@ class Classifier(L.LightningModule):
         self.save_hyperparameters()
         self.finetune, self.optim = FinetuneSettings(**finetune), OptimSettings(**optim)
         settings = ModelSettings(**model)
-        self.classes, self.seed, self.test_views, self.options = classes, seed, settings.test_views, settings.further
+        self.classes, self.seed, self.options = classes, seed, settings.further
+        self.ways = [laid(way) for way in range(settings.test_views)]
         self.backbone = Backbone(settings.name, settings.pool, image_size, channels_last)
         self.head = Head(self.backbone.feature_count, len(classes))
         self.joined = None if settings.head == "linear" else Joined(self._channels_of_map(settings.head))
@@ -109,10 +110,10 @@ class Classifier(L.LightningModule):
         """
         if self.training:
             return self.head(self.backbone(image))
-        look: Look = self._look or (lambda way: (self.backbone(way),))
+        look: Look = self._look or (lambda image: (self.backbone(image),))
         if self._look is None and self.joined is not None:
             look = self.backbone.inference(with_map=True)
-        seen = [look(way) for way in mirrored(image, self.test_views)]
+        seen = [look(way.change(image, [])) for way in self.ways]
         logits = torch.stack([self.head(features) for features, *_ in seen]).mean(0)
         return logits if self.joined is None else self.joined(logits, *seen[0][1:])
 
@@ -140,7 +141,7 @@ class Classifier(L.LightningModule):
         Where features are stored of the weights of now, they stand in for the backbone.
         """
         stored = self._features_now()
-        if stored is None or self.joined is not None or self.test_views > 1:
+        if stored is None or self.joined is not None or len(self.ways) > 1:
             infer = self.inference()
             return lambda batch, view=AS_IT_IS: infer(view.change(batch["image"], []))
         self.eval()

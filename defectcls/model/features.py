@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from defectcls.data.batches import Batch
 from defectcls.data.store import Rows, Store
-from defectcls.model.augment import Augment, mirrored
+from defectcls.model.augment import Augment
 from defectcls.model.backbone import Backbone, Look, hash_of
 
 VERSION = b"3"  # of what is kept and how it is computed: an entry of another version is not found
@@ -30,8 +30,10 @@ AS_IT_IS = View("", lambda image, _: image)
 
 
 def laid(way: int) -> View:
-    """The image mirrored or turned in the way of that number, see `mirrored`; 0 is as it is."""
-    return View(f"laid {way}", lambda image, _: mirrored(image, way + 1)[-1]) if way else AS_IT_IS
+    """One of the eight ways to lay an image: 0 is as it is, 1 mirrored, 2 upside down, 3 both, the others on a side."""
+    turns, mirrored = (0, 2, 1, 3)[way // 2], way % 2
+    change = lambda image, _: image.rot90(turns, (2, 3)).flip([3] * mirrored)  # noqa: E731
+    return View(f"laid {way}", change) if way else AS_IT_IS
 
 
 def copy_of(number: int, augment: Augment, seed: int) -> View:

@@ -35,13 +35,8 @@ def choose_compute(trainer: TrainerSettings, device: torch.device) -> TrainerSet
     return trainer.model_copy(update=chosen)
 
 
-def find_device(
-    accelerator: str, precision: str = "32", keys: tuple[str, str] = ("trainer.accelerator", "trainer.precision")
-) -> torch.device:
+def find_device(accelerator: str, precision: str = "32") -> torch.device:
     """What `auto`, `cpu` or `gpu` is on this machine.
-
-    Args:
-        keys: by which the user asks for the two.
 
     Raises:
         UserError: a GPU is asked for and there is none, or float16, which a CPU would compute otherwise.
@@ -51,9 +46,9 @@ def find_device(
     if accelerator != "cpu" and torch.backends.mps.is_available():
         return torch.device("mps")
     if accelerator == "gpu":
-        raise UserError(f"{keys[0]}=gpu, but torch finds no GPU here: use {keys[0]}=auto or {keys[0]}=cpu")
+        raise UserError("a gpu is asked for, and torch finds none here: use auto or cpu")
     if precision == "16":
-        raise UserError(f"precision 16 is for GPUs, and this is a CPU: add {keys[1]}=32 or {keys[1]}=bf16")
+        raise UserError("precision 16 is for GPUs, and this is a CPU: use precision 32 or bf16")
     return torch.device("cpu")
 
 

@@ -1,7 +1,6 @@
 """A linear head on features: trained by gradients, or solved as a probe, and what a probe says of unseen images."""
 
 import warnings
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -92,13 +91,13 @@ def fit_probe(
 
 def out_of_fold(
     train: tuple[np.ndarray, np.ndarray],
+    tested: np.ndarray,
     units: np.ndarray,
     folds: int,
     c: float,
     class_weights: list[float] | None,
     views: int,
     seed: int,
-    laid: Sequence[np.ndarray] = (),
 ) -> np.ndarray:
     """Logits of each training image by a probe that has not seen its unit, (images, classes).
 
@@ -106,9 +105,9 @@ def out_of_fold(
 
     Args:
         train, class_weights, views: see `fit_probe`.
+        tested: features that a test sees, such as means over the ways to lay an image, (images, feature_count).
         units: images of one unit stay in one fold, (images,).
         c: inverse strength of the probe's L2 penalty.
-        laid: features of the images laid in other ways, each (images, feature_count), over which a test takes the mean.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -119,15 +118,14 @@ def out_of_fold(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a class has fewer images than there are folds
         dealt = list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(units, targets[:count], units))
-    for _, tested in dealt:
-        out = np.isin(np.arange(count), tested)
+    for _, rows in dealt:
+        out = np.isin(np.arange(count), rows)
         for target in classes:
             if not (targets[:count][~out] == target).any():
                 out &= targets[:count] != target
         if out.any():
             seen = features[~out[image]], targets[~out[image]]
-            probe = fit_probe(seen, seen, [c], class_weights, views)
-            logits[out] = np.mean([probe.logits(of_way[out]) for of_way in (features[:count], *laid)], 0)
+            logits[out] = fit_probe(seen, seen, [c], class_weights, views).logits(tested[out])
     return logits
 
 
@@ -155,7 +153,7 @@ def doubt_labels(
     fewest = min(len(np.unique(units[targets == target])) for target in classes)
     if fewest < folds:
         raise UserError(f"audit.folds={folds}, but the smallest class has {fewest} independent images")
-    probabilities = softmax(out_of_fold((features, targets), units, folds, c, None, 0, seed), axis=1)
+    probabilities = softmax(out_of_fold((features, targets), features, units, folds, c, None, 0, seed), axis=1)
     if np.isnan(probabilities).any():
         raise UserError(f"audit.folds={folds}: all related images of a class fell into one fold; try another seed")
     return find_label_issues(

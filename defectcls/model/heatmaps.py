@@ -35,19 +35,15 @@ def heat_maps(classifier: Classifier, images: torch.Tensor) -> np.ndarray:
         UserError: the backbone has no map to look at.
     """
     side = images.shape[-1]
-    heat = np.zeros((len(images), side, side), np.float32)
+    heat, joined = np.zeros((len(images), side, side), np.float32), classifier.joined
     classifier.eval()
-    look = classifier.backbone.inference(with_map=True) if classifier.joined is not None else None
+    look = classifier.backbone.inference(with_map=True) if joined is not None else None
     for start in range(0, len(images), BATCH_SIZE):
         rows = slice(start, start + BATCH_SIZE)
         batch = images[rows].to(classifier.device)
-        if look is None or classifier.joined is None:
-            coarse = _contributions(classifier, batch)
-        else:
-            coarse = classifier.joined.unusual(look(batch)[1])
+        coarse = _contributions(classifier, batch) if joined is None or look is None else joined.unusual(look(batch)[1])
         fine = F.interpolate(coarse[:, None], (side, side), mode="bilinear")[:, 0]
-        strongest = fine.amax((1, 2), keepdim=True)
-        heat[rows] = (fine / torch.where(strongest > 0, strongest, 1)).cpu().numpy()
+        heat[rows] = (fine / fine.amax((1, 2), keepdim=True).clamp_min(1e-30)).cpu().numpy()
     return heat
 
 
@@ -74,11 +70,8 @@ def _contributions(classifier: Classifier, images: torch.Tensor) -> torch.Tensor
         if part is None:
             features = backbone.body.forward_head(begin(backbone.body.forward_features(pixels)))
         else:
-            hook = part.register_forward_hook(lambda module, inputs, output: begin(output))  # noqa: ARG005
-            try:
+            with part.register_forward_hook(lambda *called: begin(called[-1])):
                 features = backbone.body(pixels)
-            finally:
-                hook.remove()
         (gradient,) = torch.autograd.grad(_evidence(classifier, features).sum(), seen)
     return backbone.as_map(gradient * seen[0].detach()).sum(1).relu()
 

@@ -22,7 +22,7 @@ from defectcls.evaluation.evaluate import evaluate
 from defectcls.evaluation.predictions import PROBABILITY, predictions_table, probabilities_of
 from defectcls.files import written_whole
 from defectcls.model.classifier import Classifier
-from defectcls.model.features import copy_of, extract_features, laid
+from defectcls.model.features import copy_of, extract_features
 from defectcls.model.head import fit_probe, out_of_fold
 from defectcls.model.memory import FOLDS
 from defectcls.settings import TrainSettings
@@ -195,9 +195,8 @@ class TrainingRun(Run):
             with self.timed("memory", len(rows)):
                 if solves:  # weighed against the memory
                     assert stored is not None
-                    ways = [laid(way) for way in range(1, classifier.test_views)]
-                    turned = [extract_features(stored, loader, [way])[0] for way in ways]
-                    logits = out_of_fold(train, units, FOLDS, head.c, weights, views, seed, turned)
+                    tested = np.mean([extract_features(stored, loader, [way])[0] for way in classifier.ways], 0)
+                    logits = out_of_fold(train, tested, units, FOLDS, head.c, weights, views, seed)
                     odds = logits[:, 1] - logits[:, 0]
                 maps = lambda: (look(batch["image"])[1] for batch in loader)  # noqa: E731
                 classifier.joined.learn(maps, odds, data.targets[rows] == 1, units, seed)

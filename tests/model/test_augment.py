@@ -12,7 +12,7 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from defectcls.model.augment import Augment, mirrored
+from defectcls.model.augment import Augment
 from defectcls.settings import AugmentSettings
 
 SWITCHES = ("horizontal_flip", "vertical_flip", "quarter_turns")
@@ -385,25 +385,3 @@ def test_values_stay_in_0_to_255_and_the_batch_in_its_shape() -> None:
     assert result.min() == pytest.approx(0, abs=1e-3)
     assert result.max() == pytest.approx(255, abs=1e-3)
     assert torch.equal(image, before)
-
-
-# --- the eight ways to lay an image -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("views", "expected"),
-    [
-        (1, [(0, False)]),
-        (2, [(0, False), (0, True)]),
-        (4, [(0, False), (0, True), (2, False), (2, True)]),
-        (8, list(DIHEDRAL)),
-    ],
-)
-def test_mirrored_views_are_symmetries_of_the_square_each_once_and_the_image_itself_first(
-    views: int, expected: list
-) -> None:
-    image = pixels(2)
-    found = mirrored(image, views)
-    assert torch.equal(found[0], image)
-    names = [[name for name, turn in DIHEDRAL.items() if torch.equal(view, turn(image))] for view in found]
-    assert sorted(names) == sorted([name] for name in expected)

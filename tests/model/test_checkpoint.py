@@ -39,5 +39,5 @@ def test_a_checkpoint_that_makes_no_sense(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu_is_a_sentence(finished: Path) -> None:
-    with pytest.raises(UserError, match="^device=gpu, but torch finds no GPU here: use device=auto or device=cpu$"):
+    with pytest.raises(UserError, match="^a gpu is asked for, and torch finds none here: use auto or cpu$"):
         load_trained(finished, "gpu")

@@ -89,17 +89,13 @@ def test_draws_of_copies_are_uniform() -> None:
     assert kstest(factors.numpy(), "uniform", (0.5, 1)).pvalue > 0.01
 
 
-def test_the_ways_to_lay_an_image(tmp_path: Path) -> None:
-    class Corner(Mean):
-        def look(self, image: torch.Tensor) -> torch.Tensor:
-            return image[:, :, 0, 0].float()
-
-    image = batch(2, 7)["image"].float()
-    corners = [image[:, :, 0, 0], image[:, :, 0, -1], image[:, :, -1, -1], image[:, :, -1, 0]]
-    for _ in range(2):  # computed, and read from the store
-        found = features_of(Corner(), Store(tmp_path))
-        for way, corner in enumerate(corners):
-            assert torch.equal(found.extract(batch(2, 7), laid(way)), corner)
+def test_the_ways_to_lay_an_image_are_the_eight_symmetries_of_the_square_itself_first() -> None:
+    image = batch(2, 7)["image"]
+    found = [laid(way).change(image, []) for way in range(8)]
+    symmetries = [one.rot90(turns, (2, 3)) for turns in range(4) for one in (image, image.flip(3))]
+    assert [sum(torch.equal(one, other) for one in found) for other in symmetries] == [1] * 8
+    assert all(torch.equal(found[way], one) for way, one in enumerate((image, image.flip(3), image.flip(2, 3))))
+    assert len({laid(way).name for way in range(8)}) == 8
 
 
 def test_what_an_evaluation_computed_can_be_trained_on() -> None:

@@ -1,4 +1,4 @@
-"""Networks without BatchNorm, and with a part watched: the same function."""
+"""Networks without BatchNorm: the same function."""
 
 import pytest
 import timm
@@ -63,39 +63,6 @@ def test_what_cannot_be_folded_stays_right(network: nn.Module) -> None:
     image = torch.randn(2, 3, 4, 4)
     with torch.no_grad():
         assert torch.equal(folded(network)(image), network(image))
-
-
-# --- with a part watched ----------------------------------------------------------------------------------------------
-
-
-class Staged(nn.Module):
-    """Two stages; the first ends in a convolution whose BatchNorm is in the second, and may be passed by."""
-
-    def __init__(self, passed_by: bool = False, moody: bool = False) -> None:
-        super().__init__()
-        self.first, self.second = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 3, 1)), nn.BatchNorm2d(3)
-        self.second.running_mean.fill_(2.0)  # type: ignore[union-attr]
-        self.passed_by, self.moody = passed_by, moody
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        if self.moody and image.mean() > 100:
-            return image
-        return self.second(self.first[1](image) if self.passed_by else self.first(image))
-
-
-def test_what_a_part_makes_is_given_out_beside_the_whole() -> None:
-    network, image = Staged().eval(), torch.randn(2, 3, 4, 4)
-    watched = folded(network, "first")
-    assert watched is not None
-    with torch.no_grad():
-        whole, part = watched(image)
-        assert torch.allclose(whole, network(image), atol=1e-6)
-        assert torch.equal(part, network.first(image))
-
-
-@pytest.mark.parametrize("network", [Staged(passed_by=True), Staged(moody=True)])
-def test_what_a_part_makes_that_is_passed_by_or_not_followed_is_nothing(network: nn.Module) -> None:
-    assert folded(network.eval(), "first") is None
 
 
 @pytest.mark.parametrize(("name", "side"), [("mobilenetv2_100", 64), ("resnet18", 64), ("test_resnet.r160_in1k", 32)])

@@ -108,7 +108,7 @@ def test_float16_is_not_computed_on_a_cpu(monkeypatch: pytest.MonkeyPatch, accel
     """Lightning would compute in bf16 in its place, and a predictor in float16."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(UserError, match="^precision 16 is for GPUs, and this is a CPU: add trainer.precision=32 or "):
+    with pytest.raises(UserError, match="^precision 16 is for GPUs, and this is a CPU: use precision 32 or bf16$"):
         find_device(accelerator, "16")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: accelerator == "auto")
     if accelerator == "auto":
