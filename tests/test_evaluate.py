@@ -342,7 +342,7 @@ def test_report_looks_inside(finished: Path) -> None:
     clean, *disturbed = metrics["robustness"]
     assert (clean["corruption"], clean["strength"]) == ("none", 0)
     assert clean["recall"] == pytest.approx(metrics["test"]["recall"])
-    assert len({(row["corruption"], row["strength"]) for row in disturbed}) == 18
+    assert len({(row["corruption"], row["strength"]) for row in disturbed}) == 15
     sizes = metrics["test"]["breakdowns"]["mask_size"]
     assert sum(row["n"] for row in sizes) == len(test)
 

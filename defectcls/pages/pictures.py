@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.special import logit
 
-RIGHT, WRONG, THIRD, QUIET, INK, SHADE = "#0072B2", "#D55E00", "#009E73", "#7A8089", "#22262B", "#EEF1F5"
+RIGHT, WRONG, THIRD, QUIET, INK = "#0072B2", "#D55E00", "#009E73", "#7A8089", "#22262B"
 LOOK: Any = {"font.size": 9, "axes.grid": True, "grid.color": "#E6E8EB", "legend.frameon": False}
 BESIDE: Any = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}  # a legend that hides nothing
 FURTHEST = 10.0  # log odds that the picture of the scores reaches to
@@ -33,7 +33,7 @@ def png(figure: Figure, dots_per_inch: int = 130) -> bytes:
 
 @matplotlib.rc_context(LOOK)
 def plot_curves(history: pd.DataFrame) -> Figure:
-    """Loss, accuracy, AUROC and learning rate against the epoch; every other stage is shaded.
+    """Loss, accuracy, AUROC and learning rate against the epoch; a line begins each stage.
 
     `history` has `epoch`, `stage` and any of the columns in SERIES; NaN where a row has no such number, as the row of
     the probe has none from training.
@@ -42,17 +42,16 @@ def plot_curves(history: pd.DataFrame) -> Figure:
     panels = {label: series for label, series in SERIES.items() if {*series} & {*history}}
     figure = Figure(figsize=(7.2, 1 + 1.9 * len(panels)), layout="constrained")
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    stages = history.groupby((history["stage"] != history["stage"].shift()).cumsum())
+    starts = history.drop_duplicates("stage")
     for axes, (label, series) in zip(grid, panels.items(), strict=True):
         for column, (colour, line) in series.items():
             if column in history:
                 known = history[["epoch", column]].dropna()
                 axes.plot(known["epoch"], known[column], line, marker="o", markersize=3.5, color=colour, label=column)
-        for number, (_, rows) in enumerate(stages):
-            start, end = rows["epoch"].min() - 0.5, rows["epoch"].max() + 0.5
-            axes.axvspan(start, end, color=SHADE if number % 2 else "white", zorder=0, linewidth=0)
+        for start, stage in zip(starts["epoch"] - 0.5, starts["stage"], strict=True):
+            axes.axvline(start, color=QUIET, linewidth=0.8)
             if axes is grid[0]:  # turned, so that the names of short stages do not run into each other
-                axes.text(start, 1.03, rows["stage"].iloc[0], rotation=20, transform=axes.get_xaxis_transform())
+                axes.text(start, 1.03, stage, rotation=20, transform=axes.get_xaxis_transform())
         axes.set_ylabel(label)
         axes.legend(**BESIDE)
     grid[-1].set_xlabel("epoch")

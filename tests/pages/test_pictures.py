@@ -52,7 +52,7 @@ def test_curves_draw_each_series_where_it_has_numbers():
 def test_curves_of_the_probe_alone():
     figure = plot_curves(pd.DataFrame({"epoch": [0], "stage": ["probe"], "val/loss": [0.5], "train/loss": [np.nan]}))
     (axes,) = figure.axes
-    assert [line.get_label() for line in axes.get_lines()] == ["val/loss"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["val/loss"]
     left, right = axes.get_xlim()
     assert [tick for tick in axes.get_xticks() if left <= tick <= right] == [0]
     assert png(figure, 40).startswith(b"\x89PNG")
