@@ -36,7 +36,7 @@ def audit(config: dict[str, Any], folder: Path) -> int:
     except UserError as error:
         doubted, note = [], f"Wrong labels were not looked for: {error}"
     findings, counts = inventory.table(doubted), balance(inventory.samples)
-    summary = summarise(settings.dataset.name, findings, counts, inventory.leaks, [*inventory.notes, note])
+    summary = summarise(settings.dataset.name, findings, counts, inventory.leaks, [inventory.refusal, note])
     findings.to_csv(folder / "audit.csv", index=False)
     page = audit_page(summary, findings, data.root, data.settings.depth)
     write_page(page, folder / "audit.html")

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, default_convert
 
 from defectcls.config import named, presets, shipped_dataset
 from defectcls.data.batches import EpochSampler, Part, PartLoader
-from defectcls.data.duplicates import NO_PAIRS, contradiction, first_of, identical_files, split_units
-from defectcls.data.near_duplicates import near_identical_pairs
+from defectcls.data.duplicates import contradiction, first_of, identical_files, near_identical_pairs, split_units
+from defectcls.data.images import further_pages
 from defectcls.data.reading import Images
 from defectcls.data.samples import classes_of, counted, group_consecutive, in_order, label_samples, refuse_spellings
 from defectcls.data.splits import PARTS, leaked_units, split_samples
@@ -204,8 +204,8 @@ class DefectDataModule(L.LightningDataModule):
         """The rows that can be read; `images` and `digests` are theirs."""
         files = [f"{self.root}/{name}" for name in samples["path"]]
         images = Images(files, self.settings, self.image_size, self.device)
-        for sentence in images.told():
-            log.info(sentence)
+        if paged := int(images.records["paged"].sum()):
+            log.info(further_pages(paged))
         self.settings = self.settings.model_copy(update={"depth": images.depth})
         self.unreadable = [{"path": samples["path"][row], "reason": why} for row, why in images.errors.items()]
         if self.unreadable:
@@ -224,7 +224,7 @@ class DefectDataModule(L.LightningDataModule):
         """Number of the images that each image is tied to, (images,); says how many copies and near twins are tied."""
         together = self.settings.split.together
         identical = identical_files(self.digests) if "identical" in together else np.arange(len(samples))
-        near, copies = self.near_twins() if "near_identical" in together else NO_PAIRS, np.bincount(identical)
+        near, copies = self.near_twins() if "near_identical" in together else np.zeros((0, 2), np.int64), np.bincount(identical)
         for kind, count in (("identical", copies[copies > 1].sum()), ("near-identical", len(np.unique(near)))):
             if count:
                 log.info("%s to another: %d images; those that are tied count as one", kind, count)

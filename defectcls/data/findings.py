@@ -1,9 +1,6 @@
-"""What is found in a set of images without a model: copies, leaks, unreadable and odd files, photos seen before."""
+"""What is found in a set of images without a model: copies, leaks, unreadable and plain files, photos seen before."""
 
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,15 +8,11 @@ import pandas as pd
 import torch
 
 from defectcls.data.datamodule import DefectDataModule
-from defectcls.data.duplicates import NO_PAIRS, identical_files, split_units
-from defectcls.data.near_duplicates import PLAIN
-from defectcls.data.photo import digest_of
-from defectcls.data.samples import counted
+from defectcls.data.duplicates import NO_PAIRS, PLAIN, identical_files, split_units
+from defectcls.data.reading import digest_of
 from defectcls.data.splits import PARTS, leaked_units
 from defectcls.errors import UserError
 from defectcls.tables import DEFECTIVE, SOUND
-
-ODD = 0.1  # share of the images, up to which those of another size, mode or suffix than the usual one are odd
 
 
 class Finding(NamedTuple):
@@ -39,7 +32,7 @@ class Inventory:
     units: np.ndarray  # of each image: tied by a copy, a near-identical twin or a group
     findings: list[Finding]
     leaks: int  # sets of copies and near-identical images that stand on both sides of the split
-    notes: list[str]  # why `train` would refuse the set, and what is beside the photos
+    refusal: str  # why `train` would refuse the set, or ""
 
     def table(self, more: list[Finding]) -> pd.DataFrame:
         """All findings as audit.csv has them, pairs across the split first, then those across classes."""
@@ -67,24 +60,21 @@ def take_inventory(data: DefectDataModule) -> Inventory:
         data.classes = {SOUND: False, DEFECTIVE: True}  # of a set of one class, too
     data.prepare_data()
     data.setup()
-    samples, left_out = data.samples.assign(split=""), data.samples.attrs.get("left_out")
-    notes = [f"Beside the photos: {counted(left_out)}."] if left_out else []
+    samples, refusal = data.samples.assign(split=""), ""
     try:
-        if samples["label"].nunique() < 2:
-            raise UserError(f"a classifier needs two classes, but all images are of one: {samples['label'].iloc[0]}")
         data.deal(data.settings.split, data.seed)
         samples = data.samples.copy()
     except UserError as error:
-        notes.append(f"train would refuse this set: {error}")
+        refusal = f"train would refuse this set: {error}"
     first, near, paths = identical_files(data.digests), data.near_twins(), samples["path"]
     copies, units = (split_units(first, group, near) for group in (None, samples.get("group")))
     findings = [
         *(Finding("identical", paths[row], paths[first[row]]) for row in np.flatnonzero(first != samples.index)),
         *(Finding("near_identical", paths[row], paths[other]) for row, other in near),
         *(Finding("unreadable", file["path"], detail=file["reason"]) for file in data.unreadable),
-        *_odd_files(samples, data.images.records),
+        *(Finding("plain", path) for path in paths[data.images.records["spread"] < PLAIN]),
     ]
-    return Inventory(samples, units, findings, leaked_units(samples["split"], copies), notes)
+    return Inventory(samples, units, findings, leaked_units(samples["split"], copies), refusal)
 
 
 def balance(samples: pd.DataFrame) -> pd.DataFrame:
@@ -93,23 +83,6 @@ def balance(samples: pd.DataFrame) -> pd.DataFrame:
     counts = pd.crosstab([samples[column] for column in rows], samples["split"].replace("", "no split"))
     order = [part for part in ("train", "val", "test", "unused", "no split") if part in counts]
     return counts[order].assign(all=counts.sum(axis=1)).reset_index()
-
-
-def _odd_files(samples: pd.DataFrame, records: np.ndarray) -> Iterator[Finding]:
-    """Images without variation, or of an unusual size, mode or suffix."""
-    for path in samples["path"][records["spread"] < PLAIN].tolist():
-        yield Finding("odd_file", path, detail="every pixel is nearly the same")
-    properties = {
-        "size": [f"{width} x {height}" for width, height in zip(records["width"], records["height"], strict=True)],
-        "mode": records["mode"].tolist(),
-        "suffix": [PurePosixPath(path).suffix.lower() for path in samples["path"]],
-    }
-    for name, values in properties.items():
-        usual, count = Counter(values).most_common(1)[0]
-        if len(values) - count <= ODD * len(values):
-            for path, value in zip(samples["path"], values, strict=True):
-                if value != usual:
-                    yield Finding("odd_file", path, detail=f"{name} {value}, usual is {usual}")
 
 
 def remember_seen(data: DefectDataModule) -> dict[str, Any]:

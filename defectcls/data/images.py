@@ -38,7 +38,6 @@ with contextlib.suppress(ImportError):  # where it is installed
 SCALED_FROM = 4  # a JPEG of so many times the side is decoded at 1/4 or less: at 4 in 0.85 of the time, at 16 in 0.5
 LEAST_SIDE = 128  # but at no fraction that is smaller than this: what twins are found by
 HARMLESS = "Invalid SOS parameters"  # what some cameras write into a JPEG: every pixel is there
-ONE_PAGE = (".jpg", ".jpeg")  # whatever a telephone has hidden behind it
 TURNED = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # what may say in a PNG how the camera was held
 
 
@@ -49,14 +48,11 @@ class UnreadableImageError(UserError):
 class Opened(NamedTuple):
     """A photo as its file holds it, upright: `values` (height, width) of grey or (height, width, 3) of RGB.
 
-    Width, height and `mode` (as Pillow calls it, with ;16 for 16-bit colour) are the file's, and so is whether it is
-    `paged`: holds further pages.
+    `shorter` is a side of the file's in pixels, and `paged` whether it holds further pages.
     """
 
     values: np.ndarray
-    width: int = 0
-    height: int = 0
-    mode: str = ""
+    shorter: int = 0
     paged: bool = False
 
     @property
@@ -173,11 +169,12 @@ def further_pages(count: int) -> str:
 
 
 def _opened(image: Image.Image, content: bytes, side: int) -> Opened:
-    (width, height), mode, paged = image.size, image.mode, bool(getattr(image, "is_animated", False))
+    shorter = min(image.size)
+    paged = getattr(image, "is_animated", False) and image.format != "MPO"  # what a telephone hides behind a JPEG
     tiles = getattr(image, "tile", None)
     layout = str(tiles[0].args) if tiles else ""  # of a file whose pixels are not read yet
     may_be_turned = image.format != "PNG" or any(mark in content for mark in TURNED)
-    if content and image.format in ("JPEG", "MPO") and mode != "CMYK":
+    if content and image.format in ("JPEG", "MPO") and image.mode != "CMYK":
         values = _decode_jpeg(image, content, side)
     elif content and image.format in ("PNG", "JPEG2000"):
         values = (imagecodecs.png_decode if image.format == "PNG" else imagecodecs.jpeg2k_decode)(content)
@@ -185,22 +182,14 @@ def _opened(image: Image.Image, content: bytes, side: int) -> Opened:
             values = values[..., 0] if values.shape[2] < 3 else values[..., :3]
     else:
         image.load()
-        values = _as_array(image)
+        plain = image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
+        if plain.mode[0] not in "IF":  # grey of more than 8 bits
+            plain = plain.convert("L" if plain.mode in ("1", "L", "LA", "La") else "RGB")
+        values = np.array(plain)
         if values.dtype == np.uint8 and (";16" in layout or (image.format == "PPM" and "65535" in layout)):
             raise UnreadableImageError("16-bit colour, of which only the upper bytes are read: save it as PNG")
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if may_be_turned else 1  # which decodes a PNG
-    mode += ";16" * (values.dtype != np.uint8 and mode[0] not in "IF")  # Pillow calls 16-bit colour RGB too
-    return Opened(_upright(values, orientation), width, height, mode, paged)
-
-
-def _as_array(image: Image.Image) -> np.ndarray:
-    """Grey or RGB without what is transparent: uint8, or the values of grey of more than 8 bits."""
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    if image.mode[0] not in "IF":
-        mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-        image = image if image.mode == mode else image.convert(mode)
-    return np.array(image)
+    return Opened(_upright(values, orientation), shorter, paged)
 
 
 def _decode_jpeg(image: Image.Image, content: bytes, side: int) -> np.ndarray:

@@ -5,20 +5,19 @@ are new or were written to; what has moved is read, and known by its content. An
 """
 
 import contextlib
+import hashlib
 import os
 import shutil
 from copy import copy
-from functools import partial
-from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from scipy import fft
 from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
-from defectcls.data.images import DEPTHS, LEAST_SIDE, Depth, UnreadableImageError, decode, further_pages, read_file
-from defectcls.data.photo import RECORD, THUMBNAIL, digest_of, read_photo
+from defectcls.data.images import DEPTHS, UnreadableImageError, decode, open_photo, read_file, square
 from defectcls.data.store import Rows, Store
 from defectcls.data.threads import map_in_threads
 from defectcls.errors import UserError
@@ -28,15 +27,44 @@ Place = Literal["off", "ram", "disk", "device"]
 
 CPU = torch.device("cpu")
 AT_ONCE = 2**27  # bytes of pixels that are decoded before they are stored, and that go to a device together
-VERSION = 5  # of what is kept and how it is computed; to be raised when `decode` comes to give other pixels
+VERSION = 6  # of what is kept and how it is computed; to be raised when `decode` comes to give other pixels
+
+THUMBNAIL = 128  # pixels of the square that twins are found by, whatever image_size a model sees
+FINEST = 256  # pixels of the side that twins are compared at, by a thumbnail of half of it
+LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # of red, green and blue, ITU-R BT.601
+CYCLES = 6  # highest frequency of a spectrum, in cycles a frame: what a re-encoding leaves alone
+
+_ROWS, _COLUMNS = np.meshgrid(np.fft.fftfreq(THUMBNAIL, 1 / THUMBNAIL), np.arange(THUMBNAIL // 2 + 1), indexing="ij")
+_RADIUS = np.hypot(_ROWS, _COLUMNS)
+_KEPT = (_RADIUS <= CYCLES) & (_RADIUS >= 1) & ((_COLUMNS > 0) | (_ROWS > 0))  # half the plane says all of a real image
+FREQUENCIES = np.stack([_ROWS[_KEPT], _COLUMNS[_KEPT]], axis=1)  # (frequencies, 2) down and across, cycles a frame
+_WINDOW = np.outer(np.hanning(THUMBNAIL + 2)[1:-1], np.hanning(THUMBNAIL + 2)[1:-1]).astype(np.float32)
+
+RECORD = np.dtype(
+    [
+        ("side", "i4"),  # 8, 16, … up to FINEST pixels, that it is compared at
+        ("paged", "?"),  # it has further pages
+        ("depth", "U5"),  # the least of DEPTHS that holds its values; "" of 8 bits
+        ("spread", "f4"),  # standard deviation of the grey values, 0..255, at this depth
+        ("spectrum", "c8", len(FREQUENCIES)),  # coarse Fourier spectrum of the windowed grey image, in grey values
+    ]
+)
+
+
+class Photo(NamedTuple):
+    """What one read of a file gives."""
+
+    digest: bytes
+    record: np.ndarray
+    thumbnail: np.ndarray
+    pixels: np.ndarray
 
 
 class Images:
     """The photos of a set by row, each file read once: `images[rows]` are their pixels.
 
-    `digests` are 16 bytes of each one's content, b"" where there is no such file; `records` (images,) of RECORD, 0
-    where it cannot be read, and why not is in `errors`, by row. `depth` is one for all, and no longer auto. `place` is
-    where the pixels are kept.
+    `digests` are 16 bytes of each one's content, and `records` (images,) of RECORD; why one cannot be read is in
+    `errors`, by row. `depth` is one for all, and no longer auto; `place` is where the pixels are kept.
 
     Args:
         paths: of the files.
@@ -50,11 +78,12 @@ class Images:
     def __init__(self, paths: list[str], settings: DatasetSettings, size: int, device: torch.device) -> None:
         self.paths, self.size, self.resize, self.depth = paths, size, settings.resize, settings.depth
         self.store = store = Store(None if settings.cache == "off" else settings.cache_dir, settings.cache_max_gb)
-        look = f"{VERSION}-{max(size, LEAST_SIDE)}"  # a large JPEG is decoded at a fraction
+        look = f"{VERSION}-{max(size, THUMBNAIL)}"  # a large JPEG is decoded at a fraction
         self.known_files = Rows(store, f"files-{VERSION}", (16,), np.uint8)
         self.known_records = Rows(store, f"records-{look}", (), RECORD)
         self.known_thumbnails = Rows(store, f"thumbnails-{look}", (THUMBNAIL, THUMBNAIL), np.uint8)
         pixels = Rows(store, f"pixels-{VERSION}-{size}-{settings.resize}", (3, size, size), np.uint8)
+        self.nbytes = len(paths) * 3 * size**2  # of all pixels
         self.place = choose_place(self.nbytes, pixels.nbytes, settings, device)
         if self.place == "off":
             pixels = Rows(Store(None), "decoded", (0,), np.uint8)  # whether they can be, and nothing else
@@ -71,7 +100,8 @@ class Images:
             self.positions = np.arange(len(paths))
 
     def __str__(self) -> str:
-        return f"{len(self.paths)} images of {self.size} px, pixels {self.nbytes / 1e6:,.1f} MB: {self.place}"
+        made = f"{len(self.paths)} images, size {self.size}, depth {self.depth}"
+        return f"{made}: {self.nbytes / 1e6:,.1f} MB of pixels, place: {self.place}"
 
     def __getitem__(self, rows: np.ndarray) -> torch.Tensor:
         """uint8 (rows, 3, size, size): on the device where they are kept there, else the caller's own.
@@ -87,22 +117,6 @@ class Images:
         decoded = (map_in_threads if alone else map)(self._decode, rows.tolist())
         return torch.from_numpy(np.stack(list(decoded)))
 
-    def told(self) -> list[str]:
-        """Sentences on what is out of the ordinary in the files."""
-        deep, paged = int((self.records["depth"] != "").sum()), int(self.records["paged"].sum())
-        depth = f"depth: {self.depth} ({deep} of {len(self.paths)} files hold more than 8 bits)"
-        return [depth] * (deep > 0) + [further_pages(paged)] * (paged > 0)
-
-    @property
-    def nbytes(self) -> int:
-        """Of all pixels."""
-        return len(self.paths) * 3 * self.size**2
-
-    @property
-    def spectra(self) -> np.ndarray:
-        """Coarse Fourier spectrum of the windowed grey image, complex64 (images, frequencies)."""
-        return self.records["spectrum"].astype(np.float32).view(np.complex64)[..., 0]
-
     def thumbnails(self, rows: np.ndarray) -> np.ndarray:
         """The whole frame in grey, uint8 (rows, THUMBNAIL, THUMBNAIL)."""
         return self.known_thumbnails[self.known_thumbnails.find([self.digests[row] for row in rows])]
@@ -117,9 +131,7 @@ class Images:
     def _read_all(self, pixels: Rows) -> None:
         self.errors: dict[int, str] = {}
         stamps = [_stamp(path) for path in self.paths]
-        known = self.known_files.find(stamps)
-        found = zip(self.known_files[known], known.tolist(), strict=True)
-        self.digests = [digest.tobytes() if position >= 0 else b"" for digest, position in found]
+        self.digests = [digest.tobytes() for digest in self.known_files[self.known_files.find(stamps)]]
         while self._look_up(pixels):  # a second time those of more than 8 bits, at the depth of all
             with pixels.lock(), tqdm(desc="reading", unit="img", disable=None, leave=False) as progress:
                 progress.reset(len(rows := self._look_up(pixels)))
@@ -140,22 +152,37 @@ class Images:
 
     def _read(self, rows: list[int], stamps: list[bytes], pixels: Rows) -> None:
         """Read some files, and keep what they give."""
-        read = partial(read_photo, size=self.size, resize=self.resize, depth=self.depth)
-        photos = list(map_in_threads(read, [self.paths[row] for row in rows]))
-        for row, photo in zip(rows, photos, strict=True):
-            self.digests[row] = photo.digest
-            if photo.error:
-                self.errors[row] = photo.error
-        there = [row for row in rows if self.digests[row]]
-        self.known_files.add(
-            [stamps[row] for row in there], [np.frombuffer(self.digests[row], np.uint8) for row in there]
-        )
-        whole = [photo for photo in photos if not photo.error]
-        digests = [photo.digest for photo in whole]
-        self.known_records.add(digests, [photo.record for photo in whole])
-        self.known_thumbnails.add(digests, [photo.thumbnail for photo in whole])
-        keys = [_key(photo.digest, str(photo.record["depth"]), self.depth) for photo in whole]
-        pixels.add(keys, [photo.pixels.reshape(-1)[: pixels.row_bytes] for photo in whole])
+        whole: dict[int, Photo] = {}
+        for row, photo in zip(rows, map_in_threads(self._read_photo, rows), strict=True):
+            if isinstance(photo, Photo):
+                whole[row], self.digests[row] = photo, photo.digest
+            else:
+                self.errors[row] = str(photo)
+        digests = [photo.digest for photo in whole.values()]
+        self.known_files.add([stamps[row] for row in whole], [np.frombuffer(digest, np.uint8) for digest in digests])
+        self.known_records.add(digests, [photo.record for photo in whole.values()])
+        self.known_thumbnails.add(digests, [photo.thumbnail for photo in whole.values()])
+        keys = [_key(photo.digest, str(photo.record["depth"]), self.depth) for photo in whole.values()]
+        pixels.add(keys, [photo.pixels.reshape(-1)[: pixels.row_bytes] for photo in whole.values()])
+
+    def _read_photo(self, row: int) -> Photo | UnreadableImageError:
+        try:
+            content = read_file(self.paths[row])
+            opened = open_photo(content, self.size)
+            own = opened.depth or self.depth
+            upright = opened.pixels(own)
+            pixels = upright if self.depth in ("auto", own) else opened.pixels(self.depth)
+            pixels = square(pixels, self.size, self.resize)
+        except UnreadableImageError as error:
+            return error
+        side = 2 ** round(np.log2(np.clip(opened.shorter, 8, FINEST)))
+        frame = square(upright, min(side, THUMBNAIL), "squash")
+        frame = frame.repeat(THUMBNAIL // frame.shape[1], 1).repeat(THUMBNAIL // frame.shape[1], 2)
+        grey = np.tensordot(LUMINANCE, frame.astype(np.float32), 1)
+        windowed = (grey - (grey * _WINDOW).sum() / _WINDOW.sum()) * _WINDOW
+        spectrum = fft.rfft2(windowed)[_KEPT] / _WINDOW.sum()
+        record = np.array((side, opened.paged, opened.depth, grey.std(), spectrum), RECORD)
+        return Photo(digest_of(content), record, grey.round().astype(np.uint8), pixels)
 
     def _decode(self, row: int) -> np.ndarray:
         with contextlib.suppress(UnreadableImageError):
@@ -174,23 +201,13 @@ def choose_place(needed: int, stored: int, settings: DatasetSettings, device: to
     """
     if settings.cache == "off":
         return "off"
-    if device.type == "cuda" and needed < free_memory(device) / 2:  # the other half is for the model
+    if device.type == "cuda" and needed < torch.cuda.mem_get_info(device)[0] / 2:  # the other half is for the model
         return "device"
-    if needed <= min(settings.cache_max_gb * 1e9, free_disk(settings.cache_dir) + stored):
+    folder = settings.cache_dir
+    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.is_dir())).free
+    if needed <= min(settings.cache_max_gb * 1e9, free + stored):
         return "disk"
-    return "ram" if needed <= free_memory(CPU) / 2 else "off"
-
-
-def free_memory(device: torch.device) -> float:
-    """Bytes that this process could take on a device; on the CPU say that half of all is taken."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
-
-
-def free_disk(folder: Path) -> int:
-    """Bytes left where a folder is, or would be made."""
-    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.is_dir())).free
+    return "ram" if needed <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 4 else "off"
 
 
 def _stamp(path: str) -> bytes:
@@ -202,6 +219,11 @@ def _stamp(path: str) -> bytes:
     return digest_of(f"{os.path.abspath(path)}\0{about.st_size}\0{about.st_mtime_ns}".encode())  # noqa: PTH100  likewise
 
 
-def _key(digest: bytes, least: str, depth: Depth) -> bytes:
+def _key(digest: bytes, least: str, depth: str) -> bytes:
     """Of the pixels of a photo at a depth, where `least` is its own."""
     return digest if least == "" or depth in (least, "auto") else digest_of(digest, depth.encode())
+
+
+def digest_of(*parts: bytes) -> bytes:
+    """16 bytes that stand for a content."""
+    return hashlib.blake2b(b"".join(parts), digest_size=16).digest()

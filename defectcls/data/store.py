@@ -7,17 +7,15 @@
         rows.add([keys[row] for row in missing], compute(missing))       # as often as one likes
     values = rows[rows.find(keys)]                                       # float32 (keys, 1280), the caller's own
 
-On the disk each process appends to files of its own, `<folder>/<kind>/<time>-<random>.rows` and `.keys`: the rows, and
+On the disk each process appends to files of its own, `<folder>/<kind>/<time>-<process>.rows` and `.keys`: the rows, and
 of each its key and a checksum, written after it. A row counts once both are right: what a killed job has left half, or
 is damaged, is computed anew; nothing in these files is more than numbers.
 """
 
 import contextlib
-import hashlib
 import logging
 import os
 import time
-import uuid
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -50,8 +48,7 @@ class Store:
 
     def give_up(self, error: Exception) -> None:
         """Keep what comes in memory from now on."""
-        if self.folder is not None:
-            log.warning("dataset.cache_dir=%s: nothing is kept there for the next run: %s", self.folder, error)
+        log.warning("dataset.cache_dir=%s: nothing is kept there for the next run: %s", self.folder, error)
         self.folder = None
 
     def make_room(self, needed: int) -> None:
@@ -83,8 +80,7 @@ class Rows:
     def __init__(self, store: Store, kind: str, shape: tuple[int, ...], dtype: Any) -> None:
         self.store, self.shape, self.dtype = store, shape, np.dtype(dtype)
         self.row_bytes = self.dtype.itemsize * int(np.prod(shape))
-        form = hashlib.blake2b(repr((shape, self.dtype.descr)).encode(), digest_size=4).hexdigest()
-        self.name = f"{kind}-{form}"
+        self.name = "-".join(map(str, (kind, *shape, self.dtype.name)))
         self._blocks: list[np.ndarray] = []  # (rows, *shape): a map of each file, or what is in memory alone
         self._files: dict[Path, int] = {}  # the number of each file's block
         self._positions: dict[bytes, int] = {}
@@ -116,16 +112,14 @@ class Rows:
             yield
 
     def find(self, keys: Sequence[bytes]) -> np.ndarray:
-        """Position of each key's row, int64 (keys,); -1 where it is not known, or damaged, which is a warning."""
+        """Position of each key's row, int64 (keys,); -1 where it is not known, or damaged."""
         found = np.array([self._positions.get(key, -1) for key in keys], np.int64)
         new = list(self._sums.keys() & set(found.tolist()))
         right = (map_in_threads if self.row_bytes > LARGE else map)(self._is_right, new)
         damaged = [position for position, is_right in zip(new, right, strict=True) if not is_right]
-        if damaged:
-            log.warning("%s: %d rows are damaged and computed anew", self.folder, len(damaged))
-            for row in np.flatnonzero(np.isin(found, damaged)).tolist():
-                self._positions.pop(keys[row], None)
-                found[row] = -1
+        for row in np.flatnonzero(np.isin(found, damaged)).tolist():
+            self._positions.pop(keys[row], None)
+            found[row] = -1
         used = set((found // PLACES).tolist())
         for path in {path for path, number in self._files.items() if number in used} - self.store.in_use:
             self.store.in_use.add(path)
@@ -152,7 +146,7 @@ class Rows:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 if not self._own.is_file():  # the first, or another process has deleted it to make room
-                    self._own = self.folder / f"{time.time_ns()}-{uuid.uuid4().hex[:8]}.rows"  # the newest comes last
+                    self._own = self.folder / f"{time.time_ns()}-{os.getpid()}.rows"  # the newest comes last
                 self.store.in_use.add(self._own)
                 self.store.make_room(values.nbytes)
                 for path, content in ((self._own, values), (self._own.with_suffix(".keys"), records)):

@@ -15,7 +15,7 @@ KINDS = {  # in the order of the page: what each finding means
     "near_identical": "pairs of near-identical images: re-encoded, brightened, flipped or slightly shifted",
     "wrong_label": "labels that are likely wrong",
     "unreadable": "files that cannot be read",
-    "odd_file": "images without variation, or of an unusual size, mode or suffix",
+    "plain": "images whose pixels are all nearly the same",
 }
 SHOWN = 36  # of each kind
 THUMBNAIL = 200  # pixels
@@ -71,9 +71,7 @@ def audit_page(summary: dict[str, Any], findings: pd.DataFrame, root: Path, dept
 
 
 def _pair(row: dict[Any, Any], files: dict[str, list[bytes]]) -> Photo:
-    """In what the two differ stands first, in alarm."""
-    sides = ((row["split"], row["other_split"]), (row["label"], row["other_label"]))
-    differ = " · ".join(f"{one} and {other}" for one, other in sides if one != other)
-    alike = " · ".join(["both", *(one for one, other in sides if one == other != "")])
-    names = [row["path"], row["other"]]
-    return Photo(files[names[0]] + files[names[1]], differ, alike, names, "alarm" if differ else "")
+    """With the part of the split and the class of both, in alarm where they differ."""
+    one, other = f"{row['split']} {row['label']}", f"{row['other_split']} {row['other_label']}"
+    words, kind = (f"both {one}", "") if one == other else (f"{one} and {other}", "alarm")
+    return Photo(files[row["path"]] + files[row["other"]], "", words, [row["path"], row["other"]], kind)

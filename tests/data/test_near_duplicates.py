@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from defectcls.data import near_duplicates
-from defectcls.data.near_duplicates import (
+from defectcls.data import duplicates
+from defectcls.data.duplicates import (
     FLIPS,
     _correlations,
     _detail_spectra,
@@ -138,7 +138,7 @@ def test_candidates_are_those_of_an_exhaustive_search(tmp_path: Path) -> None:
     """Hashing may add what is no twin; it must not lose one, whatever their number."""
     paths, twins = drawn(tmp_path, image_count=400, image_side=64, difficulty=0.5, near_duplicates=0.25)
     images = read(paths, tmp_path / "cache")
-    pairs = {tuple(pair) for pair in candidate_pairs(images.spectra)[:, :2].tolist()}
+    pairs = {tuple(pair) for pair in candidate_pairs(images.records["spectrum"])[:, :2].tolist()}
     assert twins <= pairs
     assert len(pairs) < 2 * len(twins)
 
@@ -173,8 +173,8 @@ def test_what_was_found_is_remembered_of_this_very_set(tmp_path: Path, monkeypat
     paths.append(save(tmp_path / "twin.jpg", texture(0), 60))
     assert found(paths, tmp_path / "cache") == {(0, 3)}
     compared: list[int] = []
-    plain = near_duplicates.candidate_pairs
-    monkeypatch.setattr(near_duplicates, "candidate_pairs", lambda given: compared.append(len(given)) or plain(given))
+    plain = duplicates.candidate_pairs
+    monkeypatch.setattr(duplicates, "candidate_pairs", lambda given: compared.append(len(given)) or plain(given))
     assert found(paths, tmp_path / "cache") == {(0, 3)}
     assert compared == []
     assert found([*paths[1:], paths[0]], tmp_path / "cache") == {(2, 3)}
