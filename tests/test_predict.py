@@ -62,7 +62,7 @@ def test_all_photos_are_rows_and_counted(finished: Path, photos: Path, tmp_path:
         "further_pages": 1,
         "depth": "8",
     }
-    assert "1 file holds further pages: only the first is looked at" in outcome.err
+    assert "files of several pages, of which only the first is looked at: 1" in outcome.err
     counts = read["decision"].value_counts()
     assert [summary[name] for name in ("accept", "review", "reject")] == [
         counts.get(name, 0) for name in ("accept", "review", "reject")

@@ -224,7 +224,8 @@ class DefectDataModule(L.LightningDataModule):
         """Number of the images that each image is tied to, (images,); says how many copies and near twins are tied."""
         together = self.settings.split.together
         identical = identical_files(self.digests) if "identical" in together else np.arange(len(samples))
-        near, copies = self.near_twins() if "near_identical" in together else np.zeros((0, 2), np.int64), np.bincount(identical)
+        near = self.near_twins() if "near_identical" in together else np.zeros((0, 2), np.int64)
+        copies = np.bincount(identical)
         for kind, count in (("identical", copies[copies > 1].sum()), ("near-identical", len(np.unique(near)))):
             if count:
                 log.info("%s to another: %d images; those that are tied count as one", kind, count)

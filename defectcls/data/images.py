@@ -1,6 +1,5 @@
 """From an image file to uint8 pixels at the training size."""
 
-import contextlib
 import io
 import warnings
 from pathlib import Path
@@ -30,11 +29,6 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 # A file from a stranger is data: nothing here is read by calling another program, as Pillow reads an EPS.
 FORMATS = ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "DIB", "AVIF", "PCX", "QOI", "SUN", "TGA"]
-with contextlib.suppress(ImportError):  # where it is installed
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
-    FORMATS.append("HEIF")
 SCALED_FROM = 4  # a JPEG of so many times the side is decoded at 1/4 or less: at 4 in 0.85 of the time, at 16 in 0.5
 LEAST_SIDE = 128  # but at no fraction that is smaller than this: what twins are found by
 HARMLESS = "Invalid SOS parameters"  # what some cameras write into a JPEG: every pixel is there
@@ -142,8 +136,7 @@ def open_photo(photo: Photo, side: int) -> Opened:
     except UserError:
         raise
     except Image.UnidentifiedImageError:
-        heic = "" if "HEIF" in FORMATS or b"ftyp" not in content[:12] else ", or HEIC: pip install pillow-heif"
-        raise UnreadableImageError(f"not an image{heic}" if content else "empty file") from None
+        raise UnreadableImageError("not an image" if content else "empty file") from None
     except Exception as error:  # what is in a file decides what a decoder raises: KeyError, MemoryError, struct.error …
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImageError(f"damaged, its decoder says: {reason}") from error
@@ -164,8 +157,7 @@ def read_file(path: Path | str) -> bytes:
 
 def further_pages(count: int) -> str:
     """A sentence on so many files."""
-    files = "1 file holds" if count == 1 else f"{count} files hold"
-    return f"{files} further pages: only the first is looked at"
+    return f"files of several pages, of which only the first is looked at: {count}"
 
 
 def _opened(image: Image.Image, content: bytes, side: int) -> Opened:

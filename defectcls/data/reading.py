@@ -133,11 +133,10 @@ class Images:
         stamps = [_stamp(path) for path in self.paths]
         self.digests = [digest.tobytes() for digest in self.known_files[self.known_files.find(stamps)]]
         while self._look_up(pixels):  # a second time those of more than 8 bits, at the depth of all
-            with pixels.lock(), tqdm(desc="reading", unit="img", disable=None, leave=False) as progress:
-                progress.reset(len(rows := self._look_up(pixels)))
-                for start in range(0, len(rows), self._batch):
+            with pixels.lock():
+                rows = self._look_up(pixels)
+                for start in tqdm(range(0, len(rows), self._batch), "reading", disable=None, leave=False):
                     self._read(rows[start : start + self._batch], stamps, pixels)
-                    progress.update(self._batch)
 
     def _look_up(self, pixels: Rows) -> list[int]:
         """What is known of the files; and the rows of those that are to be read."""
@@ -212,11 +211,10 @@ def choose_place(needed: int, stored: int, settings: DatasetSettings, device: to
 
 def _stamp(path: str) -> bytes:
     """Key of a file in the state that it is in, by path, size and time; none where it is not there."""
-    try:
+    with contextlib.suppress(OSError):
         about = os.stat(path)  # noqa: PTH116  a path object costs more than the question
-    except OSError:
-        return b""
-    return digest_of(f"{os.path.abspath(path)}\0{about.st_size}\0{about.st_mtime_ns}".encode())  # noqa: PTH100  likewise
+        return digest_of(f"{os.path.abspath(path)}\0{about.st_size}\0{about.st_mtime_ns}".encode())  # noqa: PTH100
+    return b""
 
 
 def _key(digest: bytes, least: str, depth: str) -> bytes:

@@ -36,7 +36,7 @@ def _as_names(given: Any) -> list[str]:
 
 Names = Annotated[list[str], BeforeValidator(_as_names)]  # of classes: one, or each in a list, as text: YAML knows 0
 
-# Of the kinds that Pillow opens those of photos; .heic and .heif it opens with a plug-in, and names it without.
+# Of the kinds that Pillow opens those of photos; .heic and .heif it does not open, and they are named.
 IMAGE_SUFFIXES = {
     *(".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"),
     *(".pbm", ".pcx", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp"),

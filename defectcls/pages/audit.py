@@ -37,11 +37,10 @@ def summarise(name: str, findings: pd.DataFrame, balance: pd.DataFrame, leaks: i
         f"{plural(counts['wrong_label'], 'label')} of {images} may be wrong: look at them.": counts["wrong_label"],
         f"{plural(counts['unreadable'], 'file')} of {images} cannot be read.": counts["unreadable"],
     }
-    said = [words for words, needed in verdict.items() if needed]
     return {
         "dataset": name,
         "images": images,
-        "verdict": said + [note for note in notes if note],
+        "verdict": [*(words for words, needed in verdict.items() if needed), *filter(None, notes)],
         "leaks": leaks,
         "across_classes": across,
         "counts": counts,

@@ -329,14 +329,6 @@ def test_no_format_that_another_program_reads_is_opened(tmp_path: Path, name: st
         decode(tmp_path / name, SIDE, "squash")
 
 
-@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
-def test_heic_names_what_to_install(tmp_path: Path, brand: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "FORMATS", [kind for kind in images.FORMATS if kind != "HEIF"])
-    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x1cftyp" + brand + bytes(4) + b"mif1heic" + bytes(99))
-    with pytest.raises(UnreadableImageError, match="^not an image, or HEIC: pip install pillow-heif"):
-        decode(tmp_path / "photo.heic", SIDE, "squash")
-
-
 def test_a_warning_of_a_jpegs_header_costs_no_photo(tmp_path: Path) -> None:
     """Some cameras write such; every pixel is there."""
     path = saved(tmp_path, Image.fromarray(pixels()), "image.jpg")
