@@ -1,4 +1,4 @@
-"""Whether of the images with a score of 0.1 one in ten is defective: Platt's calibration, and what measures it."""
+"""Platt's calibration: of the images with a score of 0.1 one in ten is defective."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,6 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
 SCALES = (1 / 20, 20.0)  # a scale is sought between these
-BINS = 15  # as in Guo et al. 2017
 
 Bounds = tuple[float, float | None]
 
@@ -15,24 +14,20 @@ Bounds = tuple[float, float | None]
 def fit_calibration(probabilities: np.ndarray, truth: np.ndarray) -> tuple[float, tuple[float, ...]]:
     """Scale and one shift a class with which softmax(scale · log p + shift) is right as often as it says.
 
-    The scale is the likeliest against Platt's targets (1999, "Probabilistic Outputs for Support Vector Machines"): of N
-    images of a class not all are taken to be of it, but (N + 1) in (N + classes). So it is finite, by one rule, also
-    where no image is judged wrong. With this scale the shifts are the likeliest against the truth itself, where the
-    mean probability of a class is its share of the images; a class without images keeps its first shift. 1 and 0 where
-    nothing can be known: of images of a single class, or a probability that is no number.
+    They are the likeliest against Platt's targets (1999, "Probabilistic Outputs for Support Vector Machines"): of N
+    images of a class not all are taken to be of it, but (N + 1) in (N + classes). So they are finite, by one rule, also
+    where no image is judged wrong. 1 and 0 where nothing can be known: of images of a single class, or a probability
+    that is no number.
 
     Args:
         probabilities: uncalibrated, (images, classes).
         truth: class of each image, int (images,).
     """
     counts = np.bincount(truth, minlength=probabilities.shape[1])
-    shown = counts > 0
-    if shown.sum() < 2 or not np.isfinite(probabilities).all():
+    if (counts > 0).sum() < 2 or not np.isfinite(probabilities).all():
         return 1.0, (0.0,) * len(counts)
-    logits, alike = _log(probabilities), np.full(len(truth), 1 / len(truth))
-    _, scale, shift = _fit(logits, _targets(counts)[truth], alike, SCALES)
-    _, _, exact = _fit(logits[:, shown], np.eye(len(counts))[truth][:, shown], alike, (scale, scale))
-    shift[shown] = exact + (shift[shown] - exact).mean()
+    weights = np.full(len(truth), 1 / len(truth))
+    _, scale, shift = _fit(_log(probabilities), _targets(counts)[truth], weights, SCALES)
     return scale, tuple(shift.tolist())
 
 
@@ -58,20 +53,6 @@ def calibrate(probabilities: np.ndarray, scale: float, shift: Sequence[float] | 
     if scale == 1 and not any(shift):
         return probabilities
     return softmax(scale * _log(probabilities) + (np.array(shift) if len(shift) else 0.0), axis=-1)
-
-
-def expected_calibration_error(scores: np.ndarray, hits: np.ndarray) -> float:
-    """Mean distance between a probability and how often it is right, in 15 equal bins; NaN without images.
-
-    Args:
-        scores: from 0 to 1, (images,).
-        hits: whether what the score is the probability of is so, bool (images,).
-    """
-    if not len(scores) or not np.isfinite(scores).all():
-        return np.nan
-    bins = np.ceil(scores * BINS).astype(int)  # a bin holds its upper edge
-    gaps = np.bincount(bins, hits) - np.bincount(bins, scores)
-    return float(np.abs(gaps).sum() / len(scores))
 
 
 def _targets(counts: np.ndarray) -> np.ndarray:

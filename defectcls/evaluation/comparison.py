@@ -1,11 +1,9 @@
 """Several predictions tables of the same images, and which of their differences chance does not explain.
 
 A difference is paired: all tables are judged on one resample of the groups at a time, so that images which are hard for
-all of them cancel out. Its variance is that of the bootstrap, with as many degrees of freedom as there are groups on
-which the number rests; to a share one group is added that speaks for each side (Bonett and Price, Journal of
-Educational and Behavioral Statistics 37, 2012), or else a few images on which all differ would prove anything. Of
-`pairs` pairs each has an interval at the level 1 - (1 - level) / pairs (Bonferroni): that one of the intervals of a
-metric misses the truth is then as rare as it is for a single one. Nothing is adjusted for the number of metrics.
+all of them cancel out. Its variance is that of the bootstrap; to a share one group is added that speaks for each side
+(Bonett and Price, Journal of Educational and Behavioral Statistics 37, 2012), or else a few images on which all differ
+would prove anything. Of several pairs each has an interval at the level 1 - (1 - level) / pairs (Bonferroni).
 """
 
 from dataclasses import dataclass
@@ -96,14 +94,12 @@ def compare_predictions(
         ahead = stated[run].get(key, np.nan) - stated[other].get(key, np.nan)
         if np.isnan(ahead):
             continue
-        spread = float(np.nanstd(drawn[run][key] - drawn[other][key]))
+        spread, units = np.nanstd(drawn[run][key] - drawn[other][key]), answers[run].units[DEFECT]
         share = key in answers[run].shares
         if share:
             members = answers[run].shares[key].members | answers[other].shares[key].members
             units = len(np.unique(groups[members]))
-        else:
-            units = answers[run].units(DEFECT)
-        ends = _paired_interval(float(ahead), spread, units, comparison.adjusted_level, share)
+        ends = _paired_interval(float(ahead), float(spread), units, comparison.adjusted_level, share)
         comparison.differences.append(Difference(key[0], run, other, float(ahead), *ends))
     return comparison
 

@@ -225,9 +225,11 @@ def _promise(
     of_groups = pd.Series(scores[mine]).groupby(groups[mine])  # each is misjudged with the first of its images
     hardest = np.sort(of_groups.min()) if escapes else np.sort(of_groups.max())[::-1]
     independent = len(hardest)
-    bounds = [upper_bound(misjudged, independent, confidence) for misjudged in range(independent + 1)]
+    misjudged = np.arange(independent)
+    bounds = [*beta.ppf(confidence, misjudged + 1, independent - misjudged).tolist(), 1.0]
     allowed = max(0, bisect_right(bounds, target) - 1)
-    bound, needed, grouped = bounds[allowed], images_needed(target, confidence), bool(independent < mine.sum())
+    bound, grouped = bounds[allowed], bool(independent < mine.sum())
+    needed = math.ceil(round(math.log(1 - confidence) / math.log1p(-target), 9))
     found = Promise(rate, target, confidence, bound, bound <= target, independent, needed, grouped)
     if allowed == independent:
         return ABOVE_ALL if escapes else 0.0, found
@@ -238,16 +240,6 @@ def _promise(
     else:
         high = scores[scores > low].min(initial=ABOVE_ALL)
     return float(between(low, high)), found
-
-
-def upper_bound(misjudged: int, count: int, confidence: float) -> float:
-    """Upper confidence bound of a rate, from the number misjudged of `count` independent images or groups."""
-    return float(beta.ppf(confidence, misjudged + 1, count - misjudged)) if misjudged < count else 1.0
-
-
-def images_needed(rate: float, confidence: float) -> int:
-    """How many independent images, not one misjudged, prove that a rate is not exceeded."""
-    return math.ceil(round(math.log(1 - confidence) / math.log1p(-rate), 9))
 
 
 def between(low: np.ndarray | float, high: np.ndarray | float) -> np.ndarray:

@@ -46,17 +46,15 @@ def evaluate_table(
         name: what messages call the table.
 
     Raises:
-        UserError: a score that is no probability, no row of the split val to decide on, or none of the wanted parts.
+        UserError: a score that is no probability, no row to decide on, or none of the wanted parts.
     """
     wrong = predictions["path"][~predictions["score"].between(0, 1)]
     refuse(wrong, f"{name} has scores that are not from 0 (sound) to 1 (defective)")
     classes, decision = classes_of_table(predictions), None
     split = predictions["split"] if "split" in predictions else pd.Series("test", predictions.index)
     if settings is not None:
-        validation = predictions[split == "val"]
-        if validation.empty:
-            raise UserError(f"a decision is chosen on validation images, and {name} has no row with split val")
-        decision = choose_decision(settings.model_copy(update={"calibrate": False}), validation, classes)
+        in_own_scores = settings.model_copy(update={"calibrate": False})
+        decision = choose_decision(in_own_scores, predictions[split == "val"], classes)
     found = {part: evaluate(predictions[split == part], decision, classes) for part in wanted if (split == part).any()}
     if not found:
         raise UserError(f"{name} has no row with split {' or '.join(wanted)}")

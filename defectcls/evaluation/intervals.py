@@ -1,20 +1,18 @@
 """What chance leaves open: an interval for each number of a predictions table.
 
 *Shares of images* (accuracy, recall, precision …; F1 is a function of one) have the mid-p interval of the binomial
-distribution: near 0 and 1 it covers the truth at least 92 times in 100, where Wilson's falls to 80. With all of n right
-it starts at 0.05^(1/n), the rule of three. Images of one group (photo, part, video) err together, and count as the
-fewer independent images that would leave as much to chance: the effective sample size of Korn and Graubard (Survey
-Methodology 24, 1998), compared with others by Franco et al. (Journal of Survey Statistics and Methodology 7, 2019).
+distribution; with all of n right it starts at 0.05^(1/n), the rule of three. Images of one group (photo, part, video)
+err together, and count as the fewer independent images that would leave as much to chance: the effective sample size of
+Korn and Graubard (Survey Methodology 24, 1998).
 
 *AUROC, average precision and averages over classes* take their variance from a bootstrap over groups, on the logit
 scale, and as many degrees of freedom as the rarest class has groups. That is blind to a kind of defect of which the
 test set happens to hold none: the interval therefore reaches down to where the number would be if as many defects as
-the rule of three cannot exclude were judged by chance. *The loss* and what measures the calibration have none.
+the rule of three cannot exclude were judged by chance. *The loss* has none.
 
-In simulations intervals of 95 % cover the truth in 93 to 97 % of 1,000 images, balanced or 1:20, grouped or not. The
-fewer images or groups the rarer class has, the more often they cover it, up to always, and they have to: a count of ten
-has eleven values, and no set of eleven intervals has the right coverage everywhere. The exception are precision and F1
-where two or three groups hold all defects, several each: 90 %.
+In simulations intervals of 95 % cover the truth in 93 to 97 % of 1,000 images, balanced or 1:20, grouped or not, and
+more often the fewer images or groups the rarer class has. The exception are precision and F1 where two or three groups
+hold all defects, several each: 90 %.
 """
 
 from typing import Any
@@ -54,7 +52,7 @@ def metric_intervals(
 ) -> dict[str, Any]:
     """[low, high] of the numbers of `compute_metrics` under the same keys, or None where one is undefined.
 
-    Not of counts, of single classes, of the loss and of the calibration; nothing where there is no image. The images of
+    Not of counts, of single classes and of the loss; nothing where there is no image. The images of
     one `group` are tied. Two classes and 10,000 images take a second on one core.
     """
     if predictions.empty:
@@ -74,7 +72,7 @@ def intervals_of(answers: Answers, drawn: Numbers, level: float) -> dict[Key, In
         else:
             positive = 1 / len(answers.classes) if side == MACRO else answers.truths[side].mean()
             chance = 0.5 if name == "auroc" else positive
-            intervals[name, side] = _drawn_interval(value, drawn[name, side], chance, answers.units(side), level)
+            intervals[name, side] = _drawn_interval(value, drawn[name, side], chance, answers.units[side], level)
     return intervals
 
 

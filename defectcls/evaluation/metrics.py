@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from defectcls.evaluation.calibration import expected_calibration_error
 from defectcls.evaluation.predictions import PROBABILITY
 from defectcls.evaluation.resampling import RATES, Answers
 
@@ -44,7 +43,6 @@ METRICS = {
     "average_precision": Metric("average precision", percent=False),
     "review_rate": Metric("review rate", "images that a person looks at", less_is_better=True),
     "loss": Metric("loss", "nats", percent=False, less_is_better=True),
-    "ece": Metric("expected calibration error", percent=False, less_is_better=True),
     "seconds": Metric("seconds", percent=False, less_is_better=True),
 }
 LEAST_PROBABILITY = np.finfo(np.float64).eps  # a probability of exactly 0 would make the loss infinite; as scikit-learn
@@ -53,8 +51,7 @@ LEAST_PROBABILITY = np.finfo(np.float64).eps  # a probability of exactly 0 would
 def compute_metrics(predictions: pd.DataFrame, classes: dict[str, bool]) -> dict[str, Any]:
     """All numbers of one predictions table.
 
-    Always: `n`, `loss` (mean negative log-likelihood of the true class, in nats), `ece` (see calibration.py; of the
-    score where there are sound and defective classes, else of the likeliest class), `accuracy`, `f1_macro`, `auroc`,
+    Always: `n`, `loss` (mean negative log-likelihood of the true class, in nats), `accuracy`, `f1_macro`, `auroc`,
     `average_precision`, `confusion_matrix` (counts; rows = truth, columns = prediction, in the order of `classes`).
 
     Sound against defective: also `precision`, `recall`, `f1`, `escape_rate` (share of the defective images let through,
@@ -74,14 +71,10 @@ def compute_metrics(predictions: pd.DataFrame, classes: dict[str, bool]) -> dict
     answers = Answers(predictions, classes)
     values = answers.stated()
     probabilities = predictions[[PROBABILITY + name for name in classes]].to_numpy()
-    scores, hits = probabilities.max(1, initial=0), probabilities.argmax(1) == truth
-    if 0 < sum(classes.values()) < len(classes):
-        scores, hits = predictions["score"].to_numpy(), predictions["defective"].to_numpy(bool)
     likelihood = probabilities[np.arange(n), truth].clip(LEAST_PROBABILITY, 1)
     numbers = {
         "n": n,
         "loss": np.log(1 / likelihood).sum() / n if n else None,
-        "ece": expected_calibration_error(scores, hits),
         **answers.arranged(values),
     }
     if not answers.two_classes:

@@ -51,6 +51,7 @@ class Answers:
         everything = np.ones(len(predictions), bool)
         self.shares: dict[Key, Share] = {("accuracy", ALL): Share(label == prediction, everything)}
         self.truths: dict[int, np.ndarray] = {}  # which images are of a side
+        self.units: dict[int, int] = {}  # how many groups the rarer of the two kinds has, or the rarest of the classes
         self.scores: dict[int, np.ndarray] = {}  # what ranks them
 
         if 0 < sum(classes.values()) < len(classes):
@@ -66,11 +67,13 @@ class Answers:
             self._add(side, label == name, prediction == name)
             if not self.two_classes:
                 self.scores[side] = predictions[PROBABILITY + name].to_numpy()
+        self.units[MACRO] = min(filter(None, map(self.units.get, self.classes)), default=0)
 
     def _add(self, side: int, truth: np.ndarray, answer: np.ndarray) -> None:
         shares = Share(truth, answer), Share(answer, truth), Share(answer & truth, answer | truth, f1=True)
         self.shares |= {(name, side): share for name, share in zip(RATES, shares, strict=True)}
         self.truths[side] = truth
+        self.units[side] = min(len(np.unique(self.groups[kind])) for kind in (truth, ~truth))
 
     def weighted(self, weights: np.ndarray) -> Numbers:
         """Each number in each resample, by its key."""
@@ -85,11 +88,6 @@ class Answers:
     def stated(self) -> dict[Key, float]:
         """The numbers of the table itself."""
         return {key: values[0] for key, values in self.weighted(np.ones((1, len(self.groups)))).items()}
-
-    def units(self, side: int) -> int:
-        """How many groups the rarer of the two kinds that are ranked has, or the rarest of the classes."""
-        kinds = [self.truths[one] for one in self.classes] if side == MACRO else [self.truths[side], ~self.truths[side]]
-        return min(len(np.unique(self.groups[kind])) for kind in kinds if kind.any() or side != MACRO)
 
     def arranged(self, values: dict[Key, Any]) -> dict[str, Any]:
         """What there is of each number, as metrics.json has it."""

@@ -12,9 +12,8 @@ from defectcls.evaluation.predictions import PROBABILITY
 from defectcls.evaluation.resampling import RANKINGS
 from defectcls.pages import wording
 from defectcls.pages.blocks import Block, Cell, Page, Photo, Photos, Picture, Section, Table, making, section, text
-from defectcls.pages.caveats import caveats
 from defectcls.pages.photos import thumbnail_files, worst_errors
-from defectcls.pages.wording import SPLITS, judged_split, percent, plural, shown, span
+from defectcls.pages.wording import SPLITS, caveats, judged_split, percent, plural, shown, span
 from defectcls.tables import DEFECTIVE
 
 HEADS = {"n": "images", "n_defective": "defective", "interval": "95 % interval", "mask_size": "size of the defect"}

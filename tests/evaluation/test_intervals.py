@@ -93,7 +93,7 @@ def example_of_three() -> pd.DataFrame:
 
 
 def check_against_metrics(found: dict, metrics: dict) -> None:
-    not_stated = {"n", "confusion_matrix", "per_class", "loss", "ece"}
+    not_stated = {"n", "confusion_matrix", "per_class", "loss"}
     assert set(found) == set(metrics) - not_stated
     for name, interval in found.items():
         if isinstance(interval, dict):

@@ -41,8 +41,6 @@ def test_two_classes_worked_by_hand():
         "auroc": (6 + 6 + 5 + 3.5) / 24,  # pairs that each defective image wins; the tie at 0.3 counts half
         "average_precision": (1 + 1 + 3 / 4 + 4 / 7) / 4,
         "loss": -sum(map(math.log, [0.9, 0.8, 0.6, 0.3, 0.3, 0.6, 0.7, 0.8, 0.9, 0.9])) / 10,
-        # confidences, each in a bin of its own: 0.9 thrice, 0.8 twice, 0.7 thrice with two wrong, 0.6 twice
-        "ece": (3 * 0.1 + 2 * 0.2 + abs(0.7 * 3 - 1) + 2 * 0.4) / 10,
     }
     assert set(metrics) == {*expected, "confusion_matrix"}
     assert {key: metrics[key] for key in expected} == pytest.approx(expected)

@@ -1,6 +1,6 @@
 import pytest
 
-from defectcls.pages.caveats import caveats
+from defectcls.pages.wording import caveats
 from tests.pages.test_report import FULL_RUN, THREE, TWO, metrics_of
 from tests.pages.test_wording import DECISION, PROMISE
 

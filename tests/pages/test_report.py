@@ -10,10 +10,9 @@ from defectcls.evaluation.evaluate import evaluate
 from defectcls.evaluation.metrics import compute_metrics
 from defectcls.evaluation.predictions import predictions_table
 from defectcls.pages.blocks import Page, Photos, Picture, Section, Table
-from defectcls.pages.caveats import caveats
 from defectcls.pages.render import print_page
 from defectcls.pages.report import report_page
-from defectcls.pages.wording import span, verdict
+from defectcls.pages.wording import caveats, span, verdict
 
 TWO = {"sound": False, "defective": True}
 THREE = {"good": False, "<b>x</b>": True, "hole": True}
