@@ -1,16 +1,12 @@
 """Cross-validate: every fold a run of its own, and the predictions of all of them judged as one."""
 
-import contextlib
 import itertools
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from defectcls.errors import UserError
 from defectcls.training.command import run_verb
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +24,7 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
     if settings.trainer.strategy != "auto":
         raise UserError("cross-validation trains on one device: leave trainer.strategy=auto")
     from defectcls.evaluation.evaluate import evaluate_folds
+    from defectcls.evaluation.predictions import read_predictions
     from defectcls.model.hardware import find_device
     from defectcls.pages.render import print_page
     from defectcls.pages.report import report_page
@@ -48,30 +45,13 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
                 run.train()
                 metrics, predictions = run.measure(["test"])
                 write_results(run_folder, metrics, predictions)
-            runs.append((repeat, fold, metrics, fold_predictions(run_folder, metrics)))
+            runs.append((repeat, fold, metrics, read_predictions(run_folder / "predictions.csv")))
         metrics, predictions = evaluate_folds(runs)
         metrics |= provenance(settings.seed, config, find_device(settings.trainer.accelerator))
         page = report_page(metrics, predictions, settings.dataset.root)
         write_results(folder, metrics, predictions, page)
         log_results(logger, folder, metrics, predictions)
     print_page(page, folder / "report.html")
-
-
-def fold_predictions(folder: Path, metrics: dict[str, Any]) -> "pd.DataFrame":
-    """The test images of a fold's predictions.csv.
-
-    Raises:
-        UserError: it is not what the fold wrote.
-    """
-    from defectcls.evaluation.predictions import read_predictions
-
-    file = folder / "predictions.csv"
-    with contextlib.suppress(UserError, ValueError, KeyError):
-        predictions = read_predictions(file)
-        tested = predictions[predictions["split"] == "test"]
-        if len(tested) == metrics["test"]["n"] and set(tested["label"]) <= set(metrics["class_names"]):
-            return tested
-    raise UserError(f"{file} is damaged: delete {folder / 'metrics.json'} too, and the fold is measured again")
 
 
 def fold_config(config: dict[str, Any], repeat: int, fold: int) -> dict[str, Any]:

@@ -137,7 +137,7 @@ class OptimSettings(Settings):
 
 
 class LossSettings(TargetSettings):
-    class_weights: Literal["auto", "balanced", "none"] | dict[str, Positive]
+    class_weights: Literal["auto", "balanced", "none"]
 
 
 class DecisionSettings(Settings):

@@ -35,10 +35,9 @@ def train(config: dict[str, Any], folder: Path) -> float | None:
             metrics |= found
             page = report_page(metrics, predictions, root, run.record.table(), heat)
             write_results(folder, metrics, predictions, page)
+            print_page(page, folder / "report.html")
             log_results(logger, folder, metrics, test)
         run.close()
-    if run.trainer.is_global_zero:
-        print_page(page, folder / "report.html")
     return objective_of(metrics, settings.objective)
 
 

@@ -334,7 +334,6 @@ def test_terminal_shows_one_sentence_and_no_traceback(photos: Path) -> None:
     [
         ("optim.name=adamww", "did you mean 'adamw'?"),
         ("+optim.options.momentun=0.9", "momentun"),
-        ("loss.class_weights={good: 1}", "loss.class_weights names good, but the classes are sound, defective"),
         (
             "trainer.precision=16",
             "precision 16 is for GPUs, and this is a CPU: use precision 32 or bf16",

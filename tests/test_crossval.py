@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from defectcls.crossval import fold_config, fold_predictions
-from defectcls.errors import UserError
+from defectcls.crossval import fold_config
 from defectcls.evaluation.intervals import metric_intervals
 from tests.conftest import command, composed, leave_pictures_out, sentence
 
@@ -89,33 +88,6 @@ def test_repeats_are_compared_apart(validated: Path, tmp_path: Path) -> None:
     found = {row["metric"]: row for row in json.loads((tmp_path / "found/compare.json").read_text())["differences"]}
     right = (pooled["prediction"] == pooled["label"]).mean()
     assert found["accuracy"]["difference"] == pytest.approx(right - 1)
-
-
-ROWS = [
-    "path,label,defective,split,p_sound,p_defective,score,prediction",
-    *("a.png,sound,false,test,0.9,0.1,0.1,sound", "b.png,defective,true,test,0.2,0.8,0.8,defective"),
-    "c.png,sound,false,train,0.7,0.3,0.3,sound",
-]
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [[], ROWS[:2], ["path,defective,score", "a.png,true,1"], [*ROWS[:2], "b.png,defect"]],
-)
-def test_predictions_of_a_fold_that_are_not_what_it_wrote(tmp_path: Path, rows: list[str]) -> None:
-    """Cut off at the end of a row, they would be judged as if the images were fewer."""
-    of_fold = {"test": {"n": 2}, "class_names": ["sound", "defective"]}
-    file = tmp_path / "predictions.csv"
-    file.write_text("\n".join(ROWS) + "\n")
-    assert fold_predictions(tmp_path, of_fold)["path"].tolist() == ["a.png", "b.png"]
-    file.write_text("\n".join(rows))
-    for _ in range(2):
-        with pytest.raises(UserError) as caught:
-            fold_predictions(tmp_path, of_fold)
-        assert str(caught.value) == (
-            f"{file} is damaged: delete {tmp_path}/metrics.json too, and the fold is measured again"
-        )
-        file.unlink(missing_ok=True)  # then there is none at all
 
 
 @pytest.mark.slow

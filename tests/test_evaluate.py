@@ -78,7 +78,6 @@ def test_photos_that_were_trained_on_are_said_first_and_left_out(
     assert table(tmp_path / "left")["score"].tolist() == expected["score"].tolist()
     said = f"Seen before: {seen} of {len(test)} photos, learned from or chosen on, the very file; these are "
     assert f"- {said}left out, seen=keep measures them too.\n" in left_out.out
-    assert f"{said}left out, seen=keep measures them too.\n" in left_out.err
     assert f"- {said}part of the numbers: new photos will be judged worse.\n" in kept.out
     assert numbers(tmp_path / "kept")["seen"]["left_out"] is False
     assert "seen" not in numbers(finished)
@@ -300,7 +299,7 @@ def test_a_decision_is_chosen_on_a_table_of_validation_images(finished: Path, tm
     content["defectcls"]["validation"] = damaged
     torch.save(content, tmp_path / "best.ckpt")
     text = sentence(evaluate(tmp_path / "new", f"checkpoint={tmp_path / 'best.ckpt'}", "decision=f1"))
-    assert text == f"{tmp_path / 'best.ckpt'} is damaged: its validation images are no table of its classes' scores"
+    assert text.startswith(f"{tmp_path / 'best.ckpt'} holds no scores of validation images: finish its run")
 
 
 def test_predictions_of_a_run_give_its_numbers_again(finished: Path, tmp_path: Path) -> None:

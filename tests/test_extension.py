@@ -143,11 +143,9 @@ def test_gradients_of_several_batches_make_one_step(tiny: list[str], tmp_path: P
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (
-            "+trainer.limit_train_batch=2",
-            "Lightning's Trainer takes no limit_train_batch here, did you mean",
-        ),
-        ("+trainer.profiler=fast", "trainer.profiler: "),
+        ("+trainer.limit_train_batch=2", "Lightning's Trainer: Trainer.__init__() got an unexpected keyword argument"),
+        ("+trainer.profiler=fast", "Lightning's Trainer: "),
+        ("trainer.strategy=fast", "Lightning's Trainer: "),
         ("+callbacks.mine._target_=torch.nn.ReLU", "torch.nn has no Callback ReLU"),
         ("+callbacks.progress.refresh=2", "callbacks.progress: "),
         ("+callbacks.mine._target_=own_part.Counting", "own_part cannot be imported"),

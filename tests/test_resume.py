@@ -186,7 +186,7 @@ def test_checkpoint_of_a_run_that_is_damaged(finished: Path, tmp_path: Path, kin
     whole = (finished / LAST).read_bytes()
     for name, delete in ((LAST, "it"), (BEST, f"it and {LAST}")):
         (tmp_path / name).write_bytes(whole)
-        assert "history" in read_checkpoint(tmp_path / name)["callbacks"]["Record"]
+        assert "history" in read_checkpoint(tmp_path / name)["defectcls"]
         foreign(kind, whole, tmp_path / name)
         with pytest.raises(UserError) as caught:
             read_checkpoint(tmp_path / name)

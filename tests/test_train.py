@@ -264,7 +264,6 @@ def test_defects_have_half_of_the_loss(tiny: list[str], arguments: tuple[str, ..
 OPTIONS = (
     "callbacks=ema",
     "loss.label_smoothing=0.2",
-    "loss.class_weights={sound:1,defective:9}",
     "loss.class_weights=none",
     "sampler=balanced",
     "optim=sgd",

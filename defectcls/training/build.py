@@ -4,14 +4,13 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from timm.optim import list_optimizers
@@ -106,28 +105,22 @@ def class_weights(settings: TrainSettings, data: DefectDataModule, sampled: bool
     Args:
         sampled: every class is shown equally often, which `auto` does not do a second time.
     """
-    given, names = settings.loss.class_weights, list(data.classes)
+    given = settings.loss.class_weights
     if given == "none" or (given == "auto" and sampled):
         return None
-    if given in ("auto", "balanced"):
-        counts = np.bincount(data.targets[data.part("train")], minlength=len(names))
-        # Every class weighs the same in all, and the mean image 1; one without images, as validation may have, as one.
-        return (counts.sum() / (len(counts) * counts.clip(1))).tolist()
-    assert isinstance(given, dict)
-    if set(given) != set(names):
-        raise UserError(f"loss.class_weights names {', '.join(given)}, but the classes are {', '.join(names)}")
-    return [given[name] for name in names]
+    counts = np.bincount(data.targets[data.part("train")], minlength=len(data.classes))
+    # Every class weighs the same in all, and the mean image 1; one without images, as validation may have, as one.
+    return (counts.sum() / (len(counts) * counts.clip(1))).tolist()
 
 
 def build_trainer(
     training: TrainSettings, folder: Path, logger: Logger | None = None, callbacks: Sequence[L.Callback] = ()
 ) -> L.Trainer:
-    """Lightning's Trainer: it does not save or print by itself."""
+    """Lightning's Trainer: it does not save or print by itself. An evaluation has no callbacks."""
     settings, stages = training.trainer, training.finetune.active_stages.values()
     for name in ("timm", "lightning.pytorch", "lightning.fabric"):  # their advice is not for the user of this tool
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning|torchmetrics")
-    warnings.filterwarnings("ignore", message=".*_register_pytree_node.*")
     strategy = settings.strategy
     if strategy == "ddp" and any(stage.trainable != "all" for stage in stages):
         strategy = "ddp_find_unused_parameters_true"  # frozen layers send no gradients
@@ -137,28 +130,19 @@ def build_trainer(
         "strategy": strategy,
         "precision": PRECISIONS[settings.precision][0],
         "max_epochs": sum(stage.epochs for stage in stages),
-        "min_epochs": 0,
         "gradient_clip_val": training.optim.clip,
-        "logger": logger or False,
-        "callbacks": list(callbacks),
         "default_root_dir": folder,
-        "enable_checkpointing": any(isinstance(one, Checkpoint) for one in callbacks),
+        "enable_checkpointing": bool(callbacks),
         "enable_progress_bar": any(isinstance(one, ProgressBar) for one in callbacks),
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,  # the data module deals its own
         "log_every_n_steps": LOG_EVERY,
     }
-    known = signature(L.Trainer).parameters
-    for key in settings.further:
-        if key not in known or key in ("logger", "callbacks"):
-            raise UserError(f"Lightning's Trainer takes no {key} here{did_you_mean(key, set(known) - set(arguments))}")
     try:
-        trainer = L.Trainer(**arguments | settings.further)
+        trainer = L.Trainer(**arguments | settings.further, logger=logger or False, callbacks=list(callbacks))
     except (TypeError, ValueError, MisconfigurationException) as error:
-        if not settings.further:
-            raise
-        raise UserError(f"trainer.{', trainer.'.join(settings.further)}: {error}") from error
+        raise UserError(f"Lightning's Trainer: {error}") from error
     device = trainer.strategy.root_device
     if device.type == "cpu":
         keep_freed_memory()

@@ -12,7 +12,6 @@ from defectcls.data.findings import find_seen
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision
 from defectcls.model.checkpoint import Trained, load_trained
-from defectcls.pages.wording import seen_words
 from defectcls.settings import DatasetSettings
 from defectcls.training.build import build_data, build_trainer
 from defectcls.training.run import Run, keep_decision
@@ -43,8 +42,10 @@ class EvaluationRun(Run):
             self.about["seen"] = self._leave_out_seen(trained.about["seen"], asked)
         else:
             log.warning("%s does not tell which photos it learned from: these may be among them", trained.checkpoint)
-        if asked.dataset is not None:
-            self.about |= _another_dataset(own, dataset)
+        images = [(one.name, one.root.resolve(), one.further) for one in (own, dataset)]
+        if asked.dataset is not None and images[0] != images[1]:
+            names = [one.name if own.name != dataset.name else f"{one.name} ({one.root})" for one in (own, dataset)]
+            self.about["elsewhere"] = dict(zip(("trained_on", "judged_on"), names, strict=True))
 
     def _leave_out_seen(self, seen: Any, asked: EvaluateSettings) -> dict[str, Any]:
         """What metrics.json says of photos that the model has seen; but for its own parts they are taken out.
@@ -63,10 +64,7 @@ class EvaluationRun(Run):
         if leave_out:
             self.data.samples.loc[self.data.part(self.part)[known], "split"] = "seen"
         counts = {"n": known.sum(), "identical": identical.sum(), "near": near.sum(), "of": len(known)}
-        found = {name: int(count) for name, count in counts.items()} | {"left_out": leave_out}
-        for words in seen_words(found):
-            log.warning("%s", words)
-        return found
+        return {name: int(count) for name, count in counts.items()} | {"left_out": leave_out}
 
 
 def _decide_anew(trained: Trained, asked: EvaluateSettings) -> Decision:
@@ -77,24 +75,15 @@ def _decide_anew(trained: Trained, asked: EvaluateSettings) -> Decision:
     """
     file, classes = trained.checkpoint, trained.classifier.classes
     assert asked.decision is not None
-    if "validation" not in trained.about:
-        raise UserError(f"{file} is of a run that did not finish: resume=<run folder> finishes it")
     try:
         decision = choose_decision(asked.decision, pd.DataFrame(trained.about["validation"]), classes)
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{file} is damaged: its validation images are no table of its classes' scores") from error
+        raise UserError(
+            f"{file} holds no scores of validation images: finish its run with resume=<run folder>, or it is damaged"
+        ) from error
     if asked.update_checkpoint:
         keep_decision(torch.load(file, map_location="cpu", weights_only=True), decision, file)
     return decision
-
-
-def _another_dataset(own: DatasetSettings, here: DatasetSettings) -> dict[str, Any]:
-    """What metrics.json says where the images are not those that the model was trained on; nothing where they are."""
-    images = [(one.name, one.root.resolve(), one.further) for one in (own, here)]
-    if images[0] == images[1]:
-        return {}
-    names = [one.name if own.name != here.name else f"{one.name} ({one.root})" for one in (own, here)]
-    return {"elsewhere": dict(zip(("trained_on", "judged_on"), names, strict=True))}
 
 
 def _as_shipped(own: DatasetSettings, checkpoint: Path) -> DatasetSettings:

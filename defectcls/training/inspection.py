@@ -24,47 +24,40 @@ from defectcls.training.run import Run
 
 log = logging.getLogger(__name__)
 
-Heat = dict[str, np.ndarray]
 
-
-def inspect(run: Run, predictions: pd.DataFrame, settings: InspectSettings) -> tuple[dict[str, Any], Heat]:
+def inspect(
+    run: Run, predictions: pd.DataFrame, settings: InspectSettings
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What metrics.json says of masks and robustness; and the heat maps of the worst errors, by path.
 
     Args:
         predictions: decided, of the part to look into; its index is that of the run's sample table.
     """
     found: dict[str, Any] = {}
-    heat: Heat = {}
+    heat: dict[str, np.ndarray] = {}
+    dataset = run.data.settings
     if settings.heat_maps:
         errors = worst_errors(predictions, run.data.classes)
+        masked = predictions[predictions["defective"] & (predictions.get("mask", "") != "")]
+        masked = _evenly(masked, settings.images)
         try:
-            maps = zip(errors["path"], heat_maps(run.classifier, _pixels(run, errors)), strict=True)
-            root, padded = run.data.settings.root, run.data.settings.resize == "pad"
-            heat = {path: without_borders(one, root / path) if padded else one for path, one in maps}
-            found["heat_maps"] = METHODS[run.classifier.hparams["model"]["head"]]
-            found |= _localisation(run, predictions, settings.images)
+            heat = dict(zip(errors["path"], _maps(run, errors), strict=True))
+            found["heat_maps"] = METHODS[run.settings.model.head]
+            if len(masked):
+                files, side = (dataset.root / path for path in masked["mask"]), run.data.image_size
+                masks = np.stack([load_mask(file, side, dataset.resize) for file in files])
+                scores = mask_scores(_maps(run, masked), masks)
+                means = {name: float(np.nanmean(values)) for name, values in scores.items()}
+                found["localisation"] = {"n": len(masked)} | means
         except UserError as error:  # a backbone without a map: the report goes without
             log.warning("no heat maps: %s", error)
+        if dataset.resize == "pad":
+            heat = {path: without_borders(one, dataset.root / path) for path, one in heat.items()}
     if settings.robustness:
-        rows = _evenly(predictions, settings.images)
-        found |= {
-            "robustness": records(measure_robustness(_predictor(run, rows), run.data.classes)),
-            "robustness_images": len(rows),
-        }
+        rows = _evenly(predictions, settings.images // 2)
+        found["robustness"] = records(measure_robustness(_predictor(run, rows), run.data.classes))
+        found["robustness_images"] = len(rows)
     return found, heat
-
-
-def _localisation(run: Run, predictions: pd.DataFrame, limit: int) -> dict[str, Any]:
-    """Mean scores of the heat maps on defective images with masks; nothing where there are none."""
-    if "mask" not in predictions:
-        return {}
-    rows = _evenly(predictions[predictions["defective"] & (predictions["mask"] != "")], limit)
-    if rows.empty:
-        return {}
-    dataset = run.data.settings
-    masks = np.stack([load_mask(dataset.root / path, run.data.image_size, dataset.resize) for path in rows["mask"]])
-    found = mask_scores(heat_maps(run.classifier, _pixels(run, rows)), masks)
-    return {"localisation": {"n": len(rows)} | {name: float(np.nanmean(values)) for name, values in found.items()}}
 
 
 def without_borders(heat: np.ndarray, path: Path) -> np.ndarray:
@@ -89,15 +82,12 @@ def _predictor(run: Run, rows: pd.DataFrame) -> Callable[[View], pd.DataFrame]:
     return predict
 
 
-def _pixels(run: Run, rows: pd.DataFrame) -> torch.Tensor:
-    return run.data.images[rows.index.to_numpy()] if len(rows) else torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+def _maps(run: Run, rows: pd.DataFrame) -> np.ndarray:
+    """Heat maps of some rows, float32 (rows, side, side)."""
+    return heat_maps(run.classifier, run.data.images[rows.index.to_numpy()]) if len(rows) else np.empty(0)
 
 
 def _evenly(predictions: pd.DataFrame, limit: int) -> pd.DataFrame:
-    """At most `limit` rows, evenly spaced, and equally many defective and sound ones where there are enough."""
+    """At most `limit` defective and as many sound rows, evenly spaced."""
     kinds = [predictions[predictions["defective"]], predictions[~predictions["defective"]]]
-    least = min(map(len, kinds))
-    wanted = [min(len(kind), max(limit // 2, limit - least)) for kind in kinds]
-    return pd.concat(
-        kind.iloc[np.linspace(0, len(kind) - 1, count).astype(int)] for kind, count in zip(kinds, wanted, strict=True)
-    )
+    return pd.concat(kind.iloc[np.linspace(0, len(kind) - 1, min(len(kind), limit)).astype(int)] for kind in kinds)

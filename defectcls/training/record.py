@@ -33,19 +33,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        if {"config", "history", "fitted"} <= content["defectcls"].keys():
+            return content
     except PermissionError:
         raise
     except Exception:  # torch raises whatever the foreign bytes happen to trip over
-        content = None
-    about = content.get("defectcls") if isinstance(content, dict) else None
-    if not isinstance(about, dict) or "config" not in about or "Record" not in content.get("callbacks", {}):
-        again = "it" if path.name == LAST.name else f"it and {LAST}"
-        raise UserError(f"{path} is damaged: delete {again} to begin the fine-tuning anew")
-    return content
+        log.debug("%s cannot be read", path, exc_info=True)
+    again = "it" if path.name == LAST.name else f"it and {LAST}"
+    raise UserError(f"{path} is damaged: delete {again} to begin the fine-tuning anew")
 
 
 class Record(Checkpoint):
-    """Writes metrics.csv, best.ckpt and last.ckpt; its state is the history, one row an evaluation, kept in both.
+    """Writes metrics.csv, best.ckpt and last.ckpt, and in each its history, one row an evaluation.
 
     As Lightning has it of what writes checkpoints, it comes after all other callbacks.
 
@@ -55,24 +54,18 @@ class Record(Checkpoint):
     Args:
         folder: of the run.
         patience: a stage ends after so many evaluations that have not bettered it; None: never.
-        about: plain values that go into every checkpoint, enough to evaluate it anywhere.
     """
 
-    def __init__(self, folder: Path, patience: int | None, about: dict[str, Any] | None = None) -> None:
-        self.folder, self.patience, self.about = folder, patience, about or {}
+    def __init__(self, folder: Path, patience: int | None) -> None:
+        self.folder, self.patience = folder, patience
+        self.about: dict[str, Any] = {}  # plain values that go into every checkpoint, enough to evaluate it anywhere
         self.best, self.last = folder / BEST, folder / LAST
         self.history: list[Row] = []
         self.fitted = False  # a run that stopped early must not go on when it is resumed
         self._started, self._images = time.perf_counter(), 0
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history, "fitted": self.fitted}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.history, self.fitted = state_dict["history"], state_dict["fitted"]
-
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
-        checkpoint["defectcls"] = self.about
+        checkpoint["defectcls"] = self.about | {"history": self.history, "fitted": self.fitted}
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]  # noqa: ARG002
         self._started, self._images = time.perf_counter(), 0

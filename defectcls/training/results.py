@@ -1,5 +1,6 @@
 """What a run leaves in its folder, and what another person needs to repeat it."""
 
+import contextlib
 import json
 import platform
 import subprocess
@@ -94,7 +95,6 @@ def commit() -> str | None:
     if not (checkout / "pyproject.toml").is_file():
         return None
     command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
-    try:
+    with contextlib.suppress(OSError):  # no git
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
-    except OSError:  # no git
-        return None
+    return None

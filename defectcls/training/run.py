@@ -17,6 +17,7 @@ from defectcls.config import refuse_another
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.findings import remember_seen
 from defectcls.data.masks import mask_sizes
+from defectcls.data.splits import PARTS
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision, refuse_missing_kind
 from defectcls.evaluation.evaluate import evaluate
 from defectcls.evaluation.predictions import PROBABILITY, predictions_table, probabilities_of
@@ -40,7 +41,6 @@ from defectcls.training.results import provenance
 
 log = logging.getLogger(__name__)
 
-PARTS = ("train", "val", "test")
 # Keys that a run may go on with otherwise than it began: where it computes, what it stores, how it is told and judged.
 MAY_CHANGE = ("resume", "logger.", "trainer.", "inspect.", "decision.", "dataset.cache")
 
@@ -127,10 +127,10 @@ class TrainingRun(Run):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.record = folder, Record(folder, settings.finetune.patience)
         if self.record.last.is_file():
-            begun = read_checkpoint(self.record.last)["defectcls"]["config"]
-            settings = as_begun(settings, begun)
+            begun, now = read_checkpoint(self.record.last)["defectcls"]["config"], settings.model_dump(mode="json")
+            may_change = (*MAY_CHANGE, *["dataset.depth"] * (settings.dataset.depth == "auto"))
             remedy = f"leave that out of resume={folder}, or begin another run"
-            refuse_another(begun, settings.model_dump(mode="json"), MAY_CHANGE, remedy)
+            refuse_another(begun, now, may_change, remedy)
         settings = with_compute(settings)
         trainer = build_trainer(settings, folder, logger, [*build_callbacks(settings), self.record])
         device = trainer.strategy.root_device
@@ -156,7 +156,8 @@ class TrainingRun(Run):
         record, finetune = self.record, self.settings.finetune
         goes_on = record.last.is_file()
         if goes_on:
-            record.load_state_dict(read_checkpoint(record.last)["callbacks"]["Record"])
+            last = read_checkpoint(record.last)["defectcls"]
+            record.history, record.fitted = last["history"], last["fitted"]
         elif finetune.probe:
             self._probe()
         if finetune.active_stages:
@@ -200,10 +201,7 @@ class TrainingRun(Run):
                     odds = logits[:, 1] - logits[:, 0]
                 maps = lambda: (look(batch["image"])[1] for batch in loader)  # noqa: E731
                 classifier.joined.learn(maps, odds, data.targets[rows] == 1, units, seed)
-            found = classifier.joined.describe()
-            log.info(
-                "%(bank)d sound patches remembered; weights: memory %(memory).2f, classifier %(classifier).2f", found
-            )
+            log.info("memory and classifier: %s", classifier.joined.describe())
         self.trainer.validate(classifier, datamodule=data, verbose=False)
         if not finetune.active_stages:  # no other weights will be the best
             self.predicted["val"] = self._evaluated()
@@ -219,19 +217,6 @@ class TrainingRun(Run):
         best["defectcls"]["seen"] = remember_seen(self.data)
         if self.trainer.is_global_zero:
             keep_decision(best, self.decision, self.record.best)
-
-
-def as_begun(settings: TrainSettings, begun: dict[str, Any]) -> TrainSettings:
-    """The settings of a run that goes on: what is `auto` in its trainer, or its depth, is what that was as it began.
-
-    Args:
-        begun: the configuration of then, with nothing `auto` in it.
-    """
-    trainer, dataset = settings.trainer, settings.dataset
-    chosen = {key: begun["trainer"][key] for key in ("precision", "channels_last") if getattr(trainer, key) == "auto"}
-    depth = {"depth": begun["dataset"]["depth"]} if dataset.depth == "auto" else {}
-    update = {"trainer": trainer.model_copy(update=chosen), "dataset": dataset.model_copy(update=depth)}
-    return settings.model_copy(update=update)
 
 
 def keep_decision(content: dict[str, Any], decision: Decision, path: Path) -> None:

@@ -12,7 +12,6 @@ from defectcls.errors import UserError
 from defectcls.model.hardware import PRECISIONS, allow_tf32, autocast, choose_compute, find_device, precision_of
 from defectcls.settings import TrainerSettings, TrainSettings
 from defectcls.training.build import build_trainer
-from defectcls.training.run import as_begun
 from tests.conftest import composed
 
 CPU = torch.device("cpu")
@@ -113,17 +112,3 @@ def test_float16_is_not_computed_on_a_cpu(monkeypatch: pytest.MonkeyPatch, accel
     monkeypatch.setattr(torch.cuda, "is_available", lambda: accelerator == "auto")
     if accelerator == "auto":
         assert find_device(accelerator, "16") == torch.device("cuda", 0)
-
-
-BEGUN = {"precision": "bf16", "channels_last": True, "compile": False}
-
-
-@pytest.mark.parametrize("asked", [{}, {"precision": "32"}, {"channels_last": False, "compile": True}])
-def test_a_run_goes_on_as_it_began_but_for_what_is_typed(asked: dict[str, Any]) -> None:
-    config = composed("dataset=synthetic", "trainer=cpu")
-    config["trainer"] |= asked
-    then = {"trainer": config["trainer"] | BEGUN | {"accelerator": "gpu", "devices": 8}, "dataset": {"depth": "12"}}
-    found = as_begun(TrainSettings(**config), then)
-    trainer = found.trainer.model_dump()
-    assert {key: trainer[key] for key in BEGUN} == BEGUN | asked
-    assert (trainer["accelerator"], trainer["devices"], found.dataset.depth) == ("cpu", 1, "12")

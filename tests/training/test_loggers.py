@@ -297,14 +297,14 @@ SWEEP_FILE = CONF_DIR / "wandb_sweep.yaml"
 def test_run_that_an_agent_starts_is_the_one_it_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     earlier = tmp_path / "wandb" / "id"
     earlier.parent.mkdir()
-    earlier.write_text("12345678 somewhere")
+    earlier.write_text("12345678")
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep0")
     monkeypatch.setenv("WANDB_RUN_ID", "announced")
     with dashboard(WANDB, tmp_path, {}):
         pass
     (run,) = offline_runs(tmp_path)
     assert (run.run.run_id, run.run.run_group) == ("announced", "")
-    assert earlier.read_text() == "announced "  # for who resumes it by hand
+    assert earlier.read_text() == "announced"  # for who resumes it by hand
 
 
 def agent_command(values: dict[str, Any], folder: Path, patch: pytest.MonkeyPatch) -> tuple[list[str], dict[str, str]]:
