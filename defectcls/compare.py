@@ -13,14 +13,12 @@ if TYPE_CHECKING:
 
 
 def compare(config: dict[str, Any], folder: Path) -> None:
-    """Print what was found, and write compare.csv, compare.json and compare.html."""
+    """Print what was found, and write compare.json and compare.html."""
     from defectcls.verb_settings import CompareSettings
 
     settings = CompareSettings(**config)
     files = [predictions_file(path) for path in settings.runs]
     names = short_names(files)
-    import pandas as pd
-
     from defectcls.evaluation.comparison import compare_predictions
     from defectcls.pages.comparison import comparison_page
     from defectcls.pages.render import print_page, write_page
@@ -28,7 +26,6 @@ def compare(config: dict[str, Any], folder: Path) -> None:
     tables = {name: test_rows(file) for name, file in zip(names, files, strict=True)}
     comparison = compare_predictions(tables, list(settings.metrics), settings.level, settings.resamples, settings.seed)
     page = comparison_page(comparison)
-    differences = [one._asdict() | {"better": one.better} for one in comparison.differences]
     found = {
         "runs": dict(zip(names, map(str, files), strict=True)),
         "images": comparison.images,
@@ -36,9 +33,8 @@ def compare(config: dict[str, Any], folder: Path) -> None:
         "level": comparison.level,
         "verdict": page.said("verdict"),
         "values": [value for values in comparison.values.values() for value in values],
-        "differences": differences,
+        "differences": [one._asdict() | {"better": one.better} for one in comparison.differences],
     }
-    pd.DataFrame(differences).to_csv(folder / "compare.csv", index=False)
     (folder / "compare.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
     write_page(page, folder / "compare.html")
     print_page(page, folder / "compare.html")

@@ -109,7 +109,7 @@ def _numbers(metrics: dict[str, Any], judged: dict[str, Any]) -> Section:
         for key, metric in METRICS.items():
             if any(key in part for part in numbers):
                 first, *rest = (shown(key, part.get(key)) for part in numbers)
-                name = metric.explained + kind * key.startswith(RANKINGS)
+                name = metric.explained + kind * (key in RANKINGS)
                 rows.append((name, first, span(key, limits.get(key)), *rest))
     classes = zip(metrics["class_names"], metrics["defective_classes"], strict=True)
     defective = ", ".join(name for name, is_defective in classes if is_defective and name != DEFECTIVE)
