@@ -59,11 +59,8 @@ def evaluate_table(
     if not found:
         raise UserError(f"{name} has no row with split {' or '.join(wanted)}")
     metrics: dict[str, Any] = {part: numbers for part, (_, numbers) in found.items()}
-    metrics |= {
-        "class_names": [*classes],
-        "defective_classes": [*classes.values()],
-        "decision": decision and decision.plain(),
-    }
+    metrics |= {"class_names": [*classes], "defective_classes": [*classes.values()]}
+    metrics["decision"] = decision and decision.plain()
     return pd.concat([rows for rows, _ in found.values()]).sort_index(), metrics
 
 
@@ -96,18 +93,16 @@ def breakdowns(predictions: pd.DataFrame, classes: dict[str, bool]) -> dict[str,
     flagged, rejected = verdicts(predictions, classes)
     defective, groups = predictions["defective"].to_numpy(bool), groups_of(predictions)
     caught, refused = np.where(defective, flagged, np.nan), np.where(defective, np.nan, rejected)
-    table = pd.DataFrame({"defective": defective, "caught": caught, "refused": refused}, predictions.index)
+    columns = {"n_defective": defective, "recall": caught, "overkill_rate": refused}
+    table = pd.DataFrame(columns, predictions.index)
     found = {}
     for column in (column for column in BREAKDOWNS if column in predictions):
         value = predictions[column]
         if value.nunique() < 2:
             continue
-        rates = table.groupby(value).agg(
-            n=("defective", "size"),
-            n_defective=("defective", "sum"),
-            recall=("caught", "mean"),
-            overkill_rate=("refused", "mean"),
-        )
+        of_value = table.groupby(value)
+        rates = of_value.agg({"n_defective": "sum", "recall": "mean", "overkill_rate": "mean"})
+        rates.insert(0, "n", of_value.size())
         worst = rates.sort_values(["recall", "overkill_rate"], ascending=[True, False], kind="stable").head(WORST)
         for one in worst.index:
             of_one = (value == one).to_numpy() & defective

@@ -72,11 +72,8 @@ def compute_metrics(predictions: pd.DataFrame, classes: dict[str, bool]) -> dict
     values = answers.stated()
     probabilities = predictions[[PROBABILITY + name for name in classes]].to_numpy()
     likelihood = probabilities[np.arange(n), truth].clip(LEAST_PROBABILITY, 1)
-    numbers = {
-        "n": n,
-        "loss": np.log(1 / likelihood).sum() / n if n else None,
-        **answers.arranged(values),
-    }
+    loss = np.log(1 / likelihood).sum() / n if n else None
+    numbers = {"n": n, "loss": loss, **answers.arranged(values)}
     if not answers.two_classes:
         numbers["per_class"] = {
             name: {"n": matrix[one].sum()} | {rate: values[rate, one] for rate in RATES}
@@ -94,12 +91,11 @@ def defect_numbers(part: dict[str, Any]) -> dict[str, Any]:
     return part | part.get("defect", {}) | {"intervals": intervals | intervals.get("defect", {})}
 
 
-def defect_counts(matrix: np.ndarray | list, defective_classes: list[bool]) -> tuple[int, int, int, int]:
-    """(sound passed, sound rejected, defects missed, defects caught) of a confusion matrix of any classes."""
-    defective = np.array(defective_classes, bool)
-    sides = (~defective, defective)
-    passed, rejected, missed, caught = (int(np.asarray(matrix)[np.ix_(t, p)].sum()) for t in sides for p in sides)
-    return passed, rejected, missed, caught
+def defect_counts(matrix: np.ndarray | list, defective_classes: list[bool]) -> tuple[int, int, int]:
+    """(defective images, caught of them, sound images) of a confusion matrix of any classes."""
+    side = np.array(defective_classes, bool)
+    defective, sound = np.array(matrix)[side], np.array(matrix)[~side]
+    return int(defective.sum()), int(defective[:, side].sum()), int(sound.sum())
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:

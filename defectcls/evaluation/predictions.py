@@ -75,9 +75,7 @@ def verdicts(predictions: pd.DataFrame, classes: dict[str, bool]) -> tuple[np.nd
     They differ only where the decision sends some images to review, in the column `decision`.
     """
     flagged = predictions["prediction"].isin([name for name in classes if classes[name]]).to_numpy(bool)
-    if "decision" not in predictions:
-        return flagged, flagged
-    return flagged, flagged & (predictions["decision"] != REVIEW).to_numpy(bool)
+    return flagged, flagged & np.not_equal(predictions.get("decision", ""), REVIEW)
 
 
 def class_names_of(predictions: pd.DataFrame) -> list[str]:

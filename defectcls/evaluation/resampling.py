@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from defectcls.evaluation.predictions import PROBABILITY, REVIEW, folds_of, groups_of, verdicts
+from defectcls.evaluation.predictions import PROBABILITY, folds_of, groups_of, verdicts
 
 CHUNK = 2_000_000  # weights held at once: 16 MB, and some ten times as much in the sums over them
 RATES = ("precision", "recall", "f1")
@@ -61,8 +61,8 @@ class Answers:
             self.scores[DEFECT] = predictions["score"].to_numpy()
             self.shares["escape_rate", DEFECT] = Share(~flagged, defective)
             self.shares["overkill_rate", DEFECT] = Share(rejected, ~defective)
-            if "decision" in predictions and (reviewed := (predictions["decision"] == REVIEW).to_numpy(bool)).any():
-                self.shares["review_rate", DEFECT] = Share(reviewed, everything)
+            if (rejected != flagged).any():
+                self.shares["review_rate", DEFECT] = Share(flagged & ~rejected, everything)
         for side, name in enumerate(classes):
             self._add(side, label == name, prediction == name)
             if not self.two_classes:

@@ -29,11 +29,11 @@ def verdict(metrics: dict[str, Any]) -> list[str]:
         return shown(metric, numbers[metric]) + (f" (95 % interval {span(metric, interval)})" if interval else "")
 
     if any(sides) and not all(sides):
-        passed, rejected, missed, caught = defect_counts(matrix, sides)
-        if defects := caught + missed:
+        defects, caught, sound = defect_counts(matrix, sides)
+        if defects:
             of = f"{caught} of {plural(defects, 'defective image')} in the {SPLITS[split]} set"
             said += [f"Caught: {of}, recall {percent(numbers['recall'])}, escape rate {rate('escape_rate')}."]
-        if sound := passed + rejected:
+        if sound:
             count = round(numbers["overkill_rate"] * sound)  # fewer than flagged, where a person looks at some
             said += [f"Rejected: {count} of {plural(sound, 'sound image')}, overkill {rate('overkill_rate')}."]
         if "review_rate" in numbers:
@@ -52,13 +52,13 @@ def caveats(metrics: dict[str, Any]) -> list[str]:
     if elsewhere := metrics.get("elsewhere"):
         where = f"the model was trained on {elsewhere['trained_on']} and is judged on {elsewhere['judged_on']}"
         found += [f"Another dataset: {where}."]
-    found += _collapse(numbers, metrics["class_names"])
+    if "review_rate" not in numbers:  # what goes to a person is called nothing
+        found += _collapse(numbers, metrics["class_names"])
     if judged["loss"] is None and judged["n"]:
         found += ["Some probabilities are not numbers: training has diverged. Lower the learning rate."]
     if split != "test":
         found += [f"No test set: the verdict is on {SPLITS[split]} images, which helped to make the model."]
-    passed, rejected, missed, caught = defect_counts(judged["confusion_matrix"], sides)
-    defective, sound = missed + caught, passed + rejected
+    defective, _, sound = defect_counts(judged["confusion_matrix"], sides)
     if any(sides) and not all(sides) and min(defective, sound) < SMALL:
         found += [f"The {SPLITS[split]} set is small: {plural(defective, 'defective image')} and {sound} sound."]
     found += not_promised(decision)
@@ -93,8 +93,6 @@ def _collapse(numbers: dict[str, Any], class_names: list[str]) -> list[str]:
     called, right, alike = matrix[:, into].sum(), matrix.trace() - matrix[into, into], matrix[into].sum()
     wrong = n - alike - right
     if called < NEARLY_ALL * n or n - alike < LEAST_OTHERS or wrong < NEARLY_ALL * (n - alike):
-        return []
-    if "review_rate" in numbers:  # what goes to a person is called nothing
         return []
     interval, ranks = numbers["intervals"].get("auroc"), "do not surely rank better than chance"
     if interval and interval[0] > 0.5:
