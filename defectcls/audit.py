@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
     from defectcls.data.datamodule import DefectDataModule
     from defectcls.data.findings import Finding
-    from defectcls.verb_settings import AuditSettings
+    from defectcls.settings import AuditSettings
 
 
 def audit(config: dict[str, Any], folder: Path) -> int:
     """Write audit.csv, audit.html and audit.json; 1 where copies or near-identical images straddle the split."""
-    from defectcls.verb_settings import AuditSettings
+    from defectcls.settings import AuditSettings
 
     settings = AuditSettings(**config)
     from defectcls.data.datamodule import DefectDataModule

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def compare(config: dict[str, Any], folder: Path) -> None:
     """Print what was found, and write compare.json and compare.html."""
-    from defectcls.verb_settings import CompareSettings
+    from defectcls.settings import CompareSettings
 
     settings = CompareSettings(**config)
     files = [predictions_file(path) for path in settings.runs]

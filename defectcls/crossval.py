@@ -17,8 +17,7 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
     The images are listed, read and compared once for all folds; a fold leaves its numbers and its checkpoints, and no
     page. A dashboard is told of the whole.
     """
-    from defectcls.settings import TrainSettings
-    from defectcls.verb_settings import CrossvalSettings
+    from defectcls.settings import CrossvalSettings, TrainSettings
 
     settings = CrossvalSettings(**config)
     if settings.trainer.strategy != "auto":

@@ -8,7 +8,7 @@ from defectcls.training.command import run_verb
 
 def evaluate(config: dict[str, Any], folder: Path) -> None:
     """Write metrics.json, predictions.csv, the pictures and the report."""
-    from defectcls.verb_settings import EvaluateSettings
+    from defectcls.settings import EvaluateSettings
 
     settings = EvaluateSettings(**config)
     from defectcls.pages.render import print_page

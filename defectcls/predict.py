@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from defectcls.data.inputs import Photos
     from defectcls.deployment.predictor import Predictor
-    from defectcls.verb_settings import PredictSettings
+    from defectcls.settings import PredictSettings
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ LISTED = 100  # unreadable photos on the page; the table has all
 
 def predict(config: dict[str, Any], folder: Path) -> int:
     """Write the table, gallery.html and summary.json; 1 where photos could not be read."""
-    from defectcls.verb_settings import PredictSettings
+    from defectcls.settings import PredictSettings
 
     settings = PredictSettings(**config)
     from defectcls.data.images import further_pages

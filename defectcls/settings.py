@@ -1,10 +1,9 @@
-"""The types of the configuration. Every value comes from conf/: no field here has a default."""
+"""The types of the configurations. Every value comes from conf/: no field here has a default."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Inside = Annotated[float, Field(gt=0, lt=1)]
@@ -19,25 +18,13 @@ Precision = Annotated[Literal["32", "bf16", "16"], Text]
 
 
 class Settings(BaseModel):
-    """Immutable; an unknown key is an error."""
+    """Immutable; an unknown key is an error, and so are values that do not go together: `model_post_init`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
 
-    def mistakes(self) -> Iterator[str]:
-        """What is wrong with values that do not go together."""
-        yield from ()
 
-    @model_validator(mode="after")
-    def _go_together(self) -> Self:
-        for mistake in self.mistakes():
-            raise ValueError(mistake)
-        return self
-
-
-class OpenSettings(Settings):
+class OpenSettings(Settings, extra="allow"):
     """Further keys are arguments of what the settings are of: a dataset, a loss, the Trainer, a logger."""
-
-    model_config = ConfigDict(extra="allow")
 
     @property
     def further(self) -> dict[str, Any]:
@@ -56,17 +43,17 @@ class SplitSettings(Settings):
     val: Size
     test: Size
     folds: Several | None
-    fold: Annotated[int, Field(ge=0)]
+    fold: NonNegativeInt
     anomalies: PositiveInt | None
     hold_out_defect_type: Annotated[str, Text] | None
 
-    def mistakes(self) -> Iterator[str]:
+    def model_post_init(self, _: Any) -> None:
         if [self.train, self.val, self.test].count(None) > 1:
-            yield "at most one of train, val and test may be null (all that is left)"
+            raise ValueError("at most one of train, val and test may be null (all that is left)")
         if self.folds is not None and self.fold >= self.folds:
-            yield f"fold {self.fold} of {self.folds}: folds are numbered from 0 to {self.folds - 1}"
+            raise ValueError(f"fold {self.fold} of {self.folds}: folds are numbered from 0 to {self.folds - 1}")
         if self.folds is not None and (self.anomalies or self.hold_out_defect_type):
-            yield "folds test every image once, anomalies and hold_out_defect_type do not: leave one out"
+            raise ValueError("folds test every image once, anomalies and hold_out_defect_type do not: leave one out")
 
 
 class DatasetSettings(TargetSettings):
@@ -78,10 +65,7 @@ class DatasetSettings(TargetSettings):
     on_unreadable: Literal["error", "skip"]
     contradictions: Literal["error", "allow"]
     consecutive: PositiveInt | None
-    cache: Annotated[
-        Literal["auto", "off"],
-        BeforeValidator(lambda given: "off" if given is False else given),  # YAML's off
-    ]
+    cache: Literal["auto", "off"]
     cache_dir: Annotated[Path, AfterValidator(Path.expanduser)]
     cache_max_gb: Positive
     split: SplitSettings
@@ -95,9 +79,9 @@ class ModelSettings(TargetSettings):
     head: Literal["linear", "joined", "memory"]
     test_views: Literal[1, 2, 4, 8]
 
-    def mistakes(self) -> Iterator[str]:
+    def model_post_init(self, _: Any) -> None:
         if self.further and self.target == "defectcls.model.classifier.Classifier":
-            yield f"no such keys: {', '.join(self.further)}; a Classifier of your own may have them"
+            raise ValueError(f"no such keys: {', '.join(self.further)}; a Classifier of your own may have them")
 
 
 class StageSettings(Settings):
@@ -110,14 +94,14 @@ class FinetuneSettings(Settings):
     name: str
     probe: bool
     probe_c: list[Positive]
-    probe_views: Annotated[int, Field(ge=0)]
+    probe_views: NonNegativeInt
     batchnorm: Literal["frozen", "train"]
     stages: dict[str, StageSettings | None]  # null takes a stage away that a preset inherits
     patience: PositiveInt | None
 
-    def mistakes(self) -> Iterator[str]:
+    def model_post_init(self, _: Any) -> None:
         if not self.probe and not self.active_stages:
-            yield "neither a probe nor a stage: nothing would be trained"
+            raise ValueError("neither a probe nor a stage: nothing would be trained")
 
     @property
     def active_stages(self) -> dict[str, StageSettings]:
@@ -178,7 +162,7 @@ class TrainerSettings(OpenSettings):
     precision: Annotated[Literal["auto", "32", "bf16", "16"], Text]
     channels_last: bool | Literal["auto"]
     compile: bool
-    workers: Annotated[int, Field(ge=0)]
+    workers: NonNegativeInt
 
 
 class LoggerSettings(OpenSettings):
@@ -214,7 +198,7 @@ class BatchSettings(Settings):
     image_size: Pixels
     batch_size: PositiveInt
     sampler: Literal["shuffle", "balanced"]
-    seed: Annotated[int, Field(ge=0)]
+    seed: NonNegativeInt
 
 
 class TrainSettings(RecipeSettings, BatchSettings):
@@ -228,14 +212,82 @@ class TrainSettings(RecipeSettings, BatchSettings):
     objective: str | None
     resume: Path | None
 
-    def mistakes(self) -> Iterator[str]:
+    def model_post_init(self, _: Any) -> None:
         if self.sampler == "balanced" and self.loss.class_weights == "balanced":
-            yield (
-                "sampler=balanced and loss.class_weights=balanced both make all classes weigh alike, and together the "
-                "rare ones outweigh the others: loss.class_weights=auto, or sampler=shuffle"
-            )
+            raise ValueError("sampler=balanced weighs classes alike already: loss.class_weights=auto")
         if self.model.head != "linear" and (not self.finetune.probe or self.finetune.active_stages):
-            head = self.model.head
-            yield f"model.head={head} remembers what a frozen backbone makes of sound parts: finetune=probe"
+            raise ValueError("a memory is of what a frozen backbone makes of sound parts: finetune=probe")
         if self.model.head == "memory" and self.model.test_views > 1:
-            yield "model.head=memory compares an image as it lies: model.test_views=1"
+            raise ValueError("model.head=memory compares an image as it lies: model.test_views=1")
+
+
+class FindSettings(Settings):
+    wrong_labels: bool
+    folds: Several
+    c: Positive
+
+
+class AuditSettings(TrainSettings):
+    audit: FindSettings
+
+
+class CrossvalSettings(TrainSettings):
+    folds: Several
+    repeats: PositiveInt
+
+
+class TrainedSettings(Settings):
+    """Where and in what a trained model computes."""
+
+    root: Path | None
+    imports: list[str]
+    device: Device
+    precision: Precision | None
+
+
+class EvaluateSettings(TrainedSettings):
+    checkpoint: Path | None
+    predictions: Path | None
+    part: Literal["train", "val", "test", "all"] | None
+    augment: AugmentSettings
+    dataset: DatasetSettings | None
+    decision: DecisionSettings | None
+    update_checkpoint: bool
+    inspect: InspectSettings
+    seen: Literal["leave_out", "keep"]
+
+    def model_post_init(self, _: Any) -> None:
+        if (self.checkpoint is None) == (self.predictions is None):
+            raise ValueError("give checkpoint=<run folder> or predictions=<csv>, one of both")
+        if self.update_checkpoint and (self.checkpoint is None or self.decision is None):
+            raise ValueError("update_checkpoint=true needs checkpoint=<run folder> and decision=<policy>")
+
+
+class PredictSettings(TrainedSettings):
+    checkpoint: Path
+    input: Annotated[str, Text]
+    output: Path | None
+    overwrite: bool
+    batch_size: PositiveInt
+    gallery: NonNegativeInt
+    heat_maps: bool
+    watch: bool
+    watch_seconds: Positive
+
+    def model_post_init(self, _: Any) -> None:
+        if self.heat_maps and not self.gallery:
+            raise ValueError("heat_maps=true shows them in the gallery: gallery=200, not 0")
+        if self.watch and (self.output is None or not Path(self.input).is_dir()):
+            raise ValueError("watch=true needs input=<folder>, and output=<file>.csv to remember what is predicted")
+
+
+class CompareSettings(Settings):
+    runs: list[Path]
+    metrics: list[Literal["recall", "overkill_rate", "precision", "f1", "accuracy", "auroc", "average_precision"]]
+    level: Annotated[float, Field(gt=0.5, lt=1)]
+    resamples: Annotated[int, Field(ge=100)]
+    seed: NonNegativeInt
+
+    def model_post_init(self, _: Any) -> None:
+        if len(self.runs) < 2 or not self.metrics:
+            raise ValueError("give two runs or more, and metrics: python -m defectcls.compare <run> <run>")

@@ -17,7 +17,7 @@ from defectcls.model import head
 from defectcls.model.head import doubt_labels
 from defectcls.pages.audit import audit_page, summarise
 from defectcls.pages.render import render_html
-from defectcls.verb_settings import AuditSettings
+from defectcls.settings import AuditSettings
 from tests.conftest import Outcome, command, composed, sentence
 
 

@@ -74,12 +74,12 @@ def test_names_are_the_paths_from_where_they_part() -> None:
 
 
 MISTAKES = {
-    (): "give two or more: python -m defectcls.compare <run> <run>",
-    ("{run}",): "give two or more: python -m defectcls.compare <run> <run>",
+    (): "give two runs or more, and metrics: python -m defectcls.compare <run> <run>",
+    ("{run}",): "give two runs or more, and metrics: python -m defectcls.compare <run> <run>",
     ("{run}", "{tmp}/none"): "{tmp}/none does not exist: give the folder of a finished run or a predictions CSV",
     ("{run}", "{tmp}"): "{tmp}/predictions.csv does not exist: give the folder of a finished run or a predictions CSV",
     ("{run}", "{run}/predictions.csv"): "{run}/predictions.csv is given twice: compare different runs",
-    ("{run}", "{other}", "metrics=[recal]"): "did you mean 'recall'?",
+    ("{run}", "{other}", "metrics=[recal]"): "'auroc' or 'average_precision'",
     ("{run}", "{other}", "level=95"): "level=95: Input should be less than 1",
 }
 

@@ -16,8 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from scipy.stats import binomtest
 
 from defectcls.config import CONF_DIR
-from defectcls.settings import TrainSettings
-from defectcls.verb_settings import CrossvalSettings
+from defectcls.settings import CrossvalSettings, TrainSettings
 from tests.conftest import CHECKOUT, composed
 
 EXPERIMENTS = CHECKOUT / "experiments"

@@ -17,7 +17,7 @@ from tests.conftest import command, equal, sentence, weights
 
 JOINED = ("model.head=joined", "finetune=probe", "dataset.image_count=60", "dataset.crops_per_photo=1")
 CHECKPOINT = Path("checkpoints/best.ckpt")
-FROZEN = "model.head=joined remembers what a frozen backbone makes of sound parts: finetune=probe"
+FROZEN = "a memory is of what a frozen backbone makes of sound parts: finetune=probe"
 
 
 def near(value: float) -> Any:

@@ -152,4 +152,4 @@ def test_a_policy_that_needs_defects_says_what_to_type(policy: str, published: l
 
 def test_a_stage_is_refused(published: list[str], tmp_path: Path) -> None:
     text = sentence(command("train", *published, *MEMORY, "finetune=probe_then_full", f"hydra.run.dir={tmp_path}"))
-    assert text == "model.head=memory remembers what a frozen backbone makes of sound parts: finetune=probe"
+    assert text == "a memory is of what a frozen backbone makes of sound parts: finetune=probe"

@@ -128,6 +128,7 @@ def test_an_output_that_exists_is_kept_unless_told(finished: Path, photos: Path,
 def test_mistakes_are_told_before_anything_is_made(finished: Path, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     watching = ("watch=true", f"output={tmp_path}/out")
+    needed = "watch=true needs input=<folder>, and output=<file>.csv to remember what is predicted"
     expected = {
         (photos, "output=rows.txt"): "output=rows.txt should end in .csv",
         (tmp_path / "empty",): f"the folder {tmp_path}/empty holds no image",
@@ -135,9 +136,9 @@ def test_mistakes_are_told_before_anything_is_made(finished: Path, photos: Path,
         "photos/*.png, or a table",
         (photos, "root=there"): f"root=there is of the paths in a table, and input={photos} is none: leave root out",
         (photos, "gallery=0", "heat_maps=true"): "heat_maps=true shows them in the gallery: gallery=200, not 0",
-        (photos, "watch=true"): "watch=true needs output=<file>.csv, which remembers what has been predicted",
+        (photos, "watch=true"): needed,
         (photos, *watching[:1], f"{watching[1]}.parquet"): f"output={tmp_path}/out.parquet should end in .csv",
-        ("gone", *watching[:1], f"{watching[1]}.csv"): "watch=true needs a folder, and input=gone is none",
+        ("gone", *watching[:1], f"{watching[1]}.csv"): needed,
         (photos, "device=tpu"): "device=tpu: Input should be 'auto', 'cpu' or 'gpu'",
     }
     for given, told in expected.items():

@@ -9,8 +9,7 @@ import pytest
 from defectcls.config import CONF_DIR
 from defectcls.data import railway_components
 from defectcls.data.synthetic import Synthetic
-from defectcls.settings import TrainSettings
-from defectcls.verb_settings import EvaluateSettings, PredictSettings
+from defectcls.settings import EvaluateSettings, PredictSettings, TrainSettings
 from tests.conftest import command, composed
 
 VERBS = sorted(CONF_DIR.glob("*.yaml"))

@@ -17,7 +17,7 @@ from defectcls.files import locked
 
 if TYPE_CHECKING:
     from defectcls.deployment.predictor import Predictor
-    from defectcls.verb_settings import PredictSettings
+    from defectcls.settings import PredictSettings
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,9 @@ from defectcls.data.findings import find_seen
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision
 from defectcls.model.checkpoint import Trained, load_trained
-from defectcls.settings import DatasetSettings
+from defectcls.settings import DatasetSettings, EvaluateSettings
 from defectcls.training.build import build_data, build_trainer
 from defectcls.training.run import Run, keep_decision
-from defectcls.verb_settings import EvaluateSettings
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import answer, waiting
-from defectcls.settings import TrainSettings
-from defectcls.verb_settings import CrossvalSettings
+from defectcls.settings import CrossvalSettings, TrainSettings
 from tests.conftest import composed
 
 
