@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from defectcls.data.reading import Images
 from defectcls.errors import UserError
@@ -12,7 +12,7 @@ from defectcls.errors import UserError
 Batch = dict[str, torch.Tensor]
 
 
-class EpochSampler(Sampler[int]):
+class EpochSampler(DistributedSampler):
     """The order of one epoch as a pure function of seed and epoch, dealt in turn to the processes.
 
     Every process gets equally many, so the first images are repeated at the end where the count does not divide; their
@@ -26,27 +26,15 @@ class EpochSampler(Sampler[int]):
     def __init__(
         self, count: int, seed: int, shuffle: bool, weights: torch.Tensor | None = None, rank: int = 0, world: int = 1
     ) -> None:
-        self.count, self.seed, self.shuffle, self.weights = count, seed, shuffle, weights
-        self.rank, self.world, self.epoch = rank, world, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning at the start of every epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return -(-self.count // self.world)
+        super().__init__(range(count), world, rank, shuffle, seed * 1_000_003)  # type: ignore[arg-type]
+        self.weights = weights
 
     def __iter__(self) -> Iterator[int]:
-        # One generator for all processes: they deal the same order among themselves.
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        if self.weights is not None:
-            order = torch.multinomial(self.weights, self.count, replacement=True, generator=generator)
-        elif self.shuffle:
-            order = torch.randperm(self.count, generator=generator)
-        else:
-            order = torch.arange(self.count)
-        own = torch.arange(self.rank, len(self) * self.world, self.world) % max(self.count, 1)
-        return iter(order[own].tolist())
+        if self.weights is None:
+            return super().__iter__()
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)  # one for all processes
+        order = torch.multinomial(self.weights, self.total_size, replacement=True, generator=generator)
+        return iter(order[self.rank :: self.num_replicas].tolist())
 
 
 class Part(Dataset):

@@ -7,7 +7,6 @@ import pandas as pd
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.samples import samples_in
 
-FOLDERS = {"def_front": True, "ok_front": False}
 LAYOUT = "{def_front,ok_front}/<image> or {train,test}/{def_front,ok_front}/<image>"
 
 
@@ -31,11 +30,6 @@ class Casting(DefectDataModule):
         Raises:
             UserError: a folder is missing or empty.
         """
+        folders = {"def_front": {"defective": True}, "ok_front": {"defective": False}}
         has_split = any((self.root / part).is_dir() for part in ("train", "test"))
-        parts = {f"{part}/": {"split": part} for part in ("train", "test")} if has_split else {"": {}}
-        folders = {
-            parent + name: {"defective": defective, **part}
-            for parent, part in parts.items()
-            for name, defective in FOLDERS.items()
-        }
-        return samples_in(self.root, folders, LAYOUT)
+        return samples_in(self.root, folders, LAYOUT, {"train": "train", "test": "test"} if has_split else None)

@@ -1,5 +1,7 @@
 """Your own photos, one folder a class."""
 
+from typing import Any
+
 import pandas as pd
 
 from defectcls.data.datamodule import DefectDataModule
@@ -38,8 +40,9 @@ class Folder(DefectDataModule):
         top = folders_in(self.root)
         has_split = bool(top) and {name.casefold() for name in top} <= SPLIT_NAMES.keys()
         parents = {f"{name}/": {"split": SPLIT_NAMES[name.casefold()]} for name in top} if has_split else {"": {}}
-        folders = {
-            parent + name: {"defect_type": name, **part}
+        sound = set(map(folded, self.sound))
+        folders: dict[str, dict[str, Any]] = {
+            parent + name: {"defect_type": name, "defective": folded(name) not in sound, **part}
             for parent, part in parents.items()
             for name in folders_in(self.root / parent)
         }
@@ -55,5 +58,4 @@ class Folder(DefectDataModule):
         beside = [path for folder in above for path in images_in(self.root, folder, left_out, below=False)]
         if beside:
             raise UserError(f"'{min(beside)}' in {self.root} is in no class folder: expected {LAYOUT}")
-        samples["defective"] = ~samples["defect_type"].map(folded).isin(set(map(folded, self.sound)))
         return samples

@@ -23,9 +23,6 @@ class Railway(DefectDataModule):
         Raises:
             UserError: one of the six folders is missing or empty.
         """
-        folders = {
-            f"{folder}/{name}": {"defective": defective, "split": part}
-            for folder, part in {"Train": "train", "Validation": "val", "Test": "test"}.items()
-            for name, defective in {"Defective": True, "Non defective": False}.items()
-        }
-        return samples_in(self.root, folders, "{Train,Validation,Test}/{Defective,Non defective}/<image>")
+        folders = {"Defective": {"defective": True}, "Non defective": {"defective": False}}
+        parts = {"Train": "train", "Validation": "val", "Test": "test"}
+        return samples_in(self.root, folders, "{Train,Validation,Test}/{Defective,Non defective}/<image>", parts)

@@ -94,15 +94,23 @@ def _refuse_unreadable(error: OSError) -> None:
         raise UserError(f"the folder {error.filename} cannot be read: {error.strerror}") from None
 
 
-def samples_in(root: Path, folders: Mapping[str, Mapping[str, Any]], layout: str) -> pd.DataFrame:
+def samples_in(
+    root: Path, folders: Mapping[str, Mapping[str, Any]], layout: str, parts: Mapping[str, str] | None = None
+) -> pd.DataFrame:
     """A row for each image in the folders that a dataset's layout must have, with the columns of its folder.
 
     How many files of other kinds lie there, by suffix, is in `attrs["left_out"]`.
+
+    Args:
+        parts: folders that each hold all of those, and the part of the published split that they are.
 
     Raises:
         UserError: a folder is missing or holds no image, or the name of a file is no UTF-8.
     """
     tables, left_out = [], Counter[str]()
+    if parts:
+        inside = folders.items()
+        folders = {f"{above}/{name}": {**of, "split": part} for above, part in parts.items() for name, of in inside}
     for folder, columns in folders.items():
         images = images_in(root, folder, left_out)
         if not images:
