@@ -13,8 +13,6 @@ from PIL import ExifTags, Image, ImageFile
 from defectcls.errors import UserError
 
 Resize = Literal["squash", "pad"]
-
-
 Depth = Literal["auto", "8", "10", "12", "14", "16", "float"]
 Photo = Path | str | bytes | Image.Image | np.ndarray  # a file, its content, or what has been read of one
 
@@ -59,17 +57,15 @@ class Opened(NamedTuple):
             return "float"
         return next((depth for depth in DEPTHS[1:] if high <= WHITE[depth]), "16")
 
-    def pixels(self, depth: Depth | None) -> np.ndarray:
+    def pixels(self, depth: Depth) -> np.ndarray:
         """uint8 (height, width) or (height, width, 3).
 
         Args:
-            depth: see WHITE; `auto`: the least that holds this photo's values; None, for a mask: white is all but 0.
+            depth: see WHITE; `auto`: the least that holds this photo's values.
 
         Raises:
             UnreadableImageError: values that are beyond the depth.
         """
-        if depth is None:
-            return np.where(self.values, np.uint8(255), np.uint8(0))
         least = self.depth
         if not least:
             return self.values
@@ -85,7 +81,7 @@ class Opened(NamedTuple):
         return scaled.astype(np.uint8)
 
 
-def decode(photo: Photo, size: int, resize: Resize, depth: Depth | None) -> np.ndarray:
+def decode(photo: Photo, size: int, resize: Resize, depth: Depth) -> np.ndarray:
     """Pixels of the whole frame, uint8 (3, size, size), RGB, upright as the camera held it.
 
     What is in memory comes out as the same pixels from a PNG.
@@ -175,7 +171,7 @@ def _opened(image: Image.Image, content: bytes, side: int) -> Opened:
     else:
         image.load()
         plain = image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
-        if plain.mode[0] not in "IF":  # grey of more than 8 bits
+        if plain.mode[0] not in "IF":  # which are grey of more than 8 bits
             plain = plain.convert("L" if plain.mode in ("1", "L", "LA", "La") else "RGB")
         values = np.array(plain)
         if values.dtype == np.uint8 and (";16" in layout or (image.format == "PPM" and "65535" in layout)):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from defectcls.data.images import Resize, UnreadableImageError, decode
+from defectcls.data.images import Resize, UnreadableImageError, open_photo, square
 from defectcls.data.threads import map_in_threads
 
 SIZES = {"under 0.1 %": 0.001, "0.1 to 1 %": 0.01, "1 to 10 %": 0.1, "over 10 %": 1}  # of the image, up to and with
@@ -21,9 +21,10 @@ def load_mask(path: Path, side: int, resize: Resize) -> np.ndarray:
         UserError: it cannot be read.
     """
     try:
-        return decode(path, side, resize, None).max(axis=0) > 0
+        marked = np.where(open_photo(path, side).values, np.uint8(255), np.uint8(0))
     except UnreadableImageError as error:
         raise UnreadableImageError(f"the mask {path} cannot be read: {error}") from error
+    return square(marked, side, resize).max(axis=0) > 0
 
 
 def mask_sizes(samples: pd.DataFrame, root: Path, side: int, resize: Resize) -> list[str]:

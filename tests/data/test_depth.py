@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from defectcls.data.images import UnreadableImageError, decode, open_photo
+from defectcls.data.images import UnreadableImageError, decode
 from defectcls.data.reading import CPU, Images
 from defectcls.errors import UserError
 from tests.data.test_datamodule import module
@@ -169,11 +169,6 @@ def test_arrays_in_memory_are_on_the_same_scale(bits: Any, colour: bool) -> None
     assert (decode(array, SIDE, "squash", bits) == expected(values, bits)).all()
     with pytest.raises(UserError, match="depth 8 from 0 to 255"):
         decode(array, SIDE, "squash", "8")
-
-
-def test_a_mask_of_16_bits_marks_whatever_is_not_0(tmp_path: Path) -> None:
-    values = (GREY > 128).astype(np.uint16)
-    assert ((open_photo(written(tmp_path / "mask.png", values), 1).pixels(None) > 0) == values).all()
 
 
 # --- further pages ----------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def turned(maker: str = "", orientation: int = 6) -> dict[str, Image.Exif]:
     return {"exif": exif}
 
 
-def decode(photo: Any, size: int, resize: Any, depth: Depth | None = "8") -> np.ndarray:
+def decode(photo: Any, size: int, resize: Any, depth: Depth = "8") -> np.ndarray:
     return images.decode(photo, size, resize, depth)
 
 

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -25,6 +26,12 @@ def test_masks_take_the_shape_of_their_images(tmp_path: Path, mode: str) -> None
     assert not padded[:3].any() and not padded[13:].any()
 
 
+def test_a_mask_of_16_bits_marks_whatever_is_not_0(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 2, (16, 16)).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "mask.png")
+    assert (load_mask(tmp_path / "mask.png", 16, "squash") == values).all()
+
+
 def test_a_thin_scratch_does_not_vanish(tmp_path: Path) -> None:
     drawn(tmp_path / "scratch.png", 512, 512, (100, 0, 101, 512))
     mask = load_mask(tmp_path / "scratch.png", 64, "squash")
@@ -44,8 +51,8 @@ def test_sizes_of_defects_are_of_the_masks_there_are(tmp_path: Path, monkeypatch
         drawn(tmp_path / f"{name}.png", 64, 64, (0, 0, side, side))
     names = ["", "hole", "speck", "", "nothing", "dent", "scratch", ""]
     table = pd.DataFrame({"mask": [name and f"{name}.png" for name in names]})
-    read, decode = [], masks.decode
-    monkeypatch.setattr(masks, "decode", lambda path, *how: (read.append(path), decode(path, *how))[1])
+    read, opened = [], masks.open_photo
+    monkeypatch.setattr(masks, "open_photo", lambda path, side: (read.append(path), opened(path, side))[1])
     expected = ["", "over 10 %", "under 0.1 %", "", "", "1 to 10 %", "0.1 to 1 %", ""]
     assert mask_sizes(table, tmp_path, 64, "squash") == expected  # 1, 25 and 400 of 4096 pixels, and all
     assert len(read) == 5
