@@ -31,7 +31,6 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
     from defectcls.training.results import finished_metrics, provenance, write_results
     from defectcls.training.run import TrainingRun
 
-    log.info("cross-validation in %s", folder)
     runs, data = [], None
     with dashboard(settings.logger, folder, config) as logger:
         for repeat, fold in itertools.product(range(settings.repeats), range(settings.folds)):

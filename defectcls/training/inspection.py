@@ -46,9 +46,8 @@ def inspect(
             if len(masked):
                 files, side = (dataset.root / path for path in masked["mask"]), run.data.image_size
                 masks = np.stack([load_mask(file, side, dataset.resize) for file in files])
-                scores = mask_scores(_maps(run, masked), masks)
-                means = {name: float(np.nanmean(values)) for name, values in scores.items()}
-                found["localisation"] = {"n": len(masked)} | means
+                scores = mask_scores(_maps(run, masked), masks).items()
+                found["localisation"] = {"n": len(masked)} | {name: float(np.nanmean(each)) for name, each in scores}
         except UserError as error:  # a backbone without a map: the report goes without
             log.warning("no heat maps: %s", error)
         if dataset.resize == "pad":

@@ -18,7 +18,6 @@ from defectcls.settings import LoggerSettings
 
 log = logging.getLogger(__name__)
 
-INIT_TIMEOUT_S = 15.0
 GOES_ON = "logger=%s has failed, and the run goes on without it: %r"
 
 
@@ -33,23 +32,20 @@ def dashboard(settings: LoggerSettings, folder: Path, config: dict[str, Any]) ->
     Raises:
         UserError: the logger's package is not installed, or it knows no such argument.
     """
-    if settings.name == "csv":
-        yield None
-        return
+    logger, failed = None, True
     try:
-        logger = _build(settings, folder.resolve(), config)
-        getattr(logger, "experiment", None)  # starts the run: Lightning would, where nothing catches what is raised
+        if settings.name != "csv":
+            logger = _build(settings, folder.resolve(), config)
+            getattr(logger, "experiment", None)  # starts the run: Lightning would, and catch nothing that is raised
     except ModuleNotFoundError as error:
         raise UserError(f"logger={settings.name} needs a package: pip install 'defectcls[{settings.name}]'") from error
     except Exception as error:  # whatever a dashboard raises
         if isinstance(error, TypeError) and settings.further:
             raise UserError(f"logger={settings.name} with {', '.join(settings.further)}: {error}") from error
         log.warning(GOES_ON, settings.name, error)
-        yield None
-        return
-    for name in ("log_metrics", "log_hyperparams", "save", "finalize"):
+        logger = None
+    for name in ("log_metrics", "log_hyperparams", "save", "finalize") if logger else ():
         setattr(logger, name, functools.partial(_tell, logger, getattr(logger, name)))
-    failed = True
     try:
         yield logger
         failed = False
@@ -58,7 +54,7 @@ def dashboard(settings: LoggerSettings, folder: Path, config: dict[str, Any]) ->
             import wandb
 
             _tell(logger, wandb.finish, exit_code=int(failed), over=True)
-        else:
+        elif logger:
             logger.finalize("failed" if failed else "success")
 
 
@@ -89,7 +85,7 @@ def _build(settings: LoggerSettings, folder: Path, config: dict[str, Any]) -> Lo
         "resume": "allow" if mode == "online" else None,
         "config": config,
         "mode": mode,
-        "settings": wandb.Settings(console="off", init_timeout=INIT_TIMEOUT_S, x_save_requirements=False),
+        "settings": wandb.Settings(console="off", init_timeout=15.0, x_save_requirements=False),
         **settings.model_dump(include={"project", "job_type", "tags"}),
     }
     return WandbLogger(**given | settings.further)

@@ -1,5 +1,6 @@
 """What a training run keeps as it goes: its history, its best and its last checkpoint."""
 
+import contextlib
 import logging
 import math
 import time
@@ -31,14 +32,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is gone, cut off or of another tool, and how its run begins anew.
     """
-    try:
+    with contextlib.suppress(Exception):  # torch raises whatever the foreign bytes happen to trip over
         content = torch.load(path, map_location="cpu", weights_only=True)
         if {"config", "history", "fitted"} <= content["defectcls"].keys():
             return content
-    except PermissionError:
-        raise
-    except Exception:  # torch raises whatever the foreign bytes happen to trip over
-        log.debug("%s cannot be read", path, exc_info=True)
     again = "it" if path.name == LAST.name else f"it and {LAST}"
     raise UserError(f"{path} is damaged: delete {again} to begin the fine-tuning anew")
 
@@ -107,10 +104,8 @@ class Record(Checkpoint):
             *(row[key] for key in ("epoch", "stage", "train/loss", CRITERION, "val/auroc", "images_per_second")),
         )
         if (stage := row["stage"]) in ended_stages(self.history, self.patience):
-            last = stage == pl_module.plan[-1].name
-            goes_on = "training is over" if last else "the next stage begins"
-            log.info("stage '%s' ends: %d epochs in a row did not better it; %s", stage, self.patience, goes_on)
-            trainer.should_stop |= last
+            log.info("stage '%s' ends: %d epochs in a row did not better it", stage, self.patience)
+            trainer.should_stop |= stage == pl_module.plan[-1].name
         self.fitted = trainer.should_stop
         self._save(trainer, self.last)
         self._write_history(trainer)

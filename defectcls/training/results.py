@@ -3,6 +3,7 @@
 import contextlib
 import json
 import platform
+import re
 import subprocess
 from datetime import datetime
 from importlib.metadata import version
@@ -45,8 +46,8 @@ def objective_of(metrics: dict[str, Any], objective: str | None) -> float | None
         return None
     part, _, name = objective.partition("/")
     if part not in ("train", "val", "test") or name not in METRICS:
-        near = did_you_mean(name, METRICS) or f" such as val/auroc; names are {', '.join(METRICS)}"
-        raise UserError(f"objective={objective} is no <train, val or test>/<name of a number>{near}")
+        near = did_you_mean(name, METRICS) or f"; names are {', '.join(METRICS)}"
+        raise UserError(f"objective={objective} is no <train, val or test>/<name of a number>, such as val/auroc{near}")
     value = defect_numbers(metrics[part]).get(name) if metrics else None
     return None if value is None else float(value)
 
@@ -84,9 +85,8 @@ def device_name(device: "torch.device | None") -> str:
     if device is not None and device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")  # Python itself knows the processor on some systems only
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+    name = re.search(r"model name\s*: (.*)", info.read_text()) if info.is_file() else None
+    return f"{name[1] if name else platform.processor()}, {torch.get_num_threads()} threads"
 
 
 def commit() -> str | None:

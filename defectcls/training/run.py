@@ -180,9 +180,7 @@ class TrainingRun(Run):
         classifier, data, finetune, seed = self.classifier, self.data, self.settings.finetune, self.settings.seed
         rows, views, stored = data.part("train"), finetune.probe_views, classifier.stored_features
         weights, loader = class_weights(self.settings, data, sampled=False), data.part_dataloader("train")
-        solves = self.settings.model.head != "memory"
-        if solves:
-            assert stored is not None
+        if stored is not None:
             with self.timed("probe", len(rows) * (1 + views) + len(data.part("val"))):
                 copies = [copy_of(number, classifier.augment, seed) for number in range(1 + views)]
                 train = extract_features(stored, loader, copies)
@@ -194,8 +192,7 @@ class TrainingRun(Run):
             look = classifier.backbone.inference(with_map=True)
             units, odds = data.samples["unit"].to_numpy()[rows], None
             with self.timed("memory", len(rows)):
-                if solves:  # weighed against the memory
-                    assert stored is not None
+                if stored is not None:  # weighed against the memory
                     tested = np.mean([extract_features(stored, loader, [way])[0] for way in classifier.ways], 0)
                     logits = out_of_fold(train, tested, units, FOLDS, head.c, weights, views, seed)
                     odds = logits[:, 1] - logits[:, 0]
