@@ -44,8 +44,9 @@ def dashboard(settings: LoggerSettings, folder: Path, config: dict[str, Any]) ->
             raise UserError(f"logger={settings.name} with {', '.join(settings.further)}: {error}") from error
         log.warning(GOES_ON, settings.name, error)
         logger = None
-    for name in ("log_metrics", "log_hyperparams", "save", "finalize") if logger else ():
-        setattr(logger, name, functools.partial(_tell, logger, getattr(logger, name)))
+    if logger is not None:
+        for name in ("log_metrics", "log_hyperparams", "save", "finalize"):
+            setattr(logger, name, functools.partial(_tell, logger, getattr(logger, name)))
     try:
         yield logger
         failed = False

@@ -48,8 +48,7 @@ def objective_of(metrics: dict[str, Any], objective: str | None) -> float | None
     if part not in ("train", "val", "test") or name not in METRICS:
         near = did_you_mean(name, METRICS) or f"; names are {', '.join(METRICS)}"
         raise UserError(f"objective={objective} is no <train, val or test>/<name of a number>, such as val/auroc{near}")
-    value = defect_numbers(metrics[part]).get(name) if metrics else None
-    return None if value is None else float(value)
+    return defect_numbers(metrics[part]).get(name) if metrics else None
 
 
 def write_results(folder: Path, metrics: dict[str, Any], predictions: pd.DataFrame, page: Page | None = None) -> None:
