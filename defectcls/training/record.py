@@ -82,12 +82,8 @@ class Record(Checkpoint):
                 averaging._average_model.n_averaged.zero_()  # the next step begins it anew
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
-        stage = pl_module.stage.name if pl_module.stage else "probe"
-        row = {
-            "epoch": trainer.current_epoch + 1 if pl_module.stage else 0,
-            "step": trainer.global_step,
-            "stage": stage,
-        }
+        stage, epoch = (pl_module.stage.name, trainer.current_epoch + 1) if pl_module.stage else ("probe", 0)
+        row: Row = {"epoch": epoch, "step": trainer.global_step, "stage": stage}
         row |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         self.history.append(row)
         if best_row(self.history) is row:
