@@ -76,7 +76,7 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
     shown = read.nlargest(settings.gallery, "score")  # of equal ones those that came first
-    heat = _heat(predictor, photos.root, list(shown["path"]), settings.batch_size) if settings.heat_maps else {}
+    heat = _heat(predictor, photos.root, list(shown["path"])) if settings.heat_maps else {}
     page = gallery_page(shown, unreadable[:LISTED], photos.root, summary, heat)
     file = folder / "gallery.html" if settings.gallery else None
     if file:
@@ -117,11 +117,11 @@ def _watch(predictor: "Predictor", photos: "Photos", settings: "PredictSettings"
                 print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {told} {row['path']}", flush=True)
 
 
-def _heat(predictor: "Predictor", root: Path, paths: list[str], batch_size: int) -> "dict[str, np.ndarray]":
+def _heat(predictor: "Predictor", root: Path, paths: list[str]) -> "dict[str, np.ndarray]":
     """Heat maps of the photos that can be read again, by path."""
     from defectcls.training.inspection import without_borders
 
-    maps = zip(paths, predictor.heat_maps([root / path for path in paths], batch_size), strict=True)
+    maps = zip(paths, predictor.heat_maps([root / path for path in paths]), strict=True)
     padded = predictor.resize == "pad"
     return {path: without_borders(one, root / path) if padded else one for path, one in maps if one is not None}
 

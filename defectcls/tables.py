@@ -15,9 +15,7 @@ from defectcls.errors import UserError, did_you_mean
 
 SOUND, DEFECTIVE = "sound", "defective"
 OPTIONAL_COLUMNS = ("defect_type", "category", "group", "split", "mask")
-# How people name the folders and cells of a split, in any case.
-SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
-SPLIT_NAMES |= {"test": "test", "testing": "test"}
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # in any case
 TRUTH = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False, "yes": True, "no": False}
 WORDS: dict[str, tuple[dict[str, Any], str]] = {  # that a column may hold, and how to tell them
     "defective": (TRUTH, "0, 1, true, false, yes or no"),

@@ -23,7 +23,7 @@ class Folder(DefectDataModule):
 
         root/
             train/good/…  train/scratch/…
-            val/…  test/…             in any case; `val` may be called `valid` or `validation`, and so on
+            val/…  test/…             in any case; `val` may be called `valid` or `validation`
 
     Args:
         sound: the folder or folders of sound parts.

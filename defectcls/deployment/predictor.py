@@ -99,13 +99,17 @@ class Predictor:
 
     def stream(self, photos: Iterable[Photo], batch_size: int) -> Iterator[pd.DataFrame]:
         """The rows of `predict`, a table of `batch_size` at a time, of any number of photos in bounded memory."""
-        for paths, errors, pixels in self._batches(photos, batch_size):
+        ahead = max(1, min(AHEAD, AHEAD_BYTES // (3 * self.image_size**2)))
+        decoded = map_in_threads(self._read, photos, ahead)  # while the network computes
+        while some := list(itertools.islice(decoded, batch_size)):
+            paths, errors, pixels, paged = map(list, zip(*some, strict=True))
+            self.paged += sum(paged)
             logits = np.full((len(paths), len(self.classes)), np.nan, np.float32)
-            if len(pixels):
-                logits[[not error for error in errors]] = self._logits(pixels)
+            if readable := [one for one in pixels if one is not None]:
+                logits[[not error for error in errors]] = self._logits(np.stack(readable))
             yield self._table(paths, errors, logits)
 
-    def heat_maps(self, photos: Iterable[Photo], batch_size: int) -> Iterator[np.ndarray | None]:
+    def heat_maps(self, photos: Iterable[Photo]) -> list[np.ndarray | None]:
         """Evidence for "defective" of each photo, see `defectcls.model.heatmaps`: float32 (image_size, image_size).
 
         None of a photo that cannot be read.
@@ -113,20 +117,10 @@ class Predictor:
         Raises:
             UserError: the backbone has no map to look at.
         """
-        for _, errors, pixels in self._batches(photos, batch_size):
-            maps = iter(heat_maps(self.classifier, torch.from_numpy(pixels)))
-            yield from (None if error else next(maps) for error in errors)
-
-    def _batches(self, photos: Iterable[Photo], batch_size: int) -> Iterator[tuple[list[str], list[str], np.ndarray]]:
-        """Paths and errors of `batch_size` photos at a time, and the pixels of those without an error, uint8
-        (readable, 3, side, side); decoded while the network computes.
-        """
-        ahead = max(1, min(AHEAD, AHEAD_BYTES // (3 * self.image_size**2)))
-        decoded = map_in_threads(self._read, photos, ahead)
-        while some := list(itertools.islice(decoded, batch_size)):
-            paths, errors, pixels, paged = map(list, zip(*some, strict=True))
-            self.paged += sum(paged)
-            yield paths, errors, np.array([one for one in pixels if one is not None])
+        pixels = [pixels for _, _, pixels, _ in map_in_threads(self._read, photos)]
+        readable = np.array([one for one in pixels if one is not None])
+        maps = iter(heat_maps(self.classifier, torch.from_numpy(readable)))
+        return [None if one is None else next(maps) for one in pixels]
 
     def _read(self, photo: Photo) -> tuple[str, str, np.ndarray | None, bool]:
         """Path, why there are no pixels, pixels, and whether there are further pages."""

@@ -163,10 +163,10 @@ def test_streaming_reads_only_so_far_ahead(predictor: Predictor, monkeypatch: py
 def test_heat_maps_are_those_of_the_photos(predictor: Predictor, finished: Path, tmp_path: Path) -> None:
     paths = files(predictor, judged(finished))[:3]
     (tmp_path / "text.png").write_text("no pixels")
-    maps = list(predictor.heat_maps([paths[0], tmp_path / "text.png", paths[1], paths[2]], batch_size=2))
+    maps = predictor.heat_maps([paths[0], tmp_path / "text.png", paths[1], paths[2]])
     assert [one is None for one in maps] == [False, True, False, False]
     for path, one in zip(paths, [maps[0], *maps[2:]], strict=True):
-        (alone,) = predictor.heat_maps([path], 1)
+        (alone,) = predictor.heat_maps([path])
         assert alone is not None and one is not None
         assert one.shape == (predictor.image_size, predictor.image_size)
         assert one == pytest.approx(alone, abs=1e-4)
