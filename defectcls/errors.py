@@ -5,9 +5,7 @@ import errno
 import os
 import re
 import signal
-import sys
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +14,6 @@ FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable: 1 shows the traceback o
 AGAIN = "the same command begins anew"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
-SAME_S = 1.0  # signals that arrive within so many seconds are one: a terminal and what stands between may both send it
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
@@ -39,16 +36,14 @@ def stoppable() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():  # where no handler can be set
         yield received
         return
-    owner, since = os.getpid(), 0.0
+    owner = os.getpid()
 
     def stop(number: int, frame: Any) -> None:  # noqa: ARG001  as signal calls it
-        nonlocal since
         here = os.getpid() == owner  # else in a process that loads images: its owner ends it
         if here and not received:
             received.append(number)
-            since = time.monotonic()
             raise Stopped
-        if time.monotonic() - since > SAME_S and (here or number != signal.SIGINT):
+        if here or number != signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
@@ -82,10 +77,9 @@ def explain(error: BaseException, way_on: str = AGAIN) -> str | None:
     reason = (str(error) or type(error).__name__).partition("\n")[0]
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(reason)):
         return f"a batch does not fit into memory: lower batch_size or image_size ({reason})"
-    pydantic = sys.modules.get("pydantic")  # not imported for its sake: --help has to be quick
-    if pydantic is not None and isinstance(error, pydantic.ValidationError) and error.title != "Settings":  # W&B's own
-        return _wrong_value(error)
-    return None
+    # Pydantic's, which is not imported for its sake: --help has to be quick. One called Settings is W&B's own.
+    wrong_value = type(error).__name__ == "ValidationError" and getattr(error, "title", "Settings") != "Settings"
+    return _wrong_value(error) if wrong_value else None
 
 
 def _wrong_value(error: Any) -> str:

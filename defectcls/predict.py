@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 from defectcls.training.command import run_verb
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from defectcls.data.inputs import Photos
     from defectcls.deployment.predictor import Predictor
     from defectcls.settings import PredictSettings
@@ -117,7 +115,7 @@ def _watch(predictor: "Predictor", photos: "Photos", settings: "PredictSettings"
                 print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {told} {row['path']}", flush=True)
 
 
-def _heat(predictor: "Predictor", root: Path, paths: list[str]) -> "dict[str, np.ndarray]":
+def _heat(predictor: "Predictor", root: Path, paths: list[str]) -> dict[str, Any]:
     """Heat maps of the photos that can be read again, by path."""
     from defectcls.training.inspection import without_borders
 

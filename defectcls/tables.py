@@ -41,7 +41,10 @@ def read_table(table: Path, columns: Sequence[str], required: Sequence[str] = ()
         if table.suffix.lower() == ".parquet":
             rows = pd.read_parquet(table).astype("string").fillna("").astype(str)
         else:
-            rows = _read_text(table)
+            with table.open(encoding="utf-8") as file:
+                sign = max(",;\t", key=file.readline().count)
+            cells = pd.read_csv(table, sep=sign, header=None, dtype=str, keep_default_na=False, skipinitialspace=True)
+            rows = cells[1:].set_axis(cells.iloc[0].tolist(), axis=1)  # a name that stands there twice is left as it is
     except ImportError:
         raise UserError(f"reading {table} needs pyarrow: pip install 'defectcls[table]'") from None
     except (OSError, ValueError) as error:  # what pandas and pyarrow raise for a broken file
@@ -60,14 +63,6 @@ def read_table(table: Path, columns: Sequence[str], required: Sequence[str] = ()
         refuse(sorted(set(rows[column][known.isna()])), f"{table} has values of '{column}' that are not {told}")
         rows[column] = known.astype(bool) if column == "defective" else known
     return rows
-
-
-def _read_text(table: Path) -> pd.DataFrame:
-    with table.open(encoding="utf-8") as file:
-        header = file.readline()
-    sign = max(",;\t", key=header.count)
-    cells = pd.read_csv(table, sep=sign, header=None, dtype=str, keep_default_na=False, skipinitialspace=True)
-    return cells[1:].set_axis(cells.iloc[0].tolist(), axis=1)  # a name that stands there twice is left as it is
 
 
 def numbers(cells: pd.Series, table: Path) -> np.ndarray:

@@ -29,8 +29,6 @@ def append(rows: pd.DataFrame, output: Path) -> None:
 
 
 def read_output(output: Path) -> pd.DataFrame:
-    """The last row of each photo, as text but for the score. None are there yet where there is no file."""
-    if not output.is_file() or not output.stat().st_size:
-        return pd.DataFrame(columns=["path", "decision", "prediction", "score", "error"])
+    """The last row of each photo, as text but for the score."""
     rows = pd.read_csv(output, dtype=str, keep_default_na=False).drop_duplicates("path", keep="last")
     return rows.assign(score=pd.to_numeric(rows["score"]))

@@ -1,10 +1,8 @@
 """A trained model at work: from photos, on the disk or in memory, to decided predictions."""
 
-import hashlib
 import itertools
 import logging
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -63,11 +61,6 @@ class Predictor:
             allow_tf32(self.device)
         self.classifier = trained.classifier.to(self.device)
         self._infer = self.classifier.inference()  # for good: its weights will not change
-
-    @cached_property
-    def digest(self) -> str:
-        """Of the checkpoint: 12 hexadecimal digits of its SHA-256."""
-        return hashlib.sha256(self.trained.checkpoint.read_bytes()).hexdigest()[:12]
 
     def predict(self, images: Photo | Iterable[Photo], batch_size: int = 64) -> pd.DataFrame:
         """A row for each photo, in order. The photos are not all in memory at once, the rows are: see `stream`.

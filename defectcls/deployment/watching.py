@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -21,18 +21,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+State = tuple[str, int]  # MODIFIED and bytes: they tell a version of a file from the next, and a whole one from a part
+
 MODIFIED = "modified"  # column of the output: when the file was last changed, UTC, to the nanosecond
-MODEL = "model"  # column: digest of the checkpoint
-
-
-class State(NamedTuple):
-    """What tells a version of a file from the next, and a whole file from one that is still being written."""
-
-    modified: int  # nanoseconds since 1970
-    bytes: int
-
-    def __str__(self) -> str:
-        return f"{np.datetime64(self.modified, 'ns')}Z"
+MODEL = "model"  # column: where the checkpoint lies
 
 
 def watch(predictor: "Predictor", folder: Path, output: Path, settings: "PredictSettings") -> Iterator[pd.DataFrame]:
@@ -44,12 +36,13 @@ def watch(predictor: "Predictor", folder: Path, output: Path, settings: "Predict
     Raises:
         UserError: the output has other columns, or another process appends to it.
     """
-    columns = ["path", MODIFIED, MODEL, *predictor.columns[1:]]
+    columns, model = ["path", MODIFIED, MODEL, *predictor.columns[1:]], str(settings.checkpoint.resolve())
     held = f"another process watches with output={output}: stop it, or give another output"
     with locked(Path(f"{output}.lock"), held, wait=False):
         if settings.overwrite:
             output.unlink(missing_ok=True)
-        done = remembered(output, columns, predictor.digest)
+        append(pd.DataFrame(columns=columns), output)  # the header, of a new one
+        done = remembered(output, columns, model)
         before: dict[str, State] | None = {}
         while True:
             now = look(folder)
@@ -60,8 +53,8 @@ def watch(predictor: "Predictor", folder: Path, output: Path, settings: "Predict
                 names = [path.removeprefix(f"{folder}/") for path in rows["path"]]
                 # What changed or went before it could be read is due again when it comes back.
                 same = [state_of(folder, name) == states[name] for name in names]
-                rows = rows.assign(path=list(map(writable, names)), modified=[str(states[name]) for name in names])
-                rows = rows.assign(model=predictor.digest)[columns][(rows["error"] == "") | np.array(same)]
+                rows = rows.assign(path=list(map(writable, names)), modified=[states[name][0] for name in names])
+                rows = rows.assign(model=model)[columns][(rows["error"] == "") | np.array(same)]
                 append(rows, output)
                 done.update(zip(rows["path"], rows[MODIFIED], strict=True))
                 yield rows
@@ -85,7 +78,7 @@ def state_of(folder: Path, name: str) -> State | None:
         found = os.stat(f"{folder}/{name}")  # noqa: PTH116  a path object for each of many files takes as long
     except OSError:
         return None
-    return State(found.st_mtime_ns, found.st_size)
+    return f"{np.datetime64(found.st_mtime_ns, 'ns')}Z", found.st_size
 
 
 def due(before: dict[str, State], now: dict[str, State], done: set[tuple[str, str]]) -> dict[str, State]:
@@ -95,7 +88,7 @@ def due(before: dict[str, State], now: dict[str, State], done: set[tuple[str, st
         done: names as they are written, and MODIFIED.
     """
     same = [(state, name) for name, state in now.items() if before.get(name) == state]
-    return {name: state for state, name in sorted(same) if (writable(name), str(state)) not in done}
+    return {name: state for state, name in sorted(same) if (writable(name), state[0]) not in done}
 
 
 def remembered(output: Path, columns: list[str], model: str) -> set[tuple[str, str]]:
@@ -104,8 +97,6 @@ def remembered(output: Path, columns: list[str], model: str) -> set[tuple[str, s
     Raises:
         UserError: the output is no such table, or that of a model with other classes.
     """
-    if not output.is_file() or not output.stat().st_size:
-        return set()
     try:
         found = list(pd.read_csv(output, nrows=0))
     except ValueError:  # no UTF-8, or no columns

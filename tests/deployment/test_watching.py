@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,19 +19,19 @@ from filelock import FileLock
 
 from defectcls.deployment.output import append, read_output
 from defectcls.deployment.predictor import Predictor, load
-from defectcls.deployment.watching import MODEL, MODIFIED, State, due, look, remembered, watch
+from defectcls.deployment.watching import MODEL, MODIFIED, due, look, remembered, watch
 from defectcls.errors import Stopped, UserError, stoppable
 from tests.conftest import paint
 
-DIGEST = "0123456789ab"
-OLD, NEW, GROWN = State(10**18, 50), State(10**18 + 1, 50), State(10**18, 60)
+RUN = "/runs/1"
+OLD, NEW, GROWN = ("2001-09-09T01:46:40Z", 50), ("2001-09-09T01:46:41Z", 50), ("2001-09-09T01:46:40Z", 60)
 COLUMNS = ["path", MODIFIED, MODEL, "decision", "prediction", "score", "p_ok", "p_bad", "error"]
 
 
-def rows(names: list[str], state: State = OLD) -> pd.DataFrame:
+def rows(names: list[str], state: tuple[str, int] = OLD) -> pd.DataFrame:
     """What a watcher would have written of these."""
     values = {"decision": "accept", "prediction": "ok", "score": 0.1 + 0.2, "p_ok": 0.7, "p_bad": 0.3, "error": ""}
-    return pd.DataFrame({"path": names, MODIFIED: str(state), MODEL: DIGEST}).assign(**values)
+    return pd.DataFrame({"path": names, MODIFIED: state[0], MODEL: RUN}).assign(**values)
 
 
 # --- which are due ----------------------------------------------------------------------------------------------------
@@ -45,7 +46,7 @@ def test_a_file_is_due_when_two_looks_find_it_the_same() -> None:
 
 
 def test_each_version_is_due_once() -> None:
-    done = {("a", str(OLD))}
+    done = {("a", OLD[0])}
     assert due({"a": OLD, "b": OLD}, {"a": OLD, "b": OLD}, done) == {"b": OLD}
     assert due({"a": NEW}, {"a": NEW}, done) == {"a": NEW}
 
@@ -57,21 +58,17 @@ def test_what_came_first_is_first() -> None:
 
 def test_a_name_that_is_no_text_is_done_as_it_is_written() -> None:
     name = b"caf\xe9.png".decode(errors="surrogateescape")
-    assert due({name: OLD}, {name: OLD}, {("caf\\udce9.png", str(OLD))}) == {}
-
-
-def test_a_version_is_told_to_the_nanosecond() -> None:
-    assert str(State(1_700_000_000_123_456_789, 5)) == "2023-11-14T22:13:20.123456789Z"
+    assert due({name: OLD}, {name: OLD}, {("caf\\udce9.png", OLD[0])}) == {}
 
 
 def test_a_look_finds_images_and_whether_there_is_a_folder(tmp_path: Path) -> None:
     for name in ("b.png", "deep/a.jpg", "notes.txt"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_bytes(b"12345")
-    os.utime(tmp_path / "in/b.png", ns=(5, 1_234_567_890))
+    os.utime(tmp_path / "in/b.png", ns=(5, 1_700_000_000_123_456_789))
     found = look(tmp_path / "in")
     assert found is not None
-    assert (sorted(found), found["b.png"]) == (["b.png", "deep/a.jpg"], State(1_234_567_890, 5))
+    assert (sorted(found), found["b.png"]) == (["b.png", "deep/a.jpg"], ("2023-11-14T22:13:20.123456789Z", 5))
     assert look(tmp_path / "gone") is None
 
 
@@ -88,10 +85,10 @@ def test_an_output_remembers_whole_rows_and_loses_a_torn_one(tmp_path: Path) -> 
     output, names = tmp_path / "out.csv", ["a,b.png", 'quo"te.png', "new\nline.png", "last\nof all.png"]
     whole = written(output, names[:3])
     torn = written(output, names[3:])[len(whole) :]
-    assert remembered(output, COLUMNS, DIGEST) == {(name, str(OLD)) for name in names}
+    assert remembered(output, COLUMNS, RUN) == {(name, OLD[0]) for name in names}
     for cut in range(len(torn)):
         output.write_bytes(whole + torn[:cut])
-        assert remembered(output, COLUMNS, DIGEST) == {(name, str(OLD)) for name in names[:3]}
+        assert remembered(output, COLUMNS, RUN) == {(name, OLD[0]) for name in names[:3]}
         assert output.read_bytes() == whole
 
 
@@ -102,20 +99,11 @@ def test_rows_are_restored_to_the_last_bit(tmp_path: Path) -> None:
     assert read["path"].tolist() == ["a.png", "b.png"]
 
 
-def test_no_output_or_an_empty_one_remembers_nothing(tmp_path: Path) -> None:
-    (tmp_path / "empty.csv").touch()
-    assert (
-        remembered(tmp_path / "empty.csv", COLUMNS, DIGEST)
-        == remembered(tmp_path / "gone.csv", COLUMNS, DIGEST)
-        == set()
-    )
-
-
 @pytest.mark.parametrize("content", [b"name,price\nscrew,3", b"one line", b"\n", b"\xff\xfe\x00", b'"path'])
 def test_a_table_of_something_else_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.csv").write_bytes(content)
     with pytest.raises(UserError, match=r"its columns are not path, modified, .*overwrite=true$"):
-        remembered(tmp_path / "a.csv", COLUMNS, DIGEST)
+        remembered(tmp_path / "a.csv", COLUMNS, RUN)
     assert (tmp_path / "a.csv").read_bytes() == content
 
 
@@ -125,9 +113,8 @@ def test_a_table_of_something_else_is_refused_and_left_alone(tmp_path: Path, con
 class StandIn:
     """Takes every file that holds text for sound, and an empty one for unreadable."""
 
-    columns, digest = ["path", *COLUMNS[3:]], DIGEST
-
     def __init__(self) -> None:
+        self.columns = ["path", *COLUMNS[3:]]
         self.meanwhile: Callable[[], object] = lambda: None
 
     def stream(self, paths: Iterator[str], batch_size: int) -> Iterator[pd.DataFrame]:
@@ -142,14 +129,14 @@ class StandIn:
 
 
 def watched(
-    predictor: StandIn | Predictor, folder: Path, output: Path, wanted: int, seconds: float = 1, **options: float
+    predictor: StandIn | Predictor, folder: Path, output: Path, wanted: int, seconds: float = 1, **options: Any
 ) -> list[str]:
     """Names of the photos that are predicted until there are so many, or until so long has passed."""
     names: list[str] = []
     signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGTERM))
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        chosen = {"overwrite": False, "batch_size": 2, "watch_seconds": 0.01} | options
+        chosen = {"overwrite": False, "batch_size": 2, "watch_seconds": 0.01, "checkpoint": Path(RUN)} | options
         with contextlib.suppress(Stopped), stoppable():
             for table in watch(predictor, folder, output, SimpleNamespace(**chosen)):  # type: ignore[arg-type]
                 names += table["path"].tolist()
@@ -214,16 +201,16 @@ def test_a_photo_that_is_copied_slowly_is_waited_for(folder: Path, tmp_path: Pat
 
 
 def test_another_model_judges_all_photos_anew(folder: Path, tmp_path: Path) -> None:
-    output, another = tmp_path / "out.csv", StandIn()
+    output, another = tmp_path / "out.csv", "/runs/2"
     watched(StandIn(), folder, output, 5)
-    another.digest = "ba9876543210"
-    for model in (another, StandIn()):
-        watched(model, folder, output, 6)
-        assert pd.read_csv(output)[MODEL].tolist() == [DIGEST] * 5 + [another.digest] * 5
+    for run in (another, RUN):
+        watched(StandIn(), folder, output, 6, checkpoint=Path(run))
+        assert pd.read_csv(output)[MODEL].tolist() == [RUN] * 5 + [another] * 5
 
 
 def test_the_latest_row_of_each_photo_counts(tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
+    append(rows([]), output)
     assert len(read_output(output)) == 0
     append(rows(["a.png", "b.png"]).assign(score=[0.25, np.nan], error=["", "empty file"]), output)
     append(rows(["b.png"], NEW).assign(score=0.75), output)
