@@ -6,9 +6,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-SCALES = (1 / 20, 20.0)  # a scale is sought between these
-
-Bounds = tuple[float, float | None]
+LEAST_SCALE = 1 / 20  # as 0 would tell nothing
 
 
 def fit_calibration(probabilities: np.ndarray, truth: np.ndarray) -> tuple[float, tuple[float, ...]]:
@@ -27,7 +25,7 @@ def fit_calibration(probabilities: np.ndarray, truth: np.ndarray) -> tuple[float
     if (counts > 0).sum() < 2 or not np.isfinite(probabilities).all():
         return 1.0, (0.0,) * len(counts)
     weights = np.full(len(truth), 1 / len(truth))
-    _, scale, shift = _fit(_log(probabilities), _targets(counts)[truth], weights, SCALES)
+    _, scale, shift = _fit(_log(probabilities), _targets(counts)[truth], weights, LEAST_SCALE)
     return scale, tuple(shift.tolist())
 
 
@@ -45,7 +43,7 @@ def calibrated_loss(probabilities: np.ndarray, truth: np.ndarray) -> float:
     if (counts > 0).sum() < 2:
         return -float(logits[np.arange(len(truth)), truth].mean())
     weights = 1 / counts[truth] / (counts > 0).sum()
-    return _fit(logits, _targets(counts)[truth], weights, (0.0, None))[0]
+    return _fit(logits, _targets(counts)[truth], weights, 0.0)[0]
 
 
 def calibrate(probabilities: np.ndarray, scale: float, shift: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -60,15 +58,13 @@ def _targets(counts: np.ndarray) -> np.ndarray:
     return (1 + np.diag(counts)) / (counts + len(counts))[:, None]
 
 
-def _fit(
-    logits: np.ndarray, targets: np.ndarray, weights: np.ndarray, scales: Bounds
-) -> tuple[float, float, np.ndarray]:
+def _fit(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray, least: float) -> tuple[float, float, np.ndarray]:
     """Least cross-entropy, and its scale and shifts (classes,), the first of which is 0; a convex problem.
 
     Args:
         logits, targets: (images, classes).
         weights: of the images, (images,); they sum to 1.
-        scales: least and most.
+        least: scale.
     """
     mean = logits.mean(0)
     unit = float((logits - mean).std()) or 1.0
@@ -79,9 +75,8 @@ def _fit(
         error = (np.exp(log_p) - targets) * weights[:, None]
         return -weights @ (targets * log_p).sum(1), np.append((error * inputs).sum(), error.sum(0)[1:])
 
-    least, most = (limit and limit * unit for limit in scales)
-    bounds = [(least, most)] + [(None, None)] * (logits.shape[1] - 1)
-    start = np.append(np.clip(1.0, least, most), np.zeros(logits.shape[1] - 1))
+    bounds = [(least * unit, None)] + [(None, None)] * (logits.shape[1] - 1)
+    start = np.append(max(1.0, least * unit), np.zeros(logits.shape[1] - 1))
     found = minimize(loss, start, jac=True, bounds=bounds, options={"ftol": 1e-15, "gtol": 1e-10, "maxiter": 1000})
     scale = float(found.x[0] / unit)
     shift = np.append(0.0, found.x[1:]) - scale * mean

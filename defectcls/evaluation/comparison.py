@@ -16,10 +16,9 @@ import pandas as pd
 from scipy.stats import t as student
 
 from defectcls.errors import UserError
-from defectcls.evaluation.intervals import NOTHING, Interval, intervals_of
-from defectcls.evaluation.metrics import METRICS, plain
+from defectcls.evaluation.intervals import NOTHING, Interval, bootstrap, intervals_of
+from defectcls.evaluation.metrics import ALL, DEFECT, METRICS, Answers, plain
 from defectcls.evaluation.predictions import class_names_of, classes_of_table, groups_of
-from defectcls.evaluation.resampling import ALL, DEFECT, Answers, bootstrap
 
 
 class Difference(NamedTuple):

@@ -15,6 +15,7 @@ more often the fewer images or groups the rarer class has. The exception are pre
 hold all defects, several each: 90 %.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,11 @@ from scipy.optimize import brentq
 from scipy.special import betainc, expit, logit
 from scipy.stats import t as student
 
-from defectcls.evaluation.metrics import plain
-from defectcls.evaluation.resampling import MACRO, Answers, Key, Numbers, bootstrap
+from defectcls.evaluation.metrics import MACRO, Answers, Key, Numbers, plain
 
 Interval = tuple[float, float]
 NOTHING: Interval = (np.nan, np.nan)
+CHUNK = 2_000_000  # weights held at once: 16 MB, and some ten times as much in the sums over them
 ROUNDING = 1e-7  # smaller counts are none
 
 
@@ -74,6 +75,26 @@ def intervals_of(answers: Answers, drawn: Numbers, level: float) -> dict[Key, In
             chance = 0.5 if name == "auroc" else positive
             intervals[name, side] = _drawn_interval(value, drawn[name, side], chance, answers.units[side], level)
     return intervals
+
+
+def bootstrap(
+    groups: np.ndarray, numbers: Callable[[np.ndarray], Numbers], resamples: int = 2000, seed: int = 0
+) -> Numbers:
+    """The numbers of `resamples` tables of as many groups as there are, drawn with replacement.
+
+    Args:
+        groups: number of the group of each image, from 0 without gaps, (images,); not empty.
+        numbers: from weights to the numbers under them; is given a part of the resamples at a time.
+    """
+    generator = np.random.default_rng(seed)
+    count, size = groups.max() + 1, max(1, CHUNK // len(groups))
+    chunks = []
+    for start in range(0, resamples, size):
+        rows = min(size, resamples - start)
+        drawn = generator.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
+        chunks.append(numbers(weights[:, groups]))
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 def _effective_size(hits: np.ndarray, groups: np.ndarray, level: float) -> float:

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from defectcls.evaluation.metrics import METRICS, defect_numbers
+from defectcls.evaluation.metrics import METRICS, RANKINGS, defect_numbers
 from defectcls.evaluation.predictions import PROBABILITY
-from defectcls.evaluation.resampling import RANKINGS
 from defectcls.pages import wording
 from defectcls.pages.blocks import Block, Cell, Page, Photo, Photos, Picture, Section, Table, making, section, text
 from defectcls.pages.photos import thumbnail_files, worst_errors

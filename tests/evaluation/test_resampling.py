@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from defectcls.evaluation import resampling
-from defectcls.evaluation.resampling import Share, bootstrap, ranking
+from defectcls.evaluation import intervals
+from defectcls.evaluation.intervals import bootstrap
+from defectcls.evaluation.metrics import Share, ranking
 
 ONE = np.zeros(60, int)  # model that judged all images
 
@@ -47,7 +48,7 @@ def test_of_folds_the_mean_of_those_that_can_be_stated_is_taken():
 
 
 def test_resamples_hold_whole_groups_and_as_many_as_there_are(monkeypatch):
-    monkeypatch.setattr(resampling, "CHUNK", 5 * 30)  # several parts, the last one smaller
+    monkeypatch.setattr(intervals, "CHUNK", 5 * 30)  # several parts, the last one smaller
     groups = np.array([0, 1, 1, 2, 2])
     drawn = bootstrap(groups, lambda weights: dict(enumerate(weights.T)), resamples=1000)
     weights = np.stack([drawn[image] for image in range(5)], axis=1)
