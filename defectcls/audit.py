@@ -66,10 +66,9 @@ def doubted_labels(settings: "AuditSettings", data: "DefectDataModule", units: "
     features, targets = extract_features(build_features(resolved, data, backbone), data.test_dataloader())
     doubted, said = doubt_labels(features, targets, units, options.folds, options.c, settings.seed)
     found, names = [], data.class_names
-    for path, target, of_class in zip(data.samples["path"][doubted], targets[doubted], said[doubted], strict=True):
-        best = int(of_class.argmax())
-        detail = f"{names[target]} {of_class[target]:.0%}, {names[best]} {of_class[best]:.0%}"
-        found.append(Finding("wrong_label", path, detail=detail))
+    for row in doubted.tolist():
+        detail = ", ".join(f"{names[one]} {said[row, one]:.0%}" for one in (targets[row], said[row].argmax()))
+        found.append(Finding("wrong_label", data.samples["path"][row], detail=detail))
     return found
 
 

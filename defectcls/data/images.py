@@ -30,7 +30,6 @@ FORMATS = ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "DIB"
 SCALED_FROM = 4  # a JPEG of so many times the side is decoded at 1/4 or less: at 4 in 0.85 of the time, at 16 in 0.5
 LEAST_SIDE = 128  # but at no fraction that is smaller than this: what twins are found by
 HARMLESS = "Invalid SOS parameters"  # what some cameras write into a JPEG: every pixel is there
-TURNED = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # what may say in a PNG how the camera was held
 
 
 class UnreadableImageError(UserError):
@@ -161,7 +160,7 @@ def _opened(image: Image.Image, content: bytes, side: int) -> Opened:
     paged = getattr(image, "is_animated", False) and image.format != "MPO"  # what a telephone hides behind a JPEG
     tiles = getattr(image, "tile", None)
     layout = str(tiles[0].args) if tiles else ""  # of a file whose pixels are not read yet
-    may_be_turned = image.format != "PNG" or any(mark in content for mark in TURNED)
+    may_be_turned = image.format != "PNG" or "exif" in image.info  # else Pillow decodes a PNG to look behind its pixels
     if content and image.format in ("JPEG", "MPO") and image.mode != "CMYK":
         values = _decode_jpeg(image, content, side)
     elif content and image.format in ("PNG", "JPEG2000"):
@@ -176,7 +175,7 @@ def _opened(image: Image.Image, content: bytes, side: int) -> Opened:
         values = np.array(plain)
         if values.dtype == np.uint8 and (";16" in layout or (image.format == "PPM" and "65535" in layout)):
             raise UnreadableImageError("16-bit colour, of which only the upper bytes are read: save it as PNG")
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if may_be_turned else 1  # which decodes a PNG
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if may_be_turned else 1
     return Opened(_upright(values, orientation), shorter, paged)
 
 

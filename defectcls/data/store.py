@@ -29,7 +29,6 @@ from defectcls.files import locked
 log = logging.getLogger(__name__)
 
 KEY = np.dtype([("key", "V16"), ("sum", "<u4")])
-LARGE = 1 << 14  # bytes of a row whose checksum is worth a thread
 PLACES = 1 << 32  # a position is the number of a block times this, and a place in the block
 
 
@@ -115,7 +114,7 @@ class Rows:
         """Position of each key's row, int64 (keys,); -1 where it is not known, or damaged."""
         found = np.array([self._positions.get(key, -1) for key in keys], np.int64)
         new = list(self._sums.keys() & set(found.tolist()))
-        right = (map_in_threads if self.row_bytes > LARGE else map)(self._is_right, new)
+        right = (map_in_threads if len(self.shape) > 1 else map)(self._is_right, new)  # pixels are worth a thread
         damaged = [position for position, is_right in zip(new, right, strict=True) if not is_right]
         for row in np.flatnonzero(np.isin(found, damaged)).tolist():
             self._positions.pop(keys[row], None)

@@ -210,13 +210,6 @@ def png_of(chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(made)
 
 
-def rewritten(path: Path) -> Path:
-    """A PNG with its EXIF behind the pixels."""
-    order = [b"IHDR", b"IDAT", b"eXIf", b"IEND"]
-    path.write_bytes(png_of(sorted(chunks_of(path.read_bytes()), key=lambda chunk: order.index(chunk[0]))))
-    return path
-
-
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
 def test_a_jpeg_has_the_pixels_that_pillow_gives(tmp_path: Path, mode: str, options: dict[str, Any]) -> None:
@@ -229,12 +222,6 @@ def test_a_jpeg_has_the_pixels_that_pillow_gives(tmp_path: Path, mode: str, opti
             assert image.mode == mode
     found = images.open_photo(path, 45).pixels("8")
     assert np.abs((np.stack([found] * 3, 2) if mode == "L" else found) - expected).max() <= 2
-
-
-def test_an_orientation_behind_the_pixels_counts(tmp_path: Path) -> None:
-    path = rewritten(saved(tmp_path, Image.fromarray(pixels()), **turned()))
-    assert path.read_bytes().index(b"IDAT") < path.read_bytes().index(b"eXIf")
-    assert (as_image(decode(path, SIDE, "squash")) == UPRIGHT[6](pixels())).all()
 
 
 def test_pixels_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
