@@ -47,8 +47,7 @@ def report_page(
     rows = rows[rows["split"] == split] if "split" in rows else rows
     scores, curves = _pictures(rows, decision, history)
     decided = wording.decision_words(metrics["decision"]) if "decision" in metrics else []
-    per_class = judged.get("per_class", {}).items()
-    worst_first = sorted(per_class, key=lambda one: (one[1]["recall"] is None, one[1]["recall"]))
+    worst_first = sorted(judged.get("per_class", {}).items(), key=lambda one: one[1]["recall"] or 0)
     stages = {one["name"]: "rolled back" if one["rolled_back"] else "kept" for one in metrics.get("stages", [])}
     unreadable = [(one["path"], one["reason"]) for one in metrics.get("unreadable", [])]
     blocks = [
@@ -56,15 +55,10 @@ def report_page(
         text(*caveats(metrics), look="caveats", terminal=True),
         _numbers(metrics, judged),
         section("Fold by fold", text(FOLDS, look="note"), _folds(metrics.get("folds", []))),
-        section(
-            "How it decides",
-            text(*decided, terminal=decision.get("accept_below") is not None),
-            scores,
-        ),
+        section("How it decides", text(*decided, terminal=True), scores),
         section(f"What was taken for what ({of})", _matrix(judged["confusion_matrix"], metrics["class_names"])),
         section(
-            f"Class by class ({of}, worst recall first)",
-            _table(("class", "n", "recall", "precision", "f1"), worst_first),
+            f"Class by class ({of}, worst first)", _table(("class", "n", "recall", "precision", "f1"), worst_first)
         ),
         *(_breakdown(column, found, of) for column, found in judged.get("breakdowns", {}).items()),
         _photos(metrics, rows, root, heat or {}),

@@ -115,7 +115,7 @@ def test_many_classes_are_first_defective_against_sound(capsys: pytest.CaptureFi
     _, metrics["test"] = evaluate(predictions, None, THREE)
     page = report_page(metrics)
     assert page.title == "dataset · model"
-    assert rows(page, "Class by class (test, worst recall first)")[1:] == [
+    assert rows(page, "Class by class (test, worst first)")[1:] == [
         ["<b>x</b>", "10", "50.0 %", "100.0 %", "66.7 %"],  # images, recall, precision, F1
         ["good", "10", "80.0 %", "88.9 %", "84.2 %"],
         ["hole", "10", "100.0 %", "62.5 %", "76.9 %"],
