@@ -8,7 +8,8 @@ import pytest
 from scipy.special import expit
 from scipy.stats import binom, norm
 
-from defectcls.evaluation.intervals import metric_intervals, proportion_interval
+from defectcls.evaluation import intervals
+from defectcls.evaluation.intervals import bootstrap, metric_intervals, proportion_interval
 from defectcls.evaluation.metrics import compute_metrics
 from tests.evaluation.test_metrics import THREE, TWO, table, two_class_table
 
@@ -196,6 +197,19 @@ def test_a_single_defect_says_nothing_of_the_ranking():
 def test_same_seed_gives_the_same_intervals():
     first, again, other = (metric_intervals(example(), TWO, resamples=100, seed=seed) for seed in (1, 1, 2))
     assert first == again != other
+
+
+def test_resamples_hold_whole_groups_and_as_many_as_there_are(monkeypatch):
+    monkeypatch.setattr(intervals, "CHUNK", 5 * 30)  # several parts, the last one smaller
+    groups = np.array([0, 1, 1, 2, 2])
+    drawn = bootstrap(groups, lambda weights: dict(enumerate(weights.T)), resamples=1000)
+    weights = np.stack([drawn[image] for image in range(5)], axis=1)
+    assert weights.shape == (1000, 5)
+    assert (weights[:, 1] == weights[:, 2]).all() and (weights[:, 3] == weights[:, 4]).all()
+    assert (weights[:, [0, 1, 3]].sum(axis=1) == 3).all()
+    # of three groups one is left out with the probability (2/3)^3, and has a variance of 3 * 1/3 * 2/3
+    assert (weights[:, 0] == 0).mean() == pytest.approx(8 / 27, abs=0.05)
+    assert weights[:, 0].var() == pytest.approx(2 / 3, abs=0.1)
 
 
 # --- how often the truth is covered -----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch
 import torchmetrics.functional.classification as reference
 from sklearn import metrics as sk
 
-from defectcls.evaluation.metrics import compute_metrics, defect_counts, defect_numbers
+from defectcls.evaluation.metrics import Share, compute_metrics, defect_counts, defect_numbers, ranking
 from defectcls.evaluation.predictions import predictions_table
 
 TWO = {"sound": False, "defective": True}
@@ -255,3 +255,47 @@ def test_of_folds_and_many_classes_each_number_is_the_mean_within():
     assert found["auroc"] == pytest.approx(np.mean(rest))
     sides = [sk.roc_auc_score(truth[half] > 0, 1 - probabilities[half, 0]) for half in halves]
     assert found["defect"]["auroc"] == pytest.approx(np.mean(sides))
+
+
+# --- under weights ----------------------------------------------------------------------------------------------------
+
+ONE = np.zeros(60, int)  # model that judged all images
+
+
+@pytest.mark.parametrize("digits", [1, 8], ids=["ties", "no ties"])
+@pytest.mark.parametrize("seed", range(5))
+def test_weights_count_as_repeated_rows(digits, seed):
+    generator = np.random.default_rng(seed)
+    positive, scores = generator.random(60) < 0.3, generator.random(60).round(digits)
+    answer = scores > 0.6
+    weights = np.vstack([np.ones(60, int), generator.integers(0, 4, (20, 60))])
+    ranked = ranking(positive, scores, ONE, weights.astype(float))
+    shares = Share(answer & positive, answer | positive, f1=True), Share(answer, positive)
+    f1, recall = (share.weighted(weights.astype(float)) for share in shares)
+    for row, times in enumerate(weights):
+        rows = np.repeat(np.arange(60), times)
+        assert ranked["auroc"][row] == pytest.approx(sk.roc_auc_score(positive[rows], scores[rows]), abs=1e-12)
+        expected = sk.average_precision_score(positive[rows], scores[rows])
+        assert ranked["average_precision"][row] == pytest.approx(expected, abs=1e-12)
+        assert f1[row] == pytest.approx(sk.f1_score(positive[rows], answer[rows]), abs=1e-12)
+        assert recall[row] == pytest.approx(answer[rows][positive[rows]].mean(), abs=1e-12)
+
+
+def test_ranking_is_undefined_where_a_resample_holds_one_kind():
+    ranked = ranking(np.array([True, False]), np.array([0.9, 0.1]), ONE[:2], np.array([[1.0, 0], [0, 1], [1, 1]]))
+    assert np.isnan(ranked["auroc"]).tolist() == np.isnan(ranked["average_precision"]).tolist() == [True, True, False]
+    assert np.isnan(ranking(np.array([True, False]), np.array([np.nan, 0.1]), ONE[:2], np.ones((1, 2)))["auroc"])
+
+
+def test_of_folds_the_mean_of_those_that_can_be_stated_is_taken():
+    generator = np.random.default_rng(0)
+    positive, scores, folds = generator.random(60) < 0.4, generator.random(60).round(1), np.arange(60) % 3
+    weights = np.vstack([np.ones(60, int), generator.integers(0, 3, (20, 60)), (folds != 1) | positive])
+    ranked = ranking(positive, scores, folds, weights.astype(float))
+    for row, times in enumerate(weights):
+        within = [np.repeat(np.arange(60), times * (folds == fold)) for fold in range(3)]
+        assert len(set(positive[within[1]])) == (1 if row == 21 else 2)
+        stated = [rows for rows in within if len(set(positive[rows])) == 2]
+        for name, number in {"auroc": sk.roc_auc_score, "average_precision": sk.average_precision_score}.items():
+            expected = [number(positive[rows], scores[rows]) for rows in stated]
+            assert ranked[name][row] == pytest.approx(np.mean(expected), abs=1e-12)
