@@ -197,7 +197,6 @@ class BatchSettings(Settings):
     target: Literal["defect", "defect_type"]
     image_size: Pixels
     batch_size: PositiveInt
-    sampler: Literal["shuffle", "balanced"]
     seed: NonNegativeInt
 
 
@@ -213,8 +212,6 @@ class TrainSettings(RecipeSettings, BatchSettings):
     resume: Path | None
 
     def model_post_init(self, _: Any) -> None:
-        if self.sampler == "balanced" and self.loss.class_weights == "balanced":
-            raise ValueError("sampler=balanced weighs classes alike already: loss.class_weights=auto")
         if self.model.head != "linear" and (not self.finetune.probe or self.finetune.active_stages):
             raise ValueError("a memory is of what a frozen backbone makes of sound parts: finetune=probe")
         if self.model.head == "memory" and self.model.test_views > 1:

@@ -265,7 +265,6 @@ WRONG = {
     "optim.lr=0": "optim.lr=0: Input should be greater than 0",
     "dataset.resize=crop": "dataset.resize=crop: Input should be 'squash' or 'pad'",
     "dataset.resize=pda": "dataset.resize=pda: Input should be 'squash' or 'pad'",
-    "sampler=balance": "sampler=balance: Input should be 'shuffle' or 'balanced'",
     "target=defects": "target=defects: Input should be 'defect' or 'defect_type'",
     "+finetune.stages.more.epochs=3": "finetune.stages.more.trainable: Field required",
     "dataset.split.val=null": ("dataset.split: at most one of train, val and test may be null (all that is left)"),
@@ -285,8 +284,8 @@ def test_wrong_value_is_one_sentence(argument: str, tmp_path: Path) -> None:
 
 
 TOGETHER = {
-    ("sampler=balanced", "loss.class_weights=balanced"): (
-        "sampler=balanced weighs classes alike already: loss.class_weights=auto"
+    ("model.head=memory", "finetune=probe", "model.test_views=2"): (
+        "model.head=memory compares an image as it lies: model.test_views=1"
     ),
 }
 

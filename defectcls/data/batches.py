@@ -1,40 +1,15 @@
-"""Batches of the sample table's rows, and the order in which an epoch takes them."""
+"""Batches of the sample table's rows."""
 
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
 from defectcls.data.reading import Images
 from defectcls.errors import UserError
 
 Batch = dict[str, torch.Tensor]
-
-
-class EpochSampler(DistributedSampler):
-    """The order of one epoch as a pure function of seed and epoch, dealt in turn to the processes.
-
-    Every process gets equally many, so the first images are repeated at the end where the count does not divide; their
-    `index` tells, and evaluation counts them once.
-
-    Args:
-        weights: chance of each image to be drawn, with replacement; None draws each once.
-        rank, world: number of this process and of all.
-    """
-
-    def __init__(
-        self, count: int, seed: int, shuffle: bool, weights: torch.Tensor | None = None, rank: int = 0, world: int = 1
-    ) -> None:
-        super().__init__(range(count), world, rank, shuffle, seed * 1_000_003)  # type: ignore[arg-type]
-        self.weights = weights
-
-    def __iter__(self) -> Iterator[int]:
-        if self.weights is None:
-            return super().__iter__()
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)  # one for all processes
-        order = torch.multinomial(self.weights, self.total_size, replacement=True, generator=generator)
-        return iter(order[self.rank :: self.num_replicas].tolist())
 
 
 class Part(Dataset):

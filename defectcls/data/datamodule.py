@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import ValidationError, create_model
-from torch.utils.data import DataLoader, default_convert
+from torch.utils.data import DataLoader, DistributedSampler, default_convert
 
 from defectcls.config import named, presets, shipped_dataset
-from defectcls.data.batches import EpochSampler, Part, PartLoader
+from defectcls.data.batches import Part, PartLoader
 from defectcls.data.duplicates import contradiction, first_of, identical_files, near_identical_pairs, split_units
 from defectcls.data.images import further_pages
 from defectcls.data.reading import Images
@@ -48,8 +48,8 @@ class DefectDataModule(L.LightningDataModule):
         device: where the images may be kept, as the option `cache` says; batches are then on it.
         classes: those of a trained model; None: taken from the data.
         test_all: puts all images into the test part, instead of splitting them.
-        options: of conf/dataset_base.yaml and conf/dataset/<name>.yaml; `target`, `image_size`, `batch_size`, `sampler`
-            and `seed` of conf/train.yaml; `workers` of conf/trainer/auto.yaml. What is not given is as it stands there.
+        options: of conf/dataset_base.yaml and conf/dataset/<name>.yaml; `target`, `image_size`, `batch_size` and `seed`
+            of conf/train.yaml; `workers` of conf/trainer/auto.yaml. What is not given is as it stands there.
 
     Raises:
         UserError: an option is unknown, has a wrong value, or has to be given and is not.
@@ -84,8 +84,7 @@ class DefectDataModule(L.LightningDataModule):
         except ValidationError as error:
             raise UserError(explain(error)) from None
         self.target, self.image_size, self.batch_size = batches.target, batches.image_size, batches.batch_size
-        self.sampler, self.seed, self.device = batches.sampler, batches.seed, device
-        self.classes, self.test_all = classes or {}, test_all
+        self.seed, self.device, self.classes, self.test_all = batches.seed, device, classes or {}, test_all
         self.root = self.settings.root
         self.samples = pd.DataFrame()
         self.digests: list[bytes] = []
@@ -174,9 +173,7 @@ class DefectDataModule(L.LightningDataModule):
         return np.flatnonzero(self.samples["split"].to_numpy() == name)
 
     def train_dataloader(self) -> DataLoader:
-        targets = self.targets[self.part("train")]
-        weights = torch.from_numpy(1 / np.bincount(targets)[targets]) if self.sampler == "balanced" else None
-        return self.part_dataloader("train", shuffle=True, weights=weights)
+        return self.part_dataloader("train", shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
         return self.part_dataloader("val")
@@ -184,16 +181,22 @@ class DefectDataModule(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self.part_dataloader("test")
 
-    def part_dataloader(self, name: str, shuffle: bool = False, weights: torch.Tensor | None = None) -> DataLoader:
-        """One part, in the order of its rows and every image once unless it is shuffled or drawn by weights (rows,)."""
-        rows = self.part(name)
+    def part_dataloader(self, name: str, shuffle: bool = False) -> DataLoader:
+        """One part, in the order of its rows, or in one that is a function of seed and epoch alone.
+
+        Every process gets equally many, so the first images are repeated at the end where the count does not divide;
+        their `index` tells, and evaluation counts them once.
+        """
+        part = Part(self.images, self.targets, self.part(name))
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         workers = self.workers if self.images.place == "off" else 0
         return PartLoader(
-            Part(self.images, self.targets, rows),
+            part,
             batch_size=self.batch_size,
-            sampler=EpochSampler(len(rows), self.seed, shuffle, weights, rank, world),
-            drop_last=shuffle and len(rows) >= self.batch_size * world,  # BatchNorm cannot train on one left-over image
+            sampler=DistributedSampler(
+                part, world, rank, shuffle, seed=self.seed * 1_000_003
+            ),  # to which the epoch adds
+            drop_last=shuffle and len(part) >= self.batch_size * world,  # BatchNorm cannot train on one left-over image
             collate_fn=default_convert,  # a Part has put the batch together
             num_workers=workers,
             persistent_workers=workers > 0,

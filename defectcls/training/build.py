@@ -62,7 +62,7 @@ def build_classifier(settings: TrainSettings, data: DefectDataModule) -> Classif
     """A classifier for the classes of `data`, with its pretrained weights where asked for."""
     classifier: Classifier = named(settings.model.target, Classifier)(
         **settings.model_dump(mode="json", include={"model", "loss", "finetune", "optim", "augment"}),
-        class_weights=class_weights(settings, data, settings.sampler == "balanced"),
+        class_weights=class_weights(settings, data),
         classes=data.classes,
         image_size=settings.image_size,
         channels_last=settings.trainer.channels_last is True,
@@ -99,14 +99,9 @@ def with_compute(settings: TrainSettings) -> TrainSettings:
     return settings.model_copy(update={"trainer": choose_compute(trainer, device)})
 
 
-def class_weights(settings: TrainSettings, data: DefectDataModule, sampled: bool) -> list[float] | None:
-    """Factor of each class in the loss, in logit order.
-
-    Args:
-        sampled: every class is shown equally often, which `auto` does not do a second time.
-    """
-    given = settings.loss.class_weights
-    if given == "none" or (given == "auto" and sampled):
+def class_weights(settings: TrainSettings, data: DefectDataModule) -> list[float] | None:
+    """Factor of each class in the loss, in logit order."""
+    if settings.loss.class_weights == "none":
         return None
     counts = np.bincount(data.targets[data.part("train")], minlength=len(data.classes))
     # Every class weighs the same in all, and the mean image 1; one without images, as validation may have, as one.

@@ -183,7 +183,7 @@ class TrainingRun(Run):
         """Learn from what a frozen backbone makes of the images: the first candidate for the best checkpoint."""
         classifier, data, finetune, seed = self.classifier, self.data, self.settings.finetune, self.settings.seed
         rows, views, stored = data.part("train"), finetune.probe_views, classifier.stored_features
-        weights, loader = class_weights(self.settings, data, sampled=False), data.part_dataloader("train")
+        weights, loader = class_weights(self.settings, data), data.part_dataloader("train")
         if stored is not None:
             with self.timed("probe", len(rows) * (1 + views) + len(data.part("val"))):
                 copies = [copy_of(number, classifier.augment, seed) for number in range(1 + views)]

@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 
-from defectcls.data.batches import EpochSampler
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.findings import take_inventory
 from defectcls.data.folder import Folder
@@ -81,8 +80,8 @@ def test_what_is_not_given_is_as_conf_has_it(tmp_path: Path) -> None:
     given = {"root": tmp_path, "split": config["dataset"]["split"] | {"val": 0.25}, "categories": ["screw"]}
     expected = DatasetSettings(**config["dataset"] | given)
     assert data.settings == expected
-    assert [data.target, data.image_size, data.batch_size, data.sampler, data.seed, data.workers] == [
-        *(config[name] for name in ("target", "image_size", "batch_size", "sampler", "seed")),
+    assert [data.target, data.image_size, data.batch_size, data.seed, data.workers] == [
+        *(config[name] for name in ("target", "image_size", "batch_size", "seed")),
         config["trainer"]["workers"],
     ]
     assert (data.categories, data.root, data.class_names) == (["screw"], tmp_path, [])
@@ -509,87 +508,21 @@ def test_the_same_images_are_dealt_again_from_the_published_split(tmp_path: Path
 # --- the order of an epoch --------------------------------------------------------------------------------------------
 
 
-def test_an_epoch_is_a_permutation_and_the_next_one_another() -> None:
-    sampler = EpochSampler(50, seed=0, shuffle=True)
-    orders = []
-    for epoch in range(4):
-        sampler.set_epoch(epoch)
-        orders.append(list(sampler))
-        assert sorted(orders[-1]) == list(range(50))
-        assert orders[-1] != list(range(50))
-    assert len({tuple(order) for order in orders}) == 4
-
-
-def test_the_order_is_a_function_of_seed_and_epoch_alone() -> None:
-    def order(seed: int, epoch: int) -> list[int]:
-        sampler = EpochSampler(50, seed, shuffle=True)
-        sampler.set_epoch(epoch)
-        torch.rand(epoch + 3)  # the global generator does not matter
-        return list(sampler)
-
-    assert order(3, 7) == order(3, 7)
-    assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
-
-
-def test_without_shuffling_the_order_is_that_of_the_rows() -> None:
-    assert list(EpochSampler(5, seed=3, shuffle=False)) == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize(("count", "world"), [(10, 2), (11, 2), (7, 4), (1, 3), (2, 5)])
-def test_processes_share_an_epoch_evenly_and_pad_with_its_first_images(count: int, world: int, shuffle: bool) -> None:
-    whole = EpochSampler(count, 0, shuffle)
-    ranks = [EpochSampler(count, 0, shuffle, None, rank, world) for rank in range(world)]
-    for sampler in [whole, *ranks]:
-        sampler.set_epoch(2)
-    each = -(-count // world)
-    dealt = [list(sampler) for sampler in ranks]
-    assert [len(own) for own in dealt] == [len(sampler) for sampler in ranks] == [each] * world
-    order = list(whole)
-    padded = (order * (each * world))[: each * world]
-    assert [dealt[position % world][position // world] for position in range(each * world)] == padded
-
-
-def test_balanced_sampling_draws_every_class_equally_often() -> None:
-    """900, 90 and 10 images: a third of 30,000 draws each, give or take four standard deviations of a binomial."""
-    targets = np.repeat([0, 1, 2], [900, 90, 10])
-    weights = torch.from_numpy(1.0 / np.bincount(targets)[targets])
-    sampler = EpochSampler(1000, 0, True, weights)
-    drawn: Counter[int] = Counter()
-    for epoch in range(30):
-        sampler.set_epoch(epoch)
-        drawn.update(targets[list(sampler)].tolist())
-    for of_class in range(3):
-        assert abs(drawn[of_class] - 10_000) < 4 * np.sqrt(30_000 * (1 / 3) * (2 / 3))
-
-
-def test_the_balanced_loader_weighs_training_classes_and_no_other_part(root: Path) -> None:
-    data = ready(root, target="defect_type", sampler="balanced")
+def order(data: DefectDataModule, epoch: int) -> list[int]:
+    """Of the training images."""
     loader = data.train_dataloader()
-    counts = np.bincount(data.targets[data.part("train")])
-    assert isinstance(loader.sampler, EpochSampler)
-    assert loader.sampler.weights is not None
-    weights = loader.sampler.weights.numpy()
-    for number in range(3):  # the three classes have one sum of weights, though 40, 10 and 10 images
-        assert weights[data.targets[data.part("train")] == number].sum() == pytest.approx(1)
-    assert counts.max() > 2 * counts.min()
-    seen: Counter[int] = Counter()
-    for epoch in range(100):
-        loader.sampler.set_epoch(epoch)
-        seen.update(torch.cat([batch["target"] for batch in loader]).tolist())
-    shares = np.array([seen[number] for number in range(3)]) / sum(seen.values())
-    assert np.abs(shares - 1 / 3).max() < 0.03
-    for part in (data.val_dataloader(), data.test_dataloader()):
-        assert isinstance(part.sampler, EpochSampler)
-        assert part.sampler.weights is None
+    loader.sampler.set_epoch(epoch)
+    torch.rand(epoch + 3)  # the global generator does not matter
+    return list(loader.sampler)
 
 
-def test_balanced_processes_deal_one_common_draw() -> None:
-    weights = torch.tensor([1.0] * 90 + [9.0] * 10)
-    whole = list(EpochSampler(100, 5, True, weights))
-    first, second = (list(EpochSampler(100, 5, True, weights, rank, 2)) for rank in (0, 1))
-    assert first == whole[0::2]
-    assert second == whole[1::2]
+def test_an_epoch_is_a_permutation_that_is_a_function_of_seed_and_epoch_alone(root: Path) -> None:
+    of_seed = [ready(root, seed=seed) for seed in range(3)]
+    orders = [order(data, epoch) for data in of_seed for epoch in range(3)]
+    count = len(of_seed[0].part("train"))
+    assert all(sorted(one) == list(range(count)) != one for one in orders)
+    assert len({tuple(one) for one in orders}) == 9
+    assert order(ready(root, seed=1), 2) == order(of_seed[1], 2)
 
 
 def test_loaders_deal_to_the_processes_of_the_trainer(root: Path) -> None:
