@@ -193,9 +193,7 @@ class DefectDataModule(L.LightningDataModule):
         return PartLoader(
             part,
             batch_size=self.batch_size,
-            sampler=DistributedSampler(
-                part, world, rank, shuffle, seed=self.seed * 1_000_003
-            ),  # to which the epoch adds
+            sampler=DistributedSampler(part, world, rank, shuffle, self.seed * 1_000_003),  # the epoch is added to it
             drop_last=shuffle and len(part) >= self.batch_size * world,  # BatchNorm cannot train on one left-over image
             collate_fn=default_convert,  # a Part has put the batch together
             num_workers=workers,
