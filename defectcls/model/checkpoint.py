@@ -43,11 +43,7 @@ def load_trained(checkpoint: Path, device: Device = "auto", precision: Precision
     here |= {} if precision is None else {"precision": precision}
     try:
         settings = TrainSettings(**about["config"] | {"trainer": about["config"]["trainer"] | here})
-        if settings.image_size != classifier.hparams["image_size"] or settings.trainer.precision == "auto":
-            raise UserError("its image_size or its precision is not that of its network")
         decision = Decision.from_plain(about["decision"]) if "decision" in about else None
-        if decision and {len(decision.shift), len(decision.prior or ())} - {0, len(classifier.classes)}:
-            raise UserError("its decision is of other classes")
     except (ValidationError, TypeError, KeyError, UserError) as error:
         raise _damaged(file, error) from error
     classifier.backbone.precision = settings.trainer.precision
@@ -80,9 +76,6 @@ def load_classifier(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
         raise UserError(f"{checkpoint} {needs}: {error}") from error
     except (ValidationError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise _damaged(checkpoint, error) from error
-    for name, values in model.state_dict().items():
-        if not values.isfinite().all():
-            raise UserError(f"{checkpoint} holds weights that are not numbers, {name} first: its training has diverged")
     return model.eval(), about
 
 

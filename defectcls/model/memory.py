@@ -49,8 +49,7 @@ class Memory(nn.Module):
         if not len(bank):
             return torch.zeros_like(maps[:, 0], dtype=torch.float32)
         with _in_float32(maps.device):
-            squares, transposed = bank.square().sum(1), bank.T.contiguous()
-            nearest = []
+            squares, transposed, nearest = bank.square().sum(1), bank.T.contiguous(), []
             for position, patches in enumerate(as_patches(maps)):  # one by one: the same bits in any batch, 31 MB each
                 squared = torch.addmm(squares, patches, transposed, alpha=-2)
                 if apart is not None:
@@ -62,10 +61,10 @@ class Memory(nn.Module):
     def learn(
         self, passes: Callable[[], Iterable[torch.Tensor]], sound: np.ndarray, units: np.ndarray, seed: int
     ) -> tuple[np.ndarray, float]:
-        """Fill the bank with patches of the sound images, and score all images as if they were new.
+        """Fill the bank with patches of the sound images, and score all images by patches of other units alone.
 
-        No image is compared with patches of its own unit. Scores so found are up to a deviation above those of new
-        images, whose own kin the bank may hold: they serve to weigh, not to set a threshold.
+        These scores are up to a deviation above those of new images, whose own kin the bank may hold: they serve to
+        weigh, not to set a threshold.
 
         Args:
             passes: the maps of all images, in batches, from the first on at each call; called once where the maps
@@ -81,14 +80,14 @@ class Memory(nn.Module):
         of_image = max(1, CANDIDATES // max(1, int(sound.sum())))  # candidates
         drawn, owners, held, image = [], [], [], 0
         for maps in passes():
-            rows = image + np.flatnonzero(sound[image : image + len(maps)])
-            for row, patches in zip(rows, as_patches(maps[rows - image]), strict=True):
-                some = generator.permutation(len(patches))[:of_image]
-                drawn.append(patches[torch.from_numpy(some)])
-                owners.append(np.full(len(some), units[row]))
+            for row, patches in enumerate(as_patches(maps), image):
+                if sound[row]:
+                    some = generator.permutation(len(patches))[:of_image]
+                    drawn.append(patches[torch.from_numpy(some)])
+                    owners += [units[row]] * len(some)
             held += [maps] if len(sound) * maps[0, 0].numel() <= CANDIDATES else []
             image += len(maps)
-        patches, kin = torch.cat(drawn), np.concatenate(owners)
+        patches, kin = torch.cat(drawn), np.array(owners)
         if len(patches) > BANK:
             projection = torch.from_numpy(generator.normal(size=(patches.shape[1], PROJECTION))).to(patches)
             chosen = farthest_first(patches @ projection, BANK, int(generator.integers(len(patches))))
@@ -97,7 +96,7 @@ class Memory(nn.Module):
         self.size.fill_(len(patches))
         scores, medians, image = [], [], 0
         for maps in held or passes():
-            rows = np.arange(image, image + len(maps))
+            rows = slice(image, image + len(maps))
             distances = self(maps, torch.from_numpy(units[rows, None] == kin).to(maps.device))
             scores.append(image_scores(distances))
             medians.append(distances[torch.from_numpy(sound[rows])].flatten(1).median(1).values)
@@ -159,9 +158,8 @@ class Joined(nn.Module):
 
     def forward(self, logits: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
         """The classifier's logits (batch, 2) and maps (batch, channels, height, width) -> logits float32 (batch, 2)."""
-        scores = image_scores(self.memory(maps)), logits[:, 1] - logits[:, 0]
-        terms = [(one - self.mean[i]) / self.deviation[i] * self.weight[i] for i, one in enumerate(scores)]
-        odds = terms[0] + terms[1] + self.bias  # not by a matrix product: the same bits in any batch
+        scores = torch.stack([image_scores(self.memory(maps)), logits[:, 1] - logits[:, 0]], 1)
+        odds = ((scores - self.mean) / self.deviation * self.weight).sum(1) + self.bias
         return torch.stack([torch.zeros_like(odds), odds], 1)
 
     def unusual(self, maps: torch.Tensor) -> torch.Tensor:
@@ -209,8 +207,8 @@ def weigh(scores: np.ndarray, defective: np.ndarray) -> tuple[np.ndarray, np.nda
     """Logistic regression on scores in deviations of sound images, both classes of equal weight, held to `PRIOR`.
 
     Args:
-        scores: of memory and classifier, (images, 2), by neither of which the image was learned from, or of the memory
-            alone, (images, 1). NaN says nothing.
+        scores: of memory and classifier, which have not learned from the image, (images, 2), or of the memory alone,
+            (images, 1). NaN says nothing.
         defective: bool (images,).
 
     Returns:

@@ -14,13 +14,11 @@ from defectcls.model.checkpoint import load_trained
     ("part", "value", "reason"),
     [
         ("decision", {"scale": 0.0}, "its decision.scale is wrong: "),
-        ("decision", {"shift": (0.0,)}, "its decision is of other classes"),
         (
             "decision",
             {"accept_below": None, "reject_from": 2.0},
             "its decision.reject_from is wrong: ",
         ),
-        ("config", {"image_size": 64}, "its image_size or its precision is not that of its network"),
         ("config", {"trainer": None}, "TypeError: "),
         ("config", {"dataset": {}}, "dataset._target_: Field required"),
     ],
