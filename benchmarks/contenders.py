@@ -218,8 +218,7 @@ def keep_few(data: DefectDataModule, count: int, seed: int) -> None:
 
 
 def how_computed(run: TrainingRun) -> Turn:
-    """Precision, layout, compilation and threads of a run."""
-    layout = "channels last" if run.classifier.hparams["channels_last"] else "channels first"
+    """Precision, compilation and threads of a run."""
     compiled = getattr(run.classifier.backbone.body, "_compiled_call_impl", None) is not None
-    words = [str(run.trainer.precision), layout, *["compiled"] * compiled, f"{torch.get_num_threads()} threads"]
+    words = [str(run.trainer.precision), *["compiled"] * compiled, f"{torch.get_num_threads()} threads"]
     return {"computed": ", ".join(words)}

@@ -78,7 +78,8 @@ class PlainRecipe:
         if self.settings.model.pretrained:
             backbone.load_pretrained(self.settings.model.weights)
         self.constants = (backbone.pretrained_config.mean, backbone.pretrained_config.std)
-        self.body, self.head = backbone.body, nn.Linear(backbone.feature_count, len(self.data.classes))
+        self.body = backbone.body.to(memory_format=torch.contiguous_format)
+        self.head = nn.Linear(backbone.feature_count, len(self.data.classes))
         self.model = nn.Sequential(self.body, self.head).to(self.device)
         self.body.requires_grad_(not frozen)
         trained = self.head.parameters() if frozen else self.model.parameters()

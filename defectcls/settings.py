@@ -160,7 +160,6 @@ class TrainerSettings(OpenSettings):
     devices: PositiveInt | Literal["auto"]
     strategy: str
     precision: Annotated[Literal["auto", "32", "bf16", "16"], Text]
-    channels_last: bool | Literal["auto"]
     compile: bool
     workers: NonNegativeInt
 
@@ -187,7 +186,6 @@ class ClassifierSettings(RecipeSettings):
     class_weights: list[Positive] | None
     classes: Annotated[dict[str, bool], Field(min_length=2)]
     image_size: Pixels
-    channels_last: bool
     seed: int
 
 

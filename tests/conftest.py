@@ -154,7 +154,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "image_size=32",
         "trainer=cpu",
         "trainer.precision=32",
-        "trainer.channels_last=true",
         "trainer.compile=false",
         "logger=csv",
         "logger.group=tests",  # else the second of the start

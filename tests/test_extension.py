@@ -193,9 +193,9 @@ def test_a_network_of_ones_own_is_loaded_where_the_user_has_imported_it(tiny: li
 
 @pytest.mark.usefixtures("no_pictures")
 def test_a_model_of_ones_own(tiny: list[str], own: Path) -> None:
-    """A class of one's own on a network that its module registers, in the precision and layout of the default."""
+    """A class of one's own on a network that its module registers, in the precision of the default."""
     made = ("model._target_=own_parts.Doubled", "model.name=thin_resnet", "imports=[own_parts]")
-    auto = ("trainer.precision=auto", "trainer.channels_last=auto")
+    auto = ("trainer.precision=auto",)
     done = command("train", *tiny, *made, *auto, "finetune=probe_then_full", f"hydra.run.dir={own / 'run'}")
     assert done.code == 0, done.err
     forget()

@@ -117,7 +117,7 @@ def test_recipe_runs_end_to_end(recipe: str, drawn: Path, tmp_path: Path, monkey
     monkeypatch.setenv("DEFECTCLS_DATA", str(drawn))
     small = ("model=timm", "model.name=test_resnet.r160_in1k", "model.pretrained=false", "image_size=32")
     quick = ("logger=csv", "inspect.heat_maps=false", "inspect.robustness=false")
-    plain = ("trainer=cpu", "trainer.precision=32", "trainer.channels_last=true", "trainer.compile=false")
+    plain = ("trainer=cpu", "trainer.precision=32", "trainer.compile=false")
     given = [f"experiment={recipe}", *small, *quick, *plain]
     dataset = composed(*given)["dataset"]
     if dataset["name"] == "synthetic":

@@ -23,11 +23,12 @@ from defectcls.settings import Precision
 PIECE = 16  # images: as fast as 32 on a CPU, and one alone takes no longer than 16
 CELL = 16  # pixels: the map of an image is that of the last stage whose cells are no wider, blocks.4 of MobileNetV2
 NO_MAP = "this backbone has no map of the image to look at: most others have, such as model=resnet18"
+LAYOUT = torch.channels_last  # convolutions are faster in it
 KEPT = 2  # folded networks: of the untrained weights and of the best, which a run asks for in turns
 
 Look = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]  # pixels -> features, and the map where it is asked for
 
-_folded: dict[bytes, nn.Module] = {}  # by weights, device and layout: once a process
+_folded: dict[bytes, nn.Module] = {}  # by weights and device: once a process
 
 
 class Backbone(nn.Module):
@@ -37,13 +38,10 @@ class Backbone(nn.Module):
         name: timm model, with or without its weight tag.
         pool: timm `global_pool`, e.g. `catavgmax`; None keeps the model's own.
         image_size: side in pixels; only models of a fixed input size depend on it.
-        channels_last: memory layout; convolutions are faster in it.
         precision: that `inference` computes in; what trains it chooses its own.
     """
 
-    def __init__(
-        self, name: str, pool: str | None, image_size: int, channels_last: bool = False, precision: Precision = "32"
-    ) -> None:
+    def __init__(self, name: str, pool: str | None, image_size: int, precision: Precision = "32") -> None:
         super().__init__()
         self.body: Any
         self.image_size, self.precision = image_size, precision
@@ -61,8 +59,7 @@ class Backbone(nn.Module):
                 f"model.name={name} cannot be built with model.pool={pool} and image_size={image_size}: "
                 f"{error or 'try model.pool=null'}"
             ) from error
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.body.to(memory_format=self.memory_format)
+        self.body.to(memory_format=LAYOUT)
         constants = (self.pretrained_config.mean, self.pretrained_config.std)
         mean, std = (255 * torch.tensor(of_colours).view(1, -1, 1, 1) for of_colours in constants)
         self.mean, self.std = nn.Buffer(mean, persistent=False), nn.Buffer(std, persistent=False)
@@ -74,7 +71,7 @@ class Backbone(nn.Module):
 
     def normalise(self, image: torch.Tensor) -> torch.Tensor:
         """What the body takes."""
-        return (image.contiguous(memory_format=self.memory_format) - self.mean) / self.std
+        return (image.contiguous(memory_format=LAYOUT) - self.mean) / self.std
 
     def inference(self, with_map: bool = False) -> Look:
         """What evaluates images by the weights of now: on its device, in its precision, without gradients.
@@ -87,11 +84,11 @@ class Backbone(nn.Module):
             UserError: the backbone has no map.
         """
         device, precision = self.mean.device, self.precision
-        key = hash_of(self.digest(), repr((device, self.memory_format)).encode())
+        key = hash_of(self.digest(), str(device).encode())
         if key not in _folded:
             for oldest in list(_folded)[: 1 - KEPT]:
                 del _folded[oldest]
-            _folded[key] = folded(self.body).to(memory_format=self.memory_format)
+            _folded[key] = folded(self.body).to(memory_format=LAYOUT)
         body = _folded[key]
         stage = body.get_submodule(self._stage()) if with_map else None
 

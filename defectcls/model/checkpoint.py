@@ -46,7 +46,7 @@ def load_trained(checkpoint: Path, device: Device = "auto", precision: Precision
         decision = Decision.from_plain(about["decision"]) if "decision" in about else None
     except (ValidationError, TypeError, KeyError, UserError) as error:
         raise _damaged(file, error) from error
-    classifier.backbone.precision = settings.trainer.precision
+    classifier.backbone.precision = settings.trainer.precision  # type: ignore[assignment]  # no longer auto
     place = find_device(device, settings.trainer.precision)
     return Trained(file, classifier, settings, about, decision, place)
 

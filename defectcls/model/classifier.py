@@ -44,7 +44,6 @@ class Classifier(L.LightningModule):
         class_weights: factor of each class in the loss, in logit order; None weighs all alike.
         classes: class name -> defective, in logit order.
         image_size: side in pixels.
-        channels_last: memory layout that convolutions are faster in.
         seed: every step draws its augmentation from (seed, step), so a resumed run repeats nothing.
     """
 
@@ -58,7 +57,6 @@ class Classifier(L.LightningModule):
         class_weights: list[float] | None,
         classes: dict[str, bool],
         image_size: int,
-        channels_last: bool,
         seed: int,
     ) -> None:
         super().__init__()
@@ -67,7 +65,7 @@ class Classifier(L.LightningModule):
         settings = ModelSettings(**model)
         self.classes, self.seed, self.options = classes, seed, settings.further
         self.ways = [laid(way) for way in range(settings.test_views)]
-        self.backbone = Backbone(settings.name, settings.pool, image_size, channels_last)
+        self.backbone = Backbone(settings.name, settings.pool, image_size)
         self.head = Head(self.backbone.feature_count, len(classes))
         self.joined = None if settings.head == "linear" else Joined(self._channels_of_map(settings.head))
         self.augment = Augment(AugmentSettings(**augment))

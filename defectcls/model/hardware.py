@@ -1,4 +1,4 @@
-"""What this machine computes best in, by a rule: precision, memory layout, and what freed memory is kept."""
+"""What this machine computes best in, by a rule: precision, and what freed memory is kept."""
 
 import contextlib
 import ctypes
@@ -19,20 +19,19 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of glib
 
 
 def choose_compute(trainer: TrainerSettings, device: torch.device) -> TrainerSettings:
-    """The settings with `auto` replaced by what gains on a device.
+    """The settings with `auto` in the precision replaced by what gains on a device: bf16 where it is native.
 
-    bf16 where it is native: with one thread of a CPU that has AVX512-BF16, ResNet18 trained 2 times as fast in it and
-    MobileNetV2 1.3 times, and evaluated 2 and 2.6 times as fast; what is only emulated is slow. For what it costs in
-    quality see experiments/precision. Channels last, which convolutions are faster in.
+    With one thread of a CPU that has AVX512-BF16, ResNet18 trained 2 times as fast in it and MobileNetV2 1.3 times, and
+    evaluated 2 and 2.6 times as fast; emulated it is slow. For what it costs in quality see experiments/precision.
     """
-    chosen: dict[str, Any] = {"channels_last": True} if trainer.channels_last == "auto" else {}
-    if trainer.precision == "auto":
+    if trainer.precision != "auto":
+        return trainer
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
         able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
         native = any(able.get(kind) for kind in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is of ARM
-        if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        chosen["precision"] = "bf16" if native else "32"
-    return trainer.model_copy(update=chosen)
+    return trainer.model_copy(update={"precision": "bf16" if native else "32"})
 
 
 def find_device(accelerator: str, precision: str = "32") -> torch.device:

@@ -65,7 +65,6 @@ def build_classifier(settings: TrainSettings, data: DefectDataModule) -> Classif
         class_weights=class_weights(settings, data),
         classes=data.classes,
         image_size=settings.image_size,
-        channels_last=settings.trainer.channels_last is True,
         seed=settings.seed,
     )
     classifier.backbone.precision = settings.trainer.precision  # type: ignore[assignment]  # no longer auto
@@ -89,7 +88,7 @@ def build_features(settings: TrainSettings, data: DefectDataModule, backbone: Ba
 
 
 def with_compute(settings: TrainSettings) -> TrainSettings:
-    """The settings with `auto` in precision and channels_last replaced by what gains on the device that is there.
+    """The settings with `auto` in the precision replaced by what gains on the device that is there.
 
     Raises:
         UserError: a GPU is asked for, or float16, and there is none.

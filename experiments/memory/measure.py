@@ -49,7 +49,7 @@ def defectcls(category: str, seed: int) -> tuple[pd.Series, int, float]:
     with tempfile.TemporaryDirectory() as folder:
         sys.argv[1:] = ["dataset=mvtec", f"dataset.categories=[{category}]", f"dataset.cache_dir={folder}/cache"]
         sys.argv += ["dataset.split.published=true", "dataset.split.val=0.02", "model.head=memory", "finetune=probe"]
-        sys.argv += ["trainer=cpu", "trainer.precision=32", "trainer.channels_last=true", "trainer.compile=false"]
+        sys.argv += ["trainer=cpu", "trainer.precision=32", "trainer.compile=false"]
         sys.argv += [f"image_size={SIDE}", f"seed={seed}", f"hydra.run.dir={folder}/run"]
         run_verb("train", task)
         numbers = runs[0].measure(["test"])[0]["test"]

@@ -36,10 +36,9 @@ def same(backbone: Backbone, model: torch.nn.Module) -> bool:
 # --- features ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("name", [RESNET, "test_vit.r160_in1k", "mobilenetv2_100.ra_in1k"])
-def test_uint8_pixels_are_normalised_with_the_models_own_mean_and_deviation(name: str, channels_last: bool) -> None:
-    backbone = Backbone(name, None, 64, channels_last).eval()
+def test_uint8_pixels_are_normalised_with_the_models_own_mean_and_deviation(name: str) -> None:
+    backbone = Backbone(name, None, 64).eval()
     config = resolve_model_data_config(timm.create_model(name))
     mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
     with torch.no_grad():
@@ -71,7 +70,7 @@ def test_catavgmax_is_the_average_and_the_maximum_side_by_side() -> None:
 def test_the_map_is_that_of_the_last_stage_with_cells_of_16_pixels(
     name: str, stage: int, shape: tuple[int, ...]
 ) -> None:
-    backbone = Backbone(name, None, 64, channels_last=True).eval()
+    backbone = Backbone(name, None, 64).eval()
     with torch.no_grad():
         normalised = (pixels() - backbone.mean) / backbone.std
         options = {"intermediates_only": True, "output_fmt": "NCHW"}

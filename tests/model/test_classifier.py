@@ -48,7 +48,7 @@ def classifier(
     for name, values in changed.items():
         parts[name] = parts[name] | values
     torch.manual_seed(0)
-    shape: dict[str, Any] = {"classes": classes or TWO, "image_size": SIDE, "channels_last": True}
+    shape: dict[str, Any] = {"classes": classes or TWO, "image_size": SIDE}
     return Classifier(**parts, **shape, class_weights=class_weights, seed=0)
 
 

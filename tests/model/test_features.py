@@ -28,7 +28,7 @@ class Mean(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.bias, self.feature_count, self.seen = nn.Parameter(torch.zeros(3)), 3, 0
-        self.mean, self.precision, self.memory_format = torch.zeros(3), "32", torch.channels_last
+        self.mean, self.precision = torch.zeros(3), "32"
 
     def inference(self) -> Callable[[torch.Tensor], tuple[torch.Tensor]]:
         return lambda image: (self.look(image),)

@@ -68,7 +68,7 @@ def test_what_cannot_be_folded_stays_right(network: nn.Module) -> None:
 @pytest.mark.parametrize(("name", "side"), [("mobilenetv2_100", 64), ("resnet18", 64), ("test_resnet.r160_in1k", 32)])
 def test_an_image_has_the_same_features_in_whatever_batch(name: str, side: int) -> None:
     """Bit for bit: what is stored from one run is what another would compute."""
-    backbone = Backbone(name, None, side, channels_last=True).eval()
+    backbone = Backbone(name, None, side).eval()
     image = torch.randint(0, 256, (34, 3, side, side), dtype=torch.uint8)
     with torch.inference_mode():
         look = backbone.inference()

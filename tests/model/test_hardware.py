@@ -17,15 +17,14 @@ from tests.conftest import composed
 CPU = torch.device("cpu")
 
 
-def trainer(precision: Any = "auto", channels_last: Any = "auto", compile: bool = False) -> TrainerSettings:
-    return TrainerSettings.model_construct(precision=precision, channels_last=channels_last, compile=compile)
+def trainer(precision: Any = "auto", compile: bool = False) -> TrainerSettings:
+    return TrainerSettings.model_construct(precision=precision, compile=compile)
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16", "16"])
-@pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("compile", [True, False])
-def test_what_is_fixed_is_taken_as_it_is(precision: Any, channels_last: bool, compile: bool) -> None:
-    given = trainer(precision, channels_last, compile)
+def test_what_is_fixed_is_taken_as_it_is(precision: Any, compile: bool) -> None:
+    given = trainer(precision, compile)
     assert choose_compute(given, CPU) == given
 
 
@@ -37,15 +36,15 @@ def test_bf16_is_for_a_cpu_that_computes_in_it(
     monkeypatch: pytest.MonkeyPatch, capabilities: Any, expected: Any
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert choose_compute(trainer(), CPU) == trainer(expected, True)
-    assert choose_compute(trainer(), torch.device("mps")) == trainer("32", True)
+    assert choose_compute(trainer(), CPU) == trainer(expected)
+    assert choose_compute(trainer(), torch.device("mps")) == trainer("32")
 
 
 def test_emulated_bf16_is_not_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for able in (True, False):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, able=able: able)
-        found = choose_compute(trainer(channels_last=False), torch.device("cuda"))
-        assert found == trainer("bf16" if able else "32", False)
+        found = choose_compute(trainer(), torch.device("cuda"))
+        assert found == trainer("bf16" if able else "32")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +90,7 @@ print(min(faults() for _ in range(6)) < given_back / 10)  # the first of them gr
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_a_trainer_computes_in_what_a_predictor_does(tmp_path: Path, precision: Any) -> None:
     settings = {"accelerator": "cpu", "devices": 1, "strategy": "auto", "precision": precision, "workers": 0}
-    config = composed("dataset=synthetic") | {"trainer": settings | {"channels_last": False, "compile": False}}
+    config = composed("dataset=synthetic") | {"trainer": settings | {"compile": False}}
     trainer = build_trainer(TrainSettings(**config), tmp_path)
     found = []
     for context in (trainer.precision_plugin.forward_context(), autocast(precision, CPU)):
