@@ -52,24 +52,16 @@ class Augment(nn.Module):
         """
         if draws is None:
             draws = torch.rand(len(image), self.DRAWS, device=image.device)
+        # A few images at a time stay in a CPU's cache: half the time of passes over the whole batch.
+        count = 4 * torch.get_num_threads() if image.device.type == "cpu" else len(image)
         with torch.autocast(image.device.type, enabled=False):  # half precision would round grey values
-            if image.device.type != "cpu":
-                return self._augment(image, draws)
-            # A few images at a time stay in the CPU's cache: half the time of passes over the whole batch.
-            count = 4 * torch.get_num_threads()
             pieces = zip(image.split(count), draws.split(count), strict=True)
-            return torch.cat([self._augment(*piece) for piece in pieces])
+            return torch.cat([self._move(self._recolour(some.float(), drawn), drawn) for some, drawn in pieces])
 
-    def _augment(self, image: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-        image = image.float()
-        if self.recolours:
-            image = self._recolour(image, *self._colours(draws))
-        if self.moves:
-            image = self._move(image, self._places(draws))
-        return image
-
-    def _places(self, draws: torch.Tensor) -> torch.Tensor:
-        """Where the pixels of an image come from: (batch, 2, 3), as torch's `affine_grid` takes it."""
+    def _move(self, image: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        """All geometry in one resampling; flips and quarter turns alone land on pixel centres."""
+        if not self.moves:
+            return image
         flip_across, flip_along, turn, area, left, top = draws[:, :6].unbind(1)
         angle, scale, across, along = ((2 * draws[:, 6:10] - 1) * self.limits[:4]).unbind(1)
         if self.settings.quarter_turns:
@@ -78,41 +70,38 @@ class Augment(nn.Module):
         matrix = torch.stack([cos, sin, -sin, cos], 1).view(-1, 2, 2)
         window = (1 - self.settings.crop * area).sqrt()
         centre = torch.stack([(2 * left - 1) * (1 - window) - across, (2 * top - 1) * (1 - window) - along], 1)
+        # Where the pixels of an image come from: (batch, 2, 3), as torch's `affine_grid` takes it.
         place = torch.cat([matrix * window[:, None, None], (matrix * centre[:, None]).sum(2, keepdim=True)], 2)
         one = self.settings
         flip = torch.stack([flip_across < one.horizontal_flip / 2, flip_along < one.vertical_flip / 2], 1)
-        return torch.where(flip[:, :, None], -place, place)
-
-    def _move(self, image: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """All geometry in one resampling; flips and quarter turns alone land on pixel centres."""
+        place = torch.where(flip[:, :, None], -place, place)
         side = image.shape[-1]
         centres = (2 * torch.arange(side, device=image.device) + 1) / side - 1
-        across = centres[:, None] * places[:, None, :, 0] + places[:, None, :, 2]
-        along = centres[:, None] * places[:, None, :, 1]
-        grid = across[:, None] + along[:, :, None]  # as affine_grid does in three times the time
+        x = centres[:, None] * place[:, None, :, 0] + place[:, None, :, 2]
+        y = centres[:, None] * place[:, None, :, 1]
+        grid = x[:, None] + y[:, :, None]  # as affine_grid does in three times the time
         mode = "bilinear" if self.resamples else "nearest"
         return F.grid_sample(image, grid, mode=mode, padding_mode="reflection", align_corners=False)
 
-    def _colours(self, draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """A matrix (batch, 3, 3) for the colours, and (batch, 3) that gives the offset when times the mean colour.
+    def _recolour(self, image: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        """A matrix for the colours, and an offset from the mean colour.
 
         Saturation mixes with grey, and hue turns about the grey axis, which neither changes: both are one sum.
         Contrast is about the mean grey of the image, which the matrix has changed before.
         """
+        if not self.recolours:
+            return image
         brightness, contrast, saturation, hue = ((2 * draws[:, 10:] - 1) * self.limits[4:]).unbind(1)
         shares = torch.stack([torch.ones_like(hue), hue.cos(), hue.sin()], 1)
         turned = (shares[:, :, None, None] * self.hues).sum(1)
         kept = (1 + saturation)[:, None, None]
         colours = (1 + brightness)[:, None, None] * (kept * turned + (1 - kept) * self.grey)
         shades = -contrast[:, None] * (self.grey[:, None] * colours).sum(1)
-        return (1 + contrast)[:, None, None] * colours, shades
-
-    def _recolour(self, image: torch.Tensor, colours: torch.Tensor, shades: torch.Tensor) -> torch.Tensor:
+        colours = (1 + contrast)[:, None, None] * colours
         offset = (shades * image.mean((2, 3))).sum(1)[:, None, None, None]
-        if self.tints:  # a matrix product may be one of TF32 on a GPU, and is slower on a CPU
-            red, green, blue = image[:, None].unbind(2)
-            by_red, by_green, by_blue = colours[..., None, None].unbind(2)
-            image = torch.addcmul(offset, red, by_red).addcmul_(green, by_green).addcmul_(blue, by_blue)
-        else:  # the three colours by the same factor
-            image = torch.addcmul(offset, image, colours[:, :1, :1, None])
-        return image.clamp_(0, 255)
+        if not self.tints:  # the three colours by the same factor
+            return torch.addcmul(offset, image, colours[:, :1, :1, None]).clamp_(0, 255)
+        # A matrix product may be one of TF32 on a GPU, and is slower on a CPU.
+        red, green, blue = image[:, None].unbind(2)
+        by_red, by_green, by_blue = colours[..., None, None].unbind(2)
+        return torch.addcmul(offset, red, by_red).addcmul_(green, by_green).addcmul_(blue, by_blue).clamp_(0, 255)

@@ -138,7 +138,7 @@ class Backbone(nn.Module):
         return timm.models.group_parameters(self.body, self.body.group_matcher(coarse=False), reverse=True)
 
     def load_pretrained(self, weights: Path | None) -> None:
-        """Load ImageNet weights, see `defectcls.model.weights`."""
+        """ImageNet's, see `defectcls.model.weights`."""
         load_pretrained(self.body, self.pretrained_config, self.options, weights)
 
 

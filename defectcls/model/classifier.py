@@ -18,7 +18,7 @@ from defectcls.errors import UserError
 from defectcls.evaluation.calibration import calibrated_loss
 from defectcls.model.augment import Augment
 from defectcls.model.backbone import Backbone, Look
-from defectcls.model.features import AS_IT_IS, FrozenFeatures, View, copy_of, laid
+from defectcls.model.features import AS_IT_IS, FrozenFeatures, copy_of, laid
 from defectcls.model.hardware import precision_of
 from defectcls.model.head import Head
 from defectcls.model.memory import Joined
@@ -45,6 +45,9 @@ class Classifier(L.LightningModule):
         classes: class name -> defective, in logit order.
         image_size: side in pixels.
         seed: every step draws its augmentation from (seed, step), so a resumed run repeats nothing.
+
+    Raises:
+        UserError: a memory is asked for, and the backbone has no map or the classes are not one sound, one defective.
     """
 
     def __init__(
@@ -67,7 +70,15 @@ class Classifier(L.LightningModule):
         self.ways = [laid(way) for way in range(settings.test_views)]
         self.backbone = Backbone(settings.name, settings.pool, image_size)
         self.head = Head(self.backbone.feature_count, len(classes))
-        self.joined = None if settings.head == "linear" else Joined(self._channels_of_map(settings.head))
+        self.joined: Joined | None = None
+        if settings.head != "linear":
+            if list(classes.values()) != [False, True]:
+                raise UserError(
+                    f"model.head={settings.head} tells sound from defective, and the classes are {', '.join(classes)}: "
+                    "use target=defect, or model.head=linear"
+                )
+            _, maps = self.backbone.inference(with_map=True)(torch.zeros(1, 3, image_size, image_size))
+            self.joined = Joined(maps.shape[1])
         self.augment = Augment(AugmentSettings(**augment))
         self._loss = LossSettings(**loss), class_weights
         self.plan: list[Stage] = []
@@ -143,32 +154,15 @@ class Classifier(L.LightningModule):
             infer = self.inference()
             return lambda batch, view=AS_IT_IS: infer(view.change(batch["image"], []))
         self.eval()
-
-        @torch.inference_mode()
-        def from_features(batch: Batch, view: View = AS_IT_IS) -> torch.Tensor:
-            return self.head(stored.extract(batch, view).to(self.device))
-
-        return from_features
+        return torch.inference_mode()(
+            lambda batch, view=AS_IT_IS: self.head(stored.extract(batch, view).to(self.device))
+        )
 
     def _features_now(self) -> FrozenFeatures | None:
         """The stored features, if they are of the present weights, and if nothing but the head makes logits of them."""
         stored = self.stored_features
         plain = type(self).forward is Classifier.forward
         return stored if plain and stored is not None and stored.weights == self.backbone.digest() else None
-
-    def _channels_of_map(self, head: str) -> int:
-        """What a memory is made for.
-
-        Raises:
-            UserError: the backbone has no map, or the classes are not one sound and one defective.
-        """
-        if list(self.classes.values()) != [False, True]:
-            raise UserError(
-                f"model.head={head} tells sound from defective, and the classes are {', '.join(self.classes)}: "
-                "use target=defect, or model.head=linear"
-            )
-        side = self.backbone.image_size
-        return self.backbone.inference(with_map=True)(torch.zeros(1, 3, side, side))[1].shape[1]
 
     def setup(self, stage: str) -> None:  # noqa: ARG002  Lightning's signature
         self.backbone.precision = precision_of(str(self.trainer.precision))
@@ -187,12 +181,9 @@ class Classifier(L.LightningModule):
                 "finetune=full, finetune=head or another"
             )
 
-    @property
-    def _steps_per_epoch(self) -> int:
-        return math.ceil(int(self.trainer.num_training_batches) / self.trainer.accumulate_grad_batches)
-
     def on_train_epoch_start(self) -> None:
-        self.plan = plan_stages(self.finetune, self._steps_per_epoch, self.ended)
+        steps = math.ceil(int(self.trainer.num_training_batches) / self.trainer.accumulate_grad_batches)
+        self.plan = plan_stages(self.finetune, steps, self.ended)
         self.stage = None  # the evaluation between two epochs may have changed the modes
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002  Lightning's signature
@@ -204,18 +195,14 @@ class Classifier(L.LightningModule):
             self._head_trains_on = self._features_now() if stage.settings.trainable == "head" else None
         set_learning_rate(self.trainer.optimizers[0], self.optim, stage, step)
         if self.logger and step % LOG_EVERY == 0:  # not by `log`, which would make it a tensor
-            lr = self.trainer.optimizers[0].param_groups[-1]["lr"]
-            self.logger.log_metrics({"lr": lr}, step)
+            self.logger.log_metrics({"lr": self.trainer.optimizers[0].param_groups[-1]["lr"]}, step)
         torch.manual_seed((self.seed * 1_000_003 + step) * self.trainer.world_size + self.trainer.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         target = batch["target"]
         if self._head_trains_on is not None:
-            assert self.stage is not None
-            epoch = (self.trainer.global_step - self.stage.start) // self._steps_per_epoch
-            copies = 1 + self.finetune.probe_views  # the epochs take turns with them
-            view = copy_of(epoch % copies, self.augment, self.seed)
-            logits = self.head(self._head_trains_on.extract(batch, view))
+            copy = self.trainer.current_epoch % (1 + self.finetune.probe_views)  # the epochs take turns with them
+            logits = self.head(self._head_trains_on.extract(batch, copy_of(copy, self.augment, self.seed)))
         else:
             logits = self(self.augment(batch["image"]))
         loss = self.loss(logits, target)
@@ -224,8 +211,7 @@ class Classifier(L.LightningModule):
                 f"the loss is {loss.item()} at step {self.trainer.global_step}: "
                 "lower optim.lr, or try trainer.precision=32"
             )
-        accuracy = (logits.detach().argmax(1) == target).float().mean()
-        values = {"train/loss": loss.detach(), "train/accuracy": accuracy}
+        values = {"train/loss": loss.detach(), "train/accuracy": (logits.argmax(1) == target).float().mean()}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(logits), sync_dist=True)
         return loss
 

@@ -3,18 +3,13 @@
 import contextlib
 import ctypes
 import os
-from typing import Any
 
 import torch
 
 from defectcls.errors import UserError
 from defectcls.settings import Precision, TrainerSettings
 
-PRECISIONS: dict[str, tuple[Any, torch.dtype]] = {  # in Lightning's words, and the type that autocast computes in
-    "32": ("32-true", torch.float32),
-    "bf16": ("bf16-mixed", torch.bfloat16),
-    "16": ("16-mixed", torch.float16),
-}
+PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of glibc's malloc.h
 
 
@@ -61,12 +56,10 @@ def allow_tf32(device: torch.device) -> None:
 def keep_freed_memory(one_heap: bool = False) -> None:
     """Let glibc keep large blocks for the next step: Linux, given them back, would clear every page of them again.
 
-    A ResNet18 training step on a CPU is a sixth shorter so, a MobileNetV2 forward pass a quarter (medians of a trial
-    with two threads); the most that a process takes grows by a twentieth.
+    A ResNet18 training step on a CPU is a sixth shorter so, a MobileNetV2 forward pass a quarter.
 
     Args:
-        one_heap: for all threads. Else each has one of its own, and what it keeps the others cannot use: a process that
-            decodes without end would grow for thousands of photos.
+        one_heap: for all threads, which cannot use what others keep: a process that decodes without end would grow.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library has no such function
         tune = ctypes.CDLL(None).mallopt
@@ -77,7 +70,7 @@ def keep_freed_memory(one_heap: bool = False) -> None:
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """Computes in half precision what bears it."""
-    return torch.autocast(device.type, PRECISIONS[precision][1], enabled=precision != "32")
+    return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "32")
 
 
 def precision_of(lightning: str) -> Precision:

@@ -113,18 +113,17 @@ def out_of_fold(
 
     features, targets = train
     count, classes = len(units), np.unique(targets)
-    image = np.arange(len(targets)) % count  # that each row is of: copies stand behind the images
+    own = targets[:count]  # copies stand behind the images
     logits = np.full((count, len(classes)), np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a class has fewer images than there are folds
-        dealt = list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(units, targets[:count], units))
+        dealt = list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(units, own, units))
     for _, rows in dealt:
         out = np.isin(np.arange(count), rows)
-        for target in classes:
-            if not (targets[:count][~out] == target).any():
-                out &= targets[:count] != target
+        out &= np.isin(own, own[~out])
         if out.any():
-            seen = features[~out[image]], targets[~out[image]]
+            kept = np.tile(~out, 1 + views)
+            seen = features[kept], targets[kept]
             logits[out] = fit_probe(seen, seen, [c], class_weights, views).logits(tested[out])
     return logits
 
@@ -154,8 +153,5 @@ def doubt_labels(
     if fewest < folds:
         raise UserError(f"audit.folds={folds}, but the smallest class has {fewest} independent images")
     probabilities = softmax(out_of_fold((features, targets), features, units, folds, c, None, 0, seed), axis=1)
-    if np.isnan(probabilities).any():
-        raise UserError(f"audit.folds={folds}: all related images of a class fell into one fold; try another seed")
-    return find_label_issues(
-        targets, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1
-    ), probabilities
+    issues = find_label_issues(targets, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
+    return issues, probabilities

@@ -55,6 +55,7 @@ def _contributions(classifier: Classifier, images: torch.Tensor) -> torch.Tensor
     token alone may be read behind them.
     """
     backbone, seen = classifier.backbone, []
+    body = backbone.body
 
     def begin(output: Any) -> torch.Tensor:
         """Gradients reach from the evidence to here: nothing before it needs them, and they would fill the memory."""
@@ -66,32 +67,25 @@ def _contributions(classifier: Classifier, images: torch.Tensor) -> torch.Tensor
 
     with torch.no_grad():
         pixels = backbone.normalise(images)
-        part = _explained_part(backbone.body)
+        try:
+            if hasattr(body, "num_prefix_tokens"):
+                part = body.blocks[-1].norm1
+            elif any(isinstance(module, nn.LayerNorm) for module in body.modules()):
+                part = None  # all but the head
+            else:
+                part = body.get_submodule(body.feature_info[-2]["module"])
+        except (AttributeError, IndexError, KeyError, TypeError):
+            raise UserError(NO_MAP) from None
         if part is None:
-            features = backbone.body.forward_head(begin(backbone.body.forward_features(pixels)))
+            features = body.forward_head(begin(body.forward_features(pixels)))
         else:
             with part.register_forward_hook(lambda *called: begin(called[-1])):
-                features = backbone.body(pixels)
-        (gradient,) = torch.autograd.grad(_evidence(classifier, features).sum(), seen)
+                features = body(pixels)
+        logits, defective = classifier.head(features), list(classifier.classes.values())
+        if all(defective) or not any(defective):
+            evidence = logits.amax(1)
+        else:
+            of_side = torch.tensor(defective, device=logits.device)
+            evidence = logits[:, of_side].logsumexp(1) - logits[:, ~of_side].logsumexp(1)
+        (gradient,) = torch.autograd.grad(evidence.sum(), seen)
     return backbone.as_map(gradient * seen[0].detach()).sum(1).relu()
-
-
-def _evidence(classifier: Classifier, features: torch.Tensor) -> torch.Tensor:
-    """Log-odds of "defective" (n,), or the highest logit where there is no other side."""
-    logits = classifier.head(features)
-    defective = torch.tensor(list(classifier.classes.values()), device=logits.device)
-    if defective.all() or not defective.any():
-        return logits.amax(1)
-    return logits[:, defective].logsumexp(1) - logits[:, ~defective].logsumexp(1)
-
-
-def _explained_part(body: Any) -> nn.Module | None:
-    """The part of a timm model that makes the map; None: all but its head."""
-    try:
-        if hasattr(body, "num_prefix_tokens"):
-            return body.blocks[-1].norm1
-        if any(isinstance(module, nn.LayerNorm) for module in body.modules()):
-            return None
-        return body.get_submodule(body.feature_info[-2]["module"])
-    except (AttributeError, IndexError, KeyError, TypeError):
-        raise UserError(NO_MAP) from None

@@ -2,10 +2,8 @@
 
 Farthest-first choice after Gonzalez 1985 and Sener and Savarese 2018; patch distances as anomaly score after PatchCore
 (Roth et al. 2022). A patch is one cell of the backbone's map of stride 16 as it is: averaged over its neighbours,
-normalised, or of turned images too, patches told defects no better.
-
-A memory knows a defect that nobody has seen; a classifier knows what the shown ones have in common. Both are weighed by
-how far known defects stand out in each, held to a prior where few are known. The memory alone needs no defect at all.
+normalised, or of turned images too, patches told defects no better. Memory and classifier are weighed by how far known
+defects stand out in each, held to a prior where few are known; the memory alone needs no defect at all.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -26,8 +24,7 @@ HOTTEST = 0.02  # share of an image's patches whose mean distance is its score; 
 FOLDS = 5  # the classifier is solved once more for each
 # Log-odds for a deviation of sound images in memory and in classifier, and minus their sum where neither says a thing:
 PRIOR = np.array([2.0, 0.5, -2.5])
-# Penalty on leaving them: one known defect moves them little, a hundred decide. Equal weights, and such as nothing
-# holds, were worse on few defects of screws, bottles, castings and railway components.
+# Penalty on leaving them: one known defect moves them little, a hundred decide. Equal and free weights were worse.
 HOLD = np.array([5.0, 5.0, 0.1])
 
 
@@ -118,7 +115,7 @@ def as_patches(maps: torch.Tensor) -> torch.Tensor:
 def farthest_first(points: torch.Tensor, count: int, first: int) -> torch.Tensor:
     """Rows of points (n, dimensions) that cover them all, int64 (count,): each is the farthest from those before it.
 
-    A pass over all points for each: 10,000 of 250,000 take 14 s on one CPU core, and several are no faster.
+    10,000 of 250,000 take 14 s on one CPU core, and several are no faster.
     """
     squares = points.square().sum(1)
     distance = torch.full_like(squares, torch.inf)
@@ -163,11 +160,8 @@ class Joined(nn.Module):
         return torch.stack([torch.zeros_like(odds), odds], 1)
 
     def unusual(self, maps: torch.Tensor) -> torch.Tensor:
-        """How much farther from the memory than is usual each cell is, (batch, height, width).
-
-        With the usual distance left in, half as much of the heat lay on the defects of bottles.
-        """
-        return (self.memory(maps) - self.usual).relu()
+        """How much farther from the memory than is usual each cell is, (batch, height, width)."""
+        return (self.memory(maps) - self.usual).relu()  # left in, half as much of the heat lay on defects
 
     def learn(
         self,

@@ -47,18 +47,14 @@ def stage_at(plan: list[Stage], step: int) -> Stage:
 
 
 def build_optimizer(backbone: Backbone, head: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
-    """timm's optimiser over all parameters; biases and norms do not decay.
-
-    Fused, all parameters in one pass, where torch has it.
-    """
-    decay, options = settings.weight_decay, dict(settings.options)
+    """timm's optimiser over all parameters, fused where torch has that; biases and norms do not decay."""
+    decay, options = settings.weight_decay, settings.options
     spared: set[str] = getattr(backbone.body, "no_weight_decay", set)()  # timm models name what else must not decay
     groups = param_groups_weight_decay(backbone.body, decay, no_weight_decay_list=spared)
     groups += param_groups_weight_decay(head, decay)
-    name = settings.name.lower().split("_")[-1]  # lookahead_adamw is AdamW too
-    kind = get_optimizer_class(name, bind_defaults=False)
-    if kind in FUSED and not options.keys() & {"fused", "foreach", "differentiable"}:  # which exclude each other
-        options["fused"] = True
+    kind = get_optimizer_class(settings.name.lower().split("_")[-1], bind_defaults=False)  # of lookahead_adamw too
+    if kind in FUSED and not options.keys() & {"foreach", "differentiable"}:  # which exclude it
+        options = {"fused": True} | options
     optimizer = create_optimizer_v2(groups, opt=settings.name, lr=settings.lr, **options)
     # Fused, it could also undo a GradScaler's factor; Lightning would forbid to clip gradients for it, even in bf16.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]

@@ -54,7 +54,12 @@ def load_pretrained(body: nn.Module, config: PretrainedCfg, options: dict[str, A
         return
     if not config.hf_hub_id:
         raise UserError(f"{name} has no pretrained weights: use model.pretrained=false, or give model.weights=<file>")
-    hub.HF_HUB_OFFLINE = STAY_OFFLINE or not _reachable(hub.ENDPOINT)
+    hub.HF_HUB_OFFLINE = STAY_OFFLINE
+    try:  # its client would retry for a minute
+        if not STAY_OFFLINE:
+            urllib.request.urlopen(hub.ENDPOINT, timeout=5).close()
+    except OSError:
+        hub.HF_HUB_OFFLINE = True
     try:
         pretrained = timm.create_model(name, pretrained=True, num_classes=0, **options)
     except (OSError, RuntimeError) as error:
@@ -76,12 +81,3 @@ def _load_file(body: nn.Module, file: Path) -> None:
         raise UserError(f"{file} does not hold weights of this model: {reason}") from error
     if missing:
         raise UserError(f"{file} holds weights of another model: {len(missing)} are missing, {missing[0]} first")
-
-
-def _reachable(address: str) -> bool:
-    """Whether the hub answers; asked first, because its client would retry for a minute."""
-    try:
-        urllib.request.urlopen(address, timeout=5).close()
-    except (OSError, ValueError):
-        return False
-    return True

@@ -22,7 +22,7 @@ from defectcls.errors import UserError, did_you_mean
 from defectcls.model.backbone import Backbone
 from defectcls.model.classifier import LOG_EVERY, Classifier
 from defectcls.model.features import FrozenFeatures
-from defectcls.model.hardware import PRECISIONS, allow_tf32, choose_compute, find_device, keep_freed_memory
+from defectcls.model.hardware import allow_tf32, choose_compute, find_device, keep_freed_memory
 from defectcls.settings import TrainSettings
 from defectcls.tables import DEFECTIVE, SOUND
 
@@ -122,7 +122,7 @@ def build_trainer(
         "accelerator": settings.accelerator,
         "devices": settings.devices,
         "strategy": strategy,
-        "precision": PRECISIONS[settings.precision][0],
+        "precision": "32-true" if settings.precision == "32" else f"{settings.precision}-mixed",
         "max_epochs": sum(stage.epochs for stage in stages),
         "gradient_clip_val": training.optim.clip,
         "default_root_dir": folder,
