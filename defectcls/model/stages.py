@@ -7,15 +7,13 @@ All optimiser groups exist from the first step, so that a run can be resumed any
 from typing import NamedTuple
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_class, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from defectcls.model.backbone import Backbone
 from defectcls.settings import FinetuneSettings, OptimSettings, StageSettings
-
-FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 
 
 class Stage(NamedTuple):
@@ -47,18 +45,11 @@ def stage_at(plan: list[Stage], step: int) -> Stage:
 
 
 def build_optimizer(backbone: Backbone, head: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
-    """timm's optimiser over all parameters, fused where torch has that; biases and norms do not decay."""
-    decay, options = settings.weight_decay, settings.options
+    """timm's optimiser over all parameters; biases and norms do not decay."""
     spared: set[str] = getattr(backbone.body, "no_weight_decay", set)()  # timm models name what else must not decay
-    groups = param_groups_weight_decay(backbone.body, decay, no_weight_decay_list=spared)
-    groups += param_groups_weight_decay(head, decay)
-    kind = get_optimizer_class(settings.name.lower().split("_")[-1], bind_defaults=False)  # of lookahead_adamw too
-    if kind in FUSED and not options.keys() & {"foreach", "differentiable"}:  # which exclude it
-        options = {"fused": True} | options
-    optimizer = create_optimizer_v2(groups, opt=settings.name, lr=settings.lr, **options)
-    # Fused, it could also undo a GradScaler's factor; Lightning would forbid to clip gradients for it, even in bf16.
-    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-    return optimizer
+    groups = param_groups_weight_decay(backbone.body, settings.weight_decay, no_weight_decay_list=spared)
+    groups += param_groups_weight_decay(head, settings.weight_decay)
+    return create_optimizer_v2(groups, opt=settings.name, lr=settings.lr, **settings.options)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, settings: OptimSettings, stage: Stage, step: int) -> None:

@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -145,47 +144,6 @@ def test_the_optimiser_is_the_one_that_was_named_with_its_options() -> None:
     adamw = build_optimizer(backbone, head, optim(options={"betas": [0.8, 0.9]}))
     assert isinstance(adamw, torch.optim.AdamW)
     assert tuple(adamw.param_groups[0]["betas"]) == (0.8, 0.9)
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [("adamw", {}), ("adam", {}), ("sgd", {"momentum": 0.9, "nesterov": True}), ("lookahead_adamw", {})],
-)
-def test_fused_is_the_default_where_torch_has_it_and_steps_as_unfused_does(name: str, options: dict) -> None:
-    results = []
-    for chosen in (options, {**options, "fused": False}, {**options, "foreach": True}):
-        torch.manual_seed(0)
-        backbone, head = network()
-        optimizer = build_optimizer(backbone, head, optim(name=name, lr=0.01, weight_decay=0.1, options=chosen))
-        for group in optimizer.param_groups:
-            assert bool(group["fused"]) == (chosen == options)
-        parameters = [*backbone.parameters(), *head.parameters()]
-        for step in range(8):
-            for number, parameter in enumerate(parameters):
-                generator = torch.Generator().manual_seed(100 * step + number)
-                parameter.grad = torch.randn(parameter.shape, generator=generator)
-            optimizer.step()
-        results.append(torch.cat([parameter.detach().flatten() for parameter in parameters]))
-    for result in results[1:]:
-        assert torch.allclose(result, results[0], atol=1e-5)
-
-
-def test_an_optimiser_that_torch_does_not_fuse_is_left_as_it_is() -> None:
-    optimizer = build_optimizer(*network(), optim(name="lamb"))
-    assert all("fused" not in group for group in optimizer.param_groups)
-
-
-@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
-def test_gradients_of_a_fused_optimiser_can_be_clipped(precision: Any) -> None:
-    backbone, head = network()
-    optimizer = build_optimizer(backbone, head, optim())
-    assert optimizer.param_groups[0]["fused"]
-    for parameter in (*backbone.parameters(), *head.parameters()):
-        parameter.grad = torch.ones_like(parameter)
-    trainer = L.Trainer(accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False)
-    trainer.precision_plugin.clip_gradients(optimizer, 0.5)
-    gradients = [parameter.grad for parameter in (*backbone.parameters(), *head.parameters())]
-    assert torch.cat([g.flatten() for g in gradients if g is not None]).norm().item() == pytest.approx(0.5, rel=1e-3)
 
 
 # --- what trains ------------------------------------------------------------------------------------------------------
