@@ -24,11 +24,10 @@ PIECE = 16  # images: as fast as 32 on a CPU, and one alone takes no longer than
 CELL = 16  # pixels: the map of an image is that of the last stage whose cells are no wider, blocks.4 of MobileNetV2
 NO_MAP = "this backbone has no map of the image to look at: most others have, such as model=resnet18"
 LAYOUT = torch.channels_last  # convolutions are faster in it
-KEPT = 2  # folded networks: of the untrained weights and of the best, which a run asks for in turns
 
 Look = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]  # pixels -> features, and the map where it is asked for
 
-_folded: dict[bytes, nn.Module] = {}  # by weights and device: once a process
+_folded: dict[bytes, nn.Module] = {}  # of the last weights and device that were asked for
 
 
 class Backbone(nn.Module):
@@ -86,8 +85,7 @@ class Backbone(nn.Module):
         device, precision = self.mean.device, self.precision
         key = hash_of(self.digest(), str(device).encode())
         if key not in _folded:
-            for oldest in list(_folded)[: 1 - KEPT]:
-                del _folded[oldest]
+            _folded.clear()
             _folded[key] = folded(self.body).to(memory_format=LAYOUT)
         body = _folded[key]
         stage = body.get_submodule(self._stage()) if with_map else None
