@@ -25,7 +25,6 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
     from defectcls.evaluation.evaluate import evaluate_folds
     from defectcls.evaluation.predictions import read_predictions
     from defectcls.model.hardware import find_device
-    from defectcls.pages.render import print_page
     from defectcls.pages.report import report_page
     from defectcls.training.loggers import dashboard, log_results
     from defectcls.training.results import finished_metrics, provenance, write_results
@@ -46,10 +45,8 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
             runs.append((repeat, fold, metrics, read_predictions(run_folder / "predictions.csv")))
         metrics, predictions = evaluate_folds(runs)
         metrics |= provenance(settings.seed, config, find_device(settings.trainer.accelerator))
-        page = report_page(metrics, predictions, settings.dataset.root)
-        write_results(folder, metrics, predictions, page)
+        write_results(folder, metrics, predictions, report_page(metrics, predictions, settings.dataset.root))
         log_results(logger, folder, metrics, predictions)
-    print_page(page, folder / "report.html")
 
 
 def fold_config(config: dict[str, Any], repeat: int, fold: int) -> dict[str, Any]:

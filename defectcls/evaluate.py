@@ -11,7 +11,6 @@ def evaluate(config: dict[str, Any], folder: Path) -> None:
     from defectcls.settings import EvaluateSettings
 
     settings = EvaluateSettings(**config)
-    from defectcls.pages.render import print_page
     from defectcls.pages.report import report_page
     from defectcls.training.results import provenance, write_results
 
@@ -36,9 +35,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> None:
             found, heat = inspect(run, predictions, settings.inspect)
         metrics |= found
         root = run.data.settings.root
-    page = report_page(metrics, predictions, root, heat=heat)
-    write_results(folder, metrics, predictions, page)
-    print_page(page, folder / "report.html")
+    write_results(folder, metrics, predictions, report_page(metrics, predictions, root, heat=heat))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ def train(config: dict[str, Any], folder: Path) -> float | None:
             metrics |= found
             page = report_page(metrics, predictions, root, run.record.table(), heat)
             write_results(folder, metrics, predictions, page)
-            print_page(page, folder / "report.html")
             log_results(logger, folder, metrics, test)
         run.close()
     return objective_of(metrics, settings.objective)

@@ -18,7 +18,7 @@ from defectcls.evaluation.metrics import METRICS, defect_numbers
 from defectcls.evaluation.predictions import write_predictions
 from defectcls.files import read_json, written_whole
 from defectcls.pages.blocks import Page
-from defectcls.pages.render import write_page
+from defectcls.pages.render import print_page, write_page
 
 if TYPE_CHECKING:
     import torch
@@ -52,12 +52,14 @@ def objective_of(metrics: dict[str, Any], objective: str | None) -> float | None
 
 
 def write_results(folder: Path, metrics: dict[str, Any], predictions: pd.DataFrame, page: Page | None = None) -> None:
-    """Predictions, the report if there is one, and metrics.json: the last, it says that all is there."""
+    """Predictions, the report if there is one, which is shown too, and last metrics.json: it says that all is there."""
     write_predictions(predictions, folder / "predictions.csv")
     if page is not None:
         write_page(page, folder / "report.html")
     with written_whole(folder / "metrics.json") as unfinished:
         unfinished.write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+    if page is not None:
+        print_page(page, folder / "report.html")
 
 
 def provenance(seed: int, config: dict[str, Any], device: "torch.device | None" = None) -> dict[str, Any]:
