@@ -66,7 +66,7 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("light")
 def test_failed_job_is_recorded_with_its_sentence_and_tried_again(tmp_path: Path) -> None:
     config = {"runs": ["a", "b"], "metrics": ["recall"], "level": 0.95, "resamples": 100, "seed": 0}
-    expected = "a does not exist: give a run folder or a predictions CSV"
+    expected = "a does not exist: give the folder of a finished run or a predictions CSV"
     for _ in range(2):
         done = run_job(task(tmp_path, "compare", config))
         assert (done["status"], done["error"]) == ("failed", expected)
