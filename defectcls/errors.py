@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable: 1 shows the traceback o
 AGAIN = "the same command begins anew"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+SAME_S = 1.0  # signals that arrive within so many seconds are one: a terminal sends it, and the sweep to its jobs too
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
@@ -36,14 +38,16 @@ def stoppable() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():  # where no handler can be set
         yield received
         return
-    owner = os.getpid()
+    owner, since = os.getpid(), 0.0
 
     def stop(number: int, frame: Any) -> None:  # noqa: ARG001  as signal calls it
+        nonlocal since
         here = os.getpid() == owner  # else in a process that loads images: its owner ends it
         if here and not received:
             received.append(number)
+            since = time.monotonic()
             raise Stopped
-        if here or number != signal.SIGINT:
+        if time.monotonic() - since > SAME_S and (here or number != signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 

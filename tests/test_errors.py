@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -74,8 +75,10 @@ def test_a_signal_in_another_guise_is_still_one(tmp_path: Path) -> None:
     assert (code, err) == (143, "stopped by SIGTERM: the same command begins anew\n")
 
 
-def test_the_second_signal_kills(tmp_path: Path) -> None:
+def test_signals_at_once_are_one_and_a_later_one_kills(tmp_path: Path) -> None:
     body = """
+    from defectcls import errors
+    errors.SAME_S = 0.2
     try:
         print('on', flush=True); time.sleep(60)
     finally:
@@ -84,7 +87,9 @@ def test_the_second_signal_kills(tmp_path: Path) -> None:
     begun = begin(tmp_path, body)
     wait_for(begun, b"on\n")
     begun.send_signal(signal.SIGINT)
+    begun.terminate()
     wait_for(begun, b"teardown\n")
+    time.sleep(0.3)
     assert begun.poll() is None
     begun.terminate()
     assert ended(begun)[0] == -signal.SIGTERM

@@ -21,7 +21,6 @@ from defectcls.settings import Device, Precision
 
 log = logging.getLogger(__name__)
 
-NO_SCORE = "the model gives no finite score"
 AHEAD = 128  # photos at most that are read before they are asked for
 AHEAD_BYTES = 2**27  # of them decoded: 42 photos of 1024 px
 
@@ -84,9 +83,7 @@ class Predictor:
         Raises:
             UserError: an array of another shape or type, or what is no photo at all.
         """
-        one = isinstance(images, str | Path | bytes | Image.Image) or (
-            isinstance(images, np.ndarray) and images.ndim < 4
-        )
+        one = isinstance(images, str | Path | bytes | Image.Image) or getattr(images, "ndim", 4) < 4  # of an array
         tables = list(self.stream([images] if one else images, batch_size))  # type: ignore[list-item, arg-type]
         return pd.concat(tables or [self._table([], [], np.empty((0, len(self.classes))))], ignore_index=True)
 
@@ -135,5 +132,5 @@ class Predictor:
         rows = decide(predictions_table(rows, probabilities, self.classes), self.decision, self.classes)[:-1]
         unknown = ~np.isfinite(rows["score"])
         rows.loc[unknown, ["decision", "prediction"]] = ""
-        rows.loc[unknown & (rows["error"] == ""), "error"] = NO_SCORE
+        rows.loc[unknown & (rows["error"] == ""), "error"] = "the model gives no finite score"
         return rows[self.columns]
