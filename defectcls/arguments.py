@@ -20,7 +20,6 @@ NAMES = ("dataset.sound", "dataset.categories", "dataset.labels", "runs", "logge
 
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)(?:[a-z_]|\.{0,2}/)[\w./-]*|\.{1,2}", re.IGNORECASE | re.ASCII)
-SWEPT = re.compile(r"(?:choice|range|interval|glob|shuffle|sort|tag)\(.*\)")
 
 
 def as_overrides(verb: str, typed: list[str], sweeps: bool) -> list[str]:
@@ -66,7 +65,7 @@ def spelled_out(argument: str) -> list[str]:
 def with_text_quoted(argument: str, sweeps: bool) -> str:
     """Text in Hydra's quotes where its grammar would take it for anything else.
 
-    So is each name of a list, and in a sweep each of several values, unless some of them are quoted already.
+    So is each name of a list, and in a sweep each of several values, unless quotes or `choice(…)` are there already.
     """
     key, _, value = argument.partition("=")
     known, names = key.lstrip("+"), key.lstrip("+") in NAMES
@@ -74,7 +73,7 @@ def with_text_quoted(argument: str, sweeps: bool) -> str:
         return argument
     if not (names or sweeps):
         return f"{key}={_as_text(os.path.expanduser(value))}"  # noqa: PTH111  pathlib refuses an unknown user
-    if re.search("['\"]", value) or (sweeps and SWEPT.fullmatch(value)):
+    if re.search("['\"(]" if sweeps else "['\"]", value):
         return argument
     return f"{key}={re.sub('[^][,]+' if names else '[^,]+', lambda one: _as_text(one[0].strip()), value)}"
 

@@ -142,7 +142,8 @@ def _done(
         try:
             return _perform(verb, task or task_of(verb), typed, begun, alone), None
         except (Exception, Stopped) as error:
-            way_on = _way_on(verb, begun)
+            goes_on = begun and begun[-1].is_dir() and (verb in RESUMED or (begun[-1] / SWEEP).is_file())
+            way_on = f"{as_typed(f'resume={begun[-1]}')} goes on" if goes_on else AGAIN
             if received:
                 return 128 + received[0], f"stopped by {signal.Signals(received[0]).name}: {way_on}"
             composing = isinstance(error, HydraException | OmegaConfBaseException)
@@ -150,13 +151,6 @@ def _done(
             if sentence is None or os.environ.get(FULL_ERROR) == "1":
                 raise
             return 2, sentence
-
-
-def _way_on(verb: str, begun: list[Path]) -> str:
-    """What goes on after a run, or a sweep, was cut short in the folder that was begun, if one was."""
-    if not begun or not begun[-1].is_dir() or not (verb in RESUMED or (begun[-1] / SWEEP).is_file()):
-        return AGAIN
-    return f"{as_typed(f'resume={begun[-1]}')} goes on"
 
 
 def _perform(verb: str, task: Verb, typed: list[str], begun: list[Path], alone: bool = True) -> int:
@@ -206,17 +200,14 @@ def _sweep(hydra: Any, verb: str, overrides: list[str], begun: list[Path]) -> in
     """Every job, by whichever launcher, and then their table.
 
     Raises:
-        UserError: the folder is of another command, of a sweep that runs, or holds other files.
+        UserError: the folder is of another command, or of a sweep that runs.
     """
     folder = Path(hydra.compose_config(verb, overrides, RunMode.MULTIRUN).hydra.sweep.dir)
     command = [*searchpath(overrides), *(override for override in overrides if not override.startswith("hydra"))]
     if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / SWEEP).is_file():
-            raise UserError(f"{folder} holds other files: give {SWEEP_DIR}=<new folder>")
-        theirs, recorded = recorded_command(folder)
-        if (theirs, recorded) != (verb, command):
-            other = " ".join([theirs, "-m", *recorded])
-            raise UserError(f"{folder} is of another sweep, {other}: take another folder by {SWEEP_DIR}=<folder>")
+        known = recorded_command(folder) if (folder / SWEEP).is_file() else None
+        if known != (verb, command):
+            raise UserError(f"{folder} is of another command: give {SWEEP_DIR}=<new folder>")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / "sweep.lock", f"the sweep in {folder} is running: wait for it, or stop it", wait=False):
         begun.append(folder)

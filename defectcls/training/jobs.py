@@ -139,12 +139,10 @@ def recorded_command(folder: Path) -> tuple[str, list[str]]:
     if record is None:
         raise UserError(f"{folder} is no folder of a run or a sweep: give one such as runs/<dataset>/<model>/<time>")
     try:
-        hydra: Any = OmegaConf.load(record).hydra
-        overrides = OmegaConf.to_container(hydra.overrides.task)
-        if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
-            raise ValueError("no list of overrides")
-        return hydra.job.name, with_presets([*searchpath(hydra.overrides.hydra), *overrides], None)
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, AttributeError) as error:
+        began: Any = OmegaConf.to_container(OmegaConf.load(record).hydra)
+        overrides = [*searchpath(began["overrides"]["hydra"]), *began["overrides"]["task"]]
+        return began["job"]["name"], with_presets(overrides, None)
+    except (YAMLError, OmegaConfBaseException, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{record} is damaged: repeat the command that began this, in another folder") from error
 
 

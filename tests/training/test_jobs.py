@@ -103,10 +103,7 @@ def test_a_folder_goes_on_with_its_own_command_alone(begin: Callable[..., Outcom
     assert (again.code, "no photos" in again.out) == (1, True)
     assert command("train", "resume=sweep").code == 1
     for given, verb in ((["seed=0"], "train"), (["seed=0,1"], "crossval")):
-        assert sentence(begin(*given, verb=verb)) == (
-            "sweep is of another sweep, train -m dataset=synthetic seed=0,1: take another folder by "
-            "hydra.sweep.dir=<folder>"
-        )
+        assert sentence(begin(*given, verb=verb)) == "sweep is of another command: give hydra.sweep.dir=<new folder>"
 
 
 def test_presets_beside_conf_are_part_of_a_sweep(begin: Callable[..., Outcome], tmp_path: Path) -> None:
@@ -136,7 +133,7 @@ def test_damaged_records_of_a_sweep(tmp_path: Path, content: bytes) -> None:
 
 def test_folder_of_other_files_is_not_written_to(begin: Callable[..., Outcome], tmp_path: Path) -> None:
     (tmp_path / "sweep" / "good").mkdir(parents=True)
-    assert sentence(begin("seed=0,1")) == "sweep holds other files: give hydra.sweep.dir=<new folder>"
+    assert sentence(begin("seed=0,1")) == "sweep is of another command: give hydra.sweep.dir=<new folder>"
     assert [entry.name for entry in (tmp_path / "sweep").iterdir()] == ["good"]
 
 
