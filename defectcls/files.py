@@ -60,16 +60,14 @@ def locked(path: Path, held: str, wait: bool = True) -> Iterator[None]:
     """
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        acquired = lock.acquire(timeout=0)
     except Timeout:
         if not wait:
             raise UserError(held) from None
         log.warning("%s: waiting for it", held)
-        lock.acquire()
-    try:
+        acquired = lock.acquire()
+    with acquired:
         yield
-    finally:
-        lock.release()
 
 
 def checkpoint_file(path: Path) -> Path:

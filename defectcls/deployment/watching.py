@@ -1,5 +1,6 @@
 """Watch a folder: a model judges each version of a photo once, also across restarts, since the output remembers."""
 
+import csv
 import logging
 import os
 import time
@@ -97,14 +98,11 @@ def remembered(output: Path, columns: list[str], model: str) -> set[tuple[str, s
     Raises:
         UserError: the output is no such table, or that of a model with other classes.
     """
-    try:
-        found = list(pd.read_csv(output, nrows=0))
-    except ValueError:  # no UTF-8, or no columns
-        found = []
-    if found != columns:  # before a foreign file loses its last row
+    content = output.read_bytes()
+    header = pd.DataFrame(columns=columns).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    if not content.startswith(header.encode()):  # before a foreign file loses its last row
         what = f"no table of this watch: its columns are not {', '.join(columns)}"
         raise UserError(f"output={output} is {what}; give another output, or overwrite=true")
-    content = output.read_bytes()
     whole = content.rfind(b"\n") + 1
     while content.count(b'"', 0, whole) % 2:  # a name within quotes may hold the end of a line
         whole = content.rfind(b"\n", 0, whole - 1) + 1
