@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LISTED = 100  # unreadable photos on the page; the table has all
-
 
 def predict(config: dict[str, Any], folder: Path) -> int:
     """Write the table, gallery.html and summary.json; 1 where photos could not be read."""
@@ -75,7 +73,7 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
     shown = read.nlargest(settings.gallery, "score")  # of equal ones those that came first
     heat = _heat(predictor, photos.root, list(shown["path"])) if settings.heat_maps else {}
-    page = gallery_page(shown, unreadable[:LISTED], photos.root, summary, heat)
+    page = gallery_page(shown, unreadable[:100], photos.root, summary, heat)  # the table has all that were not read
     file = folder / "gallery.html" if settings.gallery else None
     if file:
         write_page(page, file)

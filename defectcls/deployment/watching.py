@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 State = tuple[str, int]  # MODIFIED and bytes: they tell a version of a file from the next, and a whole one from a part
-
 MODIFIED = "modified"  # column of the output: when the file was last changed, UTC, to the nanosecond
 MODEL = "model"  # column: where the checkpoint lies
 
