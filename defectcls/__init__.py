@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from defectcls.data.concrete_crack import ConcreteCrack
     from defectcls.data.datamodule import DefectDataModule
     from defectcls.data.folder import Folder
+    from defectcls.data.magnetic_tile import MagneticTile
     from defectcls.data.mvtec import MVTec
     from defectcls.data.railway import Railway
     from defectcls.data.railway_components import RailwayComponents
@@ -33,13 +34,14 @@ if TYPE_CHECKING:
     from defectcls.training.command import RunFolder, run
 
 __version__ = "0.1.0"
-__all__ = ["Casting", "Classifier", "ConcreteCrack", "DefectDataModule", "Folder", "MVTec", "Predictor", "Railway"]
-__all__ += ["RailwayComponents", "RunFolder", "Synthetic", "Table", "UserError"]
+__all__ = ["Casting", "Classifier", "ConcreteCrack", "DefectDataModule", "Folder", "MVTec", "MagneticTile", "Predictor"]
+__all__ += ["Railway", "RailwayComponents", "RunFolder", "Synthetic", "Table", "UserError"]
 __all__ += ["classifier", "compose", "datamodule", "load", "run"]
 _HOMES = """
     config.compose data.casting.Casting data.concrete_crack.ConcreteCrack data.datamodule.DefectDataModule
-    data.folder.Folder data.mvtec.MVTec data.railway.Railway data.railway_components.RailwayComponents
-    data.synthetic.Synthetic data.table.Table deployment.predictor.Predictor deployment.predictor.load
+    data.folder.Folder data.magnetic_tile.MagneticTile data.mvtec.MVTec data.railway.Railway
+    data.railway_components.RailwayComponents data.synthetic.Synthetic data.table.Table
+    deployment.predictor.Predictor deployment.predictor.load
     errors.UserError model.classifier.Classifier training.command.RunFolder training.command.run
 """
 

@@ -15,11 +15,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from defectcls.config import presets
-from defectcls.data import railway_components
+from defectcls.data import magnetic_tile, railway_components
 from defectcls.data.casting import Casting
 from defectcls.data.concrete_crack import ConcreteCrack
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.folder import Folder
+from defectcls.data.magnetic_tile import MagneticTile
 from defectcls.data.mvtec import MVTec
 from defectcls.data.railway import Railway
 from defectcls.data.railway_components import RailwayComponents
@@ -210,6 +211,43 @@ def test_railway_components_missing_folder(tmp_path: Path) -> None:
     write(tmp_path, *(f"{name}/IMG_1.jpg" for name in railway_components.FOLDERS if name != "Missing Fasteners"))
     message = sentence(samples_of, RailwayComponents, tmp_path)
     assert message.startswith(f"'Missing Fasteners' in {tmp_path} is missing: expected the folders Perfect Crossties, ")
+
+
+# --- magnetic_tile ----------------------------------------------------------------------------------------------------
+
+
+def test_magnetic_tile(tmp_path: Path) -> None:
+    """Six exposures of a tile follow one another; 601 numbers on another one begins, sound parts have no mask."""
+    write(tmp_path, *(f"MT_{kind}/Imgs/exp1_num_{5000 * at}.jpg" for at, kind in enumerate(magnetic_tile.KINDS, 1)))
+    write(tmp_path, "MT_Free/Imgs/exp2_num_5020.jpg", "MT_Free/Imgs/exp1_num_5000.png")
+    write(
+        tmp_path, "MT_Fray/Imgs/exp2_num_5620.jpg", "MT_Fray/Imgs/exp2_num_5620.png", "MT_Crack/Imgs/exp3_num_6221.jpg"
+    )
+    samples = samples_of(MagneticTile, tmp_path).set_index("path")
+    assert len(samples) == 9
+    assert samples.loc["MT_Free/Imgs/exp1_num_5000.jpg"].tolist() == [False, "Free", "0", ""]
+    assert samples.loc["MT_Free/Imgs/exp2_num_5020.jpg"].tolist() == [False, "Free", "0", ""]
+    assert samples.loc["MT_Fray/Imgs/exp2_num_5620.jpg"].tolist() == [
+        *(True, "Fray", "0"),
+        "MT_Fray/Imgs/exp2_num_5620.png",
+    ]
+    assert samples.loc["MT_Crack/Imgs/exp3_num_6221.jpg"].tolist() == [True, "Crack", "1", ""]
+    assert samples["group"].nunique() == 7
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (
+            "MT_Fray/Imgs/tile.jpg",
+            "'MT_Fray/Imgs/tile.jpg' in {root} is no photo or mask of a magnetic tile: expected ",
+        ),
+        ("MT_Fray/Imgs/exp1_num_9.png", "mask 'MT_Fray/Imgs/exp1_num_9.png' belongs to no image in {root}: "),
+    ],
+)
+def test_magnetic_tile_refuses(tmp_path: Path, file: str, message: str) -> None:
+    write(tmp_path, *(f"MT_{kind}/Imgs/exp1_num_1.jpg" for kind in magnetic_tile.KINDS), file)
+    assert sentence(samples_of, MagneticTile, tmp_path).startswith(message.format(root=tmp_path))
 
 
 # --- casting ----------------------------------------------------------------------------------------------------------
@@ -535,6 +573,15 @@ def test_real_mvtec() -> None:
 @pytest.mark.realdata
 def test_real_casting() -> None:
     assert Counter(samples_of(Casting, data("casting"))["defective"]) == {True: 781, False: 519}
+
+
+@pytest.mark.realdata
+def test_real_magnetic_tile() -> None:
+    samples = samples_of(MagneticTile, data("magnetic_tile"))
+    kinds = {"Free": 952, "Blowhole": 115, "Break": 85, "Crack": 57, "Fray": 32, "Uneven": 103}
+    assert Counter(samples["defect_type"]) == kinds
+    assert ((samples["mask"] != "") == samples["defective"]).all()
+    assert samples["group"].nunique() == 132
 
 
 @pytest.mark.realdata

@@ -1,0 +1,45 @@
+"""Magnetic tiles, Huang, Qiu and Yuan 2018, https://github.com/abin24/Magnetic-tile-defect-datasets."""
+
+import pandas as pd
+
+from defectcls.data.datamodule import DefectDataModule
+from defectcls.data.samples import samples_in
+from defectcls.errors import UserError
+
+KINDS = ("Free", "Blowhole", "Break", "Crack", "Fray", "Uneven")
+APART = 600  # numbers between photos of two tiles, at least: of a tile's next exposures 99.8 % are nearer to each other
+
+
+class MagneticTile(DefectDataModule):
+    """Grey photos of ground tiles for motors, cropped to 1,226 different sizes. For evaluation only; cite the paper.
+
+        root/
+            MT_Free/Imgs/exp1_num_824.jpg …         952, sound
+            MT_Blowhole/Imgs/exp3_num_853.jpg …     115; MT_Break 85, MT_Crack 57, MT_Fray 32, MT_Uneven 103
+            MT_Blowhole/Imgs/exp3_num_853.png …     the defect's pixels
+
+    A tile was photographed at six exposures one after the other, exp1 to exp6, and each photo has a number: photos
+    whose numbers follow one another closely are one `group`, a tile or several of a batch.
+    """
+
+    def list_samples(self) -> pd.DataFrame:
+        """See `DefectDataModule.list_samples`.
+
+        Raises:
+            UserError: a folder is missing or empty, a photo has another name, or a mask no photo.
+        """
+        folders = {f"MT_{kind}/Imgs": {"defective": kind != "Free", "defect_type": kind} for kind in KINDS}
+        layout = "MT_<type>/Imgs/exp<exposure>_num_<number>.{jpg,png}"
+        files = samples_in(self.root, folders, layout)
+        stem, suffix = files["path"].str.rsplit(".", n=1).str[0], files["path"].str.rsplit(".", n=1).str[1]
+        number = pd.to_numeric(stem.str.extract(r"/exp\d+_num_(\d+)$")[0])
+        if len(odd := files["path"][number.isna() | ~suffix.isin(["jpg", "png"])]):
+            raise UserError(f"'{odd.iloc[0]}' in {self.root} is no photo or mask of a magnetic tile: expected {layout}")
+        is_mask = suffix == "png"
+        if len(alone := files["path"][is_mask & ~stem.isin(stem[~is_mask])]):
+            raise UserError(f"mask '{alone.iloc[0]}' belongs to no image in {self.root}: are images missing?")
+        with_mask = files["defective"] & stem.isin(stem[is_mask])
+        samples = files.assign(mask=(stem + ".png").where(with_mask, ""), number=number)[~is_mask]
+        in_turn = samples["number"].sort_values()
+        tile = (in_turn.diff() > APART).cumsum().astype(str)
+        return samples.drop(columns="number").assign(group=tile)
