@@ -56,10 +56,17 @@ class SplitSettings(Settings):
             raise ValueError("folds test every image once, anomalies and hold_out_defect_type do not: leave one out")
 
 
+class Archive(Settings):
+    url: str
+    sha256: str
+
+
 class DatasetSettings(TargetSettings):
     name: str
     root: Path
     source: str | None
+    archive: Archive | None
+    download: bool
     resize: Literal["squash", "pad"]
     depth: Annotated[Literal["auto", "8", "10", "12", "14", "16", "float"], Text]
     on_unreadable: Literal["error", "skip"]

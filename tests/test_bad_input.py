@@ -51,7 +51,7 @@ def test_folder_is_missing(tmp_path: Path) -> None:
 def test_folder_of_a_public_dataset_is_missing(tmp_path: Path) -> None:
     root = f"dataset.root={tmp_path / 'mvtec'}"
     text = sentence(command("train", "dataset=mvtec", root, *SMALL, f"hydra.run.dir={tmp_path / 'run'}"))
-    for part in ("https://www.mvtec.com/", "dataset.root=<folder>"):
+    for part in ("https://www.mvtec.com/", "dataset.root=<folder>", "dataset.download=true"):
         assert part in text
 
 

@@ -33,7 +33,7 @@ class Spring(DefectDataModule):
 
 
 class Victim:
-    """A folder that a stranger's checkpoint takes for its cache, and a server that it takes for its photos'."""
+    """A folder that a stranger's checkpoint takes for its cache, and a server that it takes for its archive's."""
 
     def __init__(self, folder: Path, address: str, requests: list[str]) -> None:
         self.folder, self.address, self.requests = folder, address, requests
@@ -72,9 +72,10 @@ def victim(tmp_path: Path) -> Iterator[Victim]:
 def stranger(finished: Path, victim: Victim, file: Path, **dataset: Any) -> Path:
     """The checkpoint of `finished`, with a dataset after a stranger's heart."""
     content = torch.load(finished / "checkpoints/best.ckpt", weights_only=True)
+    archive = {"url": f"{victim.address}/photos.zip", "sha256": "0" * 64}
     content["defectcls"]["config"]["dataset"] |= {
-        **{"cache_dir": str(victim.folder), "cache_max_gb": 1e-9, "cache": "disk"},
-        **{"source": f"{victim.address}/photos.zip"},
+        **{"cache_dir": str(victim.folder), "cache_max_gb": 1e-9, "cache": "auto", "archive": archive},
+        **{"download": True, "source": "a stranger"},
         **dataset,
     }
     torch.save(content, file)

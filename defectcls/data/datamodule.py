@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, DistributedSampler, default_convert
 
 from defectcls.config import named, presets, shipped_dataset
 from defectcls.data.batches import Part, PartLoader
+from defectcls.data.download import fetch_archive
 from defectcls.data.duplicates import contradiction, first_of, identical_files, near_identical_pairs, split_units
 from defectcls.data.images import further_pages
 from defectcls.data.reading import Images
@@ -113,16 +114,21 @@ class DefectDataModule(L.LightningDataModule):
         return list(self.classes)
 
     def prepare_data(self) -> None:
-        """Look for the root folder, or make it where the images are made on first use.
+        """Fetch the archive where the root folder is missing and `download` is true; or make it where the images are.
 
         Raises:
             UserError: it is missing; where to get the data.
         """
-        if self.settings.source is None:
+        source, archive = self.settings.source, self.settings.archive
+        if source is None:
             self.root.mkdir(parents=True, exist_ok=True)
+        elif not self.root.is_dir() and self.settings.download and archive:
+            fetch_archive(archive.url, archive.sha256, self.root)
         elif not self.root.is_dir():
-            source = self.settings.source
-            raise UserError(f"the folder {self.root} does not exist: get it from {source}, or dataset.root=<folder>")
+            more = ", or dataset.download=true" if archive else ""
+            raise UserError(
+                f"the folder {self.root} does not exist: get it from {source}, or dataset.root=<folder>{more}"
+            )
 
     def sample_table(self) -> pd.DataFrame:
         """What `list_samples` lists, in the order of paths, with groups of `consecutive`.

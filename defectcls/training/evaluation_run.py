@@ -18,7 +18,7 @@ from defectcls.training.run import Run, keep_decision
 
 log = logging.getLogger(__name__)
 
-OF_HERE = ("_target_", "source", "cache", "cache_dir", "cache_max_gb")  # not a checkpoint's
+OF_HERE = ("_target_", "source", "archive", "download", "cache", "cache_dir", "cache_max_gb")  # not a checkpoint's
 
 
 class EvaluationRun(Run):

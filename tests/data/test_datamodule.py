@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from defectcls.data import datamodule
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.findings import take_inventory
 from defectcls.data.folder import Folder
@@ -361,6 +362,24 @@ def test_a_missing_root_says_where_to_get_the_data(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"the folder {gone} does not exist: get it from https://a.shop, or dataset.root=<folder>"
     )
+
+
+def test_a_missing_root_with_a_known_archive_says_that_it_can_be_fetched(tmp_path: Path) -> None:
+    archive = {"url": "https://127.0.0.1/a.zip", "sha256": "0" * 64}
+    with pytest.raises(UserError, match=r"dataset.root=<folder>, or dataset.download=true$"):
+        module(tmp_path / "gone", {"archive": archive}).prepare_data()
+
+
+def test_download_fetches_a_missing_root_and_leaves_a_present_one_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[tuple] = []
+    monkeypatch.setattr(datamodule, "fetch_archive", lambda *arguments: fetched.append(arguments))
+    options = {"archive": {"url": "https://127.0.0.1/a.zip", "sha256": "0" * 64}, "download": True}
+    module(tmp_path, options).prepare_data()
+    assert fetched == []
+    module(tmp_path / "gone", options).prepare_data()
+    assert fetched == [("https://127.0.0.1/a.zip", "0" * 64, tmp_path / "gone")]
 
 
 def test_a_dataset_that_is_made_on_first_use_needs_no_root(tmp_path: Path) -> None:
