@@ -46,8 +46,8 @@ def objective_of(metrics: dict[str, Any], objective: str | None) -> float | None
         return None
     part, _, name = objective.partition("/")
     if part not in ("train", "val", "test") or name not in METRICS:
-        near = did_you_mean(name, METRICS) or f"; names are {', '.join(METRICS)}"
-        raise UserError(f"objective={objective} is no <train, val or test>/<name of a number>, such as val/auroc{near}")
+        near = did_you_mean(name, METRICS) or f", such as val/auroc; names are {', '.join(METRICS)}"
+        raise UserError(f"objective={objective} is no <train, val or test>/<name of a number>{near}")
     return defect_numbers(metrics[part]).get(name) if metrics else None
 
 
