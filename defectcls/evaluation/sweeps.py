@@ -74,12 +74,12 @@ def summarise_sweep(name: str, jobs: list[Job]) -> Sweep:
     rows = []
     finished = table["status"] == "finished"
     seeds = table[finished].drop_duplicates(["setting", "seed"])
-    for name_of, of_setting in table.groupby("setting", sort=False):
+    for typed_for, of_setting in table.groupby("setting", sort=False):
         one = typed[of_setting.index[0]]
-        row = {"setting": name_of} | {key: one.get(key, "").partition("=")[2] for key in varying}
+        row = {"setting": typed_for} | {key: one.get(key, "").partition("=")[2] for key in varying}
         row |= {"jobs": len(of_setting), "finished": finished[of_setting.index].sum()}
         for column in columns:
-            row |= over_seeds(column, seeds.loc[seeds["setting"] == name_of, column])
+            row |= over_seeds(column, seeds.loc[seeds["setting"] == typed_for, column])
         rows.append(row)
     settings = pd.DataFrame(rows)
     if ranked_by and not other:
