@@ -17,7 +17,7 @@ import yaml
 from defectcls.config import CONF_DIR, named, shipped_dataset
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.errors import UserError
-from defectcls.model.checkpoint import load_classifier
+from defectcls.model.checkpoint import load_network
 from defectcls.training.command import resumed
 from tests.conftest import command, sentence
 
@@ -151,7 +151,7 @@ def test_a_model_is_one_of_timm_s_own(
     torch.save(content, tmp_path / "best.ckpt")
     monkeypatch.setattr("timm.create_model", lambda *_, **__: pytest.fail("asked timm for it"))
     with pytest.raises(UserError, match=r"timm has no (model|weights) "):
-        load_classifier(tmp_path / "best.ckpt")
+        load_network(tmp_path / "best.ckpt")
 
 
 def test_every_shipped_dataset_is_known_by_its_class() -> None:

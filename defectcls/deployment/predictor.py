@@ -49,7 +49,7 @@ class Predictor:
 
     def __init__(self, trained: Trained) -> None:
         self.trained, self.device, dataset = trained, trained.device, trained.settings.dataset
-        self.classes, self.image_size = trained.classifier.classes, trained.settings.image_size
+        self.classes, self.image_size = trained.network.classes, trained.settings.image_size
         probabilities = (PROBABILITY + name for name in self.classes)
         self.columns = ["path", "decision", "prediction", "score", *probabilities, "error"]
         self.resize, self.depth, self.paged = dataset.resize, dataset.depth, 0
@@ -58,8 +58,8 @@ class Predictor:
             log.warning("%s is of a run that did not finish: nothing is calibrated", trained.checkpoint)
         if trained.settings.trainer.precision != "32":
             allow_tf32(self.device)
-        self.classifier = trained.classifier.to(self.device)
-        self._infer = self.classifier.inference()  # for good: its weights will not change
+        self.network = trained.network.to(self.device)
+        self._infer = self.network.inference()  # for good: its weights will not change
 
     def predict(self, images: Photo | Iterable[Photo], batch_size: int = 64) -> pd.DataFrame:
         """A row for each photo, in order. The photos are not all in memory at once, the rows are: see `stream`.
@@ -109,7 +109,7 @@ class Predictor:
         """
         pixels = [pixels for _, _, pixels, _ in map_in_threads(self._read, photos)]
         readable = np.array([one for one in pixels if one is not None])
-        maps = iter(heat_maps(self.classifier, torch.from_numpy(readable)))
+        maps = iter(heat_maps(self.network, torch.from_numpy(readable)))
         return [None if one is None else next(maps) for one in pixels]
 
     def _read(self, photo: Photo) -> tuple[str, str, np.ndarray | None, bool]:

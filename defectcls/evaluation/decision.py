@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 from pydantic import Field, TypeAdapter, ValidationError
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 from defectcls.errors import UserError
 from defectcls.evaluation.calibration import calibrate, fit_calibration
@@ -226,7 +226,7 @@ def _promise(
     hardest = np.sort(of_groups.min()) if escapes else np.sort(of_groups.max())[::-1]
     independent = len(hardest)
     misjudged = np.arange(independent)
-    bounds = [*beta.ppf(confidence, misjudged + 1, independent - misjudged).tolist(), 1.0]
+    bounds = [*betaincinv(misjudged + 1, independent - misjudged, confidence).tolist(), 1.0]
     allowed = max(0, bisect_right(bounds, target) - 1)
     bound, grouped = bounds[allowed], bool(independent < mine.sum())
     needed = math.ceil(round(math.log(1 - confidence) / math.log1p(-target), 9))

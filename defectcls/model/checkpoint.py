@@ -10,34 +10,39 @@ from defectcls.config import named
 from defectcls.errors import UserError, explain
 from defectcls.evaluation.decision import Decision
 from defectcls.files import checkpoint_file
-from defectcls.model.classifier import Classifier
 from defectcls.model.hardware import find_device
+from defectcls.model.network import Network
 from defectcls.settings import ClassifierSettings, Device, Precision, TrainSettings
+
+CLASSIFIER = "defectcls.model.classifier.Classifier"  # whose network is a Network
 
 
 class Trained(NamedTuple):
     """What a checkpoint holds, and where it is to be computed."""
 
     checkpoint: Path
-    classifier: Classifier
+    network: Network  # a Classifier, if asked for, or where it is a class of one's own
     settings: TrainSettings
     about: dict[str, Any]
     decision: Decision | None  # None of a run that did not finish
     device: torch.device
 
 
-def load_trained(checkpoint: Path, device: Device = "auto", precision: Precision | None = None) -> Trained:
+def load_trained(
+    checkpoint: Path, device: Device = "auto", precision: Precision | None = None, for_trainer: bool = False
+) -> Trained:
     """A run folder's best checkpoint, or a .ckpt file, to be computed on one device. The file may say what the model
     is and how it was measured, and nothing that it names is imported, called, fetched or written to.
 
     Args:
         precision: None computes as in training.
+        for_trainer: as a Classifier; without it Lightning, which takes seconds to import, is not.
 
     Raises:
         UserError: no such file, none that this version of defectcls wrote, or what cannot be computed here.
     """
     file = checkpoint_file(checkpoint)
-    classifier, about = load_classifier(file)
+    network, about = load_network(file, for_trainer)
     # Where it ran is not to be repeated, how it computed is.
     here: dict[str, Any] = {"accelerator": device, "devices": 1, "strategy": "auto", "workers": 0}
     here |= {} if precision is None else {"precision": precision}
@@ -46,13 +51,13 @@ def load_trained(checkpoint: Path, device: Device = "auto", precision: Precision
         decision = Decision.from_plain(about["decision"]) if "decision" in about else None
     except (ValidationError, TypeError, KeyError, UserError) as error:
         raise _damaged(file, error) from error
-    classifier.backbone.precision = settings.trainer.precision  # type: ignore[assignment]  # no longer auto
+    network.backbone.precision = settings.trainer.precision  # type: ignore[assignment]  # no longer auto
     place = find_device(device, settings.trainer.precision)
-    return Trained(file, classifier, settings, about, decision, place)
+    return Trained(file, network, settings, about, decision, place)
 
 
-def load_classifier(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
-    """The trained model and the configuration of its run. Runs no code that the file might hold.
+def load_network(checkpoint: Path, for_trainer: bool = False) -> tuple[Network, dict[str, Any]]:
+    """The trained model, see `load_trained`, and what its run has left. Runs no code that the file might hold.
 
     Raises:
         UserError: not a checkpoint, of another tool or version, or with less or more in it than it takes.
@@ -69,7 +74,12 @@ def load_classifier(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
         about, parameters = content["defectcls"], content["hyper_parameters"]
         imports = ", ".join(about["config"].get("imports", ()))
         settings = ClassifierSettings(**parameters)
-        model: Classifier = named(settings.model.target, Classifier)(**parameters)
+        if settings.model.target == CLASSIFIER and not for_trainer:
+            model = Network(settings.model, settings.classes, settings.image_size)
+        else:
+            from defectcls.model.classifier import Classifier
+
+            model = named(settings.model.target, Classifier)(**parameters)
         model.load_state_dict(content["state_dict"])
     except UserError as error:  # a class, or a model of timm's, of a module that nobody has imported
         needs = f"was trained with imports=[{imports}]" if imports else "cannot be built here"

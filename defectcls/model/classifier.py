@@ -17,11 +17,9 @@ from defectcls.data.batches import Batch
 from defectcls.errors import UserError
 from defectcls.evaluation.calibration import calibrated_loss
 from defectcls.model.augment import Augment
-from defectcls.model.backbone import Backbone, Look
-from defectcls.model.features import AS_IT_IS, FrozenFeatures, copy_of, laid
+from defectcls.model.features import AS_IT_IS, FrozenFeatures, copy_of
 from defectcls.model.hardware import precision_of
-from defectcls.model.head import Head
-from defectcls.model.memory import Joined
+from defectcls.model.network import Network
 from defectcls.model.stages import Stage, build_optimizer, plan_stages, set_learning_rate, stage_at, switch_training
 from defectcls.settings import AugmentSettings, FinetuneSettings, LossSettings, ModelSettings, OptimSettings
 
@@ -29,8 +27,8 @@ LOG_EVERY = 10  # steps
 CHECK_FINITE_EVERY = 50  # steps; reading the loss makes a GPU wait
 
 
-class Classifier(L.LightningModule):
-    """A timm backbone with a linear head, and with what joins that to a memory where `model` asks for it.
+class Classifier(Network, L.LightningModule):
+    """A `Network` that learns.
 
     All arguments are plain values, so that a checkpoint loads without Hydra. It trains, validates and tests with any
     Trainer of Lightning's.
@@ -47,7 +45,7 @@ class Classifier(L.LightningModule):
         seed: every step draws its augmentation from (seed, step), so a resumed run repeats nothing.
 
     Raises:
-        UserError: a memory is asked for, and the backbone has no map or the classes are not one sound, one defective.
+        UserError: as `Network`.
     """
 
     def __init__(
@@ -62,23 +60,9 @@ class Classifier(L.LightningModule):
         image_size: int,
         seed: int,
     ) -> None:
-        super().__init__()
+        super().__init__(ModelSettings(**model), classes, image_size)
         self.save_hyperparameters()
-        self.finetune, self.optim = FinetuneSettings(**finetune), OptimSettings(**optim)
-        settings = ModelSettings(**model)
-        self.classes, self.seed, self.options = classes, seed, settings.further
-        self.ways = [laid(way) for way in range(settings.test_views)]
-        self.backbone = Backbone(settings.name, settings.pool, image_size)
-        self.head = Head(self.backbone.feature_count, len(classes))
-        self.joined: Joined | None = None
-        if settings.head != "linear":
-            if list(classes.values()) != [False, True]:
-                raise UserError(
-                    f"model.head={settings.head} tells sound from defective, and the classes are {', '.join(classes)}: "
-                    "use target=defect, or model.head=linear"
-                )
-            _, maps = self.backbone.inference(with_map=True)(torch.zeros(1, 3, image_size, image_size))
-            self.joined = Joined(maps.shape[1])
+        self.finetune, self.optim, self.seed = FinetuneSettings(**finetune), OptimSettings(**optim), seed
         self.augment = Augment(AugmentSettings(**augment))
         self._loss = LossSettings(**loss), class_weights
         self.plan: list[Stage] = []
@@ -86,7 +70,6 @@ class Classifier(L.LightningModule):
         self.stage: Stage | None = None
         self.stored_features: FrozenFeatures | None = None  # of the backbone as it was before training
         self._head_trains_on: FrozenFeatures | None = None  # in a stage of the head alone
-        self._look: Look | None = None  # stands in for the backbone while it infers
         self._evaluate: Callable[[Batch], torch.Tensor] | None = None  # of the evaluation that runs
         self._outputs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self.evaluated: tuple[np.ndarray, np.ndarray] = (np.empty(0, np.int64), np.empty((0, len(classes)), np.float32))
@@ -111,39 +94,6 @@ class Classifier(L.LightningModule):
         factors = {"weight": torch.tensor(weight)} if takes_weight and weight is not None else {}
         return kind(**settings.further, **factors).to(self.device)
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Pixels 0..255, uint8 or float (batch, 3, side, side) -> logits float32 (batch, classes).
-
-        In evaluation the mean over the ways that an image can lie; but a memory sees it as it is: no light turns with
-        the part.
-        """
-        if self.training:
-            return self.head(self.backbone(image))
-        look: Look = self._look or (lambda image: (self.backbone(image),))
-        if self._look is None and self.joined is not None:
-            look = self.backbone.inference(with_map=True)
-        seen = [look(way.change(image, [])) for way in self.ways]
-        logits = torch.stack([self.head(features) for features, *_ in seen]).mean(0)
-        return logits if self.joined is None else self.joined(logits, *seen[0][1:])
-
-    def inference(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """What gives logits to all who ask, by the weights of now: `forward` in the way of `Backbone.inference`.
-
-        Pixels on any device -> logits float32 on the classifier's. To be asked for anew when the weights have changed.
-        """
-        self.eval()
-        look = self.backbone.inference(with_map=self.joined is not None)
-
-        @torch.inference_mode()
-        def infer(image: torch.Tensor) -> torch.Tensor:
-            self._look = look
-            try:
-                return self(image)
-            finally:
-                self._look = None
-
-        return infer
-
     def evaluation(self) -> Callable[..., torch.Tensor]:
         """As `inference`, of batches of the data module, and of a `View` of them if one is given besides.
 
@@ -161,7 +111,7 @@ class Classifier(L.LightningModule):
     def _features_now(self) -> FrozenFeatures | None:
         """The stored features, if they are of the present weights, and if nothing but the head makes logits of them."""
         stored = self.stored_features
-        plain = type(self).forward is Classifier.forward
+        plain = type(self).forward is Network.forward
         return stored if plain and stored is not None and stored.weights == self.backbone.digest() else None
 
     def setup(self, stage: str) -> None:  # noqa: ARG002  Lightning's signature

@@ -12,6 +12,7 @@ from defectcls.data.findings import find_seen
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision
 from defectcls.model.checkpoint import Trained, load_trained
+from defectcls.model.classifier import Classifier
 from defectcls.settings import DatasetSettings, EvaluateSettings
 from defectcls.training.build import build_data, build_trainer
 from defectcls.training.run import Run, keep_decision
@@ -26,13 +27,14 @@ class EvaluationRun(Run):
 
     def __init__(self, asked: EvaluateSettings, folder: Path) -> None:
         assert asked.checkpoint is not None
-        trained = load_trained(asked.checkpoint, asked.device, asked.precision)
+        trained = load_trained(asked.checkpoint, asked.device, asked.precision, for_trainer=True)
         own, part = trained.settings.dataset, asked.part or ("test" if asked.dataset is None else "all")
         if asked.dataset is None:
             dataset = _as_shipped(own, trained.checkpoint)
         else:
             dataset = asked.dataset.model_copy(update={"resize": own.resize, "depth": own.depth})
-        settings, classifier = trained.settings.model_copy(update={"dataset": dataset}), trained.classifier
+        settings, classifier = trained.settings.model_copy(update={"dataset": dataset}), trained.network
+        assert isinstance(classifier, Classifier)
         data = build_data(settings, classifier.classes, split=part != "all", device=trained.device)
         super().__init__(settings, data, classifier, build_trainer(settings, folder))
         self.part = "test" if part == "all" else part
@@ -72,7 +74,7 @@ def _decide_anew(trained: Trained, asked: EvaluateSettings) -> Decision:
     Raises:
         UserError: it holds none.
     """
-    file, classes = trained.checkpoint, trained.classifier.classes
+    file, classes = trained.checkpoint, trained.network.classes
     assert asked.decision is not None
     try:
         decision = choose_decision(asked.decision, pd.DataFrame(trained.about["validation"]), classes)

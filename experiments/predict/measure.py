@@ -71,7 +71,7 @@ def speed(run: Path, photos: Path, count: int) -> dict[str, float]:
     def forward() -> None:
         for _ in range(count // BATCH_SIZE):
             with autocast(predictor.trained.settings.trainer.precision, predictor.device):
-                predictor.classifier(some)
+                predictor.network(some)
 
     def predict() -> None:
         for _ in predictor.stream(paths[: count // BATCH_SIZE * BATCH_SIZE], BATCH_SIZE):

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from defectcls.config import CONF_DIR
 from defectcls.errors import UserError
 from defectcls.evaluation.calibration import calibrated_loss
-from defectcls.model.checkpoint import load_classifier
+from defectcls.model.checkpoint import load_network
 from defectcls.model.classifier import Classifier
 from defectcls.model.features import FrozenFeatures
 from defectcls.model.head import Head, LinearHead, fit_probe
@@ -307,7 +307,7 @@ def trained() -> Iterator[Classifier]:
 
 
 def test_a_checkpoint_gives_the_same_model_ready_to_predict(trained: Classifier, tmp_path: Path) -> None:
-    model, about = load_classifier(checkpoint(trained, tmp_path / "best.ckpt"))
+    model, about = load_network(checkpoint(trained, tmp_path / "best.ckpt"))
     image = next(iter(batches()))["image"]
     assert not model.training
     assert model.classes == THREE
@@ -332,7 +332,7 @@ def test_code_in_a_checkpoint_is_not_run(trained: Classifier, tmp_path: Path) ->
     with pytest.raises(
         UserError, match=r"trap.ckpt is damaged, or no checkpoint of plain values; nothing in it was run"
     ):
-        load_classifier(path)
+        load_network(path)
     assert not sprung.exists()
     torch.load(path, weights_only=False)
     assert sprung.exists()  # the trap does work
@@ -344,7 +344,7 @@ def test_a_checkpoint_of_another_tool_is_refused(tmp_path: Path, content: Any) -
     with pytest.raises(
         UserError, match=r"other.ckpt is a checkpoint of another tool: give one that defectcls.train wrote$"
     ):
-        load_classifier(tmp_path / "other.ckpt")
+        load_network(tmp_path / "other.ckpt")
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
@@ -352,13 +352,13 @@ def test_a_truncated_checkpoint_is_refused(trained: Classifier, tmp_path: Path, 
     whole = checkpoint(trained, tmp_path / "whole.ckpt").read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(UserError, match=r"cut.ckpt is damaged, or no checkpoint of plain values"):
-        load_classifier(tmp_path / "cut.ckpt")
+        load_network(tmp_path / "cut.ckpt")
 
 
 def test_a_text_file_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "notes.ckpt").write_text("these are not the weights you are looking for")
     with pytest.raises(UserError, match=r"notes.ckpt is damaged, or no checkpoint of plain values"):
-        load_classifier(tmp_path / "notes.ckpt")
+        load_network(tmp_path / "notes.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -383,7 +383,7 @@ def test_a_checkpoint_with_parts_missing_or_wrong(
     whole = part in ("hyper_parameters", "state_dict", "defectcls")
     more = {part: value} if whole else {"hyper_parameters": dict(trained.hparams) | {part: value}}
     with pytest.raises(UserError) as error:
-        load_classifier(checkpoint(trained, tmp_path / "best.ckpt", **more))
+        load_network(checkpoint(trained, tmp_path / "best.ckpt", **more))
     assert str(error.value).startswith(f"{tmp_path / 'best.ckpt'} is damaged")
     assert reason in str(error.value)
 
@@ -438,19 +438,19 @@ def test_a_class_of_ones_own_is_evaluated_by_its_own_forward_and_loaded_where_it
     trained = [parameter for group in model.configure_optimizers().param_groups for parameter in group["params"]]
     assert sorted(map(id, trained)) == sorted(map(id, model.parameters()))
     path = checkpoint(model, tmp_path / "own.ckpt", defectcls={"config": {"imports": ["own_parts"]}})
-    loaded, _ = load_classifier(path)
+    loaded, _ = load_network(path)
     assert type(loaded) is Doubled
     assert torch.equal(loaded.inference()(image), model.inference()(image))
     monkeypatch.delitem(sys.modules, __name__)
     with pytest.raises(UserError) as error:
-        load_classifier(path)
+        load_network(path)
     assert str(error.value).startswith(f"{path} was trained with imports=[own_parts]: {__name__}.Doubled is of a ")
 
 
 def test_a_loss_that_a_file_names_is_not_made_to_evaluate(trained: Classifier, tmp_path: Path) -> None:
     loss = dict(trained.hparams["loss"]) | {"_target_": "somewhere.else.Loss"}
     path = checkpoint(trained, tmp_path / "a.ckpt", hyper_parameters=dict(trained.hparams) | {"loss": loss})
-    model, _ = load_classifier(path)
+    model, _ = load_network(path)
     assert torch.equal(model(next(iter(batches()))["image"]), trained(next(iter(batches()))["image"]))
     with pytest.raises(UserError, match=r"^somewhere.else.Loss is of a module that is not imported"):
         model.loss  # noqa: B018
