@@ -233,4 +233,4 @@ def test_a_sweeper_is_told_the_objective(tiny: list[str], tmp_path: Path) -> Non
     assert told == metrics["test"]["recall"]
     assert train(config | {"objective": "val/auroc"}, tmp_path) == metrics["val"]["auroc"]  # of a finished run too
     wrong = sentence(command("train", *tiny, "objective=val/auroq", f"hydra.run.dir={tmp_path / 'new'}"))
-    assert wrong.startswith("objective=val/auroq is no <train, val or test>/<name of a number>, such as val/auroc")
+    assert wrong.startswith("objective=val/auroq is no <train, val or test>/<name of a number>, did you mean 'auroc'?")
