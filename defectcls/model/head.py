@@ -71,6 +71,7 @@ def fit_probe(
         views: how many copies of every image `train` holds besides it; they share the weight of one image.
     """
     from sklearn.linear_model import LogisticRegression  # a second that prediction does without
+    from threadpoolctl import threadpool_limits
 
     features, targets = train
     if not np.isfinite(features).all():
@@ -81,7 +82,8 @@ def fit_probe(
     heads = []
     for c in sorted(candidates):
         model = LogisticRegression(C=c / (1 + views), class_weight=weights, max_iter=1000)
-        model.fit((features - mean) / std, targets)
+        with threadpool_limits(1):  # threads that hand small products to each other took 20 times as long
+            model.fit((features - mean) / std, targets)
         weight, bias = model.coef_, model.intercept_
         if len(weight) == 1:  # two classes share one vector: its two halves give the same softmax
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2

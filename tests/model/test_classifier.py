@@ -450,7 +450,9 @@ def test_a_class_of_ones_own_is_evaluated_by_its_own_forward_and_loaded_where_it
 def test_a_loss_that_a_file_names_is_not_made_to_evaluate(trained: Classifier, tmp_path: Path) -> None:
     loss = dict(trained.hparams["loss"]) | {"_target_": "somewhere.else.Loss"}
     path = checkpoint(trained, tmp_path / "a.ckpt", hyper_parameters=dict(trained.hparams) | {"loss": loss})
-    model, _ = load_network(path)
-    assert torch.equal(model(next(iter(batches()))["image"]), trained(next(iter(batches()))["image"]))
+    model, _ = load_network(path, for_trainer=True)
+    pixels = next(iter(batches()))["image"]
+    assert torch.equal(model(pixels), trained(pixels))
+    assert torch.equal(load_network(path)[0](pixels), trained(pixels))  # without Lightning
     with pytest.raises(UserError, match=r"^somewhere.else.Loss is of a module that is not imported"):
         model.loss  # noqa: B018
