@@ -58,10 +58,10 @@ def test_it_knows_few_defects_and_says_how_it_weighs(joined: Path) -> None:
 
 def test_the_bank_is_of_sound_training_images_alone(joined: Path) -> None:
     trained = load(joined, "cpu").trained
-    data, memory = build_data(trained.settings), trained.classifier.joined.memory  # type: ignore[union-attr]
+    data, memory = build_data(trained.settings), trained.network.joined.memory  # type: ignore[union-attr]
     bank = memory.bank[: int(memory.size)]
     with torch.no_grad():
-        maps = trained.classifier.backbone.inference(with_map=True)(data.images[np.arange(len(data.samples))])[1]
+        maps = trained.network.backbone.inference(with_map=True)(data.images[np.arange(len(data.samples))])[1]
     nearest = torch.cdist(maps.permute(0, 2, 3, 1).flatten(0, 2), bank).amin(1).view(len(maps), -1).amax(1).numpy()
     known = ((data.samples["split"] == "train") & ~data.samples["defective"]).to_numpy()
     assert nearest[known].max() < 1e-2 * np.median(nearest[~known])
@@ -90,7 +90,7 @@ def test_photos_are_judged_as_in_the_run_in_any_batch_and_order(joined: Path, ba
 def test_a_probability_is_of_the_weighed_deviations(joined: Path) -> None:
     """Computed from the layers, without what makes an evaluation quick."""
     trained, rows = load(joined, "cpu").trained, read_predictions(joined / "predictions.csv").query("split == 'test'")
-    model, data = trained.classifier, build_data(trained.settings)
+    model, data = trained.network, build_data(trained.settings)
     assert model.joined is not None
     joined_head = model.joined
     with torch.no_grad():
