@@ -76,7 +76,7 @@ def test_shown_no_defect_it_finds_them_all(run: Path) -> None:
 
 def test_a_score_is_the_distance_in_deviations_of_sound_images_alone(run: Path) -> None:
     """Computed from the network's maps; the classifier, which nobody trained, has no say."""
-    model, data = (found := load(run, "cpu").trained).classifier, build_data(found.settings)
+    model, data = (found := load(run, "cpu").trained).network, build_data(found.settings)
     rows = read_predictions(run / "predictions.csv")
     assert model.joined is not None
     with torch.no_grad():
