@@ -149,8 +149,9 @@ def recorded_command(folder: Path) -> tuple[str, list[str]]:
 def close_sweep(folder: Path, verb: str, arguments: list[str]) -> int:
     """Write and show the table of a sweep. Its exit status: 2 where all jobs failed, 1 where some did."""
     jobs = read_jobs(folder)
-    if not jobs:
-        shutil.rmtree(folder)  # the command could not be composed
+    if not jobs:  # the command could not be composed
+        if {entry.name for entry in folder.iterdir()} <= {SWEEP.name, "sweep.lock"}:
+            shutil.rmtree(folder)
         return 0
     from defectcls.evaluation.sweeps import summarise_sweep
     from defectcls.pages.render import print_page, write_page

@@ -137,6 +137,18 @@ def test_folder_of_other_files_is_not_written_to(begin: Callable[..., Outcome], 
     assert [entry.name for entry in (tmp_path / "sweep").iterdir()] == ["good"]
 
 
+def test_sweep_of_another_tool_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "theirs" / "0").mkdir(parents=True)
+    (tmp_path / "theirs/0/weights.ckpt").write_bytes(b"weeks")
+    recorded = {
+        "hydra": {"job": {"name": "train"}, "overrides": {"hydra": [], "task": ["model=mnist,vit", "seed=1,2"]}}
+    }
+    (tmp_path / "theirs/multirun.yaml").write_text(json.dumps(recorded))
+    assert "model has no preset 'mnist'" in sentence(command("train", "resume=theirs"))
+    assert (tmp_path / "theirs/0/weights.ckpt").read_bytes() == b"weeks"
+
+
 def test_running_sweep_is_not_joined(begin: Callable[..., Outcome], tmp_path: Path) -> None:
     assert begin("seed=0,2").code == 0
     with FileLock(tmp_path / "sweep/sweep.lock"):
