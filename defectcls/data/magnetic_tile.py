@@ -1,4 +1,4 @@
-"""Magnetic tiles, Huang, Qiu and Yuan 2018, https://github.com/abin24/Magnetic-tile-defect-datasets."""
+"""Magnetic tiles, Huang, Qiu, Yuan 2018, https://github.com/abin24/Magnetic-tile-defect-datasets. (with the point)."""
 
 import pandas as pd
 
@@ -11,7 +11,7 @@ APART = 600  # numbers between photos of two tiles, at least: of a tile's next e
 
 
 class MagneticTile(DefectDataModule):
-    """Grey photos of ground tiles for motors, cropped to 1,226 different sizes. For evaluation only; cite the paper.
+    """Grey photos of ground tiles for motors, cropped to 1,226 different sizes. No licence is stated; cite the paper.
 
         root/
             MT_Free/Imgs/exp1_num_824.jpg …         952, sound
