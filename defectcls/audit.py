@@ -1,4 +1,4 @@
-"""Find copies, leaks, likely wrong labels and odd files: python -m defectcls.audit dataset=<name>."""
+"""Find copies, leaks, likely wrong labels, unreadable and plain photos: python -m defectcls.audit dataset=<name>."""
 
 import json
 from pathlib import Path
