@@ -1,4 +1,4 @@
-"""The predictions table: one row an evaluated image. Every number and picture in `evaluation/` comes from it alone.
+"""The predictions table: one row an evaluated image. Every number of `evaluation/` comes from it alone.
 
 | column           | meaning                                                                    |
 | ---------------- | -------------------------------------------------------------------------- |
