@@ -88,10 +88,15 @@ def summarise_sweep(name: str, jobs: list[Job]) -> Sweep:
 
 
 def over_seeds(name: str, values: pd.Series, level: float = 0.95) -> dict[str, float]:
-    """Mean, standard deviation and interval of the mean over the seeds that have a value, and how many these are."""
+    """Mean, standard deviation and interval of the mean over the seeds that have a value, and how many these are.
+
+    The interval of a share ends where the share can.
+    """
     mean, std, n = values.mean(), values.std(), values.count()
     reach = student.ppf((1 + level) / 2, n - 1) * std / np.sqrt(n) if std > ROUNDING else np.nan
-    parts = {"mean": mean, "std": std, "low": mean - reach, "high": mean + reach, "n": n}
+    ends = (-np.inf, np.inf) if name.endswith(("loss", "seconds", "behind")) else (0, 1)
+    low, high = np.clip((mean - reach, mean + reach), *ends)
+    parts = {"mean": mean, "std": std, "low": low, "high": high, "n": n}
     return {f"{name}_{part}": value for part, value in parts.items()}
 
 

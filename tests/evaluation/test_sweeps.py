@@ -46,6 +46,13 @@ def test_mean_spread_and_interval_are_students() -> None:
     assert best == pytest.approx([np.mean(values), np.std(values, ddof=1), *interval, 4])
 
 
+def test_interval_of_a_share_ends_where_the_share_can() -> None:
+    table = two_models([0.99, 0.8], [0.02, 0.2]).settings
+    assert over_seeds(table, 0, "val_auroc")[3] == 1
+    assert over_seeds(table, 1, "val_auroc")[2] == 0
+    assert over_seeds(table, 1, "behind")[2] < 0
+
+
 def test_difference_to_the_best_is_paired_over_common_seeds() -> None:
     good, bad = [0.91, 0.95, 0.93, 0.97], [0.89, 0.94, 0.90]  # the fourth seed is of one only
     behind = over_seeds(two_models(good, bad).settings, 1, "behind")
