@@ -93,11 +93,12 @@ def compare_predictions(
         ahead = stated[run].get(key, np.nan) - stated[other].get(key, np.nan)
         if np.isnan(ahead):
             continue
-        spread, units = np.nanstd(drawn[run][key] - drawn[other][key]), answers[run].units[DEFECT]
-        share = key in answers[run].shares
+        spread, share = np.nanstd(drawn[run][key] - drawn[other][key]), key in answers[run].shares
         if share:
             members = answers[run].shares[key].members | answers[other].shares[key].members
             units = len(np.unique(groups[members]))
+        else:
+            units = answers[run].units[DEFECT]
         ends = _paired_interval(float(ahead), float(spread), units, comparison.adjusted_level, share)
         comparison.differences.append(Difference(key[0], run, other, float(ahead), *ends))
     return comparison

@@ -146,6 +146,17 @@ def test_all_defective_classes_count_as_one():
     assert [one.difference for one in found.values()] == pytest.approx([1 / 3, -1 / 3, 3 / 6])
 
 
+def test_of_sound_classes_alone_the_accuracy_is_compared():
+    truth, probabilities = [0, 1] * 5, np.full((2, 2), 0.1) + 0.8 * np.eye(2)
+    paths, classes = list("abcdefghij"), {"matt": False, "glossy": False}
+    tables = {
+        name: table(truth, probabilities[answer], classes, path=paths)
+        for name, answer in {"right": truth, "wrong": [0] * 10}.items()
+    }
+    (found,) = compare_predictions(tables, ALL, resamples=100).differences
+    assert (found.metric, found.difference) == ("accuracy", 0.5)
+
+
 def test_a_number_that_one_run_cannot_state_is_left_out():
     tables = runs(6, n=60)
     nothing = tables["run 1"].assign(prediction="sound", score=0.1, p_defective=0.1, p_sound=0.9)
