@@ -130,16 +130,21 @@ class Images:
 
     def _read_all(self, pixels: Rows) -> None:
         self.errors: dict[int, str] = {}
+        self.digests = [b""] * len(self.paths)
         stamps = [_stamp(path) for path in self.paths]
-        self.digests = [digest.tobytes() for digest in self.known_files[self.known_files.find(stamps)]]
-        while self._look_up(pixels):  # a second time those of more than 8 bits, at the depth of all
+        while self._look_up(stamps, pixels):  # a second time those of more than 8 bits, at the depth of all
             with pixels.lock():
-                rows = self._look_up(pixels)
+                for known in (self.known_files, self.known_records, self.known_thumbnails):
+                    known.take_up()
+                rows = self._look_up(stamps, pixels)
                 for start in tqdm(range(0, len(rows), self._batch), "reading", disable=None, leave=False):
                     self._read(rows[start : start + self._batch], stamps, pixels)
 
-    def _look_up(self, pixels: Rows) -> list[int]:
+    def _look_up(self, stamps: list[bytes], pixels: Rows) -> list[int]:
         """What is known of the files; and the rows of those that are to be read."""
+        known = self.known_files.find(stamps)
+        before = zip(self.digests, self.known_files[known], known.tolist(), strict=True)
+        self.digests = [own or (digest.tobytes() if at >= 0 else b"") for own, digest, at in before]
         known, failed = self.known_records.find(self.digests), np.isin(np.arange(len(self.paths)), list(self.errors))
         self.records = self.known_records[known]
         depths = self.records["depth"].tolist()
@@ -147,7 +152,8 @@ class Images:
             self.depth = max(set(depths) - {""}, key=DEPTHS.index, default="8")
         keys = [_key(*of_row, self.depth) for of_row in zip(self.digests, depths, strict=True)]
         self.positions = pixels.find(keys)
-        return np.flatnonzero(~failed & ((known < 0) | (self.positions < 0))).tolist()
+        lacking = np.minimum.reduce([known, self.known_thumbnails.find(self.digests), self.positions]) < 0
+        return np.flatnonzero(~failed & lacking).tolist()
 
     def _read(self, rows: list[int], stamps: list[bytes], pixels: Rows) -> None:
         """Read some files, and keep what they give."""

@@ -85,7 +85,7 @@ class Rows:
         self._positions: dict[bytes, int] = {}
         self._sums: dict[int, int] = {}  # checksums by position, of what has not been looked at
         self._own = Path()  # file
-        self._open()
+        self.take_up()
 
     @property
     def nbytes(self) -> int:
@@ -107,7 +107,7 @@ class Rows:
                     held.enter_context(locked(self.folder / "lock", f"another job computes {self.folder}"))
                 except (OSError, NotImplementedError) as error:  # a file system that knows no locks
                     self.store.give_up(error)
-            self._open()
+            self.take_up()
             yield
 
     def find(self, keys: Sequence[bytes]) -> np.ndarray:
@@ -155,9 +155,9 @@ class Rows:
                 return
             except OSError as error:
                 self.store.give_up(error)
-        self._take_up(len(self._blocks), 0, values, records)
+        self._add_block(len(self._blocks), 0, values, records)
 
-    def _open(self) -> None:
+    def take_up(self) -> None:
         """Take up what has been added by other processes."""
         for keys in sorted(self.folder.glob("*.keys")) if self.folder is not None else ():
             with contextlib.suppress(OSError):  # of another user, or deleted meanwhile to make room
@@ -172,9 +172,9 @@ class Rows:
         if count > known:
             block = np.asarray(np.memmap(path, self.dtype, "r", 0, (count, *self.shape)))
             self._files[path] = number
-            self._take_up(number, known, block, records[known:count])
+            self._add_block(number, known, block, records[known:count])
 
-    def _take_up(self, number: int, known: int, block: np.ndarray, records: np.ndarray) -> None:
+    def _add_block(self, number: int, known: int, block: np.ndarray, records: np.ndarray) -> None:
         self._blocks[number : number + 1] = [block]
         positions = range(number * PLACES + known, number * PLACES + len(block))
         self._positions.update(zip(records["key"].tolist(), positions, strict=True))

@@ -17,6 +17,7 @@ from defectcls.data import reading
 from defectcls.data.duplicates import near_identical_pairs
 from defectcls.data.images import decode
 from defectcls.data.reading import FREQUENCIES, THUMBNAIL, Images, choose_place
+from defectcls.data.store import Rows
 from defectcls.errors import UserError
 from tests.data.test_datamodule import module
 
@@ -95,6 +96,30 @@ def test_what_is_new_moved_or_written_to_is_read_and_nothing_else(root: Path, re
     assert set(now.digests) - set(before.digests) == {now.digests[names.index(name)] for name in ("05.bmp", "12.bmp")}
     assert now[np.array([names.index("05.bmp")])].unique().tolist() == [1, 2, 3]
     assert np.array_equal(now[np.array([names.index("3.bmp")])].numpy(), expected_of(before, 3))
+
+
+def test_what_another_job_has_read_meanwhile_is_not_read_again(
+    root: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Rows.lock
+
+    def after_another(rows: Rows) -> Any:
+        monkeypatch.setattr(Rows, "lock", plain)
+        read(root)
+        reads.clear()
+        return rows.lock()
+
+    monkeypatch.setattr(Rows, "lock", after_another)
+    assert np.array_equal(read(root)[EVERY].numpy(), expected(root))
+    assert reads == []
+
+
+def test_thumbnails_that_have_made_room_are_made_anew(root: Path) -> None:
+    """Not 0, by which no twin would be found."""
+    before = read(root).thumbnails(EVERY)
+    for folder in (root / "cache").glob("thumbnails-*"):
+        shutil.rmtree(folder)
+    assert np.array_equal(read(root).thumbnails(EVERY), before)
 
 
 def expected_of(images: Images, row: int) -> np.ndarray:
