@@ -118,7 +118,7 @@ def open_photo(photo: Photo, side: int) -> Opened:
         return Opened(photo)
     content = b""
     try:
-        if isinstance(photo, ImageFile.ImageFile) and photo.tile and photo.fp:
+        if isinstance(photo, ImageFile.ImageFile) and photo.tile and photo.fp and not photo.tell():
             photo.fp.seek(0)  # opened, and not read yet: as from the file, so that damage is told
             photo = photo.fp.read()
         if isinstance(photo, Image.Image):

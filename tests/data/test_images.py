@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageSequence
 
 from defectcls.data import images
 from defectcls.data.images import Depth, UnreadableImageError
@@ -387,6 +387,15 @@ def test_an_array_is_what_its_png_is(tmp_path: Path, resize: Any) -> None:
         kept = array.copy()
         assert (decode(array, SIDE, resize) == decode(path, SIDE, resize)).all()
         assert (array == kept).all()
+
+
+@pytest.mark.parametrize("suffix", ["tiff", "gif", "png"])
+def test_the_page_that_an_image_stands_at_is_the_one_that_is_looked_at(tmp_path: Path, suffix: str) -> None:
+    pages = [Image.new("L", (32, 24), grey) for grey in (10, 200)]
+    file = saved(tmp_path, pages[0], f"pages.{suffix}", save_all=True, append_images=pages[1:])
+    with Image.open(file) as opened:
+        seen = [images.open_photo(page, SIDE).values.mean().round() for page in ImageSequence.Iterator(opened)]
+    assert seen == [10, 200]
 
 
 def test_an_image_in_memory_is_turned_upright(tmp_path: Path) -> None:
