@@ -44,7 +44,7 @@ def list_inputs(given: str, root: Path | None) -> Photos:
         return Photos(path, names, dict(left_out))
     if path.is_file():
         return Photos(path.parent, [path.name], {})
-    found = [Path(match) for match in sorted(glob.glob(given, recursive=True))]  # noqa: PTH207  a pattern may be absolute
+    found = map(Path, sorted(set(glob.glob(given, recursive=True))))  # noqa: PTH207  a pattern may be absolute
     names = [m.as_posix() for m in found if m.is_file() and LEFT_BEHIND.isdisjoint(map(str.casefold, m.parts))]
     if not names:
         raise UserError(

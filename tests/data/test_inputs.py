@@ -35,6 +35,7 @@ def test_a_file_is_taken_whatever_it_is_called(photos: Path, name: str) -> None:
         ("photos/*.png", ["photos/b.png", "photos/odd [1].png"]),
         ("photos/*", ["photos/a.JPG", "photos/b.png", "photos/odd [1].png"]),  # no folder
         ("photos/**/*.t*", ["photos/deep/er/c.tif", "photos/deep/notes.txt"]),
+        ("photos/**/**/c.tif", ["photos/deep/er/c.tif"]),  # once
         ("photos/[ab].*", ["photos/a.JPG", "photos/b.png"]),
         ("photos/?.png", ["photos/b.png"]),
     ],
