@@ -9,7 +9,7 @@ import pandas as pd
 from defectcls.data.images import Resize, UnreadableImageError, open_photo, square
 from defectcls.data.threads import map_in_threads
 
-SIZES = {"under 0.1 %": 0.001, "0.1 to 1 %": 0.01, "1 to 10 %": 0.1, "over 10 %": 1}  # of the image, up to and with
+SIZES = {"under 0.1 %": 0.001, "0.1 to 1 %": 0.01, "1 to 10 %": 0.1, "over 10 %": 1}  # of the photo, up to and with
 
 
 def load_mask(path: Path, side: int, resize: Resize) -> np.ndarray:
@@ -20,20 +20,25 @@ def load_mask(path: Path, side: int, resize: Resize) -> np.ndarray:
     Raises:
         UserError: it cannot be read.
     """
-    try:
-        marked = np.where(open_photo(path, side).values, np.uint8(255), np.uint8(0))
-    except UnreadableImageError as error:
-        raise UnreadableImageError(f"the mask {path} cannot be read: {error}") from error
-    return square(marked, side, resize).max(axis=0) > 0
+    return square(np.where(_marked(path, side), np.uint8(255), np.uint8(0)), side, resize)[0] > 0
 
 
-def mask_sizes(samples: pd.DataFrame, root: Path, side: int, resize: Resize) -> list[str]:
-    """Share of the image that each defect covers, in words of SIZES that sort by size; "" where there is no mask.
+def mask_sizes(samples: pd.DataFrame, root: Path, side: int) -> list[str]:
+    """Share of the photo that each defect covers, in words of SIZES that sort by size; "" where there is no mask.
 
     Raises:
         UserError: a mask cannot be read.
     """
     marked, shares = samples["mask"] != "", np.zeros(len(samples))
-    load = partial(load_mask, side=side, resize=resize)
-    shares[marked] = [mask.mean() for mask in map_in_threads(load, (root / path for path in samples["mask"][marked]))]
+    files, read = (root / path for path in samples["mask"][marked]), partial(_marked, side=side)
+    shares[marked] = [mask.mean() for mask in map_in_threads(read, files)]
     return [next(words for words, limit in SIZES.items() if share <= limit) if share else "" for share in shares]
+
+
+def _marked(path: Path, side: int) -> np.ndarray:
+    """Defect pixels as the file has them, bool (height, width)."""
+    try:
+        values = open_photo(path, side).values
+    except UnreadableImageError as error:
+        raise UnreadableImageError(f"the mask {path} cannot be read: {error}") from error
+    return (values.max(axis=2) if values.ndim == 3 else values) != 0

@@ -58,7 +58,7 @@ class Run:
         self.settings, self.data, self.classifier, self.trainer = settings, data, classifier, trainer
         self.samples = data.samples
         if "mask" in self.samples:
-            sizes = mask_sizes(self.samples, data.settings.root, data.image_size, data.settings.resize)
+            sizes = mask_sizes(self.samples, data.settings.root, data.image_size)
             self.samples = self.samples.assign(mask_size=sizes)
         self.decision = MOST_PROBABLE
         self.predicted: dict[str, pd.DataFrame] = {}  # what `predict` has told of a part and need not tell again

@@ -42,7 +42,7 @@ def test_a_thin_scratch_does_not_vanish(tmp_path: Path) -> None:
 def test_a_broken_mask_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"the mask .*broken\.png cannot be read: not an image"):
-        mask_sizes(pd.DataFrame({"mask": ["", "broken.png"]}), tmp_path, 8, "squash")
+        mask_sizes(pd.DataFrame({"mask": ["", "broken.png"]}), tmp_path, 8)
 
 
 def test_sizes_of_defects_are_of_the_masks_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,5 +54,11 @@ def test_sizes_of_defects_are_of_the_masks_there_are(tmp_path: Path, monkeypatch
     read, opened = [], masks.open_photo
     monkeypatch.setattr(masks, "open_photo", lambda path, side: (read.append(path), opened(path, side))[1])
     expected = ["", "over 10 %", "under 0.1 %", "", "", "1 to 10 %", "0.1 to 1 %", ""]
-    assert mask_sizes(table, tmp_path, 64, "squash") == expected  # 1, 25 and 400 of 4096 pixels, and all
+    assert mask_sizes(table, tmp_path, 64) == expected  # 1, 25 and 400 of 4096 pixels, and all
     assert len(read) == 5
+
+
+def test_the_size_of_a_defect_is_its_share_of_the_photo_whatever_the_model_sees(tmp_path: Path) -> None:
+    """A scratch of one pixel in a wide photo, 0.05 %: neither borders count nor the pixels that it hardly touches."""
+    drawn(tmp_path / "scratch.png", 2000, 500, (100, 0, 101, 500))
+    assert mask_sizes(pd.DataFrame({"mask": ["scratch.png"]}), tmp_path, 64) == ["under 0.1 %"]
