@@ -57,7 +57,10 @@ class Store:
             OSError: they do not fit.
         """
         assert self.folder is not None
-        files = {path: path.stat() for path in self.folder.glob("*/*.rows")}
+        files = {}
+        for path in self.folder.glob("*/*.rows"):
+            with contextlib.suppress(FileNotFoundError):  # another process makes room, too
+                files[path] = path.stat()
         excess = sum(state.st_size for state in files.values()) + needed - self.max_bytes
         for path in sorted(files.keys() - self.in_use, key=lambda path: files[path].st_mtime):
             if excess > 0:  # who has it mapped keeps it

@@ -240,6 +240,16 @@ def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*/*.rows"))) == 1
 
 
+def test_a_file_that_another_job_deletes_meanwhile_is_no_hindrance(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/gone.rows").symlink_to("nowhere")  # listed, and not there when it is asked for its size
+    add(rows_in(tmp_path), 0)
+    assert known(rows_in(tmp_path), 1) == [0]
+    assert not caplog.records
+
+
 def test_what_this_run_uses_is_not_deleted_and_the_rest_stays_in_memory(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
