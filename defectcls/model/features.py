@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from defectcls.data import reading
 from defectcls.data.batches import Batch
 from defectcls.data.store import Rows, Store
 from defectcls.model.augment import Augment
@@ -64,7 +65,7 @@ class FrozenFeatures:
     def __init__(self, backbone: Backbone, digests: list[bytes], store: Store | None = None, read: str = "") -> None:
         self.backbone, self.digests = backbone, digests
         self.weights = backbone.digest()
-        computed = (read, backbone.precision, backbone.mean.device.type, torch.__version__)
+        computed = (read, reading.VERSION, backbone.precision, backbone.mean.device.type, torch.__version__)
         kind = f"features-{hash_of(VERSION, self.weights, repr(computed).encode()).hex()}"
         self._rows = Rows(store or Store(None), kind, (backbone.feature_count,), np.float32)
         self._look: Look | None = None

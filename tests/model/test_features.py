@@ -10,6 +10,7 @@ import torch
 from scipy.stats import kstest
 from torch import nn
 
+from defectcls.data import reading
 from defectcls.data.batches import Batch
 from defectcls.data.store import Store
 from defectcls.model.augment import Augment
@@ -169,6 +170,16 @@ def test_what_was_computed_otherwise_is_not_taken(
     options = change(backbone)
     features_of(backbone, Store(tmp_path), **options).extract(batch(0, 1), view)
     assert backbone.seen == 6
+
+
+def test_features_of_photos_that_were_decoded_otherwise_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = Mean()
+    features_of(backbone, Store(tmp_path)).extract(batch(0, 1))
+    monkeypatch.setattr(reading, "VERSION", reading.VERSION + 1)
+    features_of(backbone, Store(tmp_path)).extract(batch(0, 1))
+    assert backbone.seen == 4
 
 
 # --- in training ------------------------------------------------------------------------------------------------------
