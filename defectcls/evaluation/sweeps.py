@@ -26,13 +26,14 @@ SAME_IMAGES = ("dataset.cache",)  # … but for this
 
 
 class Job(NamedTuple):
-    """One job of a sweep; `metrics` is the metrics.json of a finished run that has one."""
+    """One job of a sweep; `metrics` is the metrics.json of a finished run with one, `exit_status` the verb's own."""
 
     number: int
     overrides: tuple[str, ...]
     status: str
     error: str | None
     metrics: dict[str, Any] | None
+    exit_status: int = 0
 
 
 @dataclass(frozen=True)

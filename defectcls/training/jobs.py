@@ -147,7 +147,7 @@ def recorded_command(folder: Path) -> tuple[str, list[str]]:
 
 
 def close_sweep(folder: Path, verb: str, arguments: list[str]) -> int:
-    """Write and show the table of a sweep. Its exit status: 2 where all jobs failed, 1 where some did."""
+    """Write and show the table of a sweep. Its exit status: 2 where all jobs failed, 1 where some did, else theirs."""
     jobs = read_jobs(folder)
     if not jobs:  # the command could not be composed
         if {entry.name for entry in folder.iterdir()} <= {SWEEP.name, "sweep.lock"}:
@@ -167,7 +167,7 @@ def close_sweep(folder: Path, verb: str, arguments: list[str]) -> int:
     if len(failed) == len(jobs):
         print(f"error: all {len(failed)} jobs failed, the first of them: {failed[0].error}", file=sys.stderr)
         return 2
-    return 1 if failed else 0
+    return 1 if failed else max(job.exit_status for job in jobs)
 
 
 def read_jobs(folder: Path) -> list["Job"]:
@@ -178,7 +178,8 @@ def read_jobs(folder: Path) -> list["Job"]:
     for file in folder.glob(f"**/{RECORD}"):
         job, numbers = _read(file), file.with_name("metrics.json")
         metrics = _read(numbers) if job["status"] == FINISHED and numbers.is_file() else None
-        jobs.append(Job(job["number"], tuple(job["overrides"]), job["status"], job["error"], metrics))
+        exit_status = job["objective"] if isinstance(job["objective"], int) else 0
+        jobs.append(Job(job["number"], tuple(job["overrides"]), job["status"], job["error"], metrics, exit_status))
     return sorted(jobs, key=lambda job: job.number)
 
 

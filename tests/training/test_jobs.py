@@ -16,7 +16,7 @@ from filelock import FileLock
 from defectcls.errors import UserError
 from defectcls.training import command as commands
 from defectcls.training import jobs
-from defectcls.training.jobs import Task, read_jobs, recorded_command, run_job
+from defectcls.training.jobs import Task, close_sweep, read_jobs, recorded_command, run_job
 from tests.conftest import Outcome, command, process, sentence
 
 BREAKING = """
@@ -158,6 +158,13 @@ def test_running_sweep_is_not_joined(begin: Callable[..., Outcome], tmp_path: Pa
 def test_all_jobs_failed(begin: Callable[..., Outcome]) -> None:
     outcome = begin("seed=1", "batch_size=8,16")
     assert (outcome.code, outcome.err) == (2, "error: all 2 jobs failed, the first of them: no photos\n")
+
+
+@pytest.mark.parametrize(("returned", "code"), [([0, 1], 1), ([0, 0], 0), ([1.0, None], 0)])
+def test_exit_status_of_the_verb_is_that_of_its_sweep(tmp_path: Path, returned: list[Any], code: int) -> None:
+    for number, one in enumerate(returned):
+        job(tmp_path, number, "finished", objective=one)
+    assert close_sweep(tmp_path, "predict", []) == code
 
 
 def test_sweep_that_cannot_be_composed_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
