@@ -227,6 +227,8 @@ def composition_sentence(error: BaseException) -> str:
         near = did_you_mean(missing, options) or ","
         what = f"has no preset '{missing}'{near}" if missing else f"is not set: add {group}=<name>;"
         return f"{group} {what} there are {', '.join(options)}"
+    if match := re.search(r"Ambiguous value for argument '(.+)'", text):
+        return f"{match[1]} has several values: add -m for a sweep over them, or write one list as 'key=[a,b]'"
     if isinstance(error, OverrideParseException):
         key, _, value = error.override.partition("=")
         as_text = as_typed(f"{key}={quoted(value)}")
@@ -240,6 +242,6 @@ def _unknown_key(key: str, parent: DictConfig) -> str:
     every = flat(plain(parent._get_root(), resolve=False))
     if place := next((one for one in every if one.rpartition(".")[2] == word and not one.startswith("hydra")), None):
         return f"unknown key '{key}': {place}=<value> sets it"
-    known = [str(one) for one in parent if one != "hydra"] + ["experiment"] * (not stem)
+    known = [str(one) for one in parent if one != "hydra"] + ["experiment"] * (not stem and "finetune" in parent)
     others = f"; known here are {', '.join(known)}" if known else f"; +{key}=<value> adds it"
     return f"unknown key '{key}'{f' in {stem}' if stem else ''}{did_you_mean(word, known) or others}"

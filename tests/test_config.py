@@ -101,6 +101,11 @@ def test_unknown_group_names_the_groups() -> None:
         assert name in text.split("are ")[1].split(", ")
 
 
+def test_only_what_a_verb_knows_is_named() -> None:
+    assert sentence(command("train", SYNTHETIC, "banana=1")).endswith(", experiment")
+    assert sentence(command("evaluate", "banana=1")).endswith(", augment")
+
+
 def test_terminal_shows_the_sentence_and_nothing_else(tmp_path: Path) -> None:
     found = process("defectcls.train", SYNTHETIC, "optim.lrr=1", cwd=tmp_path)
     assert found == (2, "", "error: unknown key 'optim.lrr' in optim, did you mean 'lr'?\n")
@@ -204,7 +209,7 @@ def test_a_sweep_goes_over_the_elements_of_a_list() -> None:
 
 def test_a_list_without_brackets_is_ambiguous() -> None:
     text = sentence(command("train", "dataset=folder", "dataset.root=x", "dataset.sound=good,0"))
-    assert text.startswith("Ambiguous value for argument 'dataset.sound=good,'0'' 1. To use it as a list, use key=[")
+    assert text.startswith("dataset.sound=good,'0' has several values: add -m for a sweep over them, or write one list")
 
 
 def test_what_cannot_be_read_comes_with_what_to_type() -> None:
