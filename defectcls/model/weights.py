@@ -58,8 +58,8 @@ def load_pretrained(body: nn.Module, config: PretrainedCfg, options: dict[str, A
     try:  # its client would retry for a minute
         if not STAY_OFFLINE:
             urllib.request.urlopen(hub.ENDPOINT, timeout=5).close()
-    except OSError:
-        hub.HF_HUB_OFFLINE = True
+    except (OSError, ValueError) as error:
+        hub.HF_HUB_OFFLINE = getattr(error, "code", 500) >= 500  # 404 is an answer: a mirror has nothing at its root
     try:
         pretrained = timm.create_model(name, pretrained=True, num_classes=0, **options)
     except (OSError, RuntimeError) as error:

@@ -1,7 +1,9 @@
 """Backbones: what they compute, and where their weights come from or why not."""
 
 import time
+from email.message import Message
 from pathlib import Path
+from urllib.error import HTTPError
 
 import pytest
 import timm
@@ -254,6 +256,26 @@ def test_a_hub_that_refuses_leaves_two_ways_out(tmp_path: Path, monkeypatch: pyt
             "reached: give model.weights=<file or folder> (or DEFECTCLS_WEIGHTS=<folder>), or model.pretrained=false"
         )
         assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(("code", "offline"), [(404, False), (503, True)])
+def test_a_mirror_that_has_nothing_at_its_root_is_asked_for_weights(
+    monkeypatch: pytest.MonkeyPatch, code: int, offline: bool
+) -> None:
+    def answer(address: str, timeout: float) -> None:
+        raise HTTPError(address, code, "", Message(), None)
+
+    backbone, found = Backbone(RESNET, None, 32), []
+    monkeypatch.setattr(module, "STAY_OFFLINE", False)
+    monkeypatch.setattr(module.hub, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(module.urllib.request, "urlopen", answer)
+    fetched = plain(num_classes=0)
+    monkeypatch.setattr(
+        module.timm, "create_model", lambda *_, **__: found.append(module.hub.HF_HUB_OFFLINE) or fetched
+    )
+    backbone.load_pretrained(None)
+    assert found == [offline]
+    assert same(backbone, fetched)
 
 
 def test_a_model_that_was_never_trained_by_anyone_has_no_weights_to_fetch() -> None:
