@@ -63,7 +63,7 @@ def without_borders(heat: np.ndarray, path: Path) -> np.ndarray:
     """The part of a square map that the photo fills, where black borders pad it."""
     photo, side = np.array(thumbnail(path, heat.shape[0], "auto").size[::-1]), heat.shape[0]
     height, width = np.round(side * photo / photo.max()).astype(int)
-    top, left = (side - height) // 2, (side - width) // 2
+    top, left = (round((side - own) / 2) for own in (height, width))  # as `square` puts it
     return heat[top : top + height, left : left + width]
 
 

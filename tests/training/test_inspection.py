@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from defectcls.data.images import decode
 from defectcls.training.inspection import _evenly, without_borders
 
 
@@ -13,6 +14,13 @@ def test_borders_that_pad_a_photo_are_no_part_of_its_heat_map(tmp_path, size, ex
     found = without_borders(heat, tmp_path / "photo.png")
     assert found.shape == expected
     assert found.mean() == heat.mean()  # the middle of it
+
+
+@pytest.mark.parametrize("size", [(40, 25), (25, 40), (40, 15)])
+def test_borders_of_an_odd_width_are_cut_off_where_they_were_put(tmp_path, size) -> None:
+    Image.new("L", size, 255).save(tmp_path / "photo.png")
+    padded = decode(tmp_path / "photo.png", 8, "pad", "8")[0]
+    assert without_borders(padded, tmp_path / "photo.png").all()
 
 
 @pytest.mark.parametrize(("defective", "sound", "limit", "expected"), [(50, 50, 5, (5, 5)), (2, 50, 5, (2, 5))])
