@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,9 +163,12 @@ def folded(body: nn.Module) -> nn.Module:
         graph = _Tracer().trace(body)
     except Exception:  # whatever a foreign network does when it is called with a stand-in
         return body
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     for node in graph.nodes:
         source = node.args[0] if node.op == "call_module" and node.args else None
         if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) > 1:
+            continue
+        if calls[node.target] > 1 or calls[source.target] > 1:  # which another place needs as it is
             continue
         conv, norm = body.get_submodule(str(source.target)), body.get_submodule(str(node.target))
         if isinstance(norm, nn.BatchNorm2d) and type(conv) is nn.Conv2d and norm.running_mean is not None:

@@ -51,6 +51,27 @@ class Shared(nn.Module):
         return values + self.norm(values)
 
 
+class Twice(nn.Module):
+    """One convolution, or one BatchNorm, that stands in two places: no place may have it as the other needs it."""
+
+    def __init__(self, shared: str) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.other_conv = self.conv if shared == "conv" else nn.Conv2d(3, 3, 1)
+        self.other_norm = self.norm if shared == "norm" else nn.BatchNorm2d(3)
+        self.norm.running_mean.fill_(2.0)  # type: ignore[union-attr]
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.other_norm(self.other_conv(self.norm(self.conv(image))))
+
+
+@pytest.mark.parametrize("shared", ["conv", "norm"])
+def test_what_stands_in_two_places_is_left_as_it_is(shared: str) -> None:
+    network, image = Twice(shared).eval(), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(folded(network)(image), network(image), atol=1e-5)
+
+
 class Moody(nn.Module):
     """What it does depends on the image: it cannot be followed, and is evaluated as it is."""
 
