@@ -56,13 +56,16 @@ class Twice(nn.Module):
 
     def __init__(self, shared: str) -> None:
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
-        self.other_conv = self.conv if shared == "conv" else nn.Conv2d(3, 3, 1)
-        self.other_norm = self.norm if shared == "norm" else nn.BatchNorm2d(3)
-        self.norm.running_mean.fill_(2.0)  # type: ignore[union-attr]
+        self.conv, self.other_conv = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.norm, self.other_norm = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.shared = shared
+        for norm in (self.norm, self.other_norm):
+            norm.running_mean.fill_(2.0)  # type: ignore[union-attr]
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.other_norm(self.other_conv(self.norm(self.conv(image))))
+        if self.shared == "conv":
+            return self.other_norm(self.conv(self.norm(self.conv(image))))
+        return self.norm(self.other_conv(self.norm(self.conv(image))))
 
 
 @pytest.mark.parametrize("shared", ["conv", "norm"])
