@@ -1,4 +1,4 @@
-"""What threads that wait cost: OMP_WAIT_POLICY=passive beside the default, alone and beside two busy processes.
+"""What threads that wait cost: not spinning at all, or for a moment, beside the default; alone and with company.
 
     python -m benchmarks.waiting --write experiments/answer/waiting.csv
 
@@ -19,7 +19,11 @@ import pandas as pd
 
 from benchmarks.results import Line, keep, spread
 
-POLICIES = ("default", "passive")
+POLICIES: dict[str, dict[str, str]] = {  # environment variables of the OpenMP that PyTorch comes with, GNU's
+    "default": {},  # threads spin for some 300,000 turns and then sleep
+    "passive": {"OMP_WAIT_POLICY": "passive"},  # they sleep at once
+    "short": {"GOMP_SPINCOUNT": "10000"},
+}
 BUSY = "while True: pass"
 IMAGES, SIDE = 32, 224
 WARM_UP, STEPS = 2, 5
@@ -67,7 +71,7 @@ def turn(policy: str, busy: int) -> dict[str, float]:
         busy: other processes that compute meanwhile.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
-    environment |= {"OMP_WAIT_POLICY": policy} if policy != "default" else {}
+    environment |= POLICIES[policy]
     others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(busy)]
     try:
         command = [sys.executable, "-m", "benchmarks.waiting", "--here"]
@@ -79,7 +83,7 @@ def turn(policy: str, busy: int) -> dict[str, float]:
 
 
 def summarise(turns: pd.DataFrame) -> list[Line]:
-    """Images a second of each, and how many times as fast it is when its threads wait passively.
+    """Images a second of each, and how many times as fast it is as by default.
 
     Args:
         turns: `company`, `policy`, `round`, and what `measure` gives.
@@ -88,7 +92,8 @@ def summarise(turns: pd.DataFrame) -> list[Line]:
     for (company, work), rows in turns.melt(["company", "policy", "round"]).groupby(["company", "variable"]):
         table = rows.pivot(index="round", columns="policy", values="value")
         lines += [spread(f"{work}, {company}, {policy}", table[policy], "img/s") for policy in POLICIES]
-        lines.append(spread(f"{work}, {company}, passive / default", table["passive"] / table["default"], "times"))
+        for policy in list(POLICIES)[1:]:
+            lines.append(spread(f"{work}, {company}, {policy} / default", table[policy] / table["default"], "times"))
     return lines
 
 
