@@ -6,7 +6,7 @@ The words of the trade beside those of the field: escape rate = 1 - recall, over
 import math
 from bisect import bisect_right
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ Threshold = Annotated[float, Field(ge=0, le=ABOVE_ALL)]
 class Promise:
     """An upper bound on a rate of misjudged images, and what it rests on."""
 
-    rate: str  # escape_rate | overkill_rate
+    rate: Literal["escape_rate", "overkill_rate"]
     target: float
     confidence: float
     bound: float  # what the validation images prove, at that confidence
@@ -71,11 +71,14 @@ class Decision:
             UserError: it is no decision, or one that makes no sense.
         """
         try:
-            return TypeAdapter(cls).validate_python(values)
+            decision = TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = "".join(f".{step}" for step in first["loc"] if isinstance(step, str) and step.isidentifier())
             raise UserError(f"its decision{key} is wrong: {first['msg']}") from error
+        if decision.accept_below is not None and {*EVIDENCE} - {*(decision.evidence or ())}:
+            raise UserError("its decision has thresholds and not what they rest on")
+        return decision
 
     def plain(self) -> dict[str, Any]:
         """Plain values, for a checkpoint and JSON."""
@@ -83,6 +86,7 @@ class Decision:
 
 
 MOST_PROBABLE = Decision("argmax")
+EVIDENCE = ("defective", "sound", "escapes", "false_rejects")
 
 
 def choose_decision(settings: DecisionSettings, validation: pd.DataFrame, classes: dict[str, bool]) -> Decision:
@@ -117,12 +121,8 @@ def choose_decision(settings: DecisionSettings, validation: pd.DataFrame, classe
         low = high = scoring.prior[int(sides.argmax())]
     else:
         low = high = _best_threshold(settings, scores, defective)
-    evidence = {
-        "defective": int(defective.sum()),
-        "sound": int((~defective).sum()),
-        "escapes": int((scores < low)[defective].sum()),
-        "false_rejects": int((scores >= high)[~defective].sum()),
-    }
+    counts = defective.sum(), (~defective).sum(), (scores < low)[defective].sum(), (scores >= high)[~defective].sum()
+    evidence = dict(zip(EVIDENCE, map(int, counts), strict=True))
     promises = tuple(one for _, one in found)
     return replace(scoring, prior=None, accept_below=low, reject_from=high, evidence=evidence, promises=promises)
 

@@ -49,6 +49,8 @@ def load_trained(
     try:
         settings = TrainSettings(**about["config"] | {"trainer": about["config"]["trainer"] | here})
         decision = Decision.from_plain(about["decision"]) if "decision" in about else None
+        if decision and {len(decision.shift), len(decision.prior or ())} - {0, len(network.classes)}:
+            raise UserError("its decision is of other classes")
     except (ValidationError, TypeError, KeyError, UserError) as error:
         raise _damaged(file, error) from error
     network.backbone.precision = settings.trainer.precision  # type: ignore[assignment]  # no longer auto

@@ -146,7 +146,7 @@ def test_whole_benchmark(tiny: list[str], tmp_path: Path) -> None:
     contenders = {name for section in SECTIONS.values() for name in section}
     assert contenders <= set(found["what"])
     assert (found[found["what"].isin(contenders)].query("unit != 'test AUROC'")["peak_mib"] > 100).all()
-    assert found.set_index("what").loc["training", "computed"] == "32-true, channels last, 1 threads"
+    assert found.set_index("what").loc["training", "computed"] == "32-true, 1 threads"
     assert found["command"].str.startswith("python -m benchmarks.speed --rounds=2 ").all()
     assert "training / bare step" in outcome.out
 

@@ -19,6 +19,12 @@ from defectcls.model.checkpoint import load_trained
             {"accept_below": None, "reject_from": 2.0},
             "its decision.reject_from is wrong: ",
         ),
+        (
+            "decision",
+            {"evidence": None, "accept_below": 0.5, "reject_from": 0.5},
+            "its decision has thresholds and not",
+        ),
+        ("decision", {"shift": [0.0, 0.0, 0.0]}, "its decision is of other classes"),
         ("config", {"trainer": None}, "TypeError: "),
         ("config", {"dataset": {}}, "dataset._target_: Field required"),
     ],
