@@ -23,13 +23,14 @@ ABOVE_ALL = float(np.nextafter(1, 2))  # a threshold that no score reaches
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Threshold = Annotated[float, Field(ge=0, le=ABOVE_ALL)]
+Rate = Literal["escape_rate", "overkill_rate"]
 
 
 @dataclass(frozen=True)
 class Promise:
     """An upper bound on a rate of misjudged images, and what it rests on."""
 
-    rate: Literal["escape_rate", "overkill_rate"]
+    rate: Rate
     target: float
     confidence: float
     bound: float  # what the validation images prove, at that confidence
@@ -71,14 +72,11 @@ class Decision:
             UserError: it is no decision, or one that makes no sense.
         """
         try:
-            decision = TypeAdapter(cls).validate_python(values)
+            return TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = "".join(f".{step}" for step in first["loc"] if isinstance(step, str) and step.isidentifier())
             raise UserError(f"its decision{key} is wrong: {first['msg']}") from error
-        if decision.accept_below is not None and {*EVIDENCE} - {*(decision.evidence or ())}:
-            raise UserError("its decision has thresholds and not what they rest on")
-        return decision
 
     def plain(self) -> dict[str, Any]:
         """Plain values, for a checkpoint and JSON."""
@@ -106,11 +104,12 @@ def choose_decision(settings: DecisionSettings, validation: pd.DataFrame, classe
         return scoring
 
     scores = calibrate(probabilities, scoring.scale, scoring.shift)[:, sides].sum(1).clip(max=1)
-    promised = {
+    rates: dict[str, dict[Rate, float]] = {
         "recall": {"escape_rate": round(1 - settings.target, 12)},
         "fpr": {"overkill_rate": settings.target},
         "review": {"escape_rate": settings.escape_rate, "overkill_rate": settings.overkill_rate},
-    }.get(settings.policy, {})
+    }
+    promised = rates.get(settings.policy, {})
     groups = groups_of(validation)
     found = [_promise(rate, scores, defective, groups, most, settings.confidence) for rate, most in promised.items()]
     if found:
@@ -208,7 +207,7 @@ def _best_threshold(settings: DecisionSettings, scores: np.ndarray, defective: n
 
 
 def _promise(
-    rate: str, scores: np.ndarray, defective: np.ndarray, groups: np.ndarray, target: float, confidence: float
+    rate: Rate, scores: np.ndarray, defective: np.ndarray, groups: np.ndarray, target: float, confidence: float
 ) -> tuple[float, Promise]:
     """The boldest threshold whose bound keeps the target; where none does, one that misjudges none of these images.
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from defectcls.config import named
 from defectcls.errors import UserError, explain
-from defectcls.evaluation.decision import Decision
+from defectcls.evaluation.decision import EVIDENCE, Decision
 from defectcls.files import checkpoint_file
 from defectcls.model.hardware import find_device
 from defectcls.model.network import Network
@@ -51,6 +51,8 @@ def load_trained(
         decision = Decision.from_plain(about["decision"]) if "decision" in about else None
         if decision and {len(decision.shift), len(decision.prior or ())} - {0, len(network.classes)}:
             raise UserError("its decision is of other classes")
+        if decision and decision.accept_below is not None and {*EVIDENCE} - {*(decision.evidence or ())}:
+            raise UserError("its decision has thresholds and not what they rest on")
     except (ValidationError, TypeError, KeyError, UserError) as error:
         raise _damaged(file, error) from error
     network.backbone.precision = settings.trainer.precision  # type: ignore[assignment]  # no longer auto

@@ -43,6 +43,7 @@ def test_commands_are_those_of_the_verbs() -> None:
 def test_waiting_is_compared_round_by_round() -> None:
     rows = [("alone", "default", 0, 4.0, 30.0), ("alone", "passive", 0, 4.0, 27.0)]
     rows += [("alone", "default", 1, 2.0, 20.0), ("alone", "passive", 1, 3.0, 20.0)]
+    rows += [("alone", "short", number, 2.0, 20.0) for number in range(2)]
     turns = pd.DataFrame(rows, columns=["company", "policy", "round", "step", "forward"])
     found = {line["what"]: (line["median"], line["low"], line["high"]) for line in waiting.summarise(turns)}
     assert found["step, alone, passive / default"] == (1.25, 1, 1.5)
