@@ -79,11 +79,11 @@ def fit_probe(
     mean, std = features.mean(0), features.std(0)
     std = np.maximum(std, LEAST_DEVIATION * std.mean() or 1.0)  # 1: not one feature moves
     weights = None if class_weights is None else dict(enumerate(class_weights))
-    heads = []
+    standardised, heads = (features - mean) / std, []
     for c in sorted(candidates):
         model = LogisticRegression(C=c / (1 + views), class_weight=weights, max_iter=1000)
         with threadpool_limits(1):  # threads that hand small products to each other took 20 times as long
-            model.fit((features - mean) / std, targets)
+            model.fit(standardised, targets)
         weight, bias = model.coef_, model.intercept_
         if len(weight) == 1:  # two classes share one vector: its two halves give the same softmax
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2

@@ -1,6 +1,7 @@
 """A verb as a command and as a function: its options, what it resumes, how it ends."""
 
 import functools
+import gc
 import os
 import re
 import shutil
@@ -115,6 +116,7 @@ def run_verb(verb: str, task: Verb | None, typed: list[str] | None = None) -> No
         task: None takes the verb's own.
         typed: None takes what was typed after the name of the program.
     """
+    gc.set_threshold(100_000, 50, 50)  # what is imported is kept: to look through it for garbage took 8 % of the import
     # Threads that spin starve others. Before torch is imported, here and in all that is started from here.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
