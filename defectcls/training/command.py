@@ -117,8 +117,8 @@ def run_verb(verb: str, task: Verb | None, typed: list[str] | None = None) -> No
         typed: None takes what was typed after the name of the program.
     """
     gc.set_threshold(100_000, 50, 50)  # what is imported is kept: to look through it for garbage took 8 % of the import
-    # Threads that spin starve others. Before torch is imported, here and in all that is started from here.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if "OMP_WAIT_POLICY" not in os.environ:  # threads that spin while they wait starve others: sleep sooner
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch is imported, here and in what is started here
     try:
         status, said = _done(verb, task, sys.argv[1:] if typed is None else typed, [])
         if said:
