@@ -155,9 +155,9 @@ def named(path: str, kind: type) -> Any:
             importlib.import_module(module)
     if module not in sys.modules:
         raise UserError(f"{path} is of a module that is not imported: imports=[{module}], or import {module} in Python")
-    found = getattr(sys.modules[module], name, None)
+    found, known = getattr(sys.modules[module], name, None), vars(sys.modules[module]).items()
     if not (isinstance(found, type) and issubclass(found, kind)):
-        near = did_you_mean(name, [other for other, one in vars(sys.modules[module]).items() if isinstance(one, type)])
+        near = did_you_mean(name, [other for other, one in known if isinstance(one, type) and issubclass(one, kind)])
         raise UserError(f"{module} has no {kind.__name__} {name}{near}")
     return found
 

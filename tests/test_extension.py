@@ -221,8 +221,11 @@ def test_a_dataset_of_ones_own(tiny: list[str], own: Path) -> None:
     forget()
     evaluate = ("evaluate", f"checkpoint={own / 'run'}", f"hydra.run.dir={own / 'again'}")
     assert "own_parts.Plates, is not imported: name the dataset again, dataset=<name>" in sentence(command(*evaluate))
-    again = command(*evaluate, *plates, "part=test", "seen=keep")
-    assert again.code == 0, again.err
+    for further in ((*plates, "part=test", "seen=keep"), ("imports=[own_parts]",)):
+        again = command(*evaluate, *further)
+        assert again.code == 0, again.err
+        first, second = (json.loads((own / name / "metrics.json").read_text())["test"] for name in ("run", "again"))
+        assert first == second
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from defectcls.config import shipped_dataset
+from defectcls.config import presets, shipped_dataset
 from defectcls.data.findings import find_seen
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision
@@ -30,7 +30,7 @@ class EvaluationRun(Run):
         trained = load_trained(asked.checkpoint, asked.device, asked.precision, for_trainer=True)
         own, part = trained.settings.dataset, asked.part or ("test" if asked.dataset is None else "all")
         if asked.dataset is None:
-            dataset = _as_shipped(own, trained.checkpoint)
+            dataset = _as_shipped(own, trained.checkpoint, asked.imports)
         else:
             dataset = asked.dataset.model_copy(update={"resize": own.resize, "depth": own.depth})
         settings, classifier = trained.settings.model_copy(update={"dataset": dataset}), trained.network
@@ -87,13 +87,15 @@ def _decide_anew(trained: Trained, asked: EvaluateSettings) -> Decision:
     return decision
 
 
-def _as_shipped(own: DatasetSettings, checkpoint: Path) -> DatasetSettings:
+def _as_shipped(own: DatasetSettings, checkpoint: Path, imports: list[str]) -> DatasetSettings:
     """The dataset of a checkpoint: of the file are the values that select images, which are only read.
 
     Raises:
-        UserError: it is no dataset of conf/.
+        UserError: its class is none of this installation, and of none of the modules that the user imports.
     """
     shipped = shipped_dataset(own.target)
+    if shipped is None and own.target.rpartition(".")[0] in imports:
+        shipped = presets("dataset_base") | {"name": own.name, "_target_": own.target}
     if shipped is None:
         raise UserError(
             f"{checkpoint} was trained on '{own.name}', which is no dataset of this installation, and the class "
