@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+HEAT_SIDE = 128  # pixels of a heat map in memory, at most twice as many: its cells are coarser, and so is a thumbnail
+
 
 def predict(config: dict[str, Any], folder: Path) -> int:
     """Write the table, gallery.html and summary.json; 1 where photos could not be read."""
     from defectcls.settings import PredictSettings
 
     settings = PredictSettings(**config)
+    import numpy as np
+
     from defectcls.data.images import further_pages
     from defectcls.data.inputs import Photos, list_inputs
     from defectcls.deployment.output import read_output, refuse_output
@@ -44,6 +48,8 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     predictor = load(settings.checkpoint, settings.device, settings.precision)
     if predictor.device.type == "cpu":
         keep_freed_memory(one_heap=True)
+    if settings.heat_maps:
+        next(predictor.heat_maps([np.zeros((8, 8), np.uint8)]))  # refuses before anything is predicted
     start = time.perf_counter()
     (_watch if settings.watch else _write)(predictor, photos, settings, output)
     seconds = time.perf_counter() - start
@@ -117,9 +123,11 @@ def _heat(predictor: "Predictor", root: Path, paths: list[str]) -> dict[str, Any
     """Heat maps of the photos that can be read again, by path."""
     from defectcls.training.inspection import without_borders
 
-    maps = zip(paths, predictor.heat_maps([root / path for path in paths]), strict=True)
+    maps = zip(paths, predictor.heat_maps(root / path for path in paths), strict=True)
+    steps = slice(None, None, max(1, predictor.image_size // HEAT_SIDE))  # copied, lest the whole map stays
+    small = {path: one[steps, steps].copy() for path, one in maps if one is not None}
     padded = predictor.resize == "pad"
-    return {path: without_borders(one, root / path) if padded else one for path, one in maps if one is not None}
+    return {path: without_borders(one, root / path) if padded else one for path, one in small.items()}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from defectcls.evaluation.decision import MOST_PROBABLE, decide
 from defectcls.evaluation.predictions import PROBABILITY, predictions_table, probabilities_of
 from defectcls.model.checkpoint import Trained, load_trained
 from defectcls.model.hardware import allow_tf32
-from defectcls.model.heatmaps import heat_maps
+from defectcls.model.heatmaps import BATCH_SIZE, heat_maps
 from defectcls.settings import Device, Precision
 
 log = logging.getLogger(__name__)
@@ -99,18 +99,21 @@ class Predictor:
                 logits[[not error for error in errors]] = self._logits(np.stack(readable))
             yield self._table(paths, errors, logits)
 
-    def heat_maps(self, photos: Iterable[Photo]) -> list[np.ndarray | None]:
+    def heat_maps(self, photos: Iterable[Photo]) -> Iterator[np.ndarray | None]:
         """Evidence for "defective" of each photo, see `defectcls.model.heatmaps`: float32 (image_size, image_size).
+
+        Of any number of photos in bounded memory.
 
         None of a photo that cannot be read.
 
         Raises:
             UserError: the backbone has no map to look at.
         """
-        pixels = [pixels for _, _, pixels, _ in map_in_threads(self._read, photos)]
-        readable = np.array([one for one in pixels if one is not None])
-        maps = iter(heat_maps(self.network, torch.from_numpy(readable)))
-        return [None if one is None else next(maps) for one in pixels]
+        decoded = map_in_threads(self._read, photos, BATCH_SIZE)
+        while some := list(itertools.islice(decoded, BATCH_SIZE)):
+            readable = [pixels for _, _, pixels, _ in some if pixels is not None]
+            maps = iter(heat_maps(self.network, torch.from_numpy(np.stack(readable))) if readable else ())
+            yield from (None if pixels is None else next(maps) for _, _, pixels, _ in some)
 
     def _read(self, photo: Photo) -> tuple[str, str, np.ndarray | None, bool]:
         """Path, why there are no pixels, pixels, and whether there are further pages."""

@@ -15,6 +15,7 @@ from defectcls.deployment.predictor import Predictor, load
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import Decision
 from defectcls.evaluation.predictions import read_predictions
+from defectcls.model.heatmaps import BATCH_SIZE
 
 
 @pytest.fixture(scope="module")
@@ -163,13 +164,21 @@ def test_streaming_reads_only_so_far_ahead(predictor: Predictor, monkeypatch: py
 def test_heat_maps_are_those_of_the_photos(predictor: Predictor, finished: Path, tmp_path: Path) -> None:
     paths = files(predictor, judged(finished))[:3]
     (tmp_path / "text.png").write_text("no pixels")
-    maps = predictor.heat_maps([paths[0], tmp_path / "text.png", paths[1], paths[2]])
+    maps = list(predictor.heat_maps([paths[0], tmp_path / "text.png", paths[1], paths[2]]))
     assert [one is None for one in maps] == [False, True, False, False]
     for path, one in zip(paths, [maps[0], *maps[2:]], strict=True):
         (alone,) = predictor.heat_maps([path])
         assert alone is not None and one is not None
         assert one.shape == (predictor.image_size, predictor.image_size)
         assert one == pytest.approx(alone, abs=1e-4)
+
+
+def test_heat_maps_of_many_photos_are_not_in_memory_together(predictor: Predictor) -> None:
+    asked: list[int] = []
+    photos = (asked.append(number) or np.zeros((8, 8, 3), np.uint8) for number in range(200))  # type: ignore[func-returns-value]
+    for number, _ in enumerate(predictor.heat_maps(photos)):
+        assert len(asked) <= number + 3 * BATCH_SIZE
+    assert len(asked) == 200
 
 
 def test_a_run_that_did_not_finish_takes_the_most_probable_class(
