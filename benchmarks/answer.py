@@ -1,9 +1,9 @@
-"""From the command to the answer, for the second time: whole processes in turns with the bare import of what they use.
+"""From the command to the answer: whole processes in turns with the bare import of what they use.
 
     python -m benchmarks.answer --write experiments/answer/measured.csv
 
-Needs the bottles of MVTec in DEFECTCLS_DATA, and a machine that does nothing else. The first round fills the stores and
-does not count.
+Needs bottles and transistors of MVTec in DEFECTCLS_DATA, MobileNetV2 in DEFECTCLS_WEIGHTS, and a machine that
+does nothing else. The first round fills the stores and does not count; what is asked for the first time finds none.
 """
 
 import argparse
@@ -20,12 +20,16 @@ import pandas as pd
 from benchmarks.results import Line, keep, spread
 
 BARE = "import torch, lightning, timm"
-BOTTLES = ["dataset=mvtec", "dataset.categories=[bottle]", "finetune=probe", "trainer=cpu", "logger=csv"]
+SETS = ["dataset=mvtec", "trainer=cpu", "logger=csv"]
+PLAIN = ["model=mobilenetv2", "model.levels=[]", "model.head=linear", "image_size=224", "evaluation=holdout"]
+BOTTLES = [*SETS, "dataset.categories=[bottle]", "finetune=probe", *PLAIN]
+TRANSISTORS = [*SETS, "dataset.categories=[transistor]"]  # 313, and every setting at its default
 AT_MOST = {  # times the CPU time of the bare import; of those beyond, seconds
     "train": 1.7,
     "crossval": 1.8,
     "predict": 1.2,
 }
+AT_MOST_WAIT = {"first": 8, "second": 2.5}  # times the bare import, as a person waits
 AT_MOST_S = {"overview": 0.5, "help": 1.5, "typo": 1.5}
 
 
@@ -49,6 +53,8 @@ def commands(photos: str, run: Path, folder: Path) -> dict[str, list[str]]:
         "overview": ["-m", "defectcls"],
         "help": ["-m", "defectcls.train", "--help"],
         "typo": ["-m", "defectcls.train", "dataset=mvtek"],
+        "first": ["-m", "defectcls.train", *TRANSISTORS, f"hydra.run.dir={folder / 'first'}"],
+        "second": ["-m", "defectcls.train", *TRANSISTORS, f"hydra.run.dir={folder / 'second'}"],
     }
 
 
@@ -74,9 +80,10 @@ def summarise(turns: pd.DataFrame) -> list[Line]:
     for name in turns["command"].unique():
         of = {"cpu_seconds": "CPU s", "seconds": "s"}
         lines += [spread(name, table[column, name], unit) for column, unit in of.items()]
-        if name in AT_MOST:
-            ratio = table["cpu_seconds", name] / table["cpu_seconds", BARE]
-            lines.append(spread(name, ratio, "times the import") | {"at_most": AT_MOST[name]})
+        if name in AT_MOST | AT_MOST_WAIT:
+            column = "seconds" if name in AT_MOST_WAIT else "cpu_seconds"
+            ratio = table[column, name] / table[column, BARE]
+            lines.append(spread(name, ratio, "times the import") | {"at_most": (AT_MOST | AT_MOST_WAIT)[name]})
         elif name in AT_MOST_S:
             lines[-1]["at_most"] = AT_MOST_S[name]
     return lines
@@ -93,7 +100,8 @@ def main() -> None:
         for number in range(-1, given.rounds):
             run, folder = Path(temporary, "-1", "train"), Path(temporary, str(number))
             for name, arguments in commands(photos, run, folder).items():
-                rows.append({"command": name, "round": number} | timed(arguments))
+                new = os.environ | {"DEFECTCLS_CACHE": str(folder / "cache")} if name in AT_MOST_WAIT else None
+                rows.append({"command": name, "round": number} | timed(arguments, new))
                 if (rows[-1]["status"] != 0) != (name == "typo"):
                     raise SystemExit(f"{name} failed: python {' '.join(arguments)}")
     turns = pd.DataFrame(rows)

@@ -154,14 +154,20 @@ def evaluation(plan: Plan, turns: Turns) -> None:
     run = plan.run()
     turns.about |= how_computed(run)
     keep_few(run.data, plan.steps_of(run.data, EVALUATION_STEPS) * plan.settings.batch_size, plan.settings.seed)
-    turns.play(run.trainer.strategy.root_device, lambda: len(run.predict("train")))
+
+    def work() -> int:
+        run.predicted.clear()
+        return len(run.predict("train"))
+
+    turns.play(run.trainer.strategy.root_device, work)
 
 
 def decode(plan: Plan, turns: Turns) -> None:
     """The least that a first pass takes: the same files through the same decoder on all cores, and nothing kept."""
     dataset = plan.settings.dataset
-    paths = [dataset.root / path for path in build_data(plan.settings).samples["path"]]
-    how: Any = plan.settings.image_size, dataset.resize, "auto"
+    data = build_data(plan.settings)
+    paths = [dataset.root / path for path in data.samples["path"]]
+    how: Any = data.images.size, dataset.resize, "auto"
     turns.play(torch.device("cpu"), lambda: sum(1 for _ in map_in_threads(lambda path: decoded(path, *how), paths)))
 
 

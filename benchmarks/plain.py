@@ -40,10 +40,10 @@ class PlainImages(Dataset):
 
 
 def plain_transforms(
-    size: int, mean: tuple[float, ...], std: tuple[float, ...], augment: AugmentSettings | None
+    size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...], augment: AugmentSettings | None
 ) -> transforms.Compose:
     """torchvision's transforms of one image that match the run's augmentation; None: of an evaluation."""
-    steps: list = [transforms.Resize((size, size))]
+    steps: list = [transforms.Resize(size)]
     if augment is not None:
         if augment.horizontal_flip:
             steps.append(transforms.RandomHorizontalFlip())
@@ -74,7 +74,7 @@ class PlainRecipe:
         if frozen:
             keep_few(self.data, plan.probe_images, self.settings.seed)
         self.device = find_device(self.settings.trainer.accelerator)
-        backbone = Backbone(self.settings.model.name, self.settings.model.pool, self.settings.image_size)
+        backbone = Backbone(self.settings.model.name, self.settings.model.pool, self.data.images.size)
         if self.settings.model.pretrained:
             backbone.load_pretrained(self.settings.model.weights)
         self.constants = (backbone.pretrained_config.mean, backbone.pretrained_config.std)
@@ -92,7 +92,7 @@ class PlainRecipe:
         """The training part in random order and augmented, `images` of it an epoch; another part as it is."""
         training = part == "train"
         augment = self.settings.augment if training else None
-        transform = plain_transforms(self.settings.image_size, *self.constants, augment)
+        transform = plain_transforms(self.data.images.size, *self.constants, augment)
         files = [self.settings.dataset.root / path for path in self.data.samples["path"]]
         dataset = Subset(PlainImages(files, self.data.targets, transform), self.data.part(part).tolist())
         return DataLoader(

@@ -72,8 +72,8 @@ def summarise(turns: pd.DataFrame) -> list[Line]:
 
 
 def settings_of(*overrides: str) -> TrainSettings:
-    """Of a training run, with a local logger unless another one is asked for."""
-    return TrainSettings(**plain(compose("logger=csv", *overrides)))
+    """Of a training run that sets parts aside, with a local logger unless another one is asked for."""
+    return TrainSettings(**plain(compose("logger=csv", "evaluation=holdout", *overrides)))
 
 
 def main() -> None:
@@ -96,7 +96,7 @@ def main() -> None:
             once = section == "probe"  # ten epochs of the plain recipe take minutes
             turns.append(take_turns(rivals, *((1, 0) if once else (given.rounds, WARM_UP))))
     about: Line = {"dataset": settings.dataset.name, "model": settings.model.name}
-    about |= {"image_size": settings.image_size, "batch_size": settings.batch_size}
+    about |= {"image_size": settings.model_dump()["image_size"], "batch_size": settings.batch_size}
     keep(summarise(pd.concat(turns, ignore_index=True)), about, settings.seed, given.write)
 
 

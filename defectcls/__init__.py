@@ -1,11 +1,11 @@
 """From a folder of photos to a trained, measured defect classifier: one command, or a few lines of Python.
 
-    config = defectcls.compose("dataset=mvtec", "dataset.categories=[screw]", "model=mobilenetv2")
+    config = defectcls.compose("dataset=mvtec", "dataset.categories=[screw]", "finetune=full")
     data = defectcls.datamodule(config)
     model = defectcls.classifier(config, data)
     lightning.Trainer(max_epochs=3).fit(model, data)
 
-    run = defectcls.run("train", "dataset=mvtec", "model=mobilenetv2")
+    run = defectcls.run("train", "dataset=mvtec")
     defectcls.load(run.folder).predict(["part.png"])
 
 What takes seconds to import is imported when it is asked for.
@@ -60,12 +60,6 @@ def datamodule(config: Mapping[str, Any]) -> "DefectDataModule":
 
     Raises:
         UserError: a value is wrong, or a part of one's own cannot be imported.
-
-    Examples:
-        >>> data = datamodule(compose("dataset=synthetic", "dataset.root=photos", "image_size=96"))
-        >>> data.setup()
-        >>> data.class_names
-        ['sound', 'defective']
     """
     from defectcls.data.datamodule import DefectDataModule
 
@@ -83,10 +77,6 @@ def classifier(config: Mapping[str, Any], data: "DefectDataModule | None" = None
 
     Raises:
         UserError: as `datamodule`, and without photos.
-
-    Examples:
-        >>> model = classifier(config, data)
-        >>> lightning.Trainer(max_epochs=3).fit(model, data)
     """
     from defectcls.training.build import build_classifier, with_compute
 

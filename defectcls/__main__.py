@@ -18,7 +18,7 @@ def main() -> None:
         from defectcls.training.command import run_verb
 
         sys.path.insert(0, str(Path.cwd()))  # parts of one's own, as `python -m` finds them
-        run_verb(typed[0], None, typed[1:])
+        run_verb(typed[0], typed[1:])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 from defectcls.errors import UserError, did_you_mean
@@ -10,44 +11,38 @@ from defectcls.errors import UserError, did_you_mean
 RUN_DIR, SWEEP_DIR = "hydra.run.dir", "hydra.sweep.dir"
 SEARCHPATH = "hydra.searchpath"  # folders of presets beside conf/
 UNRECORDED = "hydra.output_subdir=null"  # .hydra/ stays what began the run, whatever is typed to go on with it
-SHORT = {"recall": ">=", "precision": ">=", "fpr": "<="}  # decisions with a target, and the sign before it
+SHORT = {"recall": ">=0.95", "precision": ">=0.95", "fpr": "<=0.05"}  # decisions with a target, as conf/ has it
 TEXTS = (  # keys whose values are text whatever Hydra's grammar makes of it; a leading ~ is somebody's home
     *("dataset.root", "dataset.table", "dataset.cache_dir", "dataset.split.hold_out_defect_type", "model.name"),
     *("model.weights", "logger.project", "logger.group", "resume", "checkpoint", "predictions", "input", "output"),
-    *("root", RUN_DIR, SWEEP_DIR),
+    *("root", "host", "token", "folder", "database", RUN_DIR, SWEEP_DIR),
 )
 NAMES = ("dataset.sound", "dataset.categories", "dataset.labels", "runs", "logger.tags", SEARCHPATH)  # lists
 
+SHARE = re.compile(r"\s*\d*\.?\d+(e-\d+)?\s*", re.IGNORECASE)
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)(?:[a-z_]|\.{0,2}/)[\w./-]*|\.{1,2}", re.IGNORECASE | re.ASCII)
 
 
-def as_overrides(verb: str, typed: list[str], sweeps: bool) -> list[str]:
-    """What was typed beside options, as Hydra takes it; in a sweep each of several values."""
-    if verb == "compare":  # `a b level=0.9`; a path may hold whatever a path may, "=" too
-        runs = [word for word in typed if "=" not in word or Path(word).exists()]
-        typed = [word for word in typed if word not in runs]
-        typed += [f"runs=[{','.join(map(quoted, runs))}]"] * bool(runs)
-    return [with_text_quoted(word, sweeps) for argument in typed for word in spelled_out(argument)]
-
-
-def with_presets(typed: list[str], folder: str | Path | None) -> list[str]:
+def with_presets(words: list[str], folder: str | Path | None) -> list[str]:
     """`--config-dir <folder>` and every `hydra.searchpath` as one, for any working directory: a resumed run repeats it.
 
     Raises:
         UserError: there is no such folder.
     """
-    paths, rest = [], []
+    paths = [path for word in searchpath(words) for path in re.findall(r"[^,\[\]]+", word.partition("=")[2])]
     if folder is not None:
-        if not Path(folder).expanduser().is_dir():
+        place = Path(folder).expanduser()
+        if not place.is_dir():
             raise UserError(f"--config-dir={folder} is no folder: give one with presets such as model/<name>.yaml")
-        paths.append(quoted(f"file://{Path(folder).expanduser().absolute()}"))
-    for word in typed:
-        if word.startswith(f"{SEARCHPATH}="):
-            paths += re.findall(r"[^,\[\]]+", with_text_quoted(word, False).partition("=")[2])
-        else:
-            rest.append(word)
-    return [f"{SEARCHPATH}=[{','.join(dict.fromkeys(paths))}]", *rest] if paths else rest
+        paths.insert(0, quoted(f"file://{place.absolute()}"))
+    merged = [f"{SEARCHPATH}=[{','.join(dict.fromkeys(paths))}]"] * bool(paths)
+    return merged + [word for word in words if word not in searchpath(words)]
+
+
+def searchpath(overrides: Iterable[str]) -> list[str]:
+    """Those that name folders of presets beside conf/."""
+    return [override for override in overrides if override.startswith(f"{SEARCHPATH}=")]
 
 
 def spelled_out(argument: str) -> list[str]:
@@ -56,9 +51,11 @@ def spelled_out(argument: str) -> list[str]:
     if match is None:
         return [argument]
     rate, sign, value = match.groups()
-    if SHORT.get(rate) != sign:
-        known = ", ".join(f"{name}{sign}<number>" for name, sign in SHORT.items())
+    if SHORT.get(rate, "")[:2] != sign:
+        known = ", ".join(f"{name}{short[:2]}<number>" for name, short in SHORT.items())
         raise UserError(f"{argument}{did_you_mean(rate, SHORT) or ','} there are {known}")
+    if not all(SHARE.fullmatch(one) and 0 < float(one) < 1 for one in value.split(",")):  # of a sweep
+        raise UserError(f"{argument}: give a share between 0 and 1, such as decision={rate}{SHORT[rate]}")
     return [f"decision={rate}", f"decision.target={value}"]
 
 

@@ -14,42 +14,23 @@ if TYPE_CHECKING:
 
 def compare(config: dict[str, Any], folder: Path) -> None:
     """Print what was found, and write compare.json and compare.html."""
-    from defectcls.settings import CompareSettings
+    from defectcls.evaluation.comparison import CompareSettings, compare_predictions
 
     settings = CompareSettings(**config)
-    files = [predictions_file(path) for path in settings.runs]
-    names = short_names(files)
-    from defectcls.evaluation.comparison import compare_predictions
+    files = [path / "predictions.csv" if path.is_dir() else path for path in settings.runs]
+    if missing := [file for file in files if not file.is_file()]:
+        raise UserError(f"{missing[0]} does not exist: give the folder of a finished run or a predictions CSV")
+    names = short_names(files := [file.resolve() for file in files])
     from defectcls.pages.comparison import comparison_page
     from defectcls.pages.render import print_page, write_page
 
     tables = {name: test_rows(file) for name, file in zip(names, files, strict=True)}
-    comparison = compare_predictions(tables, list(settings.metrics), settings.level, settings.resamples, settings.seed)
-    page = comparison_page(comparison)
-    found = {
-        "runs": dict(zip(names, map(str, files), strict=True)),
-        "images": comparison.images,
-        "left_out": comparison.left_out,
-        "level": comparison.level,
-        "verdict": page.said("verdict"),
-        "values": [value for values in comparison.values.values() for value in values],
-        "differences": [one._asdict() | {"better": one.better} for one in comparison.differences],
-    }
+    found = compare_predictions(tables, list(settings.metrics), settings.level, settings.resamples, settings.seed)
+    page = comparison_page(found)
+    found |= {"runs": dict(zip(names, map(str, files), strict=True)), "verdict": page.said("verdict")}
     (folder / "compare.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
     write_page(page, folder / "compare.html")
     print_page(page, folder / "compare.html")
-
-
-def predictions_file(path: Path) -> Path:
-    """The predictions table of a run folder, or the CSV itself.
-
-    Raises:
-        UserError: there is none.
-    """
-    file = path / "predictions.csv" if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(f"{file} does not exist: give the folder of a finished run or a predictions CSV")
-    return file.resolve()
 
 
 def short_names(files: list[Path]) -> list[str]:
@@ -77,4 +58,4 @@ def test_rows(file: Path) -> "pd.DataFrame":
 
 
 if __name__ == "__main__":
-    run_verb("compare", compare)
+    run_verb("compare")

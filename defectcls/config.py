@@ -6,7 +6,7 @@ import importlib
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from defectcls.arguments import RUN_DIR, UNRECORDED, as_overrides, as_typed, quoted, with_presets
+from defectcls.arguments import RUN_DIR, UNRECORDED, as_typed, quoted, spelled_out, with_presets, with_text_quoted
 from defectcls.errors import UserError, did_you_mean
 
 # In a wheel conf/ lies inside the package, in a checkout beside it.
@@ -27,7 +27,7 @@ _PACKAGE = Path(__file__).resolve().parent
 CONF_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "train.yaml").is_file())
 
 SHIPPED = ("defectcls.", "torch.nn.", "lightning.pytorch.")  # whose classes a file may name
-TRAINING = ("train", "crossval", "audit")  # verbs that need a dataset
+TRAINING = ("train", "crossval", "auto", "audit")  # verbs that need a dataset
 FURTHER = {"trainer": "trainer/auto", "logger": "logger/wandb"}  # groups that take arguments of Lightning's classes too
 
 JOB = ["defectcls"]  # what this process does, as one types it after python -m
@@ -60,9 +60,7 @@ def hydra_of(verb: str) -> Iterator[Any]:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3", job_name=verb):
             yield GlobalHydra.instance().hydra
     finally:
-        GlobalHydra.instance().clear()
-        if before is not None:
-            GlobalHydra.instance().initialize(before)
+        GlobalHydra.instance().hydra = before
 
 
 def compose(*overrides: str, verb: str = "train", config_dir: str | Path | None = None) -> DictConfig:
@@ -74,30 +72,37 @@ def compose(*overrides: str, verb: str = "train", config_dir: str | Path | None 
 
     Raises:
         UserError: no such key, preset or folder.
-
-    Examples:
-        >>> config = compose("dataset=mvtec", "dataset.categories=[screw]", "model=mobilenetv2")
-        >>> config.image_size
-        224
     """
-    given = overrides_of(verb, with_presets(list(overrides), config_dir), sweeps=False)
+    given = overrides_of(verb, list(overrides), config_dir=config_dir)
     try:
         with hydra_of(verb):
             return hydra_compose(verb, given)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(composition_sentence(error)) from error
+        raise UserError(explain_composition(error)) from error
 
 
-def overrides_of(verb: str, typed: list[str], sweeps: bool) -> list[str]:
-    """What was typed beside options, as Hydra takes it; `trainer.<argument of Lightning's Trainer>` needs no `+`."""
-    overrides = as_overrides(verb, typed, sweeps)
-    for place, word in enumerate(overrides) if verb in TRAINING else ():
-        group, _, key = word.partition("=")[0].partition(".")
-        if key and group in FURTHER:
-            known = list(map(str, _preset(FURTHER[group])))
-            if key.partition(".")[0] not in known and not did_you_mean(key, known):
-                overrides[place] = f"++{word}"
-    return overrides
+def overrides_of(verb: str, typed: list[str], sweeps: bool = False, config_dir: str | Path | None = None) -> list[str]:
+    """What was typed beside options, as Hydra takes it; in a sweep each of several values.
+
+    `trainer.<argument of Lightning's Trainer>` needs no `+`.
+    """
+    if verb == "compare":  # `a b level=0.9`; a path may hold whatever a path may, "=" too
+        runs = [word for word in typed if "=" not in word or Path(word).exists()]
+        typed = [word for word in typed if word not in runs]
+        typed += [f"runs=[{','.join(map(quoted, runs))}]"] * bool(runs)
+    if verb == "serve":  # to Hydra `model` is a group of presets
+        typed = [re.sub("^model=", "checkpoint=", word) for word in typed]
+    words = [with_text_quoted(word, sweeps) for argument in typed for word in spelled_out(argument)]
+    if verb in TRAINING:
+        words = [f"++{word}" if _is_further(word) else word for word in words]
+    return with_presets(words, config_dir)
+
+
+def _is_further(word: str) -> bool:
+    """Whether it sets an argument of a class of Lightning's that no preset has, and is no misspelt key."""
+    group, _, key = word.partition("=")[0].partition(".")
+    known = _preset(FURTHER[group]) if group in FURTHER else ()
+    return bool(key and known) and not did_you_mean(key.partition(".")[0], map(str, known))
 
 
 def plain(config: Any, resolve: bool = True) -> dict[str, Any]:
@@ -122,9 +127,6 @@ def shipped_dataset(target: str) -> dict[str, Any] | None:
     files = sorted((CONF_DIR / "dataset").glob("*.yaml"))
     named = (file.stem for file in files if f"\n_target_: {target}\n" in file.read_text(encoding="utf-8"))
     return next((presets("dataset_base", f"dataset/{name}") for name in named), None)
-
-
-# --- parts that a configuration names ---------------------------------------------------------------------------------
 
 
 def import_named(config: dict[str, Any]) -> None:
@@ -170,23 +172,8 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return every
 
 
-# --- the command of a job ---------------------------------------------------------------------------------------------
-
-
-def repetition(folder: Path) -> list[str]:
-    """What repeats the job that Hydra is doing, in its folder: presets beside conf/, the overrides, the folder."""
-    overrides = HydraConfig.get().overrides
-    return [*searchpath(overrides.hydra), *overrides.task, f"{RUN_DIR}={quoted(str(folder))}", UNRECORDED]
-
-
-def searchpath(overrides: Iterable[str]) -> list[str]:
-    """Those that name folders of presets beside conf/."""
-    return [override for override in overrides if override.startswith("hydra.searchpath=")]
-
-
-@contextmanager
-def as_job(verb: str, repeated: list[str], alone: bool = True) -> Iterator[None]:
-    """For as long, what asks for the command of this process is told that of the job.
+def do_job(verb: str, config: dict[str, Any], folder: Path, repeated: list[str], alone: bool = True) -> Any:
+    """Call the function of a verb; what then asks for the command of this process is told that of the job, `repeated`.
 
     Lightning does to start the other processes of a distributed job; if it saw Hydra's state, it would start them on
     the composed configuration, which no longer knows the presets.
@@ -194,27 +181,29 @@ def as_job(verb: str, repeated: list[str], alone: bool = True) -> Iterator[None]
     Args:
         alone: the process does nothing but the job, else it keeps its own command.
     """
+    import_named(config)
     main, typed, state, job = sys.modules["__main__"], sys.argv, HydraConfig.instance().cfg, JOB[:]
     JOB[:], HydraConfig.instance().cfg = [f"defectcls.{verb}", *repeated], None
     if alone:
         module = importlib.import_module(f"defectcls.{verb}")
         sys.modules["__main__"], sys.argv = module, [str(module.__file__), *repeated]
     try:
-        yield
+        return task_of(verb)(config, folder)
     finally:
         sys.modules["__main__"], sys.argv, HydraConfig.instance().cfg, JOB[:] = main, typed, state, job
 
 
 def job_command() -> str:
     """What to type to repeat this job."""
-    own = (RUN_DIR, UNRECORDED, "resume=")
-    return shlex.join(["python", "-m", *(word for word in JOB if not word.startswith(own))])
+    return shlex.join(["python", "-m", JOB[0], *job_overrides()])
 
 
-# --- mistakes ---------------------------------------------------------------------------------------------------------
+def job_overrides() -> list[str]:
+    """What was typed, but for the place of this job."""
+    return [word for word in JOB[1:] if not word.startswith((RUN_DIR, UNRECORDED, "resume="))]
 
 
-def composition_sentence(error: BaseException) -> str:
+def explain_composition(error: BaseException) -> str:
     """Hydra's and OmegaConf's errors in one sentence: what was typed, what is near, what is allowed."""
     text, cause = str(error), error.__cause__ if isinstance(error, HydraException) else error
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):

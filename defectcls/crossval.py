@@ -58,4 +58,4 @@ def fold_config(config: dict[str, Any], repeat: int, fold: int) -> dict[str, Any
 
 
 if __name__ == "__main__":
-    run_verb("crossval", crossval)
+    run_verb("crossval")

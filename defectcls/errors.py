@@ -5,17 +5,29 @@ import errno
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable: 1 shows the traceback of a mistake
 AGAIN = "the same command begins anew"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+IMPORTING = "<frozen importlib._bootstrap>"
+AGAIN_S = 0.05  # until a stop that came during an import is tried again
 SAME_S = 1.0  # signals that arrive within so many seconds are one: a terminal sends it, and the sweep to its jobs too
+EXTRAS = {  # what `pip install defectcls` alone does not bring, by the extra that does
+    "train": "torch torchvision lightning timm torchmetrics sklearn cleanlab matplotlib wandb pooch threadpoolctl onnx",
+    "runtime": "onnxruntime",
+    "openvino": "openvino",
+    "serve": "fastapi uvicorn multipart sqlalchemy prometheus_client",
+    "line": "av httpx paho psycopg",
+    "ray": "ray",
+}
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
@@ -38,23 +50,33 @@ def stoppable() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():  # where no handler can be set
         yield received
         return
-    owner, since = os.getpid(), 0.0
+    owner, since, outside = os.getpid(), 0.0, sys._getframe(2)
 
-    def stop(number: int, frame: Any) -> None:  # noqa: ARG001  as signal calls it
+    def stop(number: int, frame: FrameType | None) -> None:
         nonlocal since
         here = os.getpid() == owner  # else in a process that loads images: its owner ends it
         if here and not received:
             received.append(number)
             since = time.monotonic()
-            raise Stopped
-        if time.monotonic() - since > SAME_S and (here or number != signal.SIGINT):
+            leave(number, frame)
+        elif time.monotonic() - since > SAME_S and (here or number != signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  as signal calls it
+        while frame is not None and frame is not outside:
+            if frame.f_code.co_filename == IMPORTING:  # which may swallow what is raised there, or abort
+                signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+                return
+            frame = frame.f_back
+        raise Stopped
+
+    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGALRM: leave}
+    before = {each: signal.signal(each, handler) for each, handler in handlers.items()}
     try:
         yield received
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for each, handler in before.items():
             signal.signal(each, handler)
 
@@ -78,6 +100,9 @@ def explain(error: BaseException, way_on: str = AGAIN) -> str | None:
     if isinstance(error, OSError) and error.errno in REFUSED and error.filename:
         place = "let this user write there, or give another place, such as hydra.run.dir=<folder>"
         return f"{error.filename} cannot be used ({error.strerror}): {place}"
+    if isinstance(error, ModuleNotFoundError):
+        extra = next((extra for extra, modules in EXTRAS.items() if error.name in modules.split()), None)
+        return extra and f"this needs {error.name}: pip install 'defectcls[{extra}]'"
     reason = (str(error) or type(error).__name__).partition("\n")[0]
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(reason)):
         return f"a batch does not fit into memory: lower batch_size or image_size ({reason})"
@@ -86,12 +111,24 @@ def explain(error: BaseException, way_on: str = AGAIN) -> str | None:
     return _wrong_value(error) if wrong_value else None
 
 
+def one_line(error: BaseException) -> str:
+    """What a foreign error says, in 200 characters at most; its name where it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def first_mistake(error: Any) -> str:
+    """What a pydantic error says first, and where, dotted."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+
+
 def _wrong_value(error: Any) -> str:
     """A pydantic error: the key as one types it, the value, what is allowed."""
     every = error.errors(include_url=False)
     first = every[0]
     alike = (one["msg"].removeprefix("Value error, ") for one in every if one["loc"][:1] == first["loc"][:1])
-    allowed = "; ".join(dict.fromkeys(alike))
+    allowed = "; ".join(dict.fromkeys(alike)).replace("Input should be", "it has to be")
+    allowed = re.sub(", unable to parse string as an? (integer|number)", "", allowed)
     # Steps of a union's branches, such as 'constrained-float', are no part of the key.
     steps = [str(step) for step in first["loc"] if str(step).isidentifier() and not str(step).startswith("function")]
     if not steps:  # of several keys together

@@ -39,4 +39,4 @@ def evaluate(config: dict[str, Any], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_verb("evaluate", evaluate)
+    run_verb("evaluate")

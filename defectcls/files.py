@@ -1,5 +1,6 @@
 """Files of a run, and those that other processes may read or write at the same time."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,19 @@ from defectcls.errors import UserError
 log = logging.getLogger(__name__)
 
 BEST, LAST = Path("checkpoints", "best.ckpt"), Path("checkpoints", "last.ckpt")  # in the run folder
+
+
+def refuse_output(output: Path, suffix: str, overwrite: bool) -> None:
+    """To be asked before anything is computed.
+
+    Raises:
+        UserError: an output of another suffix, or that is there already.
+    """
+    if output.suffix.lower() != suffix:
+        raise UserError(f"output={output} should end in {suffix}")
+    if output.exists() and not overwrite:
+        raise UserError(f"output={output} exists: give another name, or overwrite=true")
+    output.parent.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
@@ -70,6 +84,11 @@ def locked(path: Path, held: str, wait: bool = True) -> Iterator[None]:
         yield
 
 
+def digest_of(*parts: bytes) -> bytes:
+    """16 bytes that stand for a content."""
+    return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
+
+
 def checkpoint_file(path: Path) -> Path:
     """The file itself, or the best checkpoint of a run folder.
 
@@ -78,5 +97,5 @@ def checkpoint_file(path: Path) -> Path:
     """
     file = path if path.is_file() else path / BEST
     if not file.is_file():
-        raise UserError(f"checkpoint={path} is no .ckpt file and no run folder with {BEST}")
+        raise UserError(f"{path} is no .ckpt or .onnx file and no run folder with {BEST}")
     return file

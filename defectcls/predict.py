@@ -1,12 +1,10 @@
 """Predict photos with a trained model, once or as they arrive in a folder."""
 
-import contextlib
 import itertools
 import json
 import logging
 import os
 import time
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +13,7 @@ from defectcls.training.command import run_verb
 if TYPE_CHECKING:
     from defectcls.data.inputs import Photos
     from defectcls.deployment.predictor import Predictor
-    from defectcls.settings import PredictSettings
+    from defectcls.deployment.watching import PredictSettings
 
 log = logging.getLogger(__name__)
 
@@ -24,57 +22,57 @@ HEAT_SIDE = 128  # pixels of a heat map in memory, at most twice as many: its ce
 
 def predict(config: dict[str, Any], folder: Path) -> int:
     """Write the table, gallery.html and summary.json; 1 where photos could not be read."""
-    from defectcls.settings import PredictSettings
+    from defectcls.deployment.watching import PredictSettings, read_output, watch
 
     settings = PredictSettings(**config)
     import numpy as np
 
     from defectcls.data.images import further_pages
     from defectcls.data.inputs import Photos, list_inputs
-    from defectcls.deployment.output import read_output, refuse_output
+    from defectcls.data.threads import keep_freed_memory
     from defectcls.evaluation.predictions import ACCEPT, REJECT, REVIEW
-    from defectcls.files import checkpoint_file
+    from defectcls.files import checkpoint_file, refuse_output
 
     output = settings.output or folder / "predictions.csv"
-    refuse_output(output, settings.overwrite or settings.watch)
+    refuse_output(output, ".csv", settings.overwrite or settings.watch)
     photos = Photos(Path(settings.input), [], {}) if settings.watch else list_inputs(settings.input, settings.root)
     checkpoint_file(settings.checkpoint)  # told before torch is imported
     from defectcls.deployment.predictor import load
-    from defectcls.model.hardware import keep_freed_memory
     from defectcls.pages.gallery import gallery_page
     from defectcls.pages.render import print_page, write_page
     from defectcls.training.results import provenance
 
     predictor = load(settings.checkpoint, settings.device, settings.precision)
-    if predictor.device.type == "cpu":
+    if predictor.about["device"] == "cpu":
         keep_freed_memory(one_heap=True)
     if settings.heat_maps:
         next(predictor.heat_maps([np.zeros((8, 8), np.uint8)]))  # refuses before anything is predicted
     start = time.perf_counter()
-    (_watch if settings.watch else _write)(predictor, photos, settings, output)
+    (watch if settings.watch else _write)(predictor, photos, settings, output)
     seconds = time.perf_counter() - start
     rows = read_output(output)  # of all times that it was watched
     unreadable, read = rows[rows["error"] != ""], rows[rows["error"] == ""]
     if predictor.paged:
         log.warning(further_pages(predictor.paged))
-    trained = predictor.trained.settings
     summary = {
         "checkpoint": str(settings.checkpoint),
         "input": settings.input,
-        "dataset": trained.dataset.name,
-        "model": trained.model.name,
+        **{key: predictor.about[key] for key in ("digest", "dataset", "model")},
         "class_names": list(predictor.classes),
         "defective_classes": list(predictor.classes.values()),
         "decision": predictor.decision.plain(),
         "depth": predictor.depth,
-        **{"images": len(rows), "read": len(read), "unreadable": len(unreadable)},
+        "images": len(rows),
+        "read": len(read),
+        "unreadable": len(unreadable),
         **{decision: int((read["decision"] == decision).sum()) for decision in (ACCEPT, REVIEW, REJECT)},
         "output": str(output),
         "root": str(photos.root),
         "left_out": photos.left_out,
         "further_pages": predictor.paged,
-        **{"seconds": seconds, "images_per_second": None if settings.watch else len(rows) / seconds},
-        **provenance(trained.seed, {}, predictor.device),
+        "seconds": seconds,
+        "images_per_second": None if settings.watch else len(rows) / seconds,
+        **provenance(predictor.about["seed"], {}, predictor.about["device"]),
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
     shown = read.nlargest(settings.gallery, "score")  # of equal ones those that came first
@@ -92,7 +90,7 @@ def _write(predictor: "Predictor", photos: "Photos", settings: "PredictSettings"
     from tqdm import tqdm
 
     from defectcls.data.samples import writable
-    from defectcls.deployment.output import append
+    from defectcls.deployment.watching import append
 
     names = map(writable, photos.names)
     paths = (os.path.join(photos.root, name) for name in photos.names)  # noqa: PTH118  quick, and names may be absolute
@@ -105,30 +103,16 @@ def _write(predictor: "Predictor", photos: "Photos", settings: "PredictSettings"
     part.replace(output)
 
 
-def _watch(predictor: "Predictor", photos: "Photos", settings: "PredictSettings", output: Path) -> None:
-    """As they arrive, until Ctrl-C or SIGTERM; tells of each photo that is not accepted."""
-    from defectcls.deployment.watching import watch
-    from defectcls.errors import Stopped
-    from defectcls.evaluation.predictions import ACCEPT
-
-    log.info("watching %s, predictions go to %s; Ctrl-C ends it", photos.root, output)
-    with contextlib.suppress(Stopped):
-        for rows in watch(predictor, photos.root, output, settings):
-            for row in rows[rows["decision"] != ACCEPT].to_dict("records"):
-                told = f"{row['decision']} {row['score']:.3f}" if not row["error"] else f"unreadable ({row['error']})"
-                print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {told} {row['path']}", flush=True)
-
-
 def _heat(predictor: "Predictor", root: Path, paths: list[str]) -> dict[str, Any]:
     """Heat maps of the photos that can be read again, by path."""
-    from defectcls.training.inspection import without_borders
+    from defectcls.data.images import without_borders
 
     maps = zip(paths, predictor.heat_maps(root / path for path in paths), strict=True)
-    steps = slice(None, None, max(1, predictor.image_size // HEAT_SIDE))  # copied, lest the whole map stays
+    steps = slice(None, None, max(1, max(predictor.image_size) // HEAT_SIDE))  # copied, lest the whole map stays
     small = {path: one[steps, steps].copy() for path, one in maps if one is not None}
     padded = predictor.resize == "pad"
     return {path: without_borders(one, root / path) if padded else one for path, one in small.items()}
 
 
 if __name__ == "__main__":
-    run_verb("predict", predict)
+    run_verb("predict")

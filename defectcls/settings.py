@@ -4,15 +4,31 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic.functional_serializers import PlainSerializer
+from pydantic_core import PydanticCustomError
+
+
+def _as_frame(given: Any) -> Any:
+    frame = given if isinstance(given, list | tuple) else (given, given)
+    if len(frame) != 2 or not all(isinstance(side, int) and side >= 32 for side in frame):
+        raise PydanticCustomError("frame", "Input should be a side of 32 pixels or more, or [height,width]")
+    return frame
+
+
+def _present(named: Any) -> Any:
+    return {name: one for name, one in named.items() if one is not None} if isinstance(named, dict) else named
+
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Inside = Annotated[float, Field(gt=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Size = Inside | PositiveInt | None
-Pixels = Annotated[int, Field(ge=32)]
+_one_of_square = PlainSerializer(lambda frame: frame[0] if frame[0] == frame[1] else frame)
+Frame = Annotated[tuple[int, int], BeforeValidator(_as_frame), _one_of_square]  # height and width
 Several = Annotated[int, Field(ge=2)]
 Text = BeforeValidator(str)  # the command line gives 32, or a folder called 2024, as a number
+Present = BeforeValidator(_present)  # null takes away what a preset has under this name
 Device = Literal["auto", "cpu", "gpu"]
 Precision = Annotated[Literal["32", "bf16", "16"], Text]
 
@@ -83,10 +99,14 @@ class ModelSettings(TargetSettings):
     pretrained: bool
     weights: Path | None
     pool: str | None
-    head: Literal["linear", "joined", "memory"]
+    levels: list[Annotated[float, Field(gt=0, le=1)]]
+    last: bool
+    head: Literal["auto", "linear", "joined", "memory"]
     test_views: Literal[1, 2, 4, 8]
 
     def model_post_init(self, _: Any) -> None:
+        if not (self.levels or self.last):
+            raise ValueError("model.last=false leaves the levels, and model.levels names none")
         if self.further and self.target == "defectcls.model.classifier.Classifier":
             raise ValueError(f"no such keys: {', '.join(self.further)}; a Classifier of your own may have them")
 
@@ -103,17 +123,17 @@ class FinetuneSettings(Settings):
     probe_c: list[Positive]
     probe_views: NonNegativeInt
     batchnorm: Literal["frozen", "train"]
-    stages: dict[str, StageSettings | None]  # null takes a stage away that a preset inherits
+    stages: Annotated[dict[str, StageSettings], Present]
     patience: PositiveInt | None
 
     def model_post_init(self, _: Any) -> None:
-        if not self.probe and not self.active_stages:
+        if not self.probe and not self.stages:
             raise ValueError("neither a probe nor a stage: nothing would be trained")
 
     @property
-    def active_stages(self) -> dict[str, StageSettings]:
-        """The stages that are not null, in order."""
-        return {name: stage for name, stage in self.stages.items() if stage is not None}
+    def solves(self) -> bool:
+        """Whether the head is solved on frozen features, and nothing is trained by steps."""
+        return self.probe and not self.stages
 
 
 class OptimSettings(Settings):
@@ -192,15 +212,16 @@ class ClassifierSettings(RecipeSettings):
 
     class_weights: list[Positive] | None
     classes: Annotated[dict[str, bool], Field(min_length=2)]
-    image_size: Pixels
+    image_size: Frame
     seed: int
+    members: PositiveInt
 
 
 class BatchSettings(Settings):
     """What a data module has to know beside the dataset."""
 
     target: Literal["defect", "defect_type"]
-    image_size: Pixels
+    image_size: Frame | Literal["auto"]
     batch_size: PositiveInt
     seed: NonNegativeInt
 
@@ -209,15 +230,20 @@ class TrainSettings(RecipeSettings, BatchSettings):
     dataset: DatasetSettings
     decision: DecisionSettings
     trainer: TrainerSettings
-    callbacks: dict[str, TargetSettings | None]  # null takes one away that a preset has
+    callbacks: Annotated[dict[str, TargetSettings], Present]
     logger: LoggerSettings
     inspect: InspectSettings
     imports: list[str]
     objective: str | None
     resume: Path | None
+    evaluation: Literal["auto", "crossval", "holdout"]
 
     def model_post_init(self, _: Any) -> None:
-        if self.model.head != "linear" and (not self.finetune.probe or self.finetune.active_stages):
+        if self.evaluation == "crossval" and not self.finetune.solves:
+            raise ValueError("evaluation=crossval solves a head for each fold: finetune=probe, or evaluation=holdout")
+        if self.evaluation == "crossval" and self.dataset.split.train is not None:
+            raise ValueError("evaluation=crossval learns from all: dataset.split.train=null, or evaluation=holdout")
+        if self.model.head in ("joined", "memory") and not self.finetune.solves:
             raise ValueError("a memory is of what a frozen backbone makes of sound parts: finetune=probe")
         if self.model.head == "memory" and self.model.test_views > 1:
             raise ValueError("model.head=memory compares an image as it lies: model.test_views=1")
@@ -236,6 +262,13 @@ class AuditSettings(TrainSettings):
 class CrossvalSettings(TrainSettings):
     folds: Several
     repeats: PositiveInt
+
+
+class AutoSettings(TrainSettings):
+    minutes: Positive
+    repeats: PositiveInt
+    candidates: Annotated[list[str], Field(min_length=1)]
+    evaluation: Literal["crossval"]
 
 
 class TrainedSettings(Settings):
@@ -263,33 +296,3 @@ class EvaluateSettings(TrainedSettings):
             raise ValueError("give checkpoint=<run folder> or predictions=<csv>, one of both")
         if self.update_checkpoint and (self.checkpoint is None or self.decision is None):
             raise ValueError("update_checkpoint=true needs checkpoint=<run folder> and decision=<policy>")
-
-
-class PredictSettings(TrainedSettings):
-    checkpoint: Path
-    input: Annotated[str, Text]
-    output: Path | None
-    overwrite: bool
-    batch_size: PositiveInt
-    gallery: NonNegativeInt
-    heat_maps: bool
-    watch: bool
-    watch_seconds: Positive
-
-    def model_post_init(self, _: Any) -> None:
-        if self.heat_maps and not self.gallery:
-            raise ValueError("heat_maps=true shows them in the gallery: gallery=200, not 0")
-        if self.watch and (self.output is None or not Path(self.input).is_dir()):
-            raise ValueError("watch=true needs input=<folder>, and output=<file>.csv to remember what is predicted")
-
-
-class CompareSettings(Settings):
-    runs: list[Path]
-    metrics: list[Literal["recall", "overkill_rate", "precision", "f1", "accuracy", "auroc", "average_precision"]]
-    level: Annotated[float, Field(gt=0.5, lt=1)]
-    resamples: Annotated[int, Field(ge=100)]
-    seed: NonNegativeInt
-
-    def model_post_init(self, _: Any) -> None:
-        if len(self.runs) < 2 or not self.metrics:
-            raise ValueError("give two runs or more, and metrics: python -m defectcls.compare <run> <run>")

@@ -29,11 +29,11 @@ def read_table(table: Path, columns: Sequence[str], required: Sequence[str] = ()
     Args:
         table: .parquet, or text in UTF-8 with commas, semicolons or tabs between the cells.
         columns: whose names may be written in any case.
-        required: those that must be there.
+        required: those that must be there, with a text in every row.
 
     Raises:
-        UserError: it cannot be read, lacks a column or has one twice, has no rows, or another word in `defective` or
-            `split`.
+        UserError: it cannot be read, lacks a column or a text or has a column twice, has no rows, or another word in
+            `defective` or `split`.
     """
     if not table.is_file():
         raise UserError(f"table={table} is not a file")
@@ -62,6 +62,9 @@ def read_table(table: Path, columns: Sequence[str], required: Sequence[str] = ()
         known = rows[column].str.casefold().map(meanings)
         refuse(sorted(set(rows[column][known.isna()])), f"{table} has values of '{column}' that are not {told}")
         rows[column] = known.astype(bool) if column == "defective" else known
+    for column in required:
+        empty = rows.index[rows[column] == ""] + 1
+        refuse(empty, f"{table} has no {column} in some rows (counted from 1, after the header)")
     return rows
 
 

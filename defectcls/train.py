@@ -1,16 +1,21 @@
 """Train a classifier, measure it, and leave a report: python -m defectcls.train dataset=<name> model=<name>."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from defectcls.training.command import run_verb
 
 
-def train(config: dict[str, Any], folder: Path) -> float | None:
-    """One run, in its own folder; a finished one is only shown again. Its objective is what a sweeper is told."""
+def train(config: dict[str, Any], folder: Path, more: Callable[[], dict[str, Any]] = dict) -> float | None:
+    """One run, in its own folder; a finished one is only shown again. Its objective is what a sweeper is told.
+    `more` makes what metrics.json says besides.
+    """
     from defectcls.settings import TrainSettings
 
     settings = TrainSettings(**config)  # a wrong type is told before the seconds that torch takes to import
+    import pandas as pd
+
     from defectcls.pages.render import print_page
     from defectcls.pages.report import report_page
     from defectcls.training.results import finished_metrics, objective_of, write_results
@@ -32,8 +37,8 @@ def train(config: dict[str, Any], folder: Path) -> float | None:
             test, root = predictions[predictions["split"] == "test"], settings.dataset.root
             with run.timed("inspect"):
                 found, heat = inspect(run, test, settings.inspect)
-            metrics |= found
-            page = report_page(metrics, predictions, root, run.record.table(), heat)
+            metrics |= found | more()
+            page = report_page(metrics, predictions, root, pd.DataFrame(run.record.history), heat)
             write_results(folder, metrics, predictions, page)
             log_results(logger, folder, metrics, test)
         run.close()
@@ -41,4 +46,4 @@ def train(config: dict[str, Any], folder: Path) -> float | None:
 
 
 if __name__ == "__main__":
-    run_verb("train", train)
+    run_verb("train")

@@ -21,8 +21,8 @@ from defectcls.evaluation.predictions import groups_of, read_predictions
 
 HERE = Path(__file__).parent
 SETTINGS = (
-    *("preset", "photos", "model", "head", "finetune", "target", "image_size", "anomalies", "hold_out_defect_type"),
-    *("train", "folds", "repeats", "seed"),
+    *("preset", "photos", "model", "head", "finetune", "probe_c", "target", "image_size", "anomalies"),
+    *("hold_out_defect_type", "train", "folds", "repeats", "seed"),
 )
 RATES = ("accuracy", "precision", "recall", "f1", "f1_macro", "auroc", "average_precision")
 PRESET = re.compile(r"\bexperiment=(\S+)")
@@ -53,8 +53,9 @@ def row(folder: Path) -> dict:
         "preset": preset and preset[1],
         "photos": " ".join([dataset["name"], *(categories if categories != "all" else [])]),
         "model": metrics["model"],
-        "head": config["model"].get("head"),
+        "head": (folds or [metrics])[0].get("head", {"name": "linear" if config["model"] else None})["name"],
         "finetune": config["finetune"].get("name"),
+        "probe_c": " ".join(f"{c:g}" for c in config["finetune"].get("probe_c", [])) or None,
         "seed": metrics["seed"],
         "train": split["train"] if isinstance(split.get("train"), int) else None,
         **{name: split.get(name) for name in ("anomalies", "hold_out_defect_type")},
@@ -74,6 +75,8 @@ def row(folder: Path) -> dict:
     if "train" in metrics:
         both = [[line[f"{name}{end}"] for end in ("", "_low", "_high")] for name in ("train_accuracy", "accuracy")]
         line |= dict(zip(("gap", "gap_low", "gap_high"), difference(*both), strict=True))
+    if (folder / "predictions.csv").is_file():
+        line |= ranked(read_predictions(folder / "predictions.csv"))
     if line["hold_out_defect_type"] is not None:
         line |= recalls(read_predictions(folder / "predictions.csv"), line["hold_out_defect_type"])
     return line | {
@@ -86,6 +89,23 @@ def row(folder: Path) -> dict:
         **{f"version_{name}": version for name, version in metrics["versions"].items()},
         "command": metrics["command"],
     }
+
+
+def ranked(predictions: pd.DataFrame) -> dict[str, float]:
+    """Share of the sound parts that score as high as what catches 95 % of the defects, and the most defects that can
+    be caught with 94 of 100 rejected parts defective; of each repeat, and their mean.
+
+    The threshold is one of the test part: what the scores tell apart, not how well it is chosen.
+    """
+    test = predictions[predictions["split"] == "test"] if "split" in predictions else predictions
+    found = []
+    for _, rows in test.groupby(test.get("repeat", pd.Series(0, test.index))):
+        threshold = np.quantile(rows.loc[rows["defective"], "score"], 0.05, method="inverted_cdf")
+        highest_first = rows.sort_values("score", ascending=False)["defective"].to_numpy(bool)
+        caught, rejected = highest_first.cumsum(), np.arange(1, len(rows) + 1)
+        precise = caught[caught >= 0.94 * rejected].max(initial=0) / highest_first.sum()
+        found.append(((rows.loc[~rows["defective"], "score"] >= threshold).mean(), precise))
+    return dict(zip(("rejected_at_95_recall", "recall_at_94_precision"), np.mean(found, 0).tolist(), strict=True))
 
 
 def recalls(predictions: pd.DataFrame, held_out: str) -> dict[str, float]:

@@ -9,12 +9,15 @@ TITLES = {  # of columns; of others their name
     **{"image_size": "px", "anomalies": "defects shown", "train": "images per class", "gap": "train - test accuracy"},
     **{"hold_out_defect_type": "type not shown", "recall_at_5_overkill": "recall of it at 5 % overkill"},
     **{"recall_at_5_overkill_shown": "of shown types"},
+    **{"rejected_at_95_recall": "sound parts rejected at 95 % recall"},
+    **{"recall_at_94_precision": "recall at precision 0.94"},
     **{"defect_auroc": "AUROC, defective against sound", "overkill_rate": "overkill", "escape_rate": "escape rate"},
     **{
         "auroc": "AUROC",
         "f1": "F1",
         "f1_macro": "macro F1",
         "linear": "classifier",
+        "probe_c": "penalties to choose from, 1/C",
         "val_accuracy": "validation accuracy",
     },
 }
@@ -66,6 +69,20 @@ def of_other_cameras(measured: pd.DataFrame) -> str:
     return f"AUROC {own[0]:.2f} to {own[1]:.2f} at home, {away[0]:.2f} to {away[1]:.2f} on the other sets"
 
 
+def of_auto(measured: pd.DataFrame) -> str:
+    differ, kept = measured["difference"], (measured["kept"] == "default").sum()
+    better = (measured["difference_low"] > 0).sum()
+    span = f"{differ.min():+.4f} to {differ.max():+.4f}"
+    return f"AUROC, kept - default: {span}, surely above in {better} of {len(measured)} sets; {kept} times the default"
+
+
+def of_finetuning(measured: pd.DataFrame) -> str:
+    trained = measured[measured["recipe"] != "probe"]
+    differ, better = trained["difference"], (trained["difference_low"] > 0).sum()
+    span = f"{differ.min():+.4f} to {differ.max():+.4f}"
+    return f"AUROC, fine-tuned - probe: {span}, surely above in {better} of {len(trained)} comparisons"
+
+
 def of_leaks(splits: pd.DataFrame) -> str:
     of = {split: text(rows, "recall") for split, rows in splits[splits["dataset"] == "railway"].groupby("split")}
     return f"recall, railway: split at random {of['random']}, with neighbours together {of['consecutive']}"
@@ -93,6 +110,11 @@ def of_predict(measured: pd.DataFrame) -> str:
     return f"{least['ratio']:.2f} ({least['ratio_least']:.2f} to {least['ratio_most']:.2f}) of the bare network's speed"
 
 
+def of_runtime(measured: pd.DataFrame) -> str:
+    medians = measured.set_index("what")["median"]
+    return f"{medians['first decision, file']:.2f} s from the start to a decision, {medians['wheels']:.0f} MB of wheels"
+
+
 def of_augmentation(timings: pd.DataFrame) -> str:
     milliseconds, share = timings.set_index("what")["milliseconds"], timings.set_index("what")["share_of_step"]
     times = milliseconds["torchvision v2, image by image"] / milliseconds["defectcls, batched"]
@@ -102,6 +124,25 @@ def of_augmentation(timings: pd.DataFrame) -> str:
 def of_many_images(timings: pd.DataFrame) -> str:
     most = timings.loc[timings["images"].idxmax()]
     return f"{most['images']:,} rows to the first batch: {most['seconds']:.0f} s, {most['mib_beyond_imports']:.0f} MiB"
+
+
+def of_promises(results: pd.DataFrame) -> str:
+    given = results[results["procedure"].isin(["crossval", "joined"]) & (results["given"] > 0)]
+    all_of_them, most = given["broken"].sum() / given["given"].sum(), (given["broken"] / given["given"]).max()
+    return f"{all_of_them:.1%} broken where 5 % are stated, at most {most:.1%} in a setting"
+
+
+def of_export(measured: pd.DataFrame) -> str:
+    flips, most = measured["flips"].sum(), measured["largest_difference"].max()
+    judged = f"{measured['photos'].sum():,} photos by {len(measured)} files"
+    return f"{flips} flips of {judged}, a score differs by {most:.0e} at most"
+
+
+def of_serving(measured: pd.DataFrame) -> str:
+    medians = measured.set_index(["what", "unit"])["median"]
+    share = medians["2 clients, 32 photos a request", "of ONNX Runtime alone"]
+    one, many = (medians[f"{clients} clients", "ms p50"] for clients in (1, 32))
+    return f"{share:.2f} of ONNX Runtime's own speed in batches, a photo in {one:.0f} ms, of 32 clients in {many:.0f}"
 
 
 STUDIES: dict[str, Study | Measurement] = {
@@ -115,19 +156,16 @@ STUDIES: dict[str, Study | Measurement] = {
     ),
     "crack_wall": Study(
         question="the same cracks: does it overfit, and what does it take not to",
-        rows={
-            "-m experiment=crack_wall seed=0,1,2": "epochs.notna()",
-            "-m experiment=crack_wall finetune.stages.full=null 'finetune.probe_c=[0.001]' seed=0,1,2": "epochs.isna()",
-        },
+        rows={"-m experiment=crack_wall seed=0,1,2": "probe_c == '0.001'"},
         headline="accuracy gap",
-        by="kept epochs seed",
+        by="probe_c seed",
         shown="train_accuracy val_accuracy accuracy gap escape_rate",
         published="“slight overfitting”",
     ),
     "railway_h2o": Study(
         question="a published recipe for railway tracks, and ours",
         rows={
-            f"crossval {made_by} dataset.consecutive=20 folds=5 repeats=2": query
+            f"crossval {made_by} dataset.consecutive=20 folds=5": query
             for made_by, query in {
                 "experiment=railway_h2o dataset=railway_components model=mobilenetv2": (
                     "preset == 'railway_h2o' and target == 'defect'"
@@ -135,7 +173,7 @@ STUDIES: dict[str, Study | Measurement] = {
                 "experiment=railway_h2o dataset=railway_components model=mobilenetv2 target=defect_type": (
                     "preset == 'railway_h2o' and target == 'defect_type'"
                 ),
-                "dataset=railway_components target=defect_type finetune=probe image_size=448": "preset.isna()",
+                "dataset=railway_components target=defect_type repeats=2": "preset.isna()",
             }.items()
         },
         headline="defect_auroc recall overkill_rate",
@@ -149,8 +187,8 @@ STUDIES: dict[str, Study | Measurement] = {
             "-m experiment=mvtec_per_category 'dataset.categories=[screw]' seed=0,1,2": (
                 "preset == 'mvtec_per_category' and photos == 'mvtec screw'"
             ),
-            "crossval experiment=mvtec_joined 'dataset.categories=[screw]' folds=5 repeats=2": (
-                "preset == 'mvtec_joined' and photos == 'mvtec screw'"
+            "crossval dataset=mvtec 'dataset.categories=[screw]' folds=5 repeats=2": (
+                "preset.isna() and photos == 'mvtec screw'"
             ),
         },
         headline="accuracy recall",
@@ -159,33 +197,34 @@ STUDIES: dict[str, Study | Measurement] = {
         published="accuracy 0.66, no defect caught",
     ),
     "mvtec_resnet18": Study(
-        question="a published recipe for MVTec AD pooled, and ours; here bottle and screw",
+        question="a published recipe for MVTec AD pooled, and ours; here bottle, screw and transistor",
         rows={
             "crossval experiment=mvtec_resnet18 model=mobilenetv2 folds=5": "preset == 'mvtec_resnet18'",
-            "crossval -m experiment=mvtec_joined 'dataset.categories=[bottle],[screw]' folds=5 repeats=2": (
-                "photos == 'both_cost'"
+            "crossval -m dataset=mvtec 'dataset.categories=[bottle],[screw],[transistor]' folds=5 repeats=2": (
+                "photos == 'three'"
             ),
         },
         headline="recall precision",
         by="preset photos model",
-        shown="precision recall f1 accuracy auroc",
+        shown="precision recall recall_at_94_precision f1 accuracy auroc",
         published="recall 0.82, precision 0.94 on 593 images of more categories",
     ),
     "few_defects": Study(
         question="hundreds of sound parts and a handful of defects; here ten screws, in photos of 512 px",
         rows={
-            "-m experiment=few_defects 'dataset.categories=[screw]' image_size=448 dataset.split.anomalies=10 "
-            "seed=0,1,2,3,4": "photos == 'mvtec screw' and anomalies == 10 and head == 'joined'"
+            "-m experiment=few_defects 'dataset.categories=[screw]' dataset.split.anomalies=10 seed=0,1,2,3,4": (
+                "photos == 'mvtec screw' and anomalies == 10 and head == 'joined'"
+            )
         },
         headline="auroc",
-        by="photos image_size anomalies head",
+        by="photos anomalies head",
         shown="auroc",
         published="AUROC 0.940 (focal loss), 0.978 (DRA), 0.985 (AHL)",
     ),
     "new_defects": Study(
         question="a kind of defect that training never showed; recall of it at 5 % overkill, by the joined head",
         rows={
-            f"-m {dataset} finetune=probe model.head=joined seed=0,1,2": f"photos == '{photos}' and head == 'joined'"
+            f"-m {dataset} model.head=joined seed=0,1,2": f"photos == '{photos}' and head == 'joined'"
             for dataset, photos in (
                 (
                     "dataset=mvtec 'dataset.categories=[bottle]' "
@@ -203,38 +242,58 @@ STUDIES: dict[str, Study | Measurement] = {
         by="photos hold_out_defect_type head",
         shown="recall_at_5_overkill recall_at_5_overkill_shown auroc",
     ),
-    "casting": Study(
-        question="pump impellers, with every setting at its default",
-        rows={"-m dataset=casting seed=0,1,2": "preset.isna()"},
-        headline="auroc recall",
-        by="seed kept",
-        shown="auroc accuracy recall overkill_rate",
+    "defaults": Study(
+        question="every setting at its default, but the folder",
+        rows={
+            f"crossval {dataset} folds=5 repeats=2": f"photos == '{photos}'"
+            for dataset, photos in (
+                ("dataset=mvtec 'dataset.categories=[transistor]'", "mvtec transistor"),
+                ("dataset=mvtec 'dataset.categories=[screw]'", "mvtec screw"),
+                ("dataset=mvtec 'dataset.categories=[bottle]'", "mvtec bottle"),
+                ("dataset=casting", "casting"),
+                ("dataset=magnetic_tile", "magnetic_tile"),
+                ("dataset=railway_components target=defect_type", "railway_components"),
+            )
+        },
+        headline="auroc rejected_at_95_recall",
+        by="photos",
+        shown="defect_auroc rejected_at_95_recall recall overkill_rate precision",
     ),
-    "railway_components": Study(
-        question="seven classes of track parts, with every setting at its default",
-        rows={"-m dataset=railway_components target=defect_type seed=0,1,2": "preset.isna()"},
-        headline="f1_macro",
-        by="seed kept",
-        shown="f1_macro accuracy recall overkill_rate",
+    "finetuning": Measurement(
+        "does fine-tuning beat a head solved on frozen features of several depths",
+        "crossval finetune=probe_then_full evaluation=holdout",
+        "measured.csv",
+        of_finetuning,
+    ),
+    "auto": Measurement(
+        "what a search beside the default is worth on photos that neither saw",
+        "auto minutes=5",
+        "measured.csv",
+        of_auto,
     ),
     "memory": Measurement(
         "a memory of sound parts alone",
-        "dataset=mvtec 'dataset.categories=[screw]' dataset.split.published=true dataset.split.val=0.02 finetune=probe "
-        "model.head=memory",
+        "dataset=mvtec 'dataset.categories=[screw]' dataset.split.published=true model=mobilenetv2 model.head=memory",
         "measured.csv",
         of_memory,
     ),
     "other_cameras": Measurement(
         "four models, each on the three sets of the others",
-        "-m dataset=casting,concrete_crack,mvtec,railway_components finetune=probe",
+        "-m dataset=casting,concrete_crack,mvtec,railway_components",
         "measured.csv",
         of_other_cameras,
     ),
     "leaks": Measurement("what a random split promises", "defectcls.crossval", "splits.csv", of_leaks),
     "answer": Measurement("from the command to the answer", "benchmarks.answer", "measured.csv", of_answer),
+    "promises": Measurement(
+        "how often a promise that rests on scores out of fold is broken", "measure.py", "measured.csv", of_promises
+    ),
     "speed": Measurement("what training costs", "make bench", "benchmarks.csv", of_speed),
+    "export": Measurement("does a file decide as its checkpoint", "measure.py", "measured.csv", of_export),
     "precision": Measurement("whether bf16 costs quality", "trainer.precision=32,bf16", "runs.csv", of_precision),
     "predict": Measurement("how fast small photos are judged", "defectcls.predict", "measured.csv", of_predict),
+    "runtime": Measurement("what a file needs to decide without torch", "measure.py", "measured.csv", of_runtime),
+    "serving": Measurement("how fast and how steady the server is", "benchmarks.serving", "measured.csv", of_serving),
     "augmentation": Measurement("batches, or image by image", "compare.py", "timings.csv", of_augmentation),
     "many_images": Measurement("a table of a million rows", "measure.py", "timings.csv", of_many_images),
 }

@@ -33,6 +33,8 @@ FINISHED = (  # what the run `finished` does beyond the tiny one
     *("logger=wandb", "finetune.probe=true", "finetune.stages.full.epochs=2"),
     *("inspect.heat_maps=true", "inspect.robustness=true"),
 )
+BY_DEFAULT = ("finetune=probe", "evaluation=auto", "model.levels=[0.5,0.75,1]", "image_size=auto")
+FOLDED = ("augment=texture", "inspect.heat_maps=true", "inspect.robustness=true")
 CHECKOUT = Path(__file__).parents[1]
 
 
@@ -46,7 +48,6 @@ class Outcome(NamedTuple):
 
 def command(verb: str, *arguments: str) -> Outcome:
     """`python -m defectcls.<verb> <arguments>` in this process, which has torch already; a bug's exception passes."""
-    task = getattr(import_module(f"defectcls.{verb}"), verb)
     out, err, root, code = io.StringIO(), io.StringIO(), logging.getLogger(), 0
     handlers, level = root.handlers[:], root.level
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
@@ -54,7 +55,7 @@ def command(verb: str, *arguments: str) -> Outcome:
         patch.setenv(FULL_ERROR, "0")
         patch.setenv("PL_GLOBAL_SEED", "0")  # so that what Lightning sets here is taken back
         try:
-            run_verb(verb, task)
+            run_verb(verb)
         except SystemExit as end:
             code = int(end.code or 0)
         finally:
@@ -129,8 +130,8 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def leave_pictures_out(patch: pytest.MonkeyPatch) -> None:
     """They are half of a tiny run's time."""
     report = import_module("defectcls.pages.report")
-    patch.setattr(report, "_pictures", lambda *_: (report.text(), report.text()))
-    patch.setattr(report, "_photos", lambda *_: report.text())
+    patch.setattr(report, "_pictures", lambda *_: (report.Text(), report.Text()))
+    patch.setattr(report, "_photos", lambda *_: report.Text())
     patch.setattr(import_module("defectcls.training.inspection"), "inspect", lambda *_: ({}, {}))
 
 
@@ -151,6 +152,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "model=timm",
         "model.name=test_resnet.r160_in1k",
         "model.pretrained=false",
+        "finetune=probe_then_full",  # of random weights the whole network, at once
+        "evaluation=holdout",
         "image_size=32",
         "trainer=cpu",
         "trainer.precision=32",
@@ -176,4 +179,12 @@ def finished_types(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("types")
     arguments = ("target=defect_type", "dataset.crops_per_photo=1", "finetune=probe", f"hydra.run.dir={folder}")
     assert command("train", *tiny, *arguments).code == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def crossvalidated(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that sets nothing aside, as a few photos are learned from by default; to be read only."""
+    folder = tmp_path_factory.mktemp("crossvalidated")
+    assert command("train", *tiny, *BY_DEFAULT, *FOLDED, f"hydra.run.dir={folder}").code == 0
     return folder

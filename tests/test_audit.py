@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from defectcls.data.findings import Finding, Inventory, balance
+from defectcls.data.findings import Finding, balance, table_of
 from defectcls.errors import UserError
 from defectcls.model import head
 from defectcls.model.head import doubt_labels
@@ -68,7 +68,7 @@ def of_folder(root: Path, tmp_path: Path, *arguments: str) -> Audit:
 
 
 def test_a_clean_set_has_no_findings(tmp_path: Path) -> None:
-    found = of_folder(photos(tmp_path / "photos"), tmp_path)
+    found = of_folder(photos(tmp_path / "photos"), tmp_path, "evaluation=holdout")
     assert found.outcome.code == 0, found.outcome
     assert found.findings.empty
     assert found.summary["verdict"] == [
@@ -107,12 +107,22 @@ def test_every_fault_is_named_once(tmp_path: Path) -> None:
 
 
 def test_the_split_of_the_audit_is_the_one_that_train_makes(tmp_path: Path, tiny: list[str]) -> None:
-    assert command("train", *tiny, "finetune=probe", f"hydra.run.dir={tmp_path / 'trained'}").code == 0
+    assert command("train", *tiny, "evaluation=holdout", f"hydra.run.dir={tmp_path / 'trained'}").code == 0
     trained = pd.read_csv(tmp_path / "trained" / "predictions.csv")
-    found = audited(tmp_path / "run", *tiny, "finetune=probe")
+    found = audited(tmp_path / "run", *tiny, "evaluation=holdout")
     assert found.outcome.code == 0, found.outcome
     counts = pd.DataFrame(found.summary["balance"])[["train", "val", "test"]].sum().to_dict()
     assert counts == trained["split"].value_counts().to_dict()
+
+
+def test_of_a_set_that_train_does_not_split_the_folds_are_shown(tmp_path: Path) -> None:
+    found = of_folder(photos(tmp_path / "photos"), tmp_path)
+    assert found.outcome.code == 0, found.outcome
+    assert found.summary["verdict"][1].startswith("train validates out of fold: ")
+    folds = [f"fold {number}" for number in range(5)]
+    for row, count in zip(found.summary["balance"], (30, 40), strict=True):
+        assert [*row] == ["label", *folds, "all"]
+        assert [row[fold] for fold in folds] == [count / 5] * 5
 
 
 # --- the exit status --------------------------------------------------------------------------------------------------
@@ -242,25 +252,23 @@ def test_wrong_labels_that_were_planted_are_found(tmp_path: Path, monkeypatch: p
 # --- the page and the table -------------------------------------------------------------------------------------------
 
 
-def inventory() -> Inventory:
-    """Five images; 0-1 and 2-3 copies, of which the second pair straddles; 4 unused."""
-    samples = pd.DataFrame(
-        {
-            "path": [f"{row}.png" for row in range(5)],
-            "label": ["sound", "sound", "sound", "defective", "sound"],
-            "split": ["train", "train", "train", "test", "unused"],
-        }
-    )
-    findings = [
-        Finding("identical", "1.png", "0.png"),
-        Finding("near_identical", "4.png", "0.png"),
-        Finding("identical", "3.png", "2.png"),
-    ]
-    return Inventory(samples, np.array([0, 0, 1, 1, 2]), findings, 1, "")
+# Five images; 0-1 and 2-3 copies, of which the second pair straddles; 4 unused.
+FIVE = pd.DataFrame(
+    {
+        "path": [f"{row}.png" for row in range(5)],
+        "label": ["sound", "sound", "sound", "defective", "sound"],
+        "split": ["train", "train", "train", "test", "unused"],
+    }
+)
+COPIES = [
+    Finding("identical", "1.png", "0.png"),
+    Finding("near_identical", "4.png", "0.png"),
+    Finding("identical", "3.png", "2.png"),
+]
 
 
 def test_table_has_the_gravest_first_and_the_splits_of_both() -> None:
-    table = inventory().table([Finding("wrong_label", "0.png", detail="why")])
+    table = table_of([*COPIES, Finding("wrong_label", "0.png", detail="why")], FIVE)
     assert table.to_numpy().tolist() == [
         ["identical", "3.png", "2.png", "test", "train", "defective", "sound", ""],
         ["identical", "1.png", "0.png", "train", "train", "sound", "sound", ""],
@@ -270,11 +278,9 @@ def test_table_has_the_gravest_first_and_the_splits_of_both() -> None:
 
 
 def test_page_shows_what_it_is_given_and_escapes_it(tmp_path: Path) -> None:
-    stock = inventory()
     surface(tmp_path / "3.png", 3)
-    findings = stock.table([Finding("unreadable", "5.png", detail="<b>truncated</b>")])
-    counts = balance(stock.samples)
-    summary = summarise("walls", findings, counts, stock.leaks, ["a note"])
+    findings = table_of([*COPIES, Finding("unreadable", "5.png", detail="<b>truncated</b>")], FIVE)
+    summary = summarise("walls", findings, balance(FIVE), 1, ["a note"])
     page = render_html(audit_page(summary, findings, tmp_path, "8"))
     assert page.count("data:image/jpeg;base64,") == 1  # the only file that is there
     assert page.count("no picture") == 5

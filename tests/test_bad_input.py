@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from defectcls.model.backbone import Backbone
+from defectcls.model.backbone import Backbone, Look
 from defectcls.model.classifier import Classifier
 from defectcls.model.head import Head
 from defectcls.training.run import TrainingRun
@@ -155,7 +155,7 @@ def test_labels_of_a_table_outside_its_classes(photos: Path) -> None:
 
 
 def test_split_asks_for_more_than_there_is(photos: Path) -> None:
-    text = sentence(train(photos, "dataset.split.train=9", "dataset.split.test=5"))
+    text = sentence(train(photos, "evaluation=holdout", "dataset.split.train=9", "dataset.split.test=5"))
     assert "fewer than dataset.split asks for" in text
     assert text.endswith(": train=9, val=0.15, test=5")
 
@@ -296,7 +296,13 @@ def test_batch_that_does_not_fit_into_memory(photos: Path, monkeypatch: pytest.M
 
 def test_features_that_are_not_finite(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEFECTCLS_CACHE", str(tmp_path))  # where no earlier run has left its own
-    monkeypatch.setattr(Backbone, "inference", lambda self: lambda image: (self(image).detach() * float("inf"),))
+    plain = Backbone.inference
+
+    def infinite(self: Backbone, with_map: bool = False) -> Look:
+        look = plain(self, with_map)
+        return lambda image: tuple(one * float("inf") for one in look(image))
+
+    monkeypatch.setattr(Backbone, "inference", infinite)
     text = "the backbone's features are not finite: try trainer.precision=32, or other weights"
     assert sentence(train(photos)) == text
 

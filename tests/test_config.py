@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from defectcls.arguments import spelled_out, with_text_quoted
 from defectcls.config import CONF_DIR
-from defectcls.errors import FULL_ERROR
+from defectcls.errors import FULL_ERROR, UserError
 from defectcls.training.command import run_verb
 from defectcls.training.jobs import recorded_command
 from tests.conftest import command, composed, process, sentence
@@ -31,17 +31,18 @@ def test_dataset_chooses_the_augmentation_and_the_command_line_overrules_it() ->
 
 
 def test_experiment_overrules_the_presets_and_the_command_line_the_experiment() -> None:
-    demo, config = OmegaConf.load(CONF_DIR / "experiment/demo.yaml"), composed("experiment=demo")
-    assert (config["dataset"]["name"], config["finetune"]["name"]) == ("synthetic", "full")
-    assert config["optim"]["lr"] == demo.optim.lr != composed(SYNTHETIC)["optim"]["lr"]
-    config = composed("experiment=demo", "optim.lr=1", "finetune=probe")
+    preset, config = OmegaConf.load(CONF_DIR / "experiment/railway_h2o.yaml"), composed("experiment=railway_h2o")
+    assert (config["dataset"]["name"], config["finetune"]["name"]) == ("railway", "full")
+    assert config["optim"]["lr"] == preset.optim.lr != composed(SYNTHETIC)["optim"]["lr"]
+    config = composed("experiment=railway_h2o", "optim.lr=1", "finetune=probe")
     assert (config["optim"]["lr"], config["finetune"]["name"]) == (1, "probe")
 
 
 def test_probe_follows_the_pretrained_weights() -> None:
-    assert composed(SYNTHETIC)["finetune"]["probe"] is True
-    assert composed(SYNTHETIC, "model.pretrained=false")["finetune"]["probe"] is False
-    assert composed(SYNTHETIC, "model.pretrained=false", "finetune=probe")["finetune"]["probe"] is True
+    tuned = (SYNTHETIC, "finetune=probe_then_full")
+    assert composed(*tuned)["finetune"]["probe"] is True
+    assert composed(*tuned, "model.pretrained=false")["finetune"]["probe"] is False
+    assert composed(SYNTHETIC, "model.pretrained=false")["finetune"]["probe"] is True
 
 
 def test_data_and_weights_are_found_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +227,8 @@ def composed_by(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, A
     found: list[dict[str, Any]] = []
     monkeypatch.setattr(sys, "argv", ["defectcls.train", *arguments])
     monkeypatch.setenv(FULL_ERROR, "0")
-    run_verb("train", lambda config, folder: found.append(config))
+    monkeypatch.setattr("defectcls.train.train", lambda config, _: found.append(config))
+    run_verb("train")
     return found[0]
 
 
@@ -261,22 +263,23 @@ def test_damaged_record_of_a_run(tmp_path: Path, content: bytes) -> None:
 # --- wrong values -----------------------------------------------------------------------------------------------------
 
 WRONG = {
-    "seed=abc": "seed=abc: Input should be a valid integer, unable to parse string as an integer",
-    "seed=-1": "seed=-1: Input should be greater than or equal to 0",
-    "batch_size=-1": "batch_size=-1: Input should be greater than 0",
-    "image_size=abc": "image_size=abc: Input should be a valid integer, unable to parse string as an integer",
-    "image_size=8": "image_size=8: Input should be greater than or equal to 32",
-    "optim.lr=fast": "optim.lr=fast: Input should be a valid number, unable to parse string as a number",
-    "optim.lr=0": "optim.lr=0: Input should be greater than 0",
-    "dataset.resize=crop": "dataset.resize=crop: Input should be 'squash' or 'pad'",
-    "dataset.resize=pda": "dataset.resize=pda: Input should be 'squash' or 'pad'",
-    "target=defects": "target=defects: Input should be 'defect' or 'defect_type'",
+    "seed=abc": "seed=abc: it has to be a valid integer",
+    "seed=-1": "seed=-1: it has to be greater than or equal to 0",
+    "batch_size=-1": "batch_size=-1: it has to be greater than 0",
+    **{
+        f"image_size={given}": f"image_size={shown}: it has to be a side of 32 pixels or more, or [height,width]; "
+        "it has to be 'auto'"
+        for given, shown in (("abc", "abc"), ("8", "8"), ("[224]", "[224]"), ("[224,224,3]", "[224, 224, 3]"))
+    },
+    "optim.lr=fast": "optim.lr=fast: it has to be a valid number",
+    "optim.lr=0": "optim.lr=0: it has to be greater than 0",
+    "dataset.resize=crop": "dataset.resize=crop: it has to be 'squash' or 'pad'",
+    "dataset.resize=pda": "dataset.resize=pda: it has to be 'squash' or 'pad'",
+    "target=defects": "target=defects: it has to be 'defect' or 'defect_type'",
     "+finetune.stages.more.epochs=3": "finetune.stages.more.trainable: Field required",
     "dataset.split.val=null": ("dataset.split: at most one of train, val and test may be null (all that is left)"),
-    "dataset.image_count=0": "dataset.image_count=0: Input should be greater than or equal to 1",
-    "dataset.image_count=many": (
-        "dataset.image_count=many: Input should be a valid integer, unable to parse string as an integer"
-    ),
+    "dataset.image_count=0": "dataset.image_count=0: it has to be greater than or equal to 1",
+    "dataset.image_count=many": ("dataset.image_count=many: it has to be a valid integer"),
 }
 
 
@@ -304,7 +307,7 @@ def test_values_that_exclude_each_other_are_one_sentence(arguments: tuple[str, .
 def test_wrong_value_names_every_way_out(tmp_path: Path) -> None:
     wrong = {
         "dataset.split.train=-3": "dataset.split.train=-3: ",
-        "finetune.stages.full.trainable=most": "finetune.stages.full.trainable=most: ",
+        "finetune.probe_c=[none]": "finetune.probe_c=none: ",
         "loss.class_weights=heavy": "loss.class_weights=heavy: ",
         "trainer.devices=none": "trainer.devices=none: ",
     }
@@ -336,9 +339,9 @@ def test_package_lists_its_verbs(tmp_path: Path) -> None:
 def test_torch_is_not_imported_for_a_typo() -> None:
     """A third of a second instead of six."""
     code = (
-        "import sys; from defectcls.train import train; from defectcls.training.command import run_verb\n"
+        "import sys; from defectcls.training.command import run_verb\n"
         "sys.argv += ['dataset=synthetic', 'sed=1']\n"
-        "try: run_verb('train', train)\n"
+        "try: run_verb('train')\n"
         "finally: assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -354,8 +357,38 @@ def test_a_decision_that_there_is_not(typed: str) -> None:
 
 def test_a_decision_with_its_target_isspelled_out() -> None:
     assert spelled_out("decision=fpr<=0.02") == ["decision=fpr", "decision.target=0.02"]
+    assert spelled_out("decision=recall>=.9, 5e-1") == ["decision=recall", "decision.target=.9, 5e-1"]  # a sweep
     assert spelled_out("decision=review") == ["decision=review"]
     assert spelled_out("dataset.root=a<=b") == ["dataset.root=a<=b"]
+
+
+@pytest.mark.parametrize("given", ["95", "0", "1", "nan", "0.9,95", "-0.5", "95%", "0.9.5", ""])
+def test_a_target_that_is_no_share_is_told_as_it_was_typed(given: str) -> None:
+    with pytest.raises(UserError) as caught:
+        spelled_out(f"decision=fpr<={given}")
+    assert str(caught.value) == f"decision=fpr<={given}: give a share between 0 and 1, such as decision=fpr<=0.05"
+    if given == "95":
+        told = "decision=recall>=95: give a share between 0 and 1, such as decision=recall>=0.95"
+        assert sentence(command("train", SYNTHETIC, "decision=recall>=95")) == told
+
+
+@pytest.mark.parametrize("kept", ["", "checkpoints/best.ckpt", "notes.log", "tried/0/0/predictions.csv"])
+def test_a_run_that_fails_leaves_its_folder_only_if_it_kept_something(
+    kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def task(config: dict, folder: Path) -> None:
+        for file in filter(None, ("wandb/files/debug.log", "compare.log", kept)):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).touch()
+        (folder / "tried" / "1" / "0").mkdir(parents=True)
+        assert (folder / ".hydra").is_dir()
+        raise UserError("no")
+
+    monkeypatch.setattr("defectcls.compare.compare", task)
+    with pytest.raises(SystemExit):
+        run_verb("compare", [f"hydra.run.dir={tmp_path / 'run'}"])
+    assert (tmp_path / "run").exists() == bool(kept)
+    assert not kept or (tmp_path / "run" / kept).exists()
 
 
 def test_a_command_that_fails_at_once_leaves_no_folder(tmp_path: Path) -> None:

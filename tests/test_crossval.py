@@ -115,6 +115,6 @@ def test_a_repeat_deals_the_folds_anew(tiny: list[str]) -> None:
 
 def test_mistakes(tiny: list[str], tmp_path: Path) -> None:
     one = sentence(command("crossval", *tiny, "folds=1", f"hydra.run.dir={tmp_path}"))
-    assert one == "folds=1: Input should be greater than or equal to 2"
+    assert one == "folds=1: it has to be greater than or equal to 2"
     ddp = sentence(command("crossval", *tiny, "trainer.strategy=ddp", f"hydra.run.dir={tmp_path}"))
     assert ddp == "cross-validation trains on one device: leave trainer.strategy=auto"

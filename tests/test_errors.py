@@ -2,23 +2,29 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
-from defectcls.errors import Stopped, explain, stoppable
+from defectcls.errors import EXTRAS, Stopped, explain, stoppable
+from tests.conftest import CHECKOUT
 
 TASK = """
 import sys, time
+import defectcls.{verb} as module
 from defectcls.training.command import run_verb
 def task(config, folder):
     {body}
+module.{verb} = task
 sys.argv[1:] = ["dataset=synthetic", "hydra.run.dir=run 1"]
-run_verb("{verb}", task)
+run_verb("{verb}")
 """
 
 
@@ -155,3 +161,30 @@ def test_a_run_folder_below_a_file(tmp_path: Path) -> None:
     code, out, err = ended(begin(tmp_path, "pass"))
     assert (code, out) == (2, "")
     assert err.startswith("error: run 1 cannot be used (File exists): ")
+
+
+# --- what is not installed --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"), [("torch", "train"), ("sklearn", "train"), ("onnxruntime", "runtime"), ("paho", "line")]
+)
+def test_what_is_not_installed_is_told_with_the_extra_that_brings_it(module: str, extra: str) -> None:
+    told = f"this needs {module}: pip install 'defectcls[{extra}]'"
+    assert explain(ModuleNotFoundError(f"No module named '{module}'", name=module)) == told
+
+
+@pytest.mark.parametrize("module", ["defectcls.data.imges", "torch.cuda.graphs", "numpy", None])
+def test_a_module_of_no_extra_that_is_not_there_is_a_bug(module: str | None) -> None:
+    assert explain(ModuleNotFoundError("No module", name=module)) is None
+
+
+def test_an_extra_brings_every_module_that_a_sentence_says_it_brings() -> None:
+    """As far as they are installed here, by the distribution that has the module."""
+    extras = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    homes = packages_distributions()
+    for extra, modules in EXTRAS.items():
+        brought = {re.split(r"[\[<>=]", one)[0] for one in extras[extra]}
+        for module in modules.split():
+            names = {name.lower().replace("_", "-") for name in homes.get(module, [])}
+            assert not names or names & brought, (extra, module)

@@ -13,6 +13,7 @@ from sklearn import metrics as sk
 
 from defectcls.deployment.predictor import load
 from defectcls.errors import UserError
+from defectcls.model.checkpoint import load_trained
 from defectcls.training.results import provenance
 from tests.conftest import Outcome, command, equal, paint, sentence, weights
 
@@ -187,13 +188,13 @@ def test_own_images_are_no_other_dataset(finished: Path, tiny: list[str], tmp_pa
 def test_run_without_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     assert sentence(evaluate(tmp_path / "new", f"checkpoint={tmp_path / 'run'}")) == (
-        f"checkpoint={tmp_path / 'run'} is no .ckpt file and no run folder with checkpoints/best.ckpt"
+        f"{tmp_path / 'run'} is no .ckpt or .onnx file and no run folder with checkpoints/best.ckpt"
     )
 
 
 def test_checkpoint_that_does_not_exist(tmp_path: Path) -> None:
     assert sentence(evaluate(tmp_path / "new", f"checkpoint={tmp_path / 'rum'}")) == (
-        f"checkpoint={tmp_path / 'rum'} is no .ckpt file and no run folder with checkpoints/best.ckpt"
+        f"{tmp_path / 'rum'} is no .ckpt or .onnx file and no run folder with checkpoints/best.ckpt"
     )
 
 
@@ -206,7 +207,7 @@ def test_an_evaluation_and_a_predictor_compute_the_same(finished: Path, tmp_path
     assert evaluate(tmp_path, f"checkpoint={finished}", f"precision={precision}", "device=cpu").code == 0
     rows, trained = table(tmp_path), part_of(finished, "test")
     predictor = load(finished, "cpu", precision)
-    root = predictor.trained.settings.dataset.root
+    root = load_trained(finished, "cpu").settings.dataset.root
     found = predictor.predict([root / path for path in rows["path"]], batch_size=5)
     assert found["score"].tolist() == rows["score"].tolist()
     assert (rows["score"].tolist() == trained["score"].tolist()) == (precision == "32")
@@ -243,7 +244,7 @@ def test_a_device_that_is_not_here(finished: Path, tmp_path: Path, monkeypatch: 
         "a gpu is asked for, and torch finds none here: use auto or cpu"
     )
     assert sentence(evaluate(tmp_path, f"checkpoint={finished}", "precision=64")) == (
-        "precision=64: Input should be '32', 'bf16' or '16'"
+        "precision=64: it has to be '32', 'bf16' or '16'"
     )
 
 
@@ -326,7 +327,7 @@ def test_table_of_another_tool(tmp_path: Path) -> None:
     assert (found["recall"], found["overkill_rate"], found["auroc"]) == (0.5, 0.5, 0.75)
     assert "other" in (tmp_path / "new/report.html").read_text()
     decided = evaluate(tmp_path / "decided", f"predictions={tmp_path / 'other.csv'}", "decision=f1")
-    assert sentence(decided).startswith("decision=f1 needs sound validation images, and there are none")
+    assert sentence(decided).startswith("decision=f1 needs sound images to be chosen on, and there are none")
     trained = evaluate(tmp_path / "part", f"predictions={tmp_path / 'other.csv'}", "part=train")
     assert sentence(trained) == f"{tmp_path / 'other.csv'} has no row with split train"
 

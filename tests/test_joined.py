@@ -11,6 +11,9 @@ import torch
 
 from defectcls.deployment.predictor import load
 from defectcls.evaluation.predictions import read_predictions
+from defectcls.model.checkpoint import load_trained
+from defectcls.model.head import FOLDS
+from defectcls.model.memory import PRIOR
 from defectcls.pages import report
 from defectcls.training.build import build_data
 from tests.conftest import command, equal, sentence, weights
@@ -39,7 +42,7 @@ def joined(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that knows a single defect; to be read only."""
     given = ("dataset.split.anomalies=1", "model.test_views=2", "inspect.heat_maps=true")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "_pictures", lambda *_: (report.text(), report.text()))  # half of the time
+        patch.setattr(report, "_pictures", lambda *_: (report.Text(), report.Text()))  # half of the time
         return joined_run(tmp_path_factory.mktemp("joined"), *tiny, *given)
 
 
@@ -49,7 +52,7 @@ def test_it_knows_few_defects_and_says_how_it_weighs(joined: Path) -> None:
     assert train["defective"].sum() == 1
     assert not val["defective"].any()
     head, cells = metrics["head"], 2 * 2
-    assert (head["name"], head["memory"], head["classifier"]) == ("joined", near(2), near(0.5))  # as before any defect
+    assert (head["name"], head["memory"], head["classifier"]) == ("joined", near(PRIOR[0]), near(PRIOR[1]))
     assert head["bank"] == cells * (~train["defective"]).sum()
     assert metrics["heat_maps"] == "distance to the nearest patch of a sound part"
     assert metrics["localisation"]["n"] > 3
@@ -57,15 +60,18 @@ def test_it_knows_few_defects_and_says_how_it_weighs(joined: Path) -> None:
 
 
 def test_the_bank_is_of_sound_training_images_alone(joined: Path) -> None:
-    trained = load(joined, "cpu").trained
+    trained = load_trained(joined, "cpu")
     data, memory = build_data(trained.settings), trained.network.joined.memory  # type: ignore[union-attr]
-    bank = memory.bank[: int(memory.size)]
     with torch.no_grad():
-        maps = trained.network.backbone.inference(with_map=True)(data.images[np.arange(len(data.samples))])[1]
-    nearest = torch.cdist(maps.permute(0, 2, 3, 1).flatten(0, 2), bank).amin(1).view(len(maps), -1).amax(1).numpy()
-    known = ((data.samples["split"] == "train") & ~data.samples["defective"]).to_numpy()
-    assert nearest[known].max() < 1e-2 * np.median(nearest[~known])
-    assert nearest[~known].min() > 1e-2 * np.median(nearest[~known])
+        maps = trained.network.backbone.inference(with_map=True)(data.images[np.arange(len(data.samples))])[1].float()
+    cells = maps.permute(0, 2, 3, 1).flatten(1, 2)
+    rows, folds = data.part("train"), np.full(len(cells), -1)
+    folds[rows] = data.folds(rows, FOLDS)
+    for fold in range(FOLDS):  # each part of the bank is of the sound images of its fold
+        nearest = torch.cdist(cells, memory.bank[fold, : memory.sizes[fold]]).amin(2).amax(1).numpy()
+        known = ((folds == fold) & ~data.samples["defective"]).to_numpy()
+        assert nearest[known].max() < 1e-2 * np.median(nearest[~known])
+        assert nearest[~known].min() > 1e-2 * np.median(nearest[~known])
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -81,7 +87,8 @@ def test_evaluated_again_it_has_the_same_numbers(joined: Path, tmp_path: Path) -
 def test_photos_are_judged_as_in_the_run_in_any_batch_and_order(joined: Path, batch_size: int) -> None:
     predictor = load(joined, "cpu")
     rows = read_predictions(joined / "predictions.csv").query("split == 'test'").sample(frac=1, random_state=batch_size)
-    found = predictor.predict([predictor.trained.settings.dataset.root / path for path in rows["path"]], batch_size)
+    root = load_trained(joined, "cpu").settings.dataset.root
+    found = predictor.predict([root / path for path in rows["path"]], batch_size)
     columns = ["prediction", "decision", "score", "p_sound", "p_defective"]
     expected = rows.reset_index(drop=True)[columns].astype({"decision": str})
     pd.testing.assert_frame_equal(found[columns], expected, check_exact=True, check_dtype=False)
@@ -89,7 +96,7 @@ def test_photos_are_judged_as_in_the_run_in_any_batch_and_order(joined: Path, ba
 
 def test_a_probability_is_of_the_weighed_deviations(joined: Path) -> None:
     """Computed from the layers, without what makes an evaluation quick."""
-    trained, rows = load(joined, "cpu").trained, read_predictions(joined / "predictions.csv").query("split == 'test'")
+    trained, rows = load_trained(joined, "cpu"), read_predictions(joined / "predictions.csv").query("split == 'test'")
     model, data = trained.network, build_data(trained.settings)
     assert model.joined is not None
     joined_head = model.joined
@@ -97,12 +104,15 @@ def test_a_probability_is_of_the_weighed_deviations(joined: Path) -> None:
         images = data.images[rows.index.to_numpy()]
         features, maps = model.backbone.inference(with_map=True)(images)
         mirrored = model.backbone.inference(with_map=True)(images.flip(3))[0]
-        cells = maps.permute(0, 2, 3, 1).flatten(1, 2)
-        memory = torch.cdist(cells, joined_head.memory.bank[: int(joined_head.memory.size)]).amin(2).amax(1)
+        cells, memory = maps.float().permute(0, 2, 3, 1).flatten(1, 2), joined_head.memory
+        parts = [memory.bank[fold, : memory.sizes[fold]] for fold in range(FOLDS)]
+        banks = [torch.cat(parts[:fold] + parts[fold + 1 :]) for fold in range(FOLDS)]
+        remembered = torch.stack([torch.cdist(cells, bank).amin(2).amax(1) for bank in banks], 1)
         ways = [model.head.linear((way - model.head.mean) / model.head.std) for way in (features, mirrored)]
-        linear = torch.stack(ways).mean(0)
-        scores = torch.stack([memory, linear[:, 1] - linear[:, 0]], 1)
-        odds = ((scores - joined_head.mean) / joined_head.deviation) @ joined_head.weight + joined_head.bias
+        linear = torch.stack(ways).mean(0).unflatten(1, (FOLDS, 2))
+        scores = torch.stack([remembered, linear[..., 1] - linear[..., 0]], 2)
+        members = ((scores - joined_head.mean) / joined_head.deviation * joined_head.weight).sum(2) + joined_head.bias
+        odds = members.mean(1)
     decision = numbers(joined)["decision"]
     expected = odds.double().numpy() * decision["scale"] + np.diff(decision["shift"] or [0, 0])
     assert np.log(rows["p_defective"] / rows["p_sound"]).to_numpy() == pytest.approx(expected, abs=0.02)
@@ -138,10 +148,10 @@ def test_cross_validation_and_augmented_copies(tiny: list[str], tmp_path: Path) 
             ["model.head=memory", "model.test_views=2"],
             "model.head=memory compares an image as it lies: model.test_views=1",
         ),
-        (["model.head=hybrid"], "model.head=hybrid: Input should be 'linear', 'joined' or 'memory'"),
+        (["model.head=hybrid"], "model.head=hybrid: it has to be 'auto', 'linear', 'joined' or 'memory'"),
         (
-            ["target=defect_type", "dataset.image_count=90"],
-            "model.head=joined tells sound from defective, and the classes are sound, ",
+            ["model.head=memory", "target=defect_type", "dataset.image_count=90"],
+            "model.head=memory tells sound from defective, and the classes are sound, ",
         ),
     ],
 )

@@ -110,6 +110,14 @@ def test_a_verb_leaves_its_folder_and_the_process_as_it_was(tiny: list[str], tmp
     assert isinstance(predicted.predictions, pd.DataFrame)
 
 
+@pytest.mark.parametrize("name", ["metrics", "audit", "compare", "summary", "export"])
+def test_the_numbers_of_every_verb_are_found_in_its_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(defectcls.UserError, match="holds no numbers"):
+        _ = defectcls.RunFolder(tmp_path).metrics
+    (tmp_path / f"{name}.json").write_text('{"images": 3}')
+    assert defectcls.RunFolder(tmp_path).metrics == {"images": 3}
+
+
 class Mine(torch.nn.MultiMarginLoss):
     pass
 
@@ -125,7 +133,7 @@ def test_a_part_of_a_notebook_is_found_in_it(tiny: list[str], tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        (("trian",), "there is no verb 'trian', did you mean 'train'? there are audit, compare, "),
+        (("trian",), "there is no verb 'trian', did you mean 'train'? there are audit, auto, compare, "),
         (("train", "-m", "seed=0,1"), "-m is for the command line: give key=value, and config_dir=<folder>"),
         (("train", "dataset=synthetic", "seed=x"), "seed=x: "),
         (("compare", "runs=[a,b]"), "a does not exist: "),
@@ -143,7 +151,7 @@ def test_a_verb_that_cannot_be_done(given: tuple[str, ...], text: str, tmp_path:
 
 
 def test_one_command_for_all_verbs(tmp_path: Path) -> None:
-    text = "error: there is no verb 'trian', did you mean 'train'? there are audit, compare, crossval, "
+    text = "error: there is no verb 'trian', did you mean 'train'? there are audit, auto, compare, crossval, "
     found = process("defectcls", "trian", cwd=tmp_path)
     assert (found.code, found.out, found.err.startswith(text)) == (2, "", True)
     found = process("defectcls", "train", "dataset=synthetic", "sed=1", cwd=tmp_path)

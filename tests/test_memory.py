@@ -11,6 +11,8 @@ import torch
 
 from defectcls.deployment.predictor import load
 from defectcls.evaluation.predictions import read_predictions
+from defectcls.model.checkpoint import load_trained
+from defectcls.model.head import FOLDS
 from defectcls.model.memory import PRIOR
 from defectcls.pages import report
 from defectcls.training.build import build_data
@@ -56,7 +58,7 @@ def trained(folder: Path, *arguments: str) -> Path:
 def run(published: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was shown no defect, and promises few false rejects; to be read only."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "_pictures", lambda *_: (report.text(), report.text()))  # half of the time
+        patch.setattr(report, "_pictures", lambda *_: (report.Text(), report.Text()))  # half of the time
         return trained(tmp_path_factory.mktemp("memory"), *published, "decision=fpr<=0.1", "inspect.heat_maps=true")
 
 
@@ -76,24 +78,26 @@ def test_shown_no_defect_it_finds_them_all(run: Path) -> None:
 
 def test_a_score_is_the_distance_in_deviations_of_sound_images_alone(run: Path) -> None:
     """Computed from the network's maps; the classifier, which nobody trained, has no say."""
-    model, data = (found := load(run, "cpu").trained).network, build_data(found.settings)
+    model, data = (found := load_trained(run, "cpu")).network, build_data(found.settings)
     rows = read_predictions(run / "predictions.csv")
     assert model.joined is not None
     with torch.no_grad():
         maps = model.backbone.inference(with_map=True)(data.images[rows.index.to_numpy()])[1]
-        cells = maps.permute(0, 2, 3, 1).flatten(1, 2)
+        cells = maps.float().permute(0, 2, 3, 1).flatten(1, 2)
     known = data.part("train")
-    bank = cells[known].flatten(0, 1)
+    folds = data.folds(known, FOLDS)
 
-    def hottest(image: int, *others: int) -> float:
-        kept = torch.ones(len(bank), dtype=torch.bool).view(len(known), -1)
-        kept[np.isin(known, others)] = False
-        return float(torch.cdist(cells[image], bank[kept.flatten()], compute_mode=EXACT).amin(1).amax())
+    def hottest(image: int, member: int) -> float:
+        bank = cells[known[folds != member]].flatten(0, 1)
+        return float(torch.cdist(cells[image], bank, compute_mode=EXACT).amin(1).amax())
 
-    units = data.samples["unit"].to_numpy()
-    apart = np.array([hottest(row, *known[units[known] == units[row]]) for row in known])
-    distances = np.array([hottest(row) for row in range(len(rows))])
-    expected = (distances - apart.mean()) / apart.std() * PRIOR[0] + PRIOR[2]
+    apart = np.array([hottest(row, fold) for row, fold in zip(known, folds, strict=True)])
+    said = []
+    for member in range(FOLDS):
+        others = apart[folds != member]
+        distances = np.array([hottest(row, member) for row in range(len(rows))])
+        said.append((distances - others.mean()) / others.std() * PRIOR[0] + PRIOR[2])
+    expected = np.mean(said, 0)
     decision = numbers(run)["decision"]
     odds = (np.log(rows["p_defective"] / rows["p_sound"]) - np.diff(decision["shift"] or [0, 0])) / decision["scale"]
     new = (rows["split"] != "train") & np.isfinite(odds)  # of a known one the distance is 0 but for rounding
@@ -107,7 +111,8 @@ def test_evaluated_and_predicted_it_says_the_same(run: Path, tmp_path: Path) -> 
     assert command("evaluate", f"checkpoint={run}", *quick, f"hydra.run.dir={tmp_path}").code == 0
     assert numbers(tmp_path)["test"] == numbers(run)["test"]
     rows, predictor = read_predictions(run / "predictions.csv").query("split == 'test'"), load(run, "cpu")
-    found = predictor.predict([predictor.trained.settings.dataset.root / path for path in rows["path"]], 5)
+    root = load_trained(run, "cpu").settings.dataset.root
+    found = predictor.predict([root / path for path in rows["path"]], 5)
     assert found["score"].tolist() == rows["score"].tolist()
 
 
@@ -134,8 +139,8 @@ def test_a_new_defect_type_where_there_is_no_other(published: list[str], tmp_pat
 def test_without_defects_the_other_heads_say_what_to_type(head: str, published: list[str], tmp_path: Path) -> None:
     given = (*published, f"model.head={head}", "finetune=probe", f"hydra.run.dir={tmp_path}")
     assert sentence(command("train", *given)) == (
-        f"model.head={head} learns from every class, and the split leaves none of the 8 images of 'defective' for "
-        "training: model.head=memory finetune=probe needs sound ones alone, dataset.split.anomalies=10 shows ten, "
+        f"model.head={head} learns from 'defective', and the split leaves none of its 8 images for training: "
+        "model.head=memory finetune=probe needs sound ones alone, dataset.split.anomalies=10 shows ten, "
         "dataset.split.published=false its share"
     )
 
@@ -145,7 +150,7 @@ def test_a_policy_that_needs_defects_says_what_to_type(policy: str, published: l
     given = (*published, *MEMORY, f"decision={policy}", f"hydra.run.dir={tmp_path}")
     name = policy.split(">=", 1)[0]
     without = "decision=fpr needs sound ones alone, decision=balanced neither"
-    text = f"decision={name} needs defective validation images, and there are none: {without}"
+    text = f"decision={name} needs defective images to be chosen on, and there are none: {without}"
     assert sentence(command("train", *given)) == text
     assert not (tmp_path / "checkpoints").exists()  # told before anything is trained
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from defectcls.deployment.checkpoints import decided
 from defectcls.deployment.predictor import Predictor
 from defectcls.evaluation.predictions import read_predictions
 from tests.conftest import Outcome, command, paint, process, sentence
@@ -139,15 +140,15 @@ def test_mistakes_are_told_before_anything_is_made(finished: Path, photos: Path,
         (photos, "watch=true"): needed,
         (photos, *watching[:1], f"{watching[1]}.parquet"): f"output={tmp_path}/out.parquet should end in .csv",
         ("gone", *watching[:1], f"{watching[1]}.csv"): needed,
-        (photos, "device=tpu"): "device=tpu: Input should be 'auto', 'cpu' or 'gpu'",
+        (photos, "device=tpu"): "device=tpu: it has to be 'auto', 'cpu' or 'gpu'",
     }
     for given, told in expected.items():
         assert sentence(predict(finished, given[0], tmp_path / "run", *map(str, given[1:]))) == told
     assert sentence(predict(tmp_path / "rum", photos, tmp_path / "run")) == (
-        f"checkpoint={tmp_path}/rum is no .ckpt file and no run folder with checkpoints/best.ckpt"
+        f"{tmp_path}/rum is no .ckpt or .onnx file and no run folder with checkpoints/best.ckpt"
     )
     assert sentence(predict(tmp_path / "empty", photos, tmp_path / "run")) == (
-        f"checkpoint={tmp_path}/empty is no .ckpt file and no run folder with checkpoints/best.ckpt"
+        f"{tmp_path}/empty is no .ckpt or .onnx file and no run folder with checkpoints/best.ckpt"
     )
     torch.save({"model": {}}, tmp_path / "other.pt")
     assert sentence(predict(tmp_path / "other.pt", photos, tmp_path / "run")) == (
@@ -202,8 +203,8 @@ def test_mistakes_are_told_without_torch(tmp_path: Path) -> None:
 def test_a_model_without_scores_accepts_nothing(
     finished: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without = lambda self, pixels: np.full((len(pixels), 2), np.nan)  # noqa: E731
-    monkeypatch.setattr("defectcls.deployment.predictor.Predictor._logits", without)
+    without = lambda logits, *given: decided(np.full_like(logits, np.nan), *given)  # noqa: E731
+    monkeypatch.setattr("defectcls.deployment.checkpoints.decided", without)
     outcome = predict(finished, photos, tmp_path)
     assert outcome.code == 1
     summary, rows = json.loads((tmp_path / "summary.json").read_text()), table(tmp_path / "predictions.csv")

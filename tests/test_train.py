@@ -186,8 +186,8 @@ def test_preset_runs_its_stages_in_order(tiny: list[str], tmp_path: Path, preset
 
 @pytest.mark.usefixtures("no_pictures")
 def test_probe_leaves_the_backbone_as_it_was(tiny: list[str], tmp_path: Path) -> None:
-    run(tmp_path, *tiny, "finetune=probe")
-    settings = TrainSettings(**composed(*tiny, "finetune=probe"))
+    run(tmp_path, *tiny, "finetune=probe", "model.head=linear")
+    settings = TrainSettings(**composed(*tiny, "finetune=probe", "model.head=linear"))
     data = build_data(settings)
     L.seed_everything(settings.seed, verbose=False)
     untrained, trained = build_classifier(settings, data).state_dict(), weights(tmp_path / "checkpoints/best.ckpt")
@@ -197,7 +197,7 @@ def test_probe_leaves_the_backbone_as_it_was(tiny: list[str], tmp_path: Path) ->
 
 @pytest.mark.usefixtures("no_pictures")
 def test_collapsed_stage_is_rolled_back_to_the_probe(tiny: list[str], tmp_path: Path) -> None:
-    probe = run(tmp_path / "probe", *tiny, "finetune=probe")
+    probe = run(tmp_path / "probe", *tiny, "finetune=probe", "model.head=linear")
     arguments = ("finetune.probe=true", "finetune.stages.full.epochs=2", "optim.lr=10")
     outcome = command("train", *tiny, *arguments, f"hydra.run.dir={tmp_path / 'collapsed'}")
     metrics = numbers(tmp_path / "collapsed")
@@ -278,7 +278,7 @@ def plain(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 def fitted(folder: Path, *arguments: str) -> dict[str, torch.Tensor]:
     """The weights after two epochs of a run that draws no pictures."""
-    arguments = ("finetune=full", "finetune.stages.full.epochs=2", "batch_size=16", *arguments)
+    arguments = (*arguments, "finetune=full", "finetune.stages.full.epochs=2", "batch_size=16")
     TrainingRun(TrainSettings(**composed(*arguments)), folder, None).train()
     return weights(folder / "checkpoints/last.ckpt")
 

@@ -25,11 +25,8 @@ class Casting(DefectDataModule):
     """
 
     def list_samples(self) -> pd.DataFrame:
-        """See `DefectDataModule.list_samples`.
-
-        Raises:
-            UserError: a folder is missing or empty.
-        """
-        folders = {"def_front": {"defective": True}, "ok_front": {"defective": False}}
+        kinds = {"def_front": True, "ok_front": False}
         has_split = any((self.root / part).is_dir() for part in ("train", "test"))
-        return samples_in(self.root, folders, LAYOUT, {"train": "train", "test": "test"} if has_split else None)
+        parts = {"train/": {"split": "train"}, "test/": {"split": "test"}} if has_split else {"": {}}
+        folders = {part + kind: {"defective": kinds[kind], **parts[part]} for part in parts for kind in kinds}
+        return samples_in(self.root, folders, LAYOUT)

@@ -17,6 +17,5 @@ class ConcreteCrack(DefectDataModule):
     """
 
     def list_samples(self) -> pd.DataFrame:
-        """See `DefectDataModule.list_samples`."""
         folders = {"Negative": {"defective": False}, "Positive": {"defective": True}}
         return samples_in(self.root, folders, "{Negative,Positive}/<image>")

@@ -1,4 +1,4 @@
-"""A dataset, from its files to batches: `image` uint8 (batch, 3, size, size), `target` and `index` int64 (batch,)."""
+"""A dataset, from files to batches: `image` uint8 (batch, 3, height, width), `target` and `index` int64 (batch,)."""
 
 import inspect
 import logging
@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, DistributedSampler, default_convert
 from defectcls.config import named, presets, shipped_dataset
 from defectcls.data.batches import Part, PartLoader
 from defectcls.data.download import fetch_archive
-from defectcls.data.duplicates import contradiction, first_of, identical_files, near_identical_pairs, split_units
-from defectcls.data.images import further_pages
+from defectcls.data.duplicates import NO_PAIRS, contradiction, first_of, near_identical_pairs, split_units
+from defectcls.data.images import further_pages, typical_size
 from defectcls.data.reading import Images
 from defectcls.data.samples import classes_of, counted, group_consecutive, in_order, label_samples, refuse_spellings
-from defectcls.data.splits import PARTS, leaked_units, split_samples
+from defectcls.data.splits import PARTS, deal_folds, leaked_units, split_samples
 from defectcls.errors import UserError, explain
 from defectcls.settings import BatchSettings, DatasetSettings, Settings, SplitSettings, TrainSettings
 
@@ -90,22 +90,22 @@ class DefectDataModule(L.LightningDataModule):
         self.samples = pd.DataFrame()
         self.digests: list[bytes] = []
         self.unreadable: list[dict[str, str]] = []
-        self.near: np.ndarray | None = None  # where the split asks for them
+        self.near = NO_PAIRS  # rows of near-identical images, where the split asks for them
         vars(self).update({name: getattr(own, name) for name in fields})
 
     @staticmethod
     def from_settings(settings: TrainSettings, **more: Any) -> "DefectDataModule":
-        """The data module that `dataset._target_` names; `more` are device, classes and test_all.
-
-        Raises:
-            UserError: it names no such class.
-        """
+        """The data module that `dataset._target_` names, see `named`; `more` are device, classes and test_all."""
         kind = named(settings.dataset.target, DefectDataModule)
         batches = {name: getattr(settings, name) for name in BATCH}
         return kind(**settings.dataset.model_dump(), **batches, workers=settings.trainer.workers, **more)
 
     def list_samples(self) -> pd.DataFrame:
-        """One row an image, in any order, by names alone: nothing is decoded. See `defectcls.data.samples`."""
+        """One row an image, in any order, by names alone: nothing is decoded. See `defectcls.data.samples`.
+
+        Raises:
+            UserError: a folder or file is missing, empty, out of place or under another name; nothing is left out.
+        """
         raise NotImplementedError
 
     @property
@@ -119,16 +119,14 @@ class DefectDataModule(L.LightningDataModule):
         Raises:
             UserError: it is missing; where to get the data.
         """
-        source, archive = self.settings.source, self.settings.archive
+        root, source, archive = self.root, self.settings.source, self.settings.archive
         if source is None:
-            self.root.mkdir(parents=True, exist_ok=True)
-        elif not self.root.is_dir() and self.settings.download and archive:
-            fetch_archive(archive.url, archive.sha256, self.root)
-        elif not self.root.is_dir():
+            root.mkdir(parents=True, exist_ok=True)
+        elif not root.is_dir() and self.settings.download and archive:
+            fetch_archive(archive.url, archive.sha256, root)
+        elif not root.is_dir():
             more = ", or dataset.download=true" if archive else ""
-            raise UserError(
-                f"the folder {self.root} does not exist: get it from {source}, or dataset.root=<folder>{more}"
-            )
+            raise UserError(f"the folder {root} does not exist: get it from {source}, or dataset.root=<folder>{more}")
 
     def sample_table(self) -> pd.DataFrame:
         """What `list_samples` lists, in the order of paths, with groups of `consecutive`.
@@ -210,7 +208,9 @@ class DefectDataModule(L.LightningDataModule):
     def _read(self, samples: pd.DataFrame) -> pd.DataFrame:
         """The rows that can be read; `images` and `digests` are theirs."""
         files = [f"{self.root}/{name}" for name in samples["path"]]
-        images = Images(files, self.settings, self.image_size, self.device)
+        if self.image_size == "auto":
+            self.image_size = typical_size(files)
+        self.images = images = Images(files, self.settings, self.image_size, self.device)
         if paged := int(images.records["paged"].sum()):
             log.info(further_pages(paged))
         self.settings = self.settings.model_copy(update={"depth": images.depth})
@@ -222,40 +222,36 @@ class DefectDataModule(L.LightningDataModule):
             if self.settings.on_unreadable == "error" or len(self.unreadable) == len(samples):
                 raise UserError(f"{sentence}; mend or delete them, or leave them out with dataset.on_unreadable=skip")
             log.warning("%s; left out", sentence)
-        self.images = images.keep(np.delete(np.arange(len(samples)), list(images.errors)))
-        self.digests = self.images.digests
-        log.info("%s", self.images)
+        self.digests = images.digests
+        kept = f"{images.nbytes / 1e6:,.1f} MB of pixels, place: {images.place}"
+        log.info("%d images, size %d x %d, depth %s: %s", len(images.paths), *images.size, images.depth, kept)
         return samples.drop(index=list(images.errors)).reset_index(drop=True)
 
     def _units(self, samples: pd.DataFrame) -> np.ndarray:
         """Number of the images that each image is tied to, (images,); says how many copies and near twins are tied."""
         together = self.settings.split.together
-        identical = identical_files(self.digests) if "identical" in together else np.arange(len(samples))
-        near = self.near_twins() if "near_identical" in together else np.zeros((0, 2), np.int64)
+        identical = first_of(self.digests) if "identical" in together else np.arange(len(samples))
+        self.near = near_identical_pairs(self.images) if "near_identical" in together else NO_PAIRS
         copies = np.bincount(identical)
-        for kind, count in (("identical", copies[copies > 1].sum()), ("near-identical", len(np.unique(near)))):
+        for kind, count in (("identical", copies[copies > 1].sum()), ("near-identical", len(np.unique(self.near)))):
             if count:
                 log.info("%s to another: %d images; those that are tied count as one", kind, count)
-        return split_units(identical, samples.get("group") if "group" in together else None, near)
+        return split_units(identical, samples.get("group") if "group" in together else None, self.near)
 
-    def deal(self, split: SplitSettings, seed: int) -> None:
-        """Split the images that were read, as a cross-validation does for each of its folds.
-
-        Raises:
-            UserError: too few of a class.
-        """
+    def deal(self, split: SplitSettings, seed: int, validates: bool = True) -> None:
+        """Split the images that were read, as a cross-validation does for each of its folds; see `split_samples`."""
         self.settings, self.seed = self.settings.model_copy(update={"split": split}), seed
-        parts = split_samples(self._listed, self._tied, split, seed)
+        parts = split_samples(self._listed, self._tied, split, seed, validates)
         if leaks := leaked_units(parts, self._tied):
             log.warning("the published split leaks: %d groups; dataset.split.published=false mends it", leaks)
-        log.info("%s", ", ".join(f"{name} {int((parts == name).sum())}" for name in PARTS))
+        sizes = {name: int((parts == name).sum()) for name in PARTS}
+        log.info("%s", ", ".join(f"{name} {size}" for name, size in sizes.items() if size or validates))
         self.samples["split"] = parts
 
-    def near_twins(self) -> np.ndarray:
-        """Rows of near-identical images (pairs, 2), see `near_identical_pairs`."""
-        if self.near is None:
-            self.near = near_identical_pairs(self.images)
-        return self.near
+    def folds(self, rows: np.ndarray, count: int) -> np.ndarray:
+        """The fold of each of some rows of the sample table, int64 (rows,); what is tied stays together."""
+        generator = np.random.default_rng([self.seed, 4])
+        return deal_folds(self.samples.iloc[rows], self._tied[rows], count, generator)
 
 
 def _path(kind: type) -> str:

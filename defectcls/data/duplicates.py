@@ -15,14 +15,16 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import fft
 from scipy.ndimage import gaussian_filter, uniform_filter
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from defectcls.data.reading import FREQUENCIES, THUMBNAIL, Images, digest_of
+from defectcls.data.reading import HALF, THUMBNAIL, Images
 from defectcls.data.store import Rows
 from defectcls.data.threads import map_in_threads
+from defectcls.files import digest_of
 
 NO_PAIRS = np.zeros((0, 2), dtype=np.int64)
 
@@ -39,6 +41,7 @@ BLUR, SCALE = 1.5, 6.0  # pixels of the image: standard deviations of the finest
 CONTRAST, REGION = 31, 35  # pixels likewise: sides of the squares it is evened out and compared in
 NOISE = 2.0  # grey values: detail fainter than this is as much the encoder's as the picture's
 WORST_SHARE = 5  # percent of all places that may agree less
+COARSE_GRID = np.linspace(-FURTHEST_SHIFT, FURTHEST_SHIFT, 7)
 GRID = np.linspace(-FURTHEST_SHIFT, FURTHEST_SHIFT, 33)  # shifts that tell CYCLES apart
 AT_ONCE, BLOCK = 64, 1024  # images or pairs that a thread has in memory; images compared with all others at once
 VERSION = b"3"  # of what is found: pairs of another version are not found in the store
@@ -46,14 +49,9 @@ VERSION = b"3"  # of what is found: pairs of another version are not found in th
 FLIPS = (np.s_[:, :], np.s_[:, ::-1], np.s_[::-1, ::-1], np.s_[::-1, :])  # as it is, mirrored, turned by 180°, both
 
 
-def identical_files(digests: list[bytes]) -> np.ndarray:
-    """For every file the position of the first file of the same content, int64 (files,)."""
-    return first_of(np.array(digests))
-
-
 def contradiction(samples: pd.DataFrame, digests: list[bytes]) -> str:
     """A sentence on labelled images of the same bytes and different labels, also one file reached by a link; or ""."""
-    first, labels = identical_files(digests), samples["label"].to_numpy()
+    first, labels = first_of(digests), samples["label"].to_numpy()
     rows = np.flatnonzero(labels != labels[first])
     if not len(rows):
         return ""
@@ -61,8 +59,8 @@ def contradiction(samples: pd.DataFrame, digests: list[bytes]) -> str:
     return f"{pair} hold the same bytes under different labels"
 
 
-def first_of(units: np.ndarray) -> np.ndarray:
-    """For every image the position of the first one of its unit or group, int64 (images,)."""
+def first_of(units: ArrayLike) -> np.ndarray:
+    """For every image the position of the first one of the same unit, group or digest, int64 (images,)."""
     _, first, member = np.unique(units, return_index=True, return_inverse=True)
     return first[member]
 
@@ -94,8 +92,8 @@ def near_identical_pairs(images: Images) -> np.ndarray:
     of_set = [digest_of(VERSION, images.known_thumbnails.name.encode(), *digests)]
     remembered = Rows(images.store, "twins", (len(digests),), np.int64)
     if remembered.find(of_set)[0] < 0:
-        files = np.flatnonzero(identical_files(digests) == np.arange(len(digests)))
-        files = files[records["spread"][files] >= PLAIN]  # 0 of what cannot be read
+        files = np.unique(first_of(digests))
+        files = files[records["spread"][files] >= PLAIN]
         candidates = candidate_pairs(records["spectrum"][files])
         candidates[:, :2] = files[candidates[:, :2]]
         sides = records["side"][candidates[:, :2]].min(axis=1)
@@ -111,17 +109,19 @@ def candidate_pairs(spectra: np.ndarray) -> np.ndarray:
     """Positions of two images that may be near-identical, and how one is flipped, (candidates, 3).
 
     Args:
-        spectra: complex64 (images, frequencies).
+        spectra: complex64 (images, rows, columns), coarse, as records have them.
     """
     if len(spectra) < 2:
         return np.zeros((0, 3), dtype=np.int64)
-    count, views = len(spectra), np.concatenate([spectra, _mirrored(spectra)])
-    magnitudes = np.log(np.abs(views) + 1e-3)
+    count = len(spectra)
+    views = np.concatenate([spectra, _flipped(spectra, np.ones(count))])
+    magnitudes = np.log(np.abs(views[:, HALF]) + 1e-3)
     magnitudes -= magnitudes.mean(axis=1, keepdims=True)  # a gain changes nothing
-    whitened = _unit_rows((magnitudes - magnitudes.mean(axis=0)) / (magnitudes.std(axis=0) + 1e-3))
+    whitened = (magnitudes - magnitudes.mean(axis=0)) / (magnitudes.std(axis=0) + 1e-3)
+    whitened /= np.maximum(np.linalg.norm(whitened, axis=1, keepdims=True), 1e-9)
     usual = np.sqrt((np.abs(views) ** 2).mean(axis=0)) if count > FEW else np.float32(1)
-    phased = _unit_rows(views / (usual + 1e-3))
-    found = [np.zeros((0, 3), dtype=np.int64)]
+    phased = _of_norm_1(views / (usual + 1e-3))
+    found: list[np.ndarray] = []
     for start in range(0, count, BLOCK):
         alike = whitened[start : min(start + BLOCK, count)] @ whitened.T  # (images of the block, views)
         rows = np.arange(len(alike))
@@ -130,7 +130,8 @@ def candidate_pairs(spectra: np.ndarray) -> np.ndarray:
         near = np.take_along_axis(alike, nearest, 1) >= (LIKE_MAGNITUDES if count > FEW else -1)
         one, other = start + near.nonzero()[0], nearest[near]
         for turned in (False, True):  # by 180 degrees, which magnitudes do not tell
-            worth = _aligned(phased[one], phased[other].conj() if turned else phased[other]) >= LIKE_SPECTRA
+            cross = phased[one] * (phased[other] if turned else phased[other].conj())
+            worth = _correlations(cross, COARSE_GRID).max(axis=(1, 2)) >= LIKE_SPECTRA
             flip = (other >= count) + 2 * turned
             found.append(np.column_stack([np.sort(np.stack([one, other % count], 1), 1), flip])[worth])
     return np.unique(np.concatenate(found), axis=0)
@@ -179,9 +180,7 @@ def detail_of(grey: np.ndarray, scale: float) -> np.ndarray:
 def _near(pairs: np.ndarray, side: int, thumbnails: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Those pairs (pairs, 2) of candidates (candidates, 3) that are near-identical.
 
-    Args:
-        side: that the smaller image of each counts as, in pixels.
-        thumbnails: of images, uint8 (images, THUMBNAIL, THUMBNAIL).
+    The smaller image of each counts as `side` pixels; thumbnails are uint8 (images, THUMBNAIL, THUMBNAIL).
     """
     grid = min(side, THUMBNAIL)
     scale, step = grid / side, THUMBNAIL // grid
@@ -218,6 +217,11 @@ def _detail_spectra(detail: np.ndarray) -> np.ndarray:
     window = np.minimum(4 * np.hanning(side + 2)[1:-1], 1).astype(np.float32)
     highest = min(CYCLES, side // 2 - 1)
     spectra = fft.rfft2(detail * window * window[:, None])[:, np.r_[: highest + 1, -highest:0], : highest + 1]
+    return _of_norm_1(spectra)
+
+
+def _of_norm_1(spectra: np.ndarray) -> np.ndarray:
+    """Spectra (images, rows, columns), each over its norm in the whole plane, of which `rfft2` leaves out a half."""
     squares = (np.abs(spectra) ** 2).sum(axis=1)
     norm = np.sqrt(2 * squares.sum(axis=1) - squares[:, 0])
     return spectra / (norm[:, None, None] + np.float32(1e-6))
@@ -233,33 +237,13 @@ def _flipped(spectra: np.ndarray, flips: np.ndarray) -> np.ndarray:
 def _correlations(cross: np.ndarray, shifts: np.ndarray) -> np.ndarray:
     """Of images with these cross spectra (pairs, rows, columns), as `rfft2` orders them, at every two of the shifts.
 
-    Args:
-        shifts: down and across, of the frame.
-
-    Returns:
-        (pairs, shifts, shifts).
+    Shifts are of the frame; it gives (pairs, shifts down, shifts across).
     """
     rows, columns = cross.shape[1:]
     down = np.exp(2j * np.pi * shifts[:, None] * fft.fftfreq(rows, 1 / rows)).astype(np.complex64)
     across = np.exp(2j * np.pi * np.arange(columns)[:, None] * shifts).astype(np.complex64)
     across[1:] *= 2  # the other half of the plane
     return (down @ (cross @ across)).real
-
-
-def _mirrored(spectra: np.ndarray) -> np.ndarray:
-    """Spectra of the images seen in a mirror: that of (down, -across) is the conjugate of that of (-down, across)."""
-    position = {(down, across): column for column, (down, across) in enumerate(FREQUENCIES.tolist())}
-    upright = FREQUENCIES[:, 1] == 0  # their (-down, 0) is not kept, and they are their own mirror images
-    source = [position[(down if across == 0 else -down, across)] for down, across in FREQUENCIES.tolist()]
-    return np.where(upright, spectra, spectra[:, source].conj())
-
-
-def _aligned(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Correlation of the coarse spectra (pairs, frequencies) at the best of 7 x 7 shifts, (pairs,)."""
-    shifts = np.linspace(-FURTHEST_SHIFT, FURTHEST_SHIFT, 7)
-    down, across = (grid.ravel() for grid in np.meshgrid(shifts, shifts))
-    turns = np.exp(2j * np.pi * (FREQUENCIES[:, :1] * down + FREQUENCIES[:, 1:] * across)).astype(np.complex64)
-    return ((one * other.conj()) @ turns).real.max(axis=1, initial=-1)
 
 
 def _cosines(product: np.ndarray, of_one: np.ndarray, of_other: np.ndarray) -> np.ndarray:
@@ -270,7 +254,3 @@ def _mean_around(values: np.ndarray, side: float) -> np.ndarray:
     """Of a square around each place of the last two axes, of the odd side that is nearest."""
     odd = 2 * int(side / 2) + 1
     return uniform_filter(values, (*[0] * (values.ndim - 2), odd, odd))
-
-
-def _unit_rows(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)

@@ -32,20 +32,14 @@ class Folder(DefectDataModule):
     sound: Names
 
     def list_samples(self) -> pd.DataFrame:
-        """See `DefectDataModule.list_samples`.
-
-        Raises:
-            UserError: no class folders, an empty one, none of the name of a sound class, or an image beside them.
-        """
         top = folders_in(self.root)
         has_split = bool(top) and {name.casefold() for name in top} <= SPLIT_NAMES.keys()
         parents = {f"{name}/": {"split": SPLIT_NAMES[name.casefold()]} for name in top} if has_split else {"": {}}
         sound = set(map(folded, self.sound))
-        folders: dict[str, dict[str, Any]] = {
-            parent + name: {"defect_type": name, "defective": folded(name) not in sound, **part}
-            for parent, part in parents.items()
-            for name in folders_in(self.root / parent)
-        }
+        folders: dict[str, dict[str, Any]] = {}
+        for parent, part in parents.items():
+            for name in folders_in(self.root / parent):
+                folders[parent + name] = {"defect_type": name, "defective": folded(name) not in sound, **part}
         classes = sorted({columns["defect_type"] for columns in folders.values()})
         if not classes:
             raise UserError(f"{self.root} holds no class folders: expected {LAYOUT}")

@@ -1,6 +1,8 @@
 """From an image file to uint8 pixels at the training size."""
 
+import contextlib
 import io
+import math
 import warnings
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -29,6 +31,7 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 FORMATS = ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "DIB", "AVIF", "PCX", "QOI", "SUN", "TGA"]
 SCALED_FROM = 4  # a JPEG of so many times the side is decoded at 1/4 or less: at 4 in 0.85 of the time, at 16 in 0.5
 LEAST_SIDE = 128  # but at no fraction that is smaller than this: what twins are found by
+BUDGET = 448  # side of the square of as many pixels as a photo is brought to by `image_size=auto`
 HARMLESS = "Invalid SOS parameters"  # what some cameras write into a JPEG: every pixel is there
 
 
@@ -80,15 +83,15 @@ class Opened(NamedTuple):
         return scaled.astype(np.uint8)
 
 
-def decode(photo: Photo, size: int, resize: Resize, depth: Depth) -> np.ndarray:
-    """Pixels of the whole frame, uint8 (3, size, size), RGB, upright as the camera held it.
+def decode(photo: Photo, size: tuple[int, int], resize: Resize, depth: Depth) -> np.ndarray:
+    """Pixels of the whole frame, uint8 (3, height, width), RGB, upright as the camera held it.
 
     What is in memory comes out as the same pixels from a PNG.
 
     Args:
         photo: a file, an image of Pillow's, or an array (height, width, 3) of RGB or (height, width) of grey, uint8,
             uint16 or float32.
-        size: side in pixels.
+        size: height and width in pixels.
         resize: `squash` changes the aspect ratio, `pad` keeps it and adds black borders.
         depth: what is white in files of more than 8 bits, see `Opened.pixels`.
 
@@ -96,17 +99,14 @@ def decode(photo: Photo, size: int, resize: Resize, depth: Depth) -> np.ndarray:
         UnreadableImageError: not an image, empty, damaged, too large to be one photo, or brighter than white.
         UserError: an array of another shape or type, or no photo at all.
     """
-    return square(open_photo(photo, size).pixels(depth), size, resize)
+    return framed(open_photo(photo, max(size)).pixels(depth), size, resize)
 
 
 def open_photo(photo: Photo, side: int) -> Opened:
-    """Read and decode it.
+    """Read and decode it, see `decode`.
 
     Args:
         side: a JPEG of four times this and more is decoded at a fraction of its size that is no smaller.
-
-    Raises:
-        UnreadableImageError, UserError: see `decode`.
     """
     if isinstance(photo, np.ndarray):
         shaped = photo.ndim == 2 or (photo.ndim == 3 and photo.shape[-1] == 3)
@@ -160,7 +160,7 @@ def _opened(image: Image.Image, content: bytes, side: int) -> Opened:
     paged = getattr(image, "is_animated", False) and image.format != "MPO"  # what a telephone hides behind a JPEG
     tiles = getattr(image, "tile", None)
     layout = str(tiles[0].args) if tiles else ""  # of a file whose pixels are not read yet
-    may_be_turned = image.format != "PNG" or "exif" in image.info  # else Pillow decodes a PNG to look behind its pixels
+    orientation = _orientation(image)
     if content and image.format in ("JPEG", "MPO") and image.mode != "CMYK":
         values = _decode_jpeg(image, content, side)
     elif content and image.format in ("PNG", "JPEG2000"):
@@ -175,7 +175,6 @@ def _opened(image: Image.Image, content: bytes, side: int) -> Opened:
         values = np.array(plain)
         if values.dtype == np.uint8 and (";16" in layout or (image.format == "PPM" and "65535" in layout)):
             raise UnreadableImageError("16-bit colour, of which only the upper bytes are read: save it as PNG")
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if may_be_turned else 1
     return Opened(_upright(values, orientation), shorter, paged)
 
 
@@ -195,8 +194,13 @@ def _decode_jpeg(image: Image.Image, content: bytes, side: int) -> np.ndarray:
     return values[..., 0] if image.mode == "L" else values
 
 
+def _orientation(image: Image.Image) -> int:
+    """EXIF's number of how the camera was held; 1 of a TIFF, which Pillow turns itself, when its pixels are read."""
+    told = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)  # else a PNG is decoded to look
+    return image.getexif().get(ExifTags.Base.Orientation, 1) if told else 1
+
+
 def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
-    """As EXIF says that the camera was held."""
     if orientation in (5, 6, 7, 8):
         values = values.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -204,18 +208,50 @@ def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
     return values[::-1] if orientation in (3, 4, 7, 8) else values
 
 
-def square(array: np.ndarray, size: int, resize: Resize) -> np.ndarray:
-    """uint8 (height, width) or (height, width, 3) -> (3, size, size); one thread, whatever torch is told to use."""
-    import torch  # not at the top: an audit whose files are all known decodes none
-    import torch.nn.functional as F
+def framed(
+    array: np.ndarray, size: tuple[int, int], resize: Resize, mode: Literal["bicubic", "bilinear"] = "bicubic"
+) -> np.ndarray:
+    """uint8 (rows, columns) or (rows, columns, 3) -> (3, *size), by Pillow, which an exported file repeats to the bit.
 
-    whole = np.require(array, requirements=["C", "W"])  # as torch takes it
-    pixels = torch.from_numpy(whole)[None] if array.ndim == 2 else torch.from_numpy(whole).permute(2, 0, 1)
-    longest = max(array.shape[:2]) if resize == "pad" else 0
-    height, width = (max(1, round(side / longest * size)) if longest else size for side in array.shape[:2])
-    if pixels.shape[1:] != (height, width):
-        pixels = F.interpolate(pixels[None], (height, width), mode="bilinear", antialias=True)[0]
-    if (height, width) != (size, size):
-        left, top = (round((size - side) / 2) for side in (width, height))
-        pixels = F.pad(pixels, (left, size - width - left, top, size - height - top))
-    return np.ascontiguousarray(pixels.expand(3, -1, -1).numpy())
+    Bicubic, as timm's weights have learned to see; bilinear leaves nothing out that reaches into a pixel.
+    """
+    photo = Image.fromarray(array)
+    rows, columns = filled(array.shape, size) if resize == "pad" else (slice(0, size[0]), slice(0, size[1]))
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    for across, along in ((width, photo.height), (width, height)):  # in this order, which Pillow 13 turns for some
+        if photo.size != (across, along):
+            photo = photo.resize((across, along), Image.Resampling[mode.upper()])
+    pixels = np.zeros((3, *size), np.uint8)
+    pixels[:, rows, columns] = np.asarray(photo).T.swapaxes(-1, -2)
+    return pixels
+
+
+def filled(photo: tuple[int, ...], size: tuple[int, ...]) -> list[slice]:
+    """Rows and columns in the middle of a frame that a photo of another shape fills, in its own aspect ratio."""
+    scale = min(size[0] / photo[0], size[1] / photo[1])
+    lengths = [max(1, round(scale * length)) for length in photo[:2]]
+    starts = [round((side - length) / 2) for side, length in zip(size, lengths, strict=True)]
+    return [slice(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+
+
+def without_borders(heat: np.ndarray, path: Path) -> np.ndarray:
+    """The part of a map that the photo fills, where black borders pad it."""
+    rows, columns = filled(open_photo(path, max(heat.shape)).values.shape, heat.shape)
+    return heat[rows, columns]
+
+
+def typical_size(files: list[str]) -> tuple[int, int]:
+    """Height and width of the photos' median aspect ratio, of about as many pixels as they have and at most BUDGET.
+
+    Multiples of 32, the coarsest cells of a network. The heads of up to 100 files are read, evenly spaced.
+    """
+    shapes = []
+    for file in files[:: math.ceil(len(files) / 100)]:
+        with contextlib.suppress(Exception), Image.open(file, formats=FORMATS) as image:  # reading says what is damaged
+            turned = _orientation(image) in (5, 6, 7, 8)  # a TIFF's size is told as it is held
+            shapes.append(image.size if turned else image.size[::-1])
+    heights, widths = np.array(shapes or [(BUDGET, BUDGET)], float).T
+    pixels = min(BUDGET**2, np.median(heights * widths))
+    aspect = np.exp(np.median(np.log(heights / widths)))  # 1 of as many tall as wide ones
+    height, width = math.sqrt(pixels * aspect), math.sqrt(pixels / aspect)
+    return max(32, 32 * round(height / 32)), max(32, 32 * round(width / 32))

@@ -47,15 +47,13 @@ def list_inputs(given: str, root: Path | None) -> Photos:
     found = map(Path, sorted(set(glob.glob(given, recursive=True))))  # noqa: PTH207  a pattern may be absolute
     names = [m.as_posix() for m in found if m.is_file() and LEFT_BEHIND.isdisjoint(map(str.casefold, m.parts))]
     if not names:
-        raise UserError(
-            f"input={given} is not there: give a photo, a folder, a pattern such as photos/*.png, or a table"
-        )
+        kinds = "a photo, a folder, a pattern such as photos/*.png, or a table"
+        raise UserError(f"input={given} is not there: give {kinds}")
     return Photos(Path(), names, {})
 
 
 def _photos_of_table(table: Path, root: Path) -> Photos:
     names = read_table(table, ("path",), required=("path",))["path"].str.replace("\\", "/")
-    refuse(names.index[names == ""] + 1, f"{table} has no path in some rows (counted from 1, after the header)")
     refuse(names[names.duplicated()].unique(), f"{table} has photos more than once")
     if not any((root / name).is_file() for name in names):
         raise UserError(f"no photo of {table} is in {root}: give root=<the folder that its paths are relative to>")

@@ -23,23 +23,16 @@ class MagneticTile(DefectDataModule):
     """
 
     def list_samples(self) -> pd.DataFrame:
-        """See `DefectDataModule.list_samples`.
-
-        Raises:
-            UserError: a folder is missing or empty, a photo has another name, or a mask no photo.
-        """
         folders = {f"MT_{kind}/Imgs": {"defective": kind != "Free", "defect_type": kind} for kind in KINDS}
         layout = "MT_<type>/Imgs/exp<exposure>_num_<number>.{jpg,png}"
         files = samples_in(self.root, folders, layout)
-        stem, suffix = files["path"].str.rsplit(".", n=1).str[0], files["path"].str.rsplit(".", n=1).str[1]
-        number = pd.to_numeric(stem.str.extract(r"/exp\d+_num_(\d+)$")[0])
-        if len(odd := files["path"][number.isna() | ~suffix.isin(["jpg", "png"])]):
+        told = files["path"].str.extract(r"^(?P<stem>.*/exp\d+_num_(?P<number>\d+))\.(?P<suffix>jpg|png)$")
+        stem, is_mask = told["stem"], told["suffix"] == "png"
+        if len(odd := files["path"][stem.isna()]):
             raise UserError(f"'{odd.iloc[0]}' in {self.root} is no photo or mask of a magnetic tile: expected {layout}")
-        is_mask = suffix == "png"
         if len(alone := files["path"][is_mask & ~stem.isin(stem[~is_mask])]):
             raise UserError(f"mask '{alone.iloc[0]}' belongs to no image in {self.root}: are images missing?")
         with_mask = files["defective"] & stem.isin(stem[is_mask])
-        samples = files.assign(mask=(stem + ".png").where(with_mask, ""), number=number)[~is_mask]
-        in_turn = samples["number"].sort_values()
+        in_turn = told["number"][~is_mask].astype(int).sort_values()
         tile = (in_turn.diff() > APART).cumsum().astype(str)
-        return samples.drop(columns="number").assign(group=tile)
+        return files.assign(mask=(stem + ".png").where(with_mask, ""), group=tile)[~is_mask]

@@ -6,21 +6,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from defectcls.data.images import Resize, UnreadableImageError, open_photo, square
+from defectcls.data.images import Resize, UnreadableImageError, framed, open_photo
 from defectcls.data.threads import map_in_threads
 
 SIZES = {"under 0.1 %": 0.001, "0.1 to 1 %": 0.01, "1 to 10 %": 0.1, "over 10 %": 1}  # of the photo, up to and with
 
 
-def load_mask(path: Path, side: int, resize: Resize) -> np.ndarray:
-    """Defect pixels, bool (side, side), brought to size as the image.
+def load_mask(path: Path, size: tuple[int, int], resize: Resize) -> np.ndarray:
+    """Defect pixels, bool (height, width), brought to size as the image.
 
     A pixel counts as soon as the defect reaches into it: else a thin scratch would vanish.
 
     Raises:
         UserError: it cannot be read.
     """
-    return square(np.where(_marked(path, side), np.uint8(255), np.uint8(0)), side, resize)[0] > 0
+    return framed(np.where(_marked(path, max(size)), np.uint8(255), np.uint8(0)), size, resize, "bilinear")[0] > 0
 
 
 def mask_sizes(samples: pd.DataFrame, root: Path, side: int) -> list[str]:

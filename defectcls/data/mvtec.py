@@ -30,11 +30,6 @@ class MVTec(DefectDataModule):
     categories: Literal["all"] | list[str]
 
     def list_samples(self) -> pd.DataFrame:
-        """See `DefectDataModule.list_samples`.
-
-        Raises:
-            UserError: a category that `root` lacks, or an image out of place.
-        """
         present = [name for name in folders_in(self.root) if (self.root / name / "train").is_dir()]
         chosen = present if self.categories == "all" else list(dict.fromkeys(self.categories))
         for category in chosen or [""]:
@@ -43,11 +38,11 @@ class MVTec(DefectDataModule):
                 raise UserError(f"{self.root} holds {', '.join(present) or 'no category'}, not '{category}'{hint}")
         folders = {f"{name}/{part}": {"category": name, "split": part} for name in chosen for part in ("train", "test")}
         samples = samples_in(self.root, folders, LAYOUT)
-        if len(odd := samples["path"][samples["path"].str.count("/") != 3]):
+        told = samples["path"].str.extract(r"^[^/]+/[^/]+/(?P<defect_type>[^/]+)/(?P<stem>[^/]+)\.[^/.]+$")
+        if len(odd := samples["path"][told["stem"].isna()]):
             raise UserError(f"'{odd.iloc[0]}' in {self.root} is not where MVTec AD keeps an image: expected {LAYOUT}")
-        samples["defect_type"] = samples["path"].str.split("/").str[2]
+        samples["defect_type"] = told["defect_type"]
         samples["defective"] = samples["defect_type"].map(folded) != "good"
-        stem = samples["path"].str.rpartition("/")[2].str.rpartition(".")[0]
-        mask = samples["category"] + "/ground_truth/" + samples["defect_type"] + "/" + stem + "_mask.png"
+        mask = samples["category"] + "/ground_truth/" + told["defect_type"] + "/" + told["stem"] + "_mask.png"
         samples["mask"] = [path if (self.root / path).is_file() else "" for path in mask]
         return samples

@@ -18,11 +18,9 @@ class Railway(DefectDataModule):
     """
 
     def list_samples(self) -> pd.DataFrame:
-        """See `DefectDataModule.list_samples`.
-
-        Raises:
-            UserError: one of the six folders is missing or empty.
-        """
-        folders = {"Defective": {"defective": True}, "Non defective": {"defective": False}}
+        kinds = {"Defective": True, "Non defective": False}
         parts = {"Train": "train", "Validation": "val", "Test": "test"}
-        return samples_in(self.root, folders, "{Train,Validation,Test}/{Defective,Non defective}/<image>", parts)
+        folders = {
+            f"{part}/{kind}": {"defective": kinds[kind], "split": parts[part]} for part in parts for kind in kinds
+        }
+        return samples_in(self.root, folders, "{Train,Validation,Test}/{Defective,Non defective}/<image>")

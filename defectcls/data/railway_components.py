@@ -25,11 +25,6 @@ class RailwayComponents(DefectDataModule):
     """
 
     def list_samples(self) -> pd.DataFrame:
-        """See `DefectDataModule.list_samples`.
-
-        Raises:
-            UserError: one of the seven folders is missing or empty.
-        """
         folders = {
             name: {"defective": not name.startswith("Perfect"), "defect_type": name, "category": name.split()[-1]}
             for name in FOLDERS

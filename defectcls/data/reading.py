@@ -5,10 +5,9 @@ are new or were written to; what has moved is read, and known by its content. An
 """
 
 import contextlib
-import hashlib
+import math
 import os
 import shutil
-from copy import copy
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,27 +16,27 @@ from scipy import fft
 from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
-from defectcls.data.images import DEPTHS, UnreadableImageError, decode, open_photo, read_file, square
+from defectcls.data.images import DEPTHS, UnreadableImageError, decode, framed, open_photo, read_file
 from defectcls.data.store import Rows, Store
 from defectcls.data.threads import map_in_threads
 from defectcls.errors import UserError
-from defectcls.settings import DatasetSettings
+from defectcls.files import digest_of
+from defectcls.settings import DatasetSettings, Frame
 
 Place = Literal["off", "ram", "disk", "device"]
 
-CPU = torch.device("cpu")
 AT_ONCE = 2**27  # bytes of pixels that are decoded before they are stored, and that go to a device together
-VERSION = 6  # of what is kept and how it is computed; to be raised when `decode` comes to give other pixels
+VERSION = 9  # of what is kept and how it is computed; to be raised when `decode` comes to give other pixels
 
 THUMBNAIL = 128  # pixels of the square that twins are found by, whatever image_size a model sees
 FINEST = 256  # pixels of the side that twins are compared at, by a thumbnail of half of it
 LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # of red, green and blue, ITU-R BT.601
 CYCLES = 6  # highest frequency of a spectrum, in cycles a frame: what a re-encoding leaves alone
 
-_ROWS, _COLUMNS = np.meshgrid(np.fft.fftfreq(THUMBNAIL, 1 / THUMBNAIL), np.arange(THUMBNAIL // 2 + 1), indexing="ij")
-_RADIUS = np.hypot(_ROWS, _COLUMNS)
-_KEPT = (_RADIUS <= CYCLES) & (_RADIUS >= 1) & ((_COLUMNS > 0) | (_ROWS > 0))  # half the plane says all of a real image
-FREQUENCIES = np.stack([_ROWS[_KEPT], _COLUMNS[_KEPT]], axis=1)  # (frequencies, 2) down and across, cycles a frame
+_DOWN, _ACROSS = np.r_[: CYCLES + 1, -CYCLES:0], np.arange(CYCLES + 1)  # cycles a frame, in the order of `rfft2`
+_RADIUS = np.hypot(_DOWN[:, None], _ACROSS)
+_KEPT = (_RADIUS <= CYCLES) & (_RADIUS >= 1)
+HALF = _KEPT & ((_ACROSS > 0) | (_DOWN[:, None] > 0))  # the frequencies that say all of a real image, each once
 _WINDOW = np.outer(np.hanning(THUMBNAIL + 2)[1:-1], np.hanning(THUMBNAIL + 2)[1:-1]).astype(np.float32)
 
 RECORD = np.dtype(
@@ -46,7 +45,7 @@ RECORD = np.dtype(
         ("paged", "?"),  # it has further pages
         ("depth", "U5"),  # the least of DEPTHS that holds its values; "" of 8 bits
         ("spread", "f4"),  # standard deviation of the grey values, 0..255, at this depth
-        ("spectrum", "c8", len(FREQUENCIES)),  # coarse Fourier spectrum of the windowed grey image, in grey values
+        ("spectrum", "c8", HALF.shape),  # coarse Fourier spectrum of the windowed grey image, in grey values
     ]
 )
 
@@ -61,50 +60,49 @@ class Photo(NamedTuple):
 
 
 class Images:
-    """The photos of a set by row, each file read once: `images[rows]` are their pixels.
+    """The photos of a set that can be read, each file once, in the order of `paths`: `images[rows]` are their pixels.
 
     `digests` are 16 bytes of each one's content, and `records` (images,) of RECORD; why one cannot be read is in
-    `errors`, by row. `depth` is one for all, and no longer auto; `place` is where the pixels are kept.
+    `errors`, by its place among all files. `depth` is one for all, and no longer auto; `place` is where the pixels are
+    kept.
 
     Args:
-        paths: of the files.
+        paths: of all files.
         settings: `resize` and `depth` say how pixels are made of a photo, `cache` whether they are kept.
-        size: side in pixels that every photo is brought to.
+        size: height and width in pixels that every photo is brought to.
         device: where they may be kept.
     """
 
+    records: np.ndarray
     positions: np.ndarray  # of each image among the pixels, int64 (images,)
 
-    def __init__(self, paths: list[str], settings: DatasetSettings, size: int, device: torch.device) -> None:
+    def __init__(self, paths: list[str], settings: DatasetSettings, size: Frame, device: torch.device) -> None:
         self.paths, self.size, self.resize, self.depth = paths, size, settings.resize, settings.depth
         self.store = store = Store(None if settings.cache == "off" else settings.cache_dir, settings.cache_max_gb)
-        look = f"{VERSION}-{max(size, THUMBNAIL)}"  # a large JPEG is decoded at a fraction
-        self.known_files = Rows(store, f"files-{VERSION}", (16,), np.uint8)
+        look = f"{VERSION}-{max(*size, THUMBNAIL)}"  # a large JPEG is decoded at a fraction
+        self.known_files = Rows(store, f"files-{VERSION}", (), "V16")
         self.known_records = Rows(store, f"records-{look}", (), RECORD)
         self.known_thumbnails = Rows(store, f"thumbnails-{look}", (THUMBNAIL, THUMBNAIL), np.uint8)
-        pixels = Rows(store, f"pixels-{VERSION}-{size}-{settings.resize}", (3, size, size), np.uint8)
-        self.nbytes = len(paths) * 3 * size**2  # of all pixels
+        shape = (3, *size)
+        pixels = Rows(store, f"pixels-{VERSION}-{size[0]}-{size[1]}-{settings.resize}", shape, np.uint8)
+        self.nbytes = len(paths) * math.prod(shape)  # of all pixels
         self.place = choose_place(self.nbytes, pixels.nbytes, settings, device)
         if self.place == "off":
             pixels = Rows(Store(None), "decoded", (0,), np.uint8)  # whether they can be, and nothing else
         elif self.place == "ram" or self.nbytes > store.max_bytes:
-            pixels = Rows(Store(None), "pixels", (3, size, size), np.uint8)
+            pixels = Rows(Store(None), "pixels", shape, np.uint8)
         self.pixels: Rows | torch.Tensor = pixels
-        self._batch = AT_ONCE // (3 * size**2) + 1  # images
+        self._batch = AT_ONCE // math.prod(shape) + 1  # images
         self._read_all(pixels)
         if self.place == "device":
-            self.pixels = torch.empty((len(paths), 3, size, size), dtype=torch.uint8, device=device)
-            for start in range(0, len(paths), self._batch):
+            self.pixels = torch.empty((len(self.paths), *shape), dtype=torch.uint8, device=device)
+            for start in range(0, len(self.paths), self._batch):
                 some = torch.from_numpy(pixels[self.positions[start : start + self._batch]])
                 self.pixels[start : start + len(some)].copy_(some)
-            self.positions = np.arange(len(paths))
-
-    def __str__(self) -> str:
-        made = f"{len(self.paths)} images, size {self.size}, depth {self.depth}"
-        return f"{made}: {self.nbytes / 1e6:,.1f} MB of pixels, place: {self.place}"
+            self.positions = np.arange(len(self.paths))
 
     def __getitem__(self, rows: np.ndarray) -> torch.Tensor:
-        """uint8 (rows, 3, size, size): on the device where they are kept there, else the caller's own.
+        """uint8 (rows, 3, height, width): on the device where they are kept there, else the caller's own.
 
         Raises:
             UserError: an image that is decoded now cannot be, or has changed.
@@ -121,13 +119,6 @@ class Images:
         """The whole frame in grey, uint8 (rows, THUMBNAIL, THUMBNAIL)."""
         return self.known_thumbnails[self.known_thumbnails.find([self.digests[row] for row in rows])]
 
-    def keep(self, rows: np.ndarray) -> "Images":
-        """The same of some rows, all of which can be read."""
-        some = copy(self)
-        some.paths, some.digests = ([values[row] for row in rows.tolist()] for values in (self.paths, self.digests))
-        some.records, some.positions, some.errors = self.records[rows], self.positions[rows], {}
-        return some
-
     def _read_all(self, pixels: Rows) -> None:
         self.errors: dict[int, str] = {}
         self.digests = [b""] * len(self.paths)
@@ -139,13 +130,17 @@ class Images:
                 rows = self._look_up(stamps, pixels)
                 for start in tqdm(range(0, len(rows), self._batch), "reading", disable=None, leave=False):
                     self._read(rows[start : start + self._batch], stamps, pixels)
+        readable = np.delete(np.arange(len(self.paths)), list(self.errors))
+        self.paths, self.digests = [self.paths[row] for row in readable], [self.digests[row] for row in readable]
+        self.records, self.positions = self.records[readable], self.positions[readable]
 
     def _look_up(self, stamps: list[bytes], pixels: Rows) -> list[int]:
         """What is known of the files; and the rows of those that are to be read."""
         known = self.known_files.find(stamps)
-        before = zip(self.digests, self.known_files[known], known.tolist(), strict=True)
-        self.digests = [own or (digest.tobytes() if at >= 0 else b"") for own, digest, at in before]
-        known, failed = self.known_records.find(self.digests), np.isin(np.arange(len(self.paths)), list(self.errors))
+        before = zip(self.digests, self.known_files[known].tolist(), known.tolist(), strict=True)
+        self.digests = [own or (digest if at >= 0 else b"") for own, digest, at in before]
+        known = self.known_records.find(self.digests)
+        failed = np.isin(np.arange(len(self.paths)), list(self.errors))
         self.records = self.known_records[known]
         depths = self.records["depth"].tolist()
         if self.depth == "auto" and (failed | (known >= 0)).all():
@@ -164,7 +159,7 @@ class Images:
             else:
                 self.errors[row] = str(photo)
         digests = [photo.digest for photo in whole.values()]
-        self.known_files.add([stamps[row] for row in whole], [np.frombuffer(digest, np.uint8) for digest in digests])
+        self.known_files.add([stamps[row] for row in whole], digests)
         self.known_records.add(digests, [photo.record for photo in whole.values()])
         self.known_thumbnails.add(digests, [photo.thumbnail for photo in whole.values()])
         keys = [_key(photo.digest, str(photo.record["depth"]), self.depth) for photo in whole.values()]
@@ -173,19 +168,20 @@ class Images:
     def _read_photo(self, row: int) -> Photo | UnreadableImageError:
         try:
             content = read_file(self.paths[row])
-            opened = open_photo(content, self.size)
+            opened = open_photo(content, max(self.size))
             own = opened.depth or self.depth
             upright = opened.pixels(own)
             pixels = upright if self.depth in ("auto", own) else opened.pixels(self.depth)
-            pixels = square(pixels, self.size, self.resize)
+            pixels = framed(pixels, self.size, self.resize)
         except UnreadableImageError as error:
             return error
         side = 2 ** round(np.log2(np.clip(opened.shorter, 8, FINEST)))
-        frame = square(upright, min(side, THUMBNAIL), "squash")
-        frame = frame.repeat(THUMBNAIL // frame.shape[1], 1).repeat(THUMBNAIL // frame.shape[1], 2)
+        grid = min(side, THUMBNAIL)
+        frame = framed(upright, (grid, grid), "squash", "bilinear")
+        frame = frame.repeat(THUMBNAIL // grid, 1).repeat(THUMBNAIL // grid, 2)
         grey = np.tensordot(LUMINANCE, frame.astype(np.float32), 1)
         windowed = (grey - (grey * _WINDOW).sum() / _WINDOW.sum()) * _WINDOW
-        spectrum = fft.rfft2(windowed)[_KEPT] / _WINDOW.sum()
+        spectrum = np.where(_KEPT, fft.rfft2(windowed)[_DOWN[:, None], _ACROSS], 0) / _WINDOW.sum()
         record = np.array((side, opened.paged, opened.depth, grey.std(), spectrum), RECORD)
         return Photo(digest_of(content), record, grey.round().astype(np.uint8), pixels)
 
@@ -226,8 +222,3 @@ def _stamp(path: str) -> bytes:
 def _key(digest: bytes, least: str, depth: str) -> bytes:
     """Of the pixels of a photo at a depth, where `least` is its own."""
     return digest if least == "" or depth in (least, "auto") else digest_of(digest, depth.encode())
-
-
-def digest_of(*parts: bytes) -> bytes:
-    """16 bytes that stand for a content."""
-    return hashlib.blake2b(b"".join(parts), digest_size=16).digest()

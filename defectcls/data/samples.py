@@ -18,6 +18,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
+from itertools import filterfalse
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,8 +27,6 @@ from pydantic import BeforeValidator
 
 from defectcls.errors import UserError
 from defectcls.tables import DEFECTIVE, OPTIONAL_COLUMNS, SOUND
-
-Target = Literal["defect", "defect_type"]
 
 
 def _as_names(given: Any) -> list[str]:
@@ -78,10 +77,8 @@ def images_in(root: Path, folder: str, left_out: Counter[str] | None = None, bel
         folders[:] = sorted(name for name in folders if below and not is_left_behind(name))
         inside = Path(directory).relative_to(root).as_posix()
         prefix = "" if inside == "." else f"{inside}/"
-        for name in files:  # strings, since a path object for each of a million files takes ten seconds
-            suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
-            if is_left_behind(name):
-                continue
+        for name in filterfalse(is_left_behind, files):
+            suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122  a path object for each of a million takes 10 s
             if suffix in IMAGE_SUFFIXES:
                 found.append(prefix + name)
             else:
@@ -94,23 +91,15 @@ def _refuse_unreadable(error: OSError) -> None:
         raise UserError(f"the folder {error.filename} cannot be read: {error.strerror}") from None
 
 
-def samples_in(
-    root: Path, folders: Mapping[str, Mapping[str, Any]], layout: str, parts: Mapping[str, str] | None = None
-) -> pd.DataFrame:
+def samples_in(root: Path, folders: Mapping[str, Mapping[str, Any]], layout: str) -> pd.DataFrame:
     """A row for each image in the folders that a dataset's layout must have, with the columns of its folder.
 
     How many files of other kinds lie there, by suffix, is in `attrs["left_out"]`.
-
-    Args:
-        parts: folders that each hold all of those, and the part of the published split that they are.
 
     Raises:
         UserError: a folder is missing or holds no image, or the name of a file is no UTF-8.
     """
     tables, left_out = [], Counter[str]()
-    if parts:
-        inside = folders.items()
-        folders = {f"{above}/{name}": {**of, "split": part} for above, part in parts.items() for name, of in inside}
     for folder, columns in folders.items():
         images = images_in(root, folder, left_out)
         if not images:
@@ -144,10 +133,10 @@ def writable(name: str) -> str:
 
 def in_order(rows: pd.DataFrame) -> pd.DataFrame:
     """A sample table in the order of paths, so that no result depends on how a disk lists its files."""
-    first = ["path", "defective", *(column for column in OPTIONAL_COLUMNS if column in rows)]
-    samples = rows[[*first, *rows.columns.difference(first, sort=False)]].sort_values("path", ignore_index=True)
-    for column in samples.columns.intersection(list(OPTIONAL_COLUMNS)):
-        samples[column] = samples[column].fillna("").astype(str)
+    optional = [column for column in OPTIONAL_COLUMNS if column in rows]
+    others = rows.columns.difference(["path", "defective", *optional], sort=False)
+    samples = rows[["path", "defective", *optional, *others]].sort_values("path", ignore_index=True)
+    samples[optional] = samples[optional].astype(object).fillna("").astype(str)
     return samples
 
 
@@ -178,7 +167,7 @@ def group_consecutive(samples: pd.DataFrame, count: int) -> pd.DataFrame:
     return samples.assign(group=own.where(own != "", block))
 
 
-def label_samples(samples: pd.DataFrame, target: Target) -> pd.DataFrame:
+def label_samples(samples: pd.DataFrame, target: Literal["defect", "defect_type"]) -> pd.DataFrame:
     """The table with its `label` column: sound or defective, or the defect type.
 
     Raises:

@@ -16,7 +16,9 @@ UNUSED = "unused"
 Sizes = dict[str, float | int | None]
 
 
-def split_samples(samples: pd.DataFrame, units: np.ndarray, settings: SplitSettings, seed: int) -> pd.Series:
+def split_samples(
+    samples: pd.DataFrame, units: np.ndarray, settings: SplitSettings, seed: int, validates: bool = True
+) -> pd.Series:
     """The part of every image: train, val, test, or unused where fixed counts leave some over.
 
     Stratified by class, category and defect type. A published split is kept; parts that it lacks are taken from train.
@@ -28,12 +30,12 @@ def split_samples(samples: pd.DataFrame, units: np.ndarray, settings: SplitSetti
     Args:
         samples: labelled sample table, sorted by path.
         units: number of the unit of every image, (images,).
+        validates: without it no part is taken from train: the test has what is published or asked for, and the
+            validation nothing.
 
     Raises:
         UserError: a class is too small to stand in every part, or the settings ask for more than there is.
     """
-    classes = samples["label"].to_numpy().astype(str)
-    strata = samples.groupby([c for c in ("label", "category", "defect_type") if c in samples]).ngroup().to_numpy()
     parts = np.full(len(samples), "", dtype=object)
     sizes: Sizes = {"train": settings.train, "val": settings.val, "test": settings.test}
     keeps_published = settings.published and settings.folds is None and "split" in samples
@@ -44,49 +46,56 @@ def split_samples(samples: pd.DataFrame, units: np.ndarray, settings: SplitSetti
         if None not in sizes.values() and isinstance(settings.train, float):
             sizes["train"] = None  # a share of all images says nothing of those that the published parts leave
     elif settings.folds is not None:
-        folds: Sizes = {str(fold): 1 / settings.folds for fold in range(settings.folds)}
-        dealt = _deal(units, classes, strata, folds, np.random.default_rng(seed))
-        parts[dealt == str(settings.fold)] = "test"
+        parts[deal_folds(samples, units, settings.folds, np.random.default_rng(seed)) == settings.fold] = "test"
         sizes = {"train": settings.train if isinstance(settings.train, int) else None, "val": settings.val}
     if settings.anomalies is not None:
         _deal_anomalies(parts, samples, units, settings.anomalies, np.random.default_rng([seed, 2]))
     if settings.hold_out_defect_type is not None:
         parts[np.isin(units, units[_of_type(samples, settings.hold_out_defect_type)])] = "test"
+    if not validates:
+        parts[parts == "val"] = "train"
+        asked = settings.anomalies is not None or settings.hold_out_defect_type is not None
+        tested = {name: size for name, size in sizes.items() if name == "test" and asked}  # sound ones too
+        sizes = {"train": None, **tested}
     free = np.flatnonzero(parts == "")
     if len(free):  # from another stream, so that the validation images are not tied to the order of the folds
-        generator = np.random.default_rng([seed, 1])
-        parts[free] = _deal(units[free], classes[free], strata[free], sizes, generator)
+        parts[free] = _deal(samples.iloc[free], units[free], sizes, np.random.default_rng([seed, 1]))
+    if not validates:
+        return pd.Series(parts, index=samples.index, name="split")
     untaught = keeps_published or settings.hold_out_defect_type is not None
     spared = {"train", "val"} if untaught and settings.anomalies is None else {"val"}  # by defects, where none is free
+    dealt = set(samples["label"].iloc[free])
     for name, rows in samples.groupby("label").indices.items():
-        spares = spared if samples["defective"].iloc[rows[0]] and name not in classes[free] else set()
+        spares = spared if samples["defective"].iloc[rows[0]] and name not in dealt else set()
         missing = [part for part in PARTS if part not in {*parts[rows], *spares}]
         if missing:  # a class that is never tested is not measured
             counts = f"images: {len(rows)}, independent of each other: {len(np.unique(units[rows]))}"
-            raise UserError(
-                f"class '{name}' is too small to split ({counts}), none is left for {' and '.join(missing)}"
-            )
+            lacking = f"{' and '.join(missing)}: add some; model.head=memory needs sound ones alone"
+            raise UserError(f"class '{name}' is too small to split ({counts}), none is left for {lacking}")
     return pd.Series(parts, index=samples.index, name="split")
 
 
+def deal_folds(samples: pd.DataFrame, units: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """The fold of every image, int64 (images,): units whole, stratified as a split is."""
+    sizes: Sizes = {str(fold): 1 / count for fold in range(count)}
+    return _deal(samples, units, sizes, generator).astype(np.int64)
+
+
 def leaked_units(parts: pd.Series, units: np.ndarray) -> int:
-    """How many units stand in more than one part; only a published split can do that."""
+    """How many units stand in more than one part."""
     used = parts != UNUSED
     return int((parts[used].groupby(units[used]).nunique() > 1).sum())
 
 
-def _deal(
-    units: np.ndarray, classes: np.ndarray, strata: np.ndarray, sizes: Sizes, generator: np.random.Generator
-) -> np.ndarray:
+def _deal(samples: pd.DataFrame, units: np.ndarray, sizes: Sizes, generator: np.random.Generator) -> np.ndarray:
     """Deal whole units to parts, largest first, each to the part that lacks most of the unit's classes and strata.
 
-    Args:
-        units, classes, strata: of every image, (images,).
-        sizes: for each part a share (float below 1), a count of images per class (int), or None: all that is left.
+    A part's size is a share (float below 1), a count of images per class (int), or None: all that is left.
     """
     names = [*sizes, UNUSED]
     _, unit = np.unique(units, return_inverse=True)
-    class_names, class_of = np.unique(classes, return_inverse=True)
+    class_names, class_of = np.unique(samples["label"].to_numpy().astype(str), return_inverse=True)
+    strata = samples.groupby([c for c in ("label", "category", "defect_type") if c in samples]).ngroup()
     _, first, stratum_of = np.unique(strata, return_index=True, return_inverse=True)
     class_size = np.bincount(class_of)
     quota = np.array([_quotas(sizes, int(size), name) for name, size in zip(class_names, class_size, strict=True)])
@@ -126,7 +135,8 @@ def _quotas(sizes: Sizes, available: int, class_name: str) -> list[float]:
     """Images of one class that each part and UNUSED should get."""
     wanted = [size if size is None or size >= 1 else size * available for size in sizes.values()]
     left = available - sum(size for size in wanted if size is not None)
-    if left < -1e-9:
+    left = 0.0 if abs(left) < 1e-6 else left  # three thirds of 7 come out less than 7
+    if left < 0:
         asked = ", ".join(f"{name}={size}" for name, size in sizes.items() if size is not None)
         raise UserError(f"class '{class_name}' has {available} images, fewer than dataset.split asks for: {asked}")
     rest = [left if size is None else size for size in wanted]

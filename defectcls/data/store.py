@@ -137,7 +137,7 @@ class Rows:
             taken[blocks == number] = self._blocks[number][places[blocks == number]]
         return taken
 
-    def add(self, keys: Sequence[bytes], values: Sequence[np.ndarray] | np.ndarray) -> None:
+    def add(self, keys: Sequence[bytes], values: Sequence[np.ndarray | bytes] | np.ndarray) -> None:
         """Keep the rows of those keys that are not known yet."""
         new = {key: row for row, key in enumerate(keys) if key not in self._positions}
         if not new:

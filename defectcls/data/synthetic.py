@@ -56,11 +56,7 @@ class Synthetic(DefectDataModule):
     draw: bool
 
     def list_samples(self) -> pd.DataFrame:
-        """See `DefectDataModule.list_samples`. Draws the images on first use, 150 of 128 px a second.
-
-        Raises:
-            UserError: the images are not there and are not to be drawn.
-        """
+        """See `DefectDataModule.list_samples`. On first use it may `draw` the images, 150 of 128 px a second."""
         folder = self.root / self.folder
         index = folder / "samples.csv"  # written last: without it, what a killed run left is drawn over
         if not index.exists():

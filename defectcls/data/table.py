@@ -35,16 +35,8 @@ class Table(DefectDataModule):
     labels: Names | None
 
     def list_samples(self) -> pd.DataFrame:
-        """See `DefectDataModule.list_samples`.
-
-        Raises:
-            UserError: the file cannot be read, a column is missing, or a cell cannot be used; no row is left out.
-        """
         table, root = self.table, self.root
         rows = read_table(table, ("path", "label", "defective", *OPTIONAL_COLUMNS), required=("path", "label"))
-        for column in ("path", "label"):
-            empty = rows.index[rows[column] == ""] + 1
-            refuse(empty, f"{table} has no {column} in some rows (counted from 1, after the header)")
         if self.labels is not None:
             known = rows["label"].map(folded).isin(set(map(folded, self.labels)))
             refuse(rows["label"][~known].unique(), f"{table} has labels that dataset.labels does not name")

@@ -1,65 +1,94 @@
-"""A trained model at work: from photos, on the disk or in memory, to decided predictions."""
+"""A trained model at work: from photos, on the disk or in memory, to decided predictions. Needs no torch."""
 
 import itertools
-import logging
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from PIL import Image
 
-from defectcls.data.images import Photo, UnreadableImageError, open_photo, square
+from defectcls.data.images import Depth, Photo, Resize, UnreadableImageError, framed, open_photo
 from defectcls.data.threads import map_in_threads
-from defectcls.evaluation.decision import MOST_PROBABLE, decide
-from defectcls.evaluation.predictions import PROBABILITY, predictions_table, probabilities_of
-from defectcls.model.checkpoint import Trained, load_trained
-from defectcls.model.hardware import allow_tf32
-from defectcls.model.heatmaps import BATCH_SIZE, heat_maps
-from defectcls.settings import Device, Precision
+from defectcls.errors import UserError
+from defectcls.evaluation.decision import Decision
+from defectcls.evaluation.predictions import PROBABILITY
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from defectcls.settings import Device, Precision
 
 AHEAD = 128  # photos at most that are read before they are asked for
 AHEAD_BYTES = 2**27  # of them decoded: 42 photos of 1024 px
+WORDS = ("decision", "prediction")
+HEAT_BATCH = 16  # photos at a time whose heat maps are computed: their gradients take memory
 
 
-def load(checkpoint: str | Path, device: Device = "auto", precision: Precision | None = None) -> "Predictor":
-    """A predictor that judges photos as the run's own evaluation does; on the CPU with the same bits.
+def load(checkpoint: str | Path, device: "Device" = "auto", precision: "Precision | None" = None) -> "Predictor":
+    """A predictor that judges photos as the run's own evaluation does; of a checkpoint on the CPU with the same bits.
 
     Args:
-        checkpoint: run folder, or a .ckpt file.
+        checkpoint: run folder, a .ckpt file, or an .onnx file that `export` wrote, for which torch is not imported.
         device: auto takes a GPU where there is one.
-        precision: None computes as in training.
+        precision: None computes as in training; a file computes in that of its export.
 
     Raises:
-        UserError: no such checkpoint, one of another tool, a damaged one, or no GPU.
+        UserError: no such file, one of another tool, a damaged one, or no GPU.
     """
-    return Predictor(load_trained(Path(checkpoint), device, precision))
+    if Path(checkpoint).suffix.lower() == ".onnx":
+        from defectcls.deployment.runtime import load_file
+
+        return load_file(Path(checkpoint), device, precision)
+    if Path(checkpoint).suffix.lower() == ".refused":
+        raise UserError(f"{checkpoint} was refused by the gate of export, and decides otherwise than its checkpoint")
+    from defectcls.deployment.checkpoints import load_checkpoint  # imports torch, which takes seconds
+
+    return load_checkpoint(Path(checkpoint), device, precision)
 
 
+class Read(NamedTuple):
+    """A photo as the model sees it, or why not."""
+
+    path: str  # as given; "" of a photo in memory
+    error: str  # "" where there are pixels
+    pixels: np.ndarray | None  # uint8 (3, height, width), RGB, of the model's size
+    paged: bool  # there are further pages, which are not looked at
+
+
+@dataclass(eq=False)
 class Predictor:
-    """Made by `load`. Classes, size, calibration and decision are the checkpoint's.
+    """Made by `load`. Classes, size, calibration and decision are the model's.
 
-    `classes` are class name -> defective, in the order of the probabilities; `columns` those of `predict`. `image_size`
-    is the side in pixels that every photo is brought to, by `resize` (squash or pad). `paged` counts the photos of
-    which only the first page was looked at.
+    Args:
+        classes: class name -> defective, in the order of the probabilities.
+        image_size: height and width in pixels that every photo is brought to, by `resize`.
+        resize: squash or pad.
+        depth: what is white in photos of more than 8 bits.
+        decision: how a score becomes accept, review or reject.
+        about: model, dataset, digest (SHA-256 of the file, in hexadecimal), version (of defectcls), precision, seed,
+            device (cpu or cuda …); of a file further what its metadata say.
+        judge: pixels uint8 (n, 3, height, width), one or more -> a row each of `columns` without path and error;
+            what has no finite score is rejected.
+        heat: such pixels -> evidence for "defective", float32 (n, height, width), see `defectcls.model.heatmaps`.
+        paged: how many photos there were of which only the first page was looked at.
     """
 
-    def __init__(self, trained: Trained) -> None:
-        self.trained, self.device, dataset = trained, trained.device, trained.settings.dataset
-        self.classes, self.image_size = trained.network.classes, trained.settings.image_size
-        probabilities = (PROBABILITY + name for name in self.classes)
-        self.columns = ["path", "decision", "prediction", "score", *probabilities, "error"]
-        self.resize, self.depth, self.paged = dataset.resize, dataset.depth, 0
-        self.decision = trained.decision or MOST_PROBABLE
-        if trained.decision is None:
-            log.warning("%s is of a run that did not finish: nothing is calibrated", trained.checkpoint)
-        if trained.settings.trainer.precision != "32":
-            allow_tf32(self.device)
-        self.network = trained.network.to(self.device)
-        self._infer = self.network.inference()  # for good: its weights will not change
+    classes: dict[str, bool]
+    image_size: tuple[int, int]
+    resize: Resize
+    depth: Depth
+    decision: Decision
+    about: dict[str, Any]
+    judge: Callable[[np.ndarray], pd.DataFrame]
+    heat: Callable[[np.ndarray], np.ndarray]
+    paged: int = 0
+
+    @property
+    def columns(self) -> list[str]:
+        """Those of `predict`."""
+        return ["path", "decision", "prediction", "score", *(PROBABILITY + name for name in self.classes), "error"]
 
     def predict(self, images: Photo | Iterable[Photo], batch_size: int = 64) -> pd.DataFrame:
         """A row for each photo, in order. The photos are not all in memory at once, the rows are: see `stream`.
@@ -67,7 +96,7 @@ class Predictor:
         | column           | meaning                                                                               |
         | ---------------- | ------------------------------------------------------------------------------------- |
         | `path`           | as given; "" for a photo in memory                                                    |
-        | `decision`       | accept, review or reject, by the checkpoint's decision; "" where there is an `error`  |
+        | `decision`       | accept, review or reject, by the model's decision; "" where there is an `error`       |
         | `prediction`     | name of the class; "" likewise                                                        |
         | `score`          | float64 from 0 to 1: probability of being defective, calibrated; NaN likewise         |
         | `p_<class name>` | float64 from 0 to 1: probability of each class, calibrated; NaN likewise              |
@@ -83,57 +112,54 @@ class Predictor:
         Raises:
             UserError: an array of another shape or type, or what is no photo at all.
         """
-        one = isinstance(images, str | Path | bytes | Image.Image) or getattr(images, "ndim", 4) < 4  # of an array
+        one = isinstance(images, str | Path | bytes | Image.Image)
+        one |= getattr(images, "ndim", 4) < 4 and not isinstance(images, pd.Series)  # an array
         tables = list(self.stream([images] if one else images, batch_size))  # type: ignore[list-item, arg-type]
-        return pd.concat(tables or [self._table([], [], np.empty((0, len(self.classes))))], ignore_index=True)
+        return pd.concat(tables or [self.rows([])], ignore_index=True)
 
     def stream(self, photos: Iterable[Photo], batch_size: int) -> Iterator[pd.DataFrame]:
         """The rows of `predict`, a table of `batch_size` at a time, of any number of photos in bounded memory."""
-        ahead = max(1, min(AHEAD, AHEAD_BYTES // (3 * self.image_size**2)))
-        decoded = map_in_threads(self._read, photos, ahead)  # while the network computes
+        ahead = max(1, min(AHEAD, AHEAD_BYTES // (3 * math.prod(self.image_size))))
+        decoded = map_in_threads(self.read, photos, ahead)  # while the network computes
         while some := list(itertools.islice(decoded, batch_size)):
-            paths, errors, pixels, paged = map(list, zip(*some, strict=True))
-            self.paged += sum(paged)
-            logits = np.full((len(paths), len(self.classes)), np.nan, np.float32)
-            if readable := [one for one in pixels if one is not None]:
-                logits[[not error for error in errors]] = self._logits(np.stack(readable))
-            yield self._table(paths, errors, logits)
+            self.paged += sum(one.paged for one in some)
+            yield self.rows(some)
 
     def heat_maps(self, photos: Iterable[Photo]) -> Iterator[np.ndarray | None]:
-        """Evidence for "defective" of each photo, see `defectcls.model.heatmaps`: float32 (image_size, image_size).
+        """Evidence for "defective" of each photo, see `defectcls.model.heatmaps`: float32 (height, width).
 
-        Of any number of photos in bounded memory.
+        Of any number of photos in bounded memory; None of one that cannot be read.
+        """
+        decoded = map_in_threads(self.read, photos, HEAT_BATCH)
+        while some := [one.pixels for one in itertools.islice(decoded, HEAT_BATCH)]:
+            readable = [pixels for pixels in some if pixels is not None]
+            maps = iter(self.heat(np.stack(readable)) if readable else ())
+            yield from (None if pixels is None else next(maps) for pixels in some)
 
-        None of a photo that cannot be read.
+    def read(self, photo: Photo) -> Read:
+        """Decode a photo and bring it to the model's size, as every photo that this package judges.
 
         Raises:
-            UserError: the backbone has no map to look at.
+            UserError: an array of another shape or type, or what is no photo at all.
         """
-        decoded = map_in_threads(self._read, photos, BATCH_SIZE)
-        while some := list(itertools.islice(decoded, BATCH_SIZE)):
-            readable = [pixels for _, _, pixels, _ in some if pixels is not None]
-            maps = iter(heat_maps(self.network, torch.from_numpy(np.stack(readable))) if readable else ())
-            yield from (None if pixels is None else next(maps) for _, _, pixels, _ in some)
-
-    def _read(self, photo: Photo) -> tuple[str, str, np.ndarray | None, bool]:
-        """Path, why there are no pixels, pixels, and whether there are further pages."""
         path = str(photo) if isinstance(photo, str | Path) else ""
         try:
-            opened = open_photo(photo, self.image_size)
-            return path, "", square(opened.pixels(self.depth), self.image_size, self.resize), opened.paged
+            opened = open_photo(photo, max(self.image_size))
+            return Read(path, "", framed(opened.pixels(self.depth), self.image_size, self.resize), opened.paged)
         except UnreadableImageError as error:
-            return path, str(error), None, False
+            return Read(path, str(error), None, False)
 
-    def _logits(self, pixels: np.ndarray) -> np.ndarray:
-        return self._infer(torch.from_numpy(pixels)).cpu().numpy()
-
-    def _table(self, paths: list[str], errors: list[str], logits: np.ndarray) -> pd.DataFrame:
-        """Rows of the photos; `logits` (photos, classes) are NaN where there is an error."""
-        # numpy adds up the classes of one row alone in another order than those of many: a spare row, lest one be alone
-        probabilities = probabilities_of(np.concatenate([logits, np.zeros((1, len(self.classes)))]))
-        rows = pd.DataFrame({"path": [*paths, ""], "error": [*errors, ""]}, dtype=object)
-        rows = decide(predictions_table(rows, probabilities, self.classes), self.decision, self.classes)[:-1]
-        unknown = ~np.isfinite(rows["score"])
-        rows.loc[unknown, ["decision", "prediction"]] = ""
-        rows.loc[unknown & (rows["error"] == ""), "error"] = "the model gives no finite score"
-        return rows[self.columns]
+    def rows(self, photos: list[Read]) -> pd.DataFrame:
+        """The rows of `predict`, judged together."""
+        columns = self.columns[1:-1]
+        rows = {column: np.full(len(photos), "" if column in WORDS else np.nan, object) for column in columns}
+        errors = np.array([one.error for one in photos], object)
+        readable = np.flatnonzero([one.pixels is not None for one in photos])
+        if readable.size:
+            found = self.judge(np.stack([one.pixels for one in photos if one.pixels is not None]))
+            known = np.isfinite(found["score"].to_numpy())
+            for column, values in rows.items():
+                values[readable[known]] = found[column].to_numpy()[known]
+            errors[readable[~known]] = "the model gives no finite score"
+        table = pd.DataFrame({"path": [one.path for one in photos], **rows, "error": errors}, dtype=object)
+        return table.astype(dict.fromkeys(columns[2:], float))  # pandas' own texts hold no odd name of a file

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import log_softmax, softmax
 
 LEAST_SCALE = 1 / 20  # as 0 would tell nothing
 
@@ -25,7 +23,7 @@ def fit_calibration(probabilities: np.ndarray, truth: np.ndarray) -> tuple[float
     if (counts > 0).sum() < 2 or not np.isfinite(probabilities).all():
         return 1.0, (0.0,) * len(counts)
     weights = np.full(len(truth), 1 / len(truth))
-    _, scale, shift = _fit(_log(probabilities), _targets(counts)[truth], weights, LEAST_SCALE)
+    scale, shift = _fit(_log(probabilities), _targets(counts)[truth], weights, LEAST_SCALE)
     return scale, tuple(shift.tolist())
 
 
@@ -36,20 +34,31 @@ def calibrated_loss(probabilities: np.ndarray, truth: np.ndarray) -> float:
     entropy of the targets, so that no epoch is better for being sure of what is all right. Of images of a single class
     the loss as it is.
     """
+    losses = calibrated_losses(probabilities, truth)
+    return float(np.mean([losses[truth == one].mean() for one in np.unique(truth)])) if len(truth) else np.nan
+
+
+def calibrated_losses(probabilities: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """What each image adds to `calibrated_loss`, (images,)."""
+    from scipy.special import log_softmax
+
     counts = np.bincount(truth, minlength=probabilities.shape[1])
-    if not len(truth) or not np.isfinite(probabilities).all():
-        return np.nan
-    logits = _log(probabilities)
-    if (counts > 0).sum() < 2:
-        return -float(logits[np.arange(len(truth)), truth].mean())
-    weights = 1 / counts[truth] / (counts > 0).sum()
-    return _fit(logits, _targets(counts)[truth], weights, 0.0)[0]
+    if not np.isfinite(probabilities).all():
+        return np.full(len(truth), np.nan)
+    logits, targets = _log(probabilities), np.eye(len(counts))[truth]
+    if (counts > 0).sum() > 1:
+        targets = _targets(counts)[truth]
+        scale, shift = _fit(logits, targets, 1 / counts[truth] / (counts > 0).sum(), 0.0)
+        logits = log_softmax(scale * logits + shift, axis=1)
+    return -(targets * logits).sum(1)
 
 
 def calibrate(probabilities: np.ndarray, scale: float, shift: Sequence[float] | np.ndarray) -> np.ndarray:
     """softmax(scale · log p + shift), (images, classes); () shifts nothing."""
     if scale == 1 and not any(shift):
         return probabilities
+    from scipy.special import softmax
+
     return softmax(scale * _log(probabilities) + (np.array(shift) if len(shift) else 0.0), axis=-1)
 
 
@@ -58,14 +67,14 @@ def _targets(counts: np.ndarray) -> np.ndarray:
     return (1 + np.diag(counts)) / (counts + len(counts))[:, None]
 
 
-def _fit(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray, least: float) -> tuple[float, float, np.ndarray]:
-    """Least cross-entropy, and its scale and shifts (classes,), the first of which is 0; a convex problem.
+def _fit(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray, least: float) -> tuple[float, np.ndarray]:
+    """Scale, not below `least`, and shifts (classes,), the first 0, of the least cross-entropy; a convex problem.
 
-    Args:
-        logits, targets: (images, classes).
-        weights: of the images, (images,); they sum to 1.
-        least: scale.
+    Of logits and targets (images, classes) under weights (images,) that sum to 1.
     """
+    from scipy.optimize import minimize  # half of the time that a file takes to its first decision, which needs none
+    from scipy.special import log_softmax
+
     mean = logits.mean(0)
     unit = float((logits - mean).std()) or 1.0
     inputs = (logits - mean) / unit  # so that scale and shifts are of one size, and do not depend on each other
@@ -80,7 +89,7 @@ def _fit(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray, least: fl
     found = minimize(loss, start, jac=True, bounds=bounds, options={"ftol": 1e-15, "gtol": 1e-10, "maxiter": 1000})
     scale = float(found.x[0] / unit)
     shift = np.append(0.0, found.x[1:]) - scale * mean
-    return float(found.fun), scale, shift - shift[0]
+    return scale, shift - shift[0]
 
 
 def _log(probabilities: np.ndarray) -> np.ndarray:

@@ -4,69 +4,58 @@ A difference is paired: all tables are judged on one resample of the groups at a
 all of them cancel out. Its variance is that of the bootstrap; to a share one group is added that speaks for each side
 (Bonett and Price, Journal of Educational and Behavioral Statistics 37, 2012), or else a few images on which all differ
 would prove anything. Of several pairs each has an interval at the level 1 - (1 - level) / pairs (Bonferroni).
+
+So of several candidates, told of the same images out of fold, one is chosen; the first of them is the default.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import combinations, product
 from math import comb
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+from pydantic import Field, NonNegativeInt
 from scipy.stats import t as student
 
 from defectcls.errors import UserError
+from defectcls.evaluation.calibration import calibrated_losses
+from defectcls.evaluation.decision import choose_decision, decide
 from defectcls.evaluation.intervals import NOTHING, Interval, bootstrap, intervals_of
 from defectcls.evaluation.metrics import ALL, DEFECT, METRICS, Answers, plain
-from defectcls.evaluation.predictions import class_names_of, classes_of_table, groups_of
+from defectcls.evaluation.predictions import PROBABILITY, class_names_of, classes_of_table, groups_of
+from defectcls.settings import DecisionSettings, Settings
+
+CHEAPER = 0.8  # of the default's time: less of a difference is noise of the clock
 
 
-class Difference(NamedTuple):
-    """The number of `run` less that of `other`, and its interval, adjusted for the number of pairs."""
+class CompareSettings(Settings):
+    runs: list[Path]
+    metrics: list[Literal["recall", "overkill_rate", "precision", "f1", "accuracy", "auroc", "average_precision"]]
+    level: Annotated[float, Field(gt=0.5, lt=1)]
+    resamples: Annotated[int, Field(ge=100)]
+    seed: NonNegativeInt
 
-    metric: str
-    run: str
-    other: str
-    difference: float
-    low: float
-    high: float
-
-    @property
-    def better(self) -> str:
-        """The run that is shown to be better, "" where none is."""
-        ahead, behind = (self.other, self.run) if METRICS[self.metric].less_is_better else (self.run, self.other)
-        return ahead if self.low > 0 else behind if self.high < 0 else ""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What was found on the `images` that all runs have in common; `left_out` counts those that a run has besides."""
-
-    images: int
-    left_out: dict[str, int]
-    level: float
-    values: dict[str, list[dict[str, Any]]]  # of each run, metric by metric; `low` to `high` at `level`, None undefined
-    differences: list[Difference]  # metric by metric, and pair by pair where both runs can state the number
-
-    @property
-    def pairs(self) -> int:
-        """How many pairs of runs there are."""
-        return comb(len(self.values), 2)
-
-    @property
-    def adjusted_level(self) -> float:
-        """Of each interval, so that all pairs of one number hold together at `level`."""
-        return 1 - (1 - self.level) / self.pairs
+    def model_post_init(self, _: Any) -> None:
+        if len(self.runs) < 2 or not self.metrics:
+            raise ValueError("give two runs or more, and metrics: python -m defectcls.compare <run> <run>")
 
 
 def compare_predictions(
     tables: dict[str, pd.DataFrame], metrics: list[str], level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Comparison:
-    """Compare every pair of runs on the images they share.
+) -> dict[str, Any]:
+    """Every pair of runs on the images that all have, as compare.json has it.
 
     Args:
         tables: predictions table of each run, by the run's name.
         metrics: of METRICS; of more than two classes all defective ones count as one, but for the accuracy.
+
+    Returns:
+        How many `images` these are, and how many of each run are `left_out`; `values` {run, metric, value, low, high}
+        at `level`, None where undefined; and where both runs can state a number the `differences` {metric, run, other,
+        difference, low, high, better}, the number of `run` less that of `other`, at `adjusted_level`: so all pairs of
+        one number hold together at `level`. `better` is the run that is shown to be, "" where none is.
 
     Raises:
         UserError: the tables have other classes, other images or another truth.
@@ -78,47 +67,49 @@ def compare_predictions(
     stated = {run: one.stated() for run, one in answers.items()}
     # The same seed draws the same resamples for every run.
     drawn = {run: bootstrap(groups, one.weighted, resamples, seed) for run, one in answers.items()}
-    sides = {metric: ALL if metric == "accuracy" else DEFECT for metric in metrics}
-    values: dict[str, list[dict[str, Any]]] = {}
+    keys = [(metric, ALL if metric == "accuracy" else DEFECT) for metric in metrics]
+    values, differences = [], []
     for run, one in answers.items():
         limits = intervals_of(one, drawn[run], level)
-        values[run] = []
-        for key in sides.items():
-            (low, high), value = limits.get(key, NOTHING), stated[run].get(key)
-            values[run].append(plain({"run": run, "metric": key[0], "value": value, "low": low, "high": high}))
-    left_out = {run: len(table) - len(first) for run, table in tables.items()}
-    comparison = Comparison(len(first), left_out, level, values, [])
+        for key in keys:
+            low, high = limits.get(key, NOTHING)
+            values.append({"run": run, "metric": key[0], "value": stated[run].get(key), "low": low, "high": high})
 
-    for key, (run, other) in product(sides.items(), combinations(common, 2)):
-        ahead = stated[run].get(key, np.nan) - stated[other].get(key, np.nan)
+    adjusted_level = 1 - (1 - level) / comb(len(tables), 2)
+    for key, (run, other) in product(keys, combinations(common, 2)):
+        ahead = float(stated[run].get(key, np.nan) - stated[other].get(key, np.nan))
         if np.isnan(ahead):
             continue
-        spread, share = np.nanstd(drawn[run][key] - drawn[other][key]), key in answers[run].shares
-        if share:
+        if share := key in answers[run].shares:
             members = answers[run].shares[key].members | answers[other].shares[key].members
             units = len(np.unique(groups[members]))
         else:
             units = answers[run].units[DEFECT]
-        ends = _paired_interval(float(ahead), float(spread), units, comparison.adjusted_level, share)
-        comparison.differences.append(Difference(key[0], run, other, float(ahead), *ends))
-    return comparison
+        spread = float(np.nanstd(drawn[run][key] - drawn[other][key]))
+        low, high = paired_interval(ahead, spread, units, adjusted_level, share)
+        leading, trailing = (other, run) if METRICS[key[0]].less_is_better else (run, other)
+        better = leading if low > 0 else trailing if high < 0 else ""
+        found = {"metric": key[0], "run": run, "other": other, "difference": ahead, "low": low, "high": high}
+        differences.append(found | {"better": better})
+    return {
+        "images": len(first),
+        "left_out": {run: len(table) - len(first) for run, table in tables.items()},
+        "level": level,
+        "adjusted_level": adjusted_level,
+        "values": [plain(value) for value in values],
+        "differences": [plain(difference) for difference in differences],
+    }
 
 
 def common_images(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """The rows of the images that all tables have, joined on `path`, in the order of the first.
-
-    Raises:
-        UserError: there are none, or the classes or the truth differ.
-    """
+    """The rows of the images that all tables have, joined on `path`, in the order of the first; raises as above."""
     (first_run, first), *_ = tables.items()
     paths = first["path"]
     for table in tables.values():
         paths = paths[paths.isin(table["path"])]
     if paths.empty:
         raise UserError(f"no image stands in all of {', '.join(tables)}: compare runs on the same test images")
-    common = {
-        run: table.set_index("path", drop=False).loc[paths].reset_index(drop=True) for run, table in tables.items()
-    }
+    common = {run: one.set_index("path", drop=False).loc[paths].reset_index(drop=True) for run, one in tables.items()}
     truth = ["label", "defective"]
     for run, table in common.items():
         same_classes = {*class_names_of(table)} == {*class_names_of(first)}
@@ -127,7 +118,7 @@ def common_images(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     return common
 
 
-def _paired_interval(ahead: float, spread: float, units: int, level: float, share: bool) -> Interval:
+def paired_interval(ahead: float, spread: float, units: int, level: float, share: bool) -> Interval:
     """Of a difference that rests on `units` groups and has the standard deviation `spread` in the bootstrap."""
     if units < 2:
         return -1.0, 1.0
@@ -137,3 +128,71 @@ def _paired_interval(ahead: float, spread: float, units: int, level: float, shar
         variance = ((units * (units * spread**2 + ahead**2) + 2) / (units + 2) - centre**2) / (units + 2)
     reach = student.ppf((1 + level) / 2, units - 1) * np.sqrt(variance)
     return max(-1.0, centre - reach), min(1.0, centre + reach)
+
+
+class Choice(NamedTuple):
+    """The kept and the simplest candidate; of each the mean loss over its seeds, and how far it is behind the best."""
+
+    kept: int
+    simplest: int  # the quickest that is not shown to be worse than the best
+    losses: np.ndarray  # `calibrated_loss`, nats (candidates,)
+    behind: np.ndarray  # difference, and where its interval begins and ends, (candidates, 3)
+
+
+def choose(tables: Sequence[Sequence[pd.DataFrame]], milliseconds: Sequence[float], classes: dict[str, bool]) -> Choice:
+    """Of the candidates that are better than the default beyond chance, the one of the least loss.
+
+    Where none is, of those that are cheaper by a fifth and have no more loss; else the default. So none is kept that
+    has more loss than the default, nor one that costs as much for what may be luck. Intervals of 95 % hold for all
+    candidates together (Bonferroni); they are of a bootstrap over groups, in which calibrations stay as they are.
+
+    Args:
+        tables: of each candidate one predictions table a seed, of the same images in the same order; a difference is
+            over the seeds that both have, and all have the first.
+        milliseconds: that each takes for a photo.
+    """
+    took, first = np.array(milliseconds), tables[0][0]
+    groups, columns = groups_of(first), [PROBABILITY + name for name in classes]
+    truth = pd.Index([*classes]).get_indexer(pd.Index(first["label"]))
+    members = [truth == target for target in np.unique(truth)]
+    units = min(len(np.unique(groups[one])) for one in members)
+    level = 1 - 0.05 / max(1, len(tables) - 1)
+    losses = np.full((len(tables), max(map(len, tables)), len(truth)), np.nan)
+    for place, of_seeds in enumerate(tables):
+        losses[place, : len(of_seeds)] = [calibrated_losses(one[columns].to_numpy(), truth) for one in of_seeds]
+
+    def means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Of values (candidates, images) under weights (resamples, images), every class weighing alike."""
+        with np.errstate(invalid="ignore"):  # a resample may lack a class
+            return np.mean([(weights * one) @ values.T / (weights @ one)[:, None] for one in members], axis=0)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return means(values, np.ones((1, len(truth))))[0]
+
+    def against(other: int) -> np.ndarray:
+        """Of each candidate the difference to the other, and where its interval begins and ends."""
+        values = np.nanmean(losses - losses[other], axis=1)
+        drawn = bootstrap(groups, lambda weights: {"means": means(values, weights)})["means"]
+        found = zip(mean(values), np.nanstd(drawn, axis=0), strict=True)
+        return np.array([(one, *paired_interval(one, spread, units, level, share=False)) for one, spread in found])
+
+    ahead, _, high = against(0).T
+    eligible = high < 0 if (high < 0).any() else (ahead <= 0) & (took <= CHEAPER * took[0])
+    kept = int(np.where(eligible, ahead, np.inf).argmin()) if eligible.any() else 0
+    behind = against(int(np.nanargmin(ahead)))
+    simplest = int(np.where(behind[:, 1] <= 0, took, np.inf).argmin())
+    return Choice(kept, simplest, mean(np.nanmean(losses, axis=1)), behind)
+
+
+def nested(
+    tables: Sequence[pd.DataFrame], milliseconds: Sequence[float], classes: dict[str, bool], settings: DecisionSettings
+) -> pd.DataFrame:
+    """The decided table of the whole procedure: each `fold` is judged by what is chosen on the other folds alone.
+
+    So are its calibration and its thresholds; but the members that judge the others have learned from this fold.
+    """
+    decided = []
+    for held in (tables[0]["fold"] == fold for fold in tables[0]["fold"].unique()):
+        table = tables[choose([[one[~held]] for one in tables], milliseconds, classes).kept].drop(columns="fold")
+        decided.append(decide(table[held], choose_decision(settings, table[~held], classes), classes))
+    return pd.concat(decided).sort_index()

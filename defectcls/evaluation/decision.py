@@ -4,19 +4,19 @@ The words of the trade beside those of the field: escape rate = 1 - recall, over
 """
 
 import math
-from bisect import bisect_right
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 from pydantic import Field, TypeAdapter, ValidationError
-from scipy.special import betaincinv
 
 from defectcls.errors import UserError
 from defectcls.evaluation.calibration import calibrate, fit_calibration
 from defectcls.evaluation.predictions import ACCEPT, PROBABILITY, REJECT, REVIEW, groups_of
-from defectcls.settings import DecisionSettings
+
+if TYPE_CHECKING:
+    from defectcls.settings import DecisionSettings
 
 ABOVE_ALL = float(np.nextafter(1, 2))  # a threshold that no score reaches
 
@@ -65,29 +65,37 @@ class Decision:
             raise ValueError(f"it accepts below {low} and rejects from {high}, not in this order")
 
     @classmethod
-    def from_plain(cls, values: Any) -> "Decision":
-        """What `plain` gave, from a checkpoint or metrics.json.
+    def from_plain(cls, values: Any, classes: int | None = None) -> "Decision":
+        """What `plain` gave, from a model's file or metrics.json.
+
+        Args:
+            classes: how many the model knows; its thresholds rest on evidence, then.
 
         Raises:
             UserError: it is no decision, or one that makes no sense.
         """
         try:
-            return TypeAdapter(cls).validate_python(values)
+            decision = TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = "".join(f".{step}" for step in first["loc"] if isinstance(step, str) and step.isidentifier())
             raise UserError(f"its decision{key} is wrong: {first['msg']}") from error
+        if classes and {len(decision.shift), len(decision.prior or ())} - {0, classes}:
+            raise UserError("its decision is of other classes")
+        if classes and decision.accept_below is not None and {*EVIDENCE} - {*(decision.evidence or ())}:
+            raise UserError("its decision has thresholds and not what they rest on")
+        return decision
 
     def plain(self) -> dict[str, Any]:
         """Plain values, for a checkpoint and JSON."""
-        return asdict(self) | {"promises": [*map(asdict, self.promises)]}
+        return asdict(self)
 
 
 MOST_PROBABLE = Decision("argmax")
 EVIDENCE = ("defective", "sound", "escapes", "false_rejects")
 
 
-def choose_decision(settings: DecisionSettings, validation: pd.DataFrame, classes: dict[str, bool]) -> Decision:
+def choose_decision(settings: "DecisionSettings", validation: pd.DataFrame, classes: dict[str, bool]) -> Decision:
     """The decision of a policy, from the predictions table of validation images, not calibrated.
 
     Raises:
@@ -126,14 +134,11 @@ def choose_decision(settings: DecisionSettings, validation: pd.DataFrame, classe
     return replace(scoring, prior=None, accept_below=low, reject_from=high, evidence=evidence, promises=promises)
 
 
-def _scoring(settings: DecisionSettings, probabilities: np.ndarray, truth: np.ndarray, sides: np.ndarray) -> Decision:
+def _scoring(settings: "DecisionSettings", probabilities: np.ndarray, truth: np.ndarray, sides: np.ndarray) -> Decision:
     """A decision without thresholds, and a `prior`, the mean of each probability, where all classes weigh alike.
 
-    Where the validation images are of one class, or of one of two kinds of classes, nothing is known.
-
-    Args:
-        truth: class of each image, int (images,).
-        sides: which classes are defective, bool (classes,).
+    `truth` is the class of each image (images,), `sides` which classes are defective. Where the images are of one
+    class, or of one of two kinds of classes, nothing is known.
     """
     sign = {"recall": ">=", "precision": ">=", "fpr": "<="}.get(settings.policy)
     scoring, kinds = Decision(settings.policy + (f"{sign}{settings.target:g}" if sign else "")), len(set(sides))
@@ -149,7 +154,7 @@ def _scoring(settings: DecisionSettings, probabilities: np.ndarray, truth: np.nd
     return replace(scoring, prior=tuple(prior.tolist())) if settings.policy == "balanced" else scoring
 
 
-def refuse_missing_kind(settings: DecisionSettings, defective: np.ndarray) -> None:
+def refuse_missing_kind(settings: "DecisionSettings", defective: np.ndarray) -> None:
     """Whether a policy can be followed on validation images, bool (images,), is known before there are scores.
 
     Raises:
@@ -158,8 +163,8 @@ def refuse_missing_kind(settings: DecisionSettings, defective: np.ndarray) -> No
     needed = {"argmax": set(), "balanced": set(), "fpr": {False}}.get(settings.policy, {False, True})
     if missing := needed - {*defective.tolist()}:
         raise UserError(
-            f"decision={settings.policy} needs {'defective' if missing == {True} else 'sound'} validation images, and "
-            "there are none: decision=fpr needs sound ones alone, decision=balanced neither"
+            f"decision={settings.policy} needs {'defective' if missing == {True} else 'sound'} images to be chosen "
+            "on, and there are none: decision=fpr needs sound ones alone, decision=balanced neither"
         )
 
 
@@ -178,15 +183,12 @@ def decide(predictions: pd.DataFrame, decision: Decision, classes: dict[str, boo
     else:
         flagged, rejected = ((scores >= start) | unknown for start in (decision.accept_below, decision.reject_from))
     chosen = np.where(flagged[:, None] == defective, weighed, -1.0).argmax(1)
-    answers = {
-        "prediction": np.array([*classes], dtype=object)[chosen],
-        "decision": np.where(rejected, REJECT, np.where(flagged, REVIEW, ACCEPT)),
-        "score": scores,
-    }
+    answers = {"prediction": np.array([*classes], dtype=object)[chosen], "score": scores}
+    answers["decision"] = np.where(rejected, REJECT, np.where(flagged, REVIEW, ACCEPT))
     return predictions.assign(**answers, **dict(zip(columns, probabilities.T, strict=True)))
 
 
-def _best_threshold(settings: DecisionSettings, scores: np.ndarray, defective: np.ndarray) -> float:
+def _best_threshold(settings: "DecisionSettings", scores: np.ndarray, defective: np.ndarray) -> float:
     """The threshold with the most F1 or the least cost, or with the most recall among those of enough precision.
 
     Of equally good ones the lowest, which lets the least through.
@@ -215,19 +217,21 @@ def _promise(
     since it falls with the threshold (risk-controlling prediction sets, Bates et al. 2021). Of groups it bounds the
     share of which any image is misjudged, which is never below the mean over groups of their images' share.
 
-    Args:
-        rate: escape_rate, of the defective images below the threshold, or overkill_rate, of the sound ones from it on.
-        scores, defective, groups: of the validation images, (images,) each.
+    Of a fixed model and fresh images it is exact. Of scores out of fold and the mean of the members it is approximate:
+    proven there (cross-conformal prediction, Vovk 2015; CV+, Barber et al. 2021) is a mean rate, over draws of the
+    images, within twice the target. experiments/promises shows by simulation how often it is broken.
     """
+    from scipy.special import betaincinv
+
     escapes = rate == "escape_rate"
     mine = defective if escapes else ~defective
     of_groups = pd.Series(scores[mine]).groupby(groups[mine])  # each is misjudged with the first of its images
     hardest = np.sort(of_groups.min()) if escapes else np.sort(of_groups.max())[::-1]
     independent = len(hardest)
     misjudged = np.arange(independent)
-    bounds = [*betaincinv(misjudged + 1, independent - misjudged, confidence).tolist(), 1.0]
-    allowed = max(0, bisect_right(bounds, target) - 1)
-    bound, grouped = bounds[allowed], bool(independent < mine.sum())
+    bounds = np.append(betaincinv(misjudged + 1, independent - misjudged, confidence), 1.0)
+    allowed = max(0, int(np.searchsorted(bounds, target, side="right")) - 1)
+    bound, grouped = float(bounds[allowed]), bool(independent < mine.sum())
     needed = math.ceil(round(math.log(1 - confidence) / math.log1p(-target), 9))
     found = Promise(rate, target, confidence, bound, bound <= target, independent, needed, grouped)
     if allowed == independent:

@@ -91,23 +91,19 @@ def breakdowns(predictions: pd.DataFrame, classes: dict[str, bool]) -> dict[str,
     `overkill_rate`; None where a value has no defective (or no sound) image.
     """
     flagged, rejected = verdicts(predictions, classes)
-    defective, groups = predictions["defective"].to_numpy(bool), groups_of(predictions)
-    caught, refused = np.where(defective, flagged, np.nan), np.where(defective, np.nan, rejected)
-    columns = {"n_defective": defective, "recall": caught, "overkill_rate": refused}
-    table = pd.DataFrame(columns, predictions.index)
-    found = {}
-    for column in (column for column in BREAKDOWNS if column in predictions):
-        value = predictions[column]
-        if value.nunique() < 2:
-            continue
-        of_value = table.groupby(value)
-        rates = of_value.agg({"n_defective": "sum", "recall": "mean", "overkill_rate": "mean"})
-        rates.insert(0, "n", of_value.size())
-        worst = rates.sort_values(["recall", "overkill_rate"], ascending=[True, False], kind="stable").head(WORST)
-        for one in worst.index:
-            of_one = (value == one).to_numpy() & defective
-            worst.loc[one, ["recall_low", "recall_high"]] = proportion_interval(flagged[of_one], groups[of_one])
-        found[column] = records(worst.reset_index())
+    groups, found = groups_of(predictions), {}
+    marks = predictions.assign(flagged=flagged, rejected=rejected, unit=groups)
+    for column in pd.Index(BREAKDOWNS).intersection(predictions.columns):
+        rows = []
+        for value, of_value in marks.groupby(column):
+            defects, sound = of_value[of_value["defective"]], of_value[~of_value["defective"]]
+            low, high = proportion_interval(defects["flagged"].to_numpy(), defects["unit"].to_numpy())
+            rates = {"recall": defects["flagged"].mean(), "overkill_rate": sound["rejected"].mean()}
+            row = {column: value, "n": len(of_value), "n_defective": len(defects)}
+            rows.append(row | rates | {"recall_low": low, "recall_high": high})
+        if len(rows) > 1:
+            worst = pd.DataFrame(rows).sort_values(["recall", "overkill_rate"], ascending=[True, False], kind="stable")
+            found[column] = records(worst.head(WORST))
     return found
 
 

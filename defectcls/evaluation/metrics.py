@@ -1,8 +1,8 @@
 """The predictions table as plain numbers, ready for JSON.
 
-A number that the data cannot state is None, never a made-up 0: recall where nothing is defective, precision where
-nothing was predicted defective, AUROC where all images are of one kind. F1 = 2tp / (2tp + fp + fn) is 0 as soon as one
-defect is missed and none is caught. A macro average is the mean over the classes for which the number is defined.
+A number that the data cannot state is None, never a made-up 0: recall, precision and F1 where nothing is defective,
+precision where nothing was predicted defective, AUROC where all images are of one kind. F1 = 2tp / (2tp + fp + fn) is 0
+as soon as one defect is missed and none is caught. A macro average is the mean over the classes that have the number.
 
 Every number is computed under weights, float64 (resamples, images): how often each image stands in each resample.
 With a weight of one for every image it is that of the table itself.
@@ -23,11 +23,6 @@ class Metric(NamedTuple):
     meaning: str = ""
     percent: bool = True  # a share of images; False: shown as it is
     less_is_better: bool = False
-
-    @property
-    def explained(self) -> str:
-        """The name and what it means, for a table that has the room."""
-        return f"{self.name} ({self.meaning})" if self.meaning else self.name
 
 
 # Of two classes and of many alike, in the order in which a page lists them; the only place where they are spelled out.
@@ -92,7 +87,7 @@ class Answers:
         if 0 < sum(classes.values()) < len(classes):
             flagged, rejected = verdicts(predictions, classes)
             defective = predictions["defective"].to_numpy(bool)
-            self._add(DEFECT, defective, flagged)
+            self._add(DEFECT, defective, flagged & defective.any())  # precision and F1 are of defects
             self.scores[DEFECT] = predictions["score"].to_numpy()
             self.shares["escape_rate", DEFECT] = Share(~flagged, defective)
             self.shares["overkill_rate", DEFECT] = Share(rejected, ~defective)
@@ -105,8 +100,9 @@ class Answers:
         self.units[MACRO] = min(filter(None, map(self.units.get, self.classes)), default=0)
 
     def _add(self, side: int, truth: np.ndarray, answer: np.ndarray) -> None:
-        shares = Share(truth, answer), Share(answer, truth), Share(answer & truth, answer | truth, f1=True)
-        self.shares |= {(name, side): share for name, share in zip(RATES, shares, strict=True)}
+        self.shares["precision", side] = Share(truth, answer)
+        self.shares["recall", side] = Share(answer, truth)
+        self.shares["f1", side] = Share(answer & truth, answer | truth, f1=True)
         self.truths[side] = truth
         self.units[side] = min(len(np.unique(self.groups[kind])) for kind in (truth, ~truth))
 
@@ -171,9 +167,8 @@ def compute_metrics(predictions: pd.DataFrame, classes: dict[str, bool]) -> dict
     Always: `n`, `loss` (mean negative log-likelihood of the true class, in nats), `accuracy`, `f1_macro`, `auroc`,
     `average_precision`, `confusion_matrix` (counts; rows = truth, columns = prediction, in the order of `classes`).
 
-    Sound against defective: also `precision`, `recall`, `f1`, `escape_rate` (share of the defective images let through,
-    1 - recall) and `overkill_rate` (share of the sound images rejected), all of the defective class. Where a decision
-    sends images to review, these count as caught but not as rejected, and `review_rate` is their share.
+    Sound against defective: also `precision`, `recall`, `f1`, `escape_rate` and `overkill_rate`, see METRICS. Where a
+    decision sends images to review, these count as caught but not as rejected, and `review_rate` is their share.
 
     Other classes: also `precision_macro`, `recall_macro`, `per_class` {name: n, precision, recall, f1}, and where there
     are both sound and defective classes `defect`: the numbers above, with all defective classes taken as one. `auroc`
@@ -192,10 +187,9 @@ def compute_metrics(predictions: pd.DataFrame, classes: dict[str, bool]) -> dict
     loss = np.log(1 / likelihood).sum() / n if n else None
     numbers = {"n": n, "loss": loss, **answers.arranged(values)}
     if not answers.two_classes:
-        numbers["per_class"] = {
-            name: {"n": matrix[one].sum()} | {rate: values[rate, one] for rate in RATES}
-            for one, name in enumerate(classes)
-        }
+        counted = enumerate(matrix.sum(1))
+        of_class = ({"n": n} | {rate: values[rate, one] if n else None for rate in RATES} for one, n in counted)
+        numbers["per_class"] = dict(zip(classes, of_class, strict=True))
     return plain(numbers | {"confusion_matrix": matrix.tolist()})
 
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import softmax
 
 from defectcls.errors import UserError
 from defectcls.files import written_whole
@@ -32,6 +31,8 @@ TEXT_COLUMNS = ("path", "label", "prediction", *OPTIONAL_COLUMNS)
 
 def probabilities_of(logits: np.ndarray) -> np.ndarray:
     """Softmax in float64, (images, classes); NaN where a logit is no finite number, as -inf would be a certain 0."""
+    from scipy.special import softmax
+
     logits = logits.astype(np.float64)
     return softmax(np.where(np.isfinite(logits).all(1, keepdims=True), logits, np.nan), axis=1)
 

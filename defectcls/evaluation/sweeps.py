@@ -51,6 +51,7 @@ class Sweep:
     ranked_by: str  # one of them; "" where no job has a number
     jobs: pd.DataFrame
     settings: pd.DataFrame
+    out_of_fold: bool = False  # `val` is judged so, and where nothing is tested it is all that there is
 
 
 def summarise_sweep(name: str, jobs: list[Job]) -> Sweep:
@@ -59,6 +60,8 @@ def summarise_sweep(name: str, jobs: list[Job]) -> Sweep:
     keys = dict.fromkeys(key for one in typed for key in one if key != "seed")
     varying = [key for key in keys if len({one.get(key) for one in typed}) > 1]
     other = [key for key in varying if key.partition(".")[0] in OTHER_IMAGES and not key.startswith(SAME_IMAGES)]
+    folded = {bool(job.metrics.get("out_of_fold")) for job in jobs if job.metrics and "val" in job.metrics}
+    other += ["evaluation"] * (len(folded) > 1)
     rows: list[dict[str, Any]] = []
     for job, one in zip(jobs, typed, strict=True):
         metrics = job.metrics or {}
@@ -85,7 +88,7 @@ def summarise_sweep(name: str, jobs: list[Job]) -> Sweep:
     settings = pd.DataFrame(rows)
     if ranked_by and not other:
         settings = _compared(settings, seeds, ranked_by)
-    return Sweep(name, other, columns, ranked_by, table, settings)
+    return Sweep(name, other, columns, ranked_by, table, settings, folded == {True})
 
 
 def over_seeds(name: str, values: pd.Series, level: float = 0.95) -> dict[str, float]:
@@ -113,22 +116,20 @@ def _compared(settings: pd.DataFrame, seeds: pd.DataFrame, ranked_by: str) -> pd
     for one in others:
         difference = (reached[one] - reached[best]) * (1 if METRICS[metric].less_is_better else -1)
         found = over_seeds("behind", difference, level=1 - 0.05 / comb(len(others) + 1, 2))
-        behind[one] = found | {"verdict": _verdict(found["behind_mean"], found["behind_low"])}
+        if np.isnan(found["behind_low"]):  # of one seed, or of seeds that all say the same
+            verdict = "equal" if abs(found["behind_mean"]) < ROUNDING else "chance unknown"
+        else:
+            verdict = "worse" if found["behind_low"] > 0 else "within chance"
+        behind[one] = found | {"verdict": verdict if found["behind_n"] else ""}
     settings = settings.join(pd.DataFrame.from_dict(behind, orient="index")).fillna({"verdict": ""})
     return settings.reset_index(drop=True)
-
-
-def _verdict(mean: float, low: float) -> str:
-    """Of a difference to the best and where its interval begins."""
-    if np.isnan(low):
-        return "equal" if abs(mean) < ROUNDING else "" if np.isnan(mean) else "chance unknown"
-    return "worse" if low > 0 else "within chance"
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
     """Of metrics.json, by <part>_<number>: what ranks, and what is shown of the part that the verdict is on."""
     found: dict[str, float] = {}
-    for part, names in (("val", RANKING), ("test", SHOWN)):
+    twice = len(metrics.get("out_of_fold", {})) > 1  # `val` and `test` are the same
+    for part, names in [("val", (*SHOWN, "loss"))] if twice else [("val", RANKING), ("test", SHOWN)]:
         values = defect_numbers(metrics.get(part, {}))
         stated = [name for name in names if name in values and (name != "f1_macro" or "per_class" in values)]
         found |= {f"{part}_{name}": values[name] for name in stated}

@@ -15,7 +15,8 @@ class Augment(nn.Module):
     In the order of ColorJitter, flips and quarter turns, RandomAffine, RandomResizedCrop, but for this: colours change
     in one order (saturation, hue, brightness, contrast) and are clamped once, after it; hue is a rotation about the
     grey axis, which keeps the mean and the chroma of a colour, not HSV's value and saturation; shifts are not rounded
-    to pixels; what comes in at the border is a reflection, not black.
+    to pixels; what comes in at the border is a reflection, not black. Of images that are not square, which a quarter
+    turn does not leave in their frame, half turns are made.
 
     What each setting means says conf/augment/none.yaml. Flips and quarter turns alone change no pixel value.
     """
@@ -44,7 +45,7 @@ class Augment(nn.Module):
         self.hues = nn.Buffer(torch.stack([third, torch.eye(3) - third, cross]), persistent=False)
 
     def forward(self, image: torch.Tensor, draws: torch.Tensor | None = None) -> torch.Tensor:
-        """Pixels 0..255, float or uint8 (batch, 3, side, side) -> float32, same shape and range.
+        """Pixels 0..255, float or uint8 (batch, 3, height, width) -> float32, same shape and range.
 
         Args:
             draws: uniform numbers in [0, 1), float32 (batch, DRAWS). They say all that happens to an image, whatever
@@ -62,12 +63,14 @@ class Augment(nn.Module):
         """All geometry in one resampling; flips and quarter turns alone land on pixel centres."""
         if not self.moves:
             return image
+        height, width = image.shape[2:]
         flip_across, flip_along, turn, area, left, top = draws[:, :6].unbind(1)
         angle, scale, across, along = ((2 * draws[:, 6:10] - 1) * self.limits[:4]).unbind(1)
         if self.settings.quarter_turns:
-            angle = angle + (4 * turn).floor() * (math.pi / 2)
+            turns = 4 if height == width else 2
+            angle = angle + (turns * turn).floor() * (2 * math.pi / turns)
         cos, sin = angle.cos() / (1 + scale), angle.sin() / (1 + scale)
-        matrix = torch.stack([cos, sin, -sin, cos], 1).view(-1, 2, 2)
+        matrix = torch.stack([cos, sin * height / width, -sin * width / height, cos], 1).view(-1, 2, 2)
         window = (1 - self.settings.crop * area).sqrt()
         centre = torch.stack([(2 * left - 1) * (1 - window) - across, (2 * top - 1) * (1 - window) - along], 1)
         # Where the pixels of an image come from: (batch, 2, 3), as torch's `affine_grid` takes it.
@@ -75,10 +78,9 @@ class Augment(nn.Module):
         one = self.settings
         flip = torch.stack([flip_across < one.horizontal_flip / 2, flip_along < one.vertical_flip / 2], 1)
         place = torch.where(flip[:, :, None], -place, place)
-        side = image.shape[-1]
-        centres = (2 * torch.arange(side, device=image.device) + 1) / side - 1
-        x = centres[:, None] * place[:, None, :, 0] + place[:, None, :, 2]
-        y = centres[:, None] * place[:, None, :, 1]
+        down, right = ((2 * torch.arange(side, device=image.device) + 1) / side - 1 for side in (height, width))
+        x = right[:, None] * place[:, None, :, 0] + place[:, None, :, 2]
+        y = down[:, None] * place[:, None, :, 1]
         grid = x[:, None] + y[:, :, None]  # as affine_grid does in three times the time
         mode = "bilinear" if self.resamples else "nearest"
         return F.grid_sample(image, grid, mode=mode, padding_mode="reflection", align_corners=False)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from defectcls.config import named
 from defectcls.errors import UserError, explain
-from defectcls.evaluation.decision import EVIDENCE, Decision
+from defectcls.evaluation.decision import Decision
 from defectcls.files import checkpoint_file
 from defectcls.model.hardware import find_device
 from defectcls.model.network import Network
@@ -42,17 +42,15 @@ def load_trained(
         UserError: no such file, none that this version of defectcls wrote, or what cannot be computed here.
     """
     file = checkpoint_file(checkpoint)
+    if file.suffix.lower() == ".onnx":
+        raise UserError(f"{file} is an exported file, and this takes the run that it is of: checkpoint=<run folder>")
     network, about = load_network(file, for_trainer)
     # Where it ran is not to be repeated, how it computed is.
     here: dict[str, Any] = {"accelerator": device, "devices": 1, "strategy": "auto", "workers": 0}
     here |= {} if precision is None else {"precision": precision}
     try:
         settings = TrainSettings(**about["config"] | {"trainer": about["config"]["trainer"] | here})
-        decision = Decision.from_plain(about["decision"]) if "decision" in about else None
-        if decision and {len(decision.shift), len(decision.prior or ())} - {0, len(network.classes)}:
-            raise UserError("its decision is of other classes")
-        if decision and decision.accept_below is not None and {*EVIDENCE} - {*(decision.evidence or ())}:
-            raise UserError("its decision has thresholds and not what they rest on")
+        decision = Decision.from_plain(about["decision"], len(network.classes)) if "decision" in about else None
     except (ValidationError, TypeError, KeyError, UserError) as error:
         raise _damaged(file, error) from error
     network.backbone.precision = settings.trainer.precision  # type: ignore[assignment]  # no longer auto
@@ -79,11 +77,11 @@ def load_network(checkpoint: Path, for_trainer: bool = False) -> tuple[Network, 
         imports = ", ".join(about["config"].get("imports", ()))
         settings = ClassifierSettings(**parameters)
         if settings.model.target == CLASSIFIER and not for_trainer:
-            model = Network(settings.model, settings.classes, settings.image_size)
+            model = Network(settings.model, settings.classes, settings.image_size, settings.members)
         else:
             from defectcls.model.classifier import Classifier
 
-            model = named(settings.model.target, Classifier)(**parameters)
+            model = named(settings.model.target, Classifier)(**parameters | {"image_size": settings.image_size})
         model.load_state_dict(content["state_dict"])
     except UserError as error:  # a class, or a model of timm's, of a module that nobody has imported
         needs = f"was trained with imports=[{imports}]" if imports else "cannot be built here"

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -17,11 +17,10 @@ from defectcls.data.batches import Batch
 from defectcls.errors import UserError
 from defectcls.evaluation.calibration import calibrated_loss
 from defectcls.model.augment import Augment
-from defectcls.model.features import AS_IT_IS, FrozenFeatures, copy_of
-from defectcls.model.hardware import precision_of
+from defectcls.model.features import AS_IT_IS, FrozenFeatures, View, copy_of
 from defectcls.model.network import Network
 from defectcls.model.stages import Stage, build_optimizer, plan_stages, set_learning_rate, stage_at, switch_training
-from defectcls.settings import AugmentSettings, FinetuneSettings, LossSettings, ModelSettings, OptimSettings
+from defectcls.settings import AugmentSettings, FinetuneSettings, LossSettings, ModelSettings, OptimSettings, Precision
 
 LOG_EVERY = 10  # steps
 CHECK_FINITE_EVERY = 50  # steps; reading the loss makes a GPU wait
@@ -41,11 +40,9 @@ class Classifier(Network, L.LightningModule):
         model, loss, finetune, optim, augment: the settings of these names, as dictionaries.
         class_weights: factor of each class in the loss, in logit order; None weighs all alike.
         classes: class name -> defective, in logit order.
-        image_size: side in pixels.
+        image_size: height and width in pixels.
+        members: see `Network`, also for what is refused; one that is trained by gradients has one.
         seed: every step draws its augmentation from (seed, step), so a resumed run repeats nothing.
-
-    Raises:
-        UserError: as `Network`.
     """
 
     def __init__(
@@ -57,10 +54,11 @@ class Classifier(Network, L.LightningModule):
         augment: dict[str, Any],
         class_weights: list[float] | None,
         classes: dict[str, bool],
-        image_size: int,
+        image_size: Sequence[int],
         seed: int,
+        members: int = 1,
     ) -> None:
-        super().__init__(ModelSettings(**model), classes, image_size)
+        super().__init__(ModelSettings(**model), classes, (image_size[0], image_size[1]), members)
         self.save_hyperparameters()
         self.finetune, self.optim, self.seed = FinetuneSettings(**finetune), OptimSettings(**optim), seed
         self.augment = Augment(AugmentSettings(**augment))
@@ -69,6 +67,8 @@ class Classifier(Network, L.LightningModule):
         self.ended: dict[str, int] = {}  # stages that ended before their time, and at which step
         self.stage: Stage | None = None
         self.stored_features: FrozenFeatures | None = None  # of the backbone as it was before training
+        self.folds: torch.Tensor | None = None  # of the rows of the sample table, -1 of those that no member has seen
+        self.out_of_fold: torch.Tensor | None = None  # logits of these rows by their members, where they are known
         self._head_trains_on: FrozenFeatures | None = None  # in a stage of the head alone
         self._evaluate: Callable[[Batch], torch.Tensor] | None = None  # of the evaluation that runs
         self._outputs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
@@ -99,23 +99,29 @@ class Classifier(Network, L.LightningModule):
 
         Where features are stored of the weights of now, they stand in for the backbone.
         """
-        stored = self._features_now()
-        if stored is None or self.joined is not None or len(self.ways) > 1:
-            infer = self.inference()
-            return lambda batch, view=AS_IT_IS: infer(view.change(batch["image"], []))
-        self.eval()
-        return torch.inference_mode()(
-            lambda batch, view=AS_IT_IS: self.head(stored.extract(batch, view).to(self.device))
-        )
+        stored, infer = self._features_now(), self.inference()
+
+        @torch.inference_mode()
+        def evaluate(batch: Batch, view: View = AS_IT_IS) -> torch.Tensor:
+            if self.out_of_fold is not None and view == AS_IT_IS:
+                return self.out_of_fold[batch["index"].cpu()].to(self.device)
+            folds = [] if self.folds is None else [self.folds[batch["index"].cpu()]]
+            if stored is None:
+                return infer(view.change(batch["image"], []), *folds)
+            seen = [stored.look(batch, view.then(way)) for way in self.ways]
+            return self.judge([tuple(one.to(self.device) for one in way) for way in seen], folds[0] if folds else None)
+
+        return evaluate
 
     def _features_now(self) -> FrozenFeatures | None:
-        """The stored features, if they are of the present weights, and if nothing but the head makes logits of them."""
+        """The stored features, if they are of the present weights, and nothing but `judge` makes logits of them."""
         stored = self.stored_features
         plain = type(self).forward is Network.forward
         return stored if plain and stored is not None and stored.weights == self.backbone.digest() else None
 
     def setup(self, stage: str) -> None:  # noqa: ARG002  Lightning's signature
-        self.backbone.precision = precision_of(str(self.trainer.precision))
+        ours: dict[str, Precision] = {"bf16-mixed": "bf16", "16-mixed": "16"}
+        self.backbone.precision = ours.get(str(self.trainer.precision), "32")  # of those that cast the weights, too
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = build_optimizer(self.backbone, self.head, self.optim)
@@ -125,7 +131,7 @@ class Classifier(Network, L.LightningModule):
         return optimizer
 
     def on_fit_start(self) -> None:
-        if not self.finetune.active_stages:
+        if not self.finetune.stages:
             raise UserError(
                 f"finetune={self.finetune.name} has no stage to train: defectcls.run solves its head, and fit takes "
                 "finetune=full, finetune=head or another"
@@ -152,22 +158,19 @@ class Classifier(Network, L.LightningModule):
         target = batch["target"]
         if self._head_trains_on is not None:
             copy = self.trainer.current_epoch % (1 + self.finetune.probe_views)  # the epochs take turns with them
-            logits = self.head(self._head_trains_on.extract(batch, copy_of(copy, self.augment, self.seed)))
+            logits = self.head(self._head_trains_on.look(batch, copy_of(copy, self.augment, self.seed))[0])
         else:
             logits = self(self.augment(batch["image"]))
         loss = self.loss(logits, target)
         if batch_idx % CHECK_FINITE_EVERY == 0 and not torch.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss.item()} at step {self.trainer.global_step}: "
-                "lower optim.lr, or try trainer.precision=32"
-            )
+            step = self.trainer.global_step
+            raise UserError(f"the loss is {loss.item()} at step {step}: lower optim.lr, or try trainer.precision=32")
         values = {"train/loss": loss.detach(), "train/accuracy": (logits.argmax(1) == target).float().mean()}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(logits), sync_dist=True)
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
-        last = self.plan[-1]
-        if self.trainer.global_step >= last.start + last.steps:
+        if self.trainer.global_step >= self.plan[-1].end:
             self.trainer.should_stop = True
 
     def on_validation_epoch_start(self) -> None:

@@ -14,17 +14,22 @@ from defectcls.data.store import Rows, Store
 from defectcls.model.augment import Augment
 from defectcls.model.backbone import Backbone, Look, hash_of
 
-VERSION = b"3"  # of what is kept and how it is computed: an entry of another version is not found
+VERSION = b"5"  # of what is kept and how it is computed: an entry of another version is not found
 
 
 class View(NamedTuple):
     """A way to look at images: by name and pixels alone the same in every run, whatever the batch.
 
-    `change` takes pixels (batch, 3, side, side) and the digests of the images' content.
+    `change` takes pixels (batch, 3, height, width) and the digests of the images' content.
     """
 
     name: str
     change: Callable[[torch.Tensor, list[bytes]], torch.Tensor]
+
+    def then(self, view: "View") -> "View":
+        """This view of images, in another."""
+        name = ", ".join(filter(None, (self.name, view.name)))
+        return View(name, lambda image, digests: view.change(self.change(image, digests), digests))
 
 
 AS_IT_IS = View("", lambda image, _: image)
@@ -60,30 +65,38 @@ class FrozenFeatures:
         digests: of the content of every image that the `index` of a batch may point to.
         store: where features are kept for the next run; None: nowhere.
         read: whatever else decides the pixels, such as how photos are resized.
+        maps: that of each image is kept beside its features.
     """
 
-    def __init__(self, backbone: Backbone, digests: list[bytes], store: Store | None = None, read: str = "") -> None:
-        self.backbone, self.digests = backbone, digests
+    def __init__(
+        self, backbone: Backbone, digests: list[bytes], store: Store | None = None, read: str = "", maps: bool = False
+    ) -> None:
+        self.backbone, self.digests, self.with_map = backbone, digests, maps
         self.weights = backbone.digest()
         computed = (read, reading.VERSION, backbone.precision, backbone.mean.device.type, torch.__version__)
-        kind = f"features-{hash_of(VERSION, self.weights, repr(computed).encode()).hex()}"
-        self._rows = Rows(store or Store(None), kind, (backbone.feature_count,), np.float32)
+        kind = hash_of(VERSION, self.weights, repr(computed).encode()).hex()
+        store = store or Store(None)
+        self._rows = [Rows(store, f"features-{kind}", (backbone.feature_count,), np.float32)]
+        if maps and backbone.map_shape:
+            self._rows.append(Rows(store, f"maps-{kind}", backbone.map_shape, np.float32))
         self._look: Look | None = None
 
     def __deepcopy__(self, memo: dict) -> "FrozenFeatures":  # a moving average copies the classifier
         return self
 
-    def extract(self, batch: Batch, view: View = AS_IT_IS) -> torch.Tensor:
-        """Feature tensor float32 (batch, feature_count) of a batch's images, on its device."""
+    def look(self, batch: Batch, view: View = AS_IT_IS) -> tuple[torch.Tensor, ...]:
+        """What the backbone makes of a batch's images, see `Backbone.inference`, on its device."""
         digests = [self.digests[row] for row in batch["index"].tolist()]
         keys = [hash_of(digest, view.name.encode()) for digest in digests]
-        missing = np.flatnonzero(self._rows.find(keys) < 0).tolist()
+        missing = np.flatnonzero(np.any([rows.find(keys) < 0 for rows in self._rows], axis=0)).tolist()
+        device = self.backbone.mean.device
         if missing:
-            self._look = self._look or self.backbone.inference()
-            pixels = batch["image"][missing].to(self.backbone.mean.device)
-            pixels = view.change(pixels, [digests[position] for position in missing])
-            self._rows.add([keys[position] for position in missing], self._look(pixels)[0].float().cpu().numpy())
-        return torch.from_numpy(self._rows[self._rows.find(keys)]).to(batch["image"].device)
+            self._look = self._look or self.backbone.inference(self.with_map)
+            pixels = batch["image"][missing].to(device)
+            found = self._look(view.change(pixels, [digests[position] for position in missing]))
+            for rows, values in zip(self._rows, found, strict=True):
+                rows.add([keys[position] for position in missing], values.cpu().numpy())
+        return tuple(torch.from_numpy(rows[rows.find(keys)]).to(device) for rows in self._rows)
 
 
 def extract_features(
@@ -93,6 +106,6 @@ def extract_features(
     features, targets = [], []
     for view in views:
         for batch in tqdm(loader, "features", disable=None, leave=False, unit="batch"):
-            features.append(frozen.extract(batch, view).cpu().numpy())
+            features.append(frozen.look(batch, view)[0].cpu().numpy())
             targets.append(batch["target"].cpu().numpy())
     return np.concatenate(features), np.concatenate(targets)

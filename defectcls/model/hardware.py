@@ -1,32 +1,27 @@
-"""What this machine computes best in, by a rule: precision, and what freed memory is kept."""
+"""What this machine computes best in, by a rule."""
 
-import contextlib
-import ctypes
 import os
 
 import torch
 
 from defectcls.errors import UserError
-from defectcls.settings import Precision, TrainerSettings
+from defectcls.settings import Precision
 
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of glibc's malloc.h
 
 
-def choose_compute(trainer: TrainerSettings, device: torch.device) -> TrainerSettings:
-    """The settings with `auto` in the precision replaced by what gains on a device: bf16 where it is native.
+def native_precision(device: torch.device) -> Precision:
+    """What gains on a device: bf16 where it is native.
 
     With one thread of a CPU that has AVX512-BF16, ResNet18 trained 2 times as fast in it and MobileNetV2 1.3 times, and
     evaluated 2 and 2.6 times as fast; emulated it is slow. For what it costs in quality see experiments/precision.
     """
-    if trainer.precision != "auto":
-        return trainer
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
         native = any(able.get(kind) for kind in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is of ARM
-    return trainer.model_copy(update={"precision": "bf16" if native else "32"})
+    return "bf16" if native else "32"
 
 
 def find_device(accelerator: str, precision: str = "32") -> torch.device:
@@ -53,26 +48,6 @@ def allow_tf32(device: torch.device) -> None:
         torch.backends.cudnn.benchmark = True
 
 
-def keep_freed_memory(one_heap: bool = False) -> None:
-    """Let glibc keep large blocks for the next step: Linux, given them back, would clear every page of them again.
-
-    A ResNet18 training step on a CPU is a sixth shorter so, a MobileNetV2 forward pass a quarter.
-
-    Args:
-        one_heap: for all threads, which cannot use what others keep: a process that decodes without end would grow.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library has no such function
-        tune = ctypes.CDLL(None).mallopt
-        heaps = ((M_ARENA_MAX, 1),) if one_heap else ()
-        for parameter, value in (*heaps, (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28)):
-            tune(parameter, value)
-
-
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """Computes in half precision what bears it."""
     return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "32")
-
-
-def precision_of(lightning: str) -> Precision:
-    """Which of ours a Trainer's precision is; 32 for those that cast the weights themselves, or nothing."""
-    return {"bf16-mixed": "bf16", "16-mixed": "16"}.get(lightning, "32")  # type: ignore[return-value]

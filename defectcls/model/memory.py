@@ -4,9 +4,12 @@ Farthest-first choice after Gonzalez 1985 and Sener and Savarese 2018; patch dis
 (Roth et al. 2022). A patch is one cell of the backbone's map of stride 16 as it is: averaged over its neighbours,
 normalised, or of turned images too, patches told defects no better. Memory and classifier are weighed by how far known
 defects stand out in each, held to a prior where few are known; the memory alone needs no defect at all.
+
+The bank is in parts, one of each fold's sound images. A member remembers all parts but that of its fold, so that it
+can judge the images of its fold as new ones; one pass over the bank serves all members.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,95 +19,88 @@ from scipy.special import expit
 from torch import nn
 
 from defectcls.errors import UserError
+from defectcls.model.backbone import one_by_one
 
-BANK = 10_000  # patches, 4 MB of 96 channels: parts lie at any angle, and 2,500 cost the AUROC of screws 0.01 to 0.02
-CANDIDATES = 250_000  # patches to choose from, 96 MB likewise; a random 50,000 lack the rare ones and cost 0.02
+BANK = 10_000  # patches, 4.5 MB of 112 channels: of 5,000 the AUROC of screws was 0.002 lower
+CANDIDATES = 250_000  # patches to choose from, 112 MB likewise
 PROJECTION = 32  # random dimensions to choose in: a third of the time of all 96
-HOTTEST = 0.02  # share of an image's patches whose mean distance is its score; the maximum is one noisy patch
-FOLDS = 5  # the classifier is solved once more for each
+HOTTEST = 0.01  # share of an image's patches whose mean distance is its score; the maximum is one noisy patch
 # Log-odds for a deviation of sound images in memory and in classifier, and minus their sum where neither says a thing:
-PRIOR = np.array([2.0, 0.5, -2.5])
+PRIOR = np.array([2.0, 1.0, -3.0])
 # Penalty on leaving them: one known defect moves them little, a hundred decide. Equal and free weights were worse.
 HOLD = np.array([5.0, 5.0, 0.1])
 
 
 class Memory(nn.Module):
-    """Patches of sound images; an empty bank is 0 away from everything."""
+    """Patches of sound images, in a part of the bank for each fold."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, folds: int) -> None:
         super().__init__()
-        self.bank = nn.Buffer(torch.zeros(BANK, channels))  # of a fixed shape, so that a checkpoint fits
-        self.size = nn.Buffer(torch.tensor(0))
+        self.bank = nn.Buffer(torch.zeros(folds, BANK // folds, channels))  # of one shape, so that checkpoints fit
+        self.sizes = nn.Buffer(torch.ones(folds, dtype=torch.int64))  # until it learns each part holds a patch of zeros
 
-    def forward(self, maps: torch.Tensor, apart: torch.Tensor | None = None) -> torch.Tensor:
-        """Distance of each cell of maps (images, channels, height, width) to the nearest of the bank, without channels.
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """How far each member finds each cell of maps (images, channels, height, width) from what it remembers.
 
-        Args:
-            apart: patches that an image is not compared with, bool (images, size).
+        That is the distance to the nearest patch of all parts but its own, (images, folds, height, width); infinite
+        where no other part has patches.
         """
-        bank = self.bank[: int(self.size)]
-        if not len(bank):
-            return torch.zeros_like(maps[:, 0], dtype=torch.float32)
+        folds, length, _ = self.bank.shape
         with _in_float32(maps.device):
-            squares, transposed, nearest = bank.square().sum(1), bank.T.contiguous(), []
-            for position, patches in enumerate(as_patches(maps)):  # one by one: the same bits in any batch, 31 MB each
-                squared = torch.addmm(squares, patches, transposed, alpha=-2)
-                if apart is not None:
-                    squared[:, apart[position]] = torch.inf
-                nearest.append((squared.amin(1) + patches.square().sum(1)).clamp_min(0).sqrt())
-        return torch.stack(nearest).view(maps[:, 0].shape)
+            bank, nearest = self.bank.transpose(1, 2).contiguous(), []
+            empty = torch.arange(length, device=bank.device) >= self.sizes[:, None]
+            squares = self.bank.square().sum(2).masked_fill(empty, torch.inf)
+            own = torch.eye(folds, dtype=torch.bool, device=bank.device)
+            for some in one_by_one(as_patches(maps)):
+                patches = some.flatten(0, 1)
+                # Part by part: 3 MB an image.
+                parts = zip(squares, bank, strict=True)
+                squared = torch.stack([torch.addmm(of, patches, part, alpha=-2).amin(1) for of, part in parts], 1)
+                others = squared[:, None].masked_fill(own, torch.inf).amin(2)
+                distances = (others + patches.square().sum(1, keepdim=True)).clamp_min(0).sqrt()
+                nearest.append(distances.unflatten(0, some.shape[:2]).transpose(1, 2))
+        return torch.cat(nearest).unflatten(2, maps.shape[2:])
 
     @torch.no_grad()
-    def learn(
-        self, passes: Callable[[], Iterable[torch.Tensor]], sound: np.ndarray, units: np.ndarray, seed: int
-    ) -> tuple[np.ndarray, float]:
-        """Fill the bank with patches of the sound images, and score all images by patches of other units alone.
-
-        These scores are up to a deviation above those of new images, whose own kin the bank may hold: they serve to
-        weigh, not to set a threshold.
+    def learn(self, maps: Iterable[torch.Tensor], folds: np.ndarray, sound: np.ndarray, seed: int) -> None:
+        """Fill the bank.
 
         Args:
-            passes: the maps of all images, in batches, from the first on at each call; called once where the maps
-                together are no more than `CANDIDATES` patches, else twice.
-            sound: bool (images,).
-            units: images of one unit are related, int (images,).
-
-        Returns:
-            Scores float32 (images,), inf where the bank has patches of the image's own unit alone; and the median
-            distance of patches of sound images.
+            maps: of all images, in batches.
+            folds: number of each image's fold, int (images,).
+            sound: whose patches it remembers, bool (images,).
         """
         generator = np.random.default_rng([seed, 3])
+        parts, length, channels = self.bank.shape
         of_image = max(1, CANDIDATES // max(1, int(sound.sum())))  # candidates
-        drawn, owners, held, image = [], [], [], 0
-        for maps in passes():
-            for row, patches in enumerate(as_patches(maps), image):
-                if sound[row]:
-                    some = generator.permutation(len(patches))[:of_image]
-                    drawn.append(patches[torch.from_numpy(some)])
-                    owners += [units[row]] * len(some)
-            held += [maps] if len(sound) * maps[0, 0].numel() <= CANDIDATES else []
-            image += len(maps)
-        patches, kin = torch.cat(drawn), np.array(owners)
-        if len(patches) > BANK:
-            projection = torch.from_numpy(generator.normal(size=(patches.shape[1], PROJECTION))).to(patches)
-            chosen = farthest_first(patches @ projection, BANK, int(generator.integers(len(patches))))
-            patches, kin = patches[chosen], kin[chosen.cpu().numpy()]
-        self.bank[: len(patches)] = patches
-        self.size.fill_(len(patches))
-        scores, medians, image = [], [], 0
-        for maps in held or passes():
-            rows = slice(image, image + len(maps))
-            distances = self(maps, torch.from_numpy(units[rows, None] == kin).to(maps.device))
-            scores.append(image_scores(distances))
-            medians.append(distances[torch.from_numpy(sound[rows])].flatten(1).median(1).values)
-            image += len(maps)
-        return torch.cat(scores).cpu().numpy(), float(torch.cat(medians).median())
+        drawn: list[list[torch.Tensor]] = [[] for _ in range(parts)]
+        for row, patches in enumerate(patches for batch in maps for patches in as_patches(batch)):
+            if sound[row]:
+                some = generator.permutation(len(patches))[:of_image]
+                drawn[folds[row]].append(patches[torch.from_numpy(some)])
+        for part, candidates in enumerate(drawn):
+            patches = torch.cat([*candidates, self.bank.new_empty(0, channels)])
+            if len(patches) > length:
+                projection = torch.from_numpy(generator.normal(size=(channels, PROJECTION))).to(patches)
+                first = int(generator.integers(len(patches)))
+                patches = patches[farthest_first(patches @ projection, length, first)]
+            self.bank[part, : len(patches)] = patches
+            self.sizes[part] = len(patches)
+
+
+def of_members(said: torch.Tensor, folds: torch.Tensor | None) -> torch.Tensor:
+    """(images, members, …) -> (images, …): what the member of each image's fold says; of fold -1 and None the mean."""
+    if folds is None:
+        return said.mean(1)
+    own = folds.to(said.device)
+    alone = said[torch.arange(len(own), device=said.device), own]  # of -1 the last, unused
+    return torch.where((own < 0).view(-1, *[1] * (said.ndim - 2)), said.mean(1), alone)
 
 
 def image_scores(distances: torch.Tensor) -> torch.Tensor:
-    """The mean of the hottest cells: (images, height, width) -> (images,)."""
-    count = max(1, round(HOTTEST * distances[0].numel()))
-    return torch.stack([one.flatten().topk(count).values.mean() for one in distances])  # the same bits in any batch
+    """The mean of the hottest cells: (images, members, height, width) -> (images, members)."""
+    count = max(1, round(HOTTEST * distances[0, 0].numel()))
+    return torch.cat([one.flatten(2).topk(count).values.mean(2) for one in one_by_one(distances)])
 
 
 def as_patches(maps: torch.Tensor) -> torch.Tensor:
@@ -141,60 +137,97 @@ def _in_float32(device: torch.device) -> Iterator[None]:
 
 
 class Joined(nn.Module):
-    """logit of "defective" = weight · ((memory, classifier) - mean) / deviation + bias.
+    """log-odds of "defective" = weight · ((memory, classifier) - mean) / deviation + bias, of each member.
 
-    Until it has learned, the logit is the classifier's own.
+    Until it has learned they are the classifier's own. Which type of defect it is the classifier says.
+
+    Args:
+        channels: of the maps.
+        defective: which classes are, in logit order.
+        folds: and members.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, defective: Sequence[bool], folds: int) -> None:
         super().__init__()
-        self.memory = Memory(channels)
-        self.mean, self.deviation = nn.Buffer(torch.zeros(2)), nn.Buffer(torch.ones(2))
-        self.weight, self.bias = nn.Buffer(torch.tensor([0.0, 1.0])), nn.Buffer(torch.tensor(0.0))
+        self.memory = Memory(channels, folds)
+        self.defective = nn.Buffer(torch.tensor([*defective]), persistent=False)
+        self.mean, self.deviation = nn.Buffer(torch.zeros(folds, 2)), nn.Buffer(torch.ones(folds, 2))
+        self.weight = nn.Buffer(torch.tensor([[0.0, 1.0]]).repeat(folds, 1))
+        self.bias = nn.Buffer(torch.zeros(folds))
         self.usual = nn.Buffer(torch.tensor(0.0))  # distance of patches of sound images
 
     def forward(self, logits: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-        """The classifier's logits (batch, 2) and maps (batch, channels, height, width) -> logits float32 (batch, 2)."""
-        scores = torch.stack([image_scores(self.memory(maps)), logits[:, 1] - logits[:, 0]], 1)
-        odds = ((scores - self.mean) / self.deviation * self.weight).sum(1) + self.bias
-        return torch.stack([torch.zeros_like(odds), odds], 1)
+        """The members' logits (batch, folds, classes) and maps (batch, channels, height, width) -> logits float32."""
+        return self.join(logits, image_scores(self.memory(maps)))
 
-    def unusual(self, maps: torch.Tensor) -> torch.Tensor:
-        """How much farther from the memory than is usual each cell is, (batch, height, width)."""
-        return (self.memory(maps) - self.usual).relu()  # left in, half as much of the heat lay on defects
+    def join(self, logits: torch.Tensor, remembered: torch.Tensor) -> torch.Tensor:
+        """Logits (batch, folds or 1, classes) and scores of the memory (batch, folds or 1) -> logits of all folds."""
+        sound, defective = self._sides(logits)
+        scores = torch.stack([remembered, defective - sound], 2)
+        half = (((scores - self.mean) / self.deviation * self.weight).sum(2) + self.bias) / 2
+        return logits + torch.where(self.defective, (half - defective)[..., None], (-half - sound)[..., None])
 
+    def _sides(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-odds of "sound" and of "defective", against nothing, of logits (..., classes)."""
+        sides = self.defective, ~self.defective
+        sound, defective = (logits.masked_fill(other, -torch.inf).logsumexp(-1) for other in sides)
+        return sound, defective
+
+    def unusual(self, distances: torch.Tensor, folds: torch.Tensor | None = None) -> torch.Tensor:
+        """How much farther than is usual each cell is, (batch, height, width), by what the memory says of maps.
+
+        `folds` as of `Network.judge`.
+        """
+        return (of_members(distances, folds) - self.usual).relu()  # left in, half as much lay on defects
+
+    @torch.no_grad()
     def learn(
         self,
         passes: Callable[[], Iterable[torch.Tensor]],
         classified: np.ndarray | None,
         defective: np.ndarray,
-        units: np.ndarray,
+        folds: np.ndarray,
         seed: int,
-    ) -> None:
-        """Fill the memory and weigh it against the classifier, by training images alone.
+    ) -> torch.Tensor:
+        """Fill the memory and `weigh` it against the classifier, by what members say of images that they have not seen.
 
         Args:
-            passes, units, seed: see `Memory.learn`.
-            classified: the classifier's log-odds of each image, out of fold, (images,); NaN where there are none. None
-                leaves the classifier out.
+            passes: the maps of all images, in batches, from the first on at each of two calls.
+            classified: the classifier's logits of each image by its member, (images, classes); NaN where there are
+                none. None leaves the classifier out.
             defective: bool (images,).
+            folds: number of each image's fold, int (images,).
 
-        Raises:
-            UserError: too few sound images.
+        Returns:
+            Logits of each image by its member, float32 (images, classes).
         """
-        remembered, usual = self.memory.learn(passes, ~defective, units, seed)
-        scores = [remembered] if classified is None else [remembered, classified]
-        mean, deviation, weight, bias = weigh(np.stack(scores, 1), defective)
+        self.memory.learn(passes(), folds, ~defective, seed)
+        own = torch.from_numpy(folds)
+        found, first = [], 0
+        for maps in passes():
+            found.append(of_members(self.memory(maps), own[first : first + len(maps)]))
+            first += len(maps)
+        distances = torch.cat(found)
+        remembered = image_scores(distances[:, None])[:, 0]
+        scores, said = [remembered.cpu().numpy()], remembered.new_zeros(len(folds), len(self.defective))
+        if classified is not None:
+            said = torch.from_numpy(classified).to(said)
+            sound, defect = self._sides(said)
+            scores.append((defect - sound).cpu().numpy())
         self.weight.zero_()
-        for own, value in ((self.mean, mean), (self.deviation, deviation), (self.weight, weight)):
-            own[: len(scores)] = torch.from_numpy(value)
-        self.bias.fill_(bias)
-        self.usual.fill_(usual)
+        for fold in range(len(self.weight)):
+            others = folds != fold
+            mean, deviation, weight, bias = weigh(np.stack(scores, 1)[others], defective[others])
+            for own_values, values in ((self.mean, mean), (self.deviation, deviation), (self.weight, weight)):
+                own_values[fold, : len(values)] = torch.from_numpy(values)
+            self.bias[fold] = bias
+        self.usual.fill_(distances[torch.from_numpy(~defective)].flatten(1).median(1).values.median())
+        return of_members(self.join(said[:, None], remembered[:, None]), own)
 
     def describe(self) -> dict[str, Any]:
         """What metrics.json says: weights in log-odds for a deviation of sound images, and patches in the bank."""
-        memory, classifier = self.weight.tolist()
-        return {"memory": memory, "classifier": classifier, "bank": int(self.memory.size)}
+        memory, classifier = self.weight.mean(0).tolist()
+        return {"memory": memory, "classifier": classifier, "bank": int(self.memory.sizes.sum())}
 
 
 def weigh(scores: np.ndarray, defective: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:

@@ -21,7 +21,7 @@ class Stage(NamedTuple):
 
     name: str
     start: int
-    steps: int
+    end: int
     settings: StageSettings
 
 
@@ -32,16 +32,15 @@ def plan_stages(settings: FinetuneSettings, steps_per_epoch: int, ended: dict[st
         ended: the step at which a stage ended before its time, by its name; the next one begins there.
     """
     plan: list[Stage] = []
-    for name, stage in settings.active_stages.items():
-        start = plan[-1].start + plan[-1].steps if plan else 0
-        end = ended.get(name, start + stage.epochs * steps_per_epoch)
-        plan.append(Stage(name, start, end - start, stage))
+    for name, stage in settings.stages.items():
+        start = plan[-1].end if plan else 0
+        plan.append(Stage(name, start, ended.get(name, start + stage.epochs * steps_per_epoch), stage))
     return plan
 
 
 def stage_at(plan: list[Stage], step: int) -> Stage:
     """The stage that a step belongs to; steps past the end belong to the last one."""
-    return next((stage for stage in plan if step < stage.start + stage.steps), plan[-1])
+    return next((stage for stage in plan if step < stage.end), plan[-1])
 
 
 def build_optimizer(backbone: Backbone, head: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
@@ -57,15 +56,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, settings: OptimSettings,
     lr = settings.lr * stage.settings.lr_scale
     for group in optimizer.param_groups:
         group["initial_lr"] = lr  # the schedule starts from here, whatever a resumed checkpoint left behind
+    least, steps = lr * settings.min_lr_ratio, stage.end - stage.start
     scheduler, _ = create_scheduler_v2(
         optimizer,
-        sched=settings.schedule,
-        num_epochs=stage.steps,  # in timm's words an epoch of one update
+        settings.schedule,
+        num_epochs=steps,  # in timm's words a step is an epoch of one update
         updates_per_epoch=1,
         step_on_epochs=False,
-        warmup_epochs=round(settings.warmup * stage.steps),
-        warmup_lr=lr * settings.min_lr_ratio,
-        min_lr=lr * settings.min_lr_ratio,
+        warmup_epochs=round(settings.warmup * steps),
+        warmup_lr=least,
+        min_lr=least,
     )
     scheduler.step_update(step - stage.start)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from defectcls.data.images import Depth
-from defectcls.pages.blocks import Page, Photo, Photos, Table, section, text
+from defectcls.pages.blocks import Page, Photo, Photos, Section, Table, Text
 from defectcls.pages.photos import thumbnail_files
 from defectcls.pages.wording import plural
 
@@ -56,21 +56,19 @@ def audit_page(summary: dict[str, Any], findings: pd.DataFrame, root: Path, dept
     others = findings[~paired & ~doubted].groupby("kind").head(SHOWN)[["kind", "path", "detail"]]
     files = thumbnail_files([*pairs["path"], *pairs["other"], *labels["path"]], root, THUMBNAIL, depth)
     asked = [Photo(files[path], "", detail, [path]) for path, detail in labels[["path", "detail"]].to_numpy()]
+    twins = []
+    for row in pairs.to_dict("records"):
+        one, other = f"{row['split']} {row['label']}", f"{row['other_split']} {row['other_label']}"
+        words, kind = (f"both {one}", "") if one == other else (f"{one} and {other}", "alarm")
+        twins.append(Photo(files[row["path"]] + files[row["other"]], "", words, [row["path"], row["other"]], kind))
     found = [(KINDS[kind], count) for kind, count in summary["counts"].items() if count]
     shown = f"The first {SHOWN} of each kind are shown below, the gravest first; audit.csv has all."
     blocks = [
-        text(*summary["verdict"], look="verdict", terminal=True),
-        section("What was found", Table(found, ["", "findings"], terminal=True), text(shown, look="note")),
-        section("Where the images stand", Table(balance.to_numpy().tolist(), balance.columns.tolist())),
-        section("Copies and near-identical images", Photos([_pair(row, files) for row in pairs.to_dict("records")])),
-        section("Labels that are likely wrong, by a model that learnt from the others", Photos(asked)),
-        section("Other findings", Table(others.to_numpy().tolist(), ["kind", "file", "what was found"], words=True)),
+        Text(*summary["verdict"], look="verdict", terminal=True),
+        Section("What was found", Table(found, ["", "findings"], terminal=True), Text(shown, look="note")),
+        Section("Where the images stand", Table(balance.to_numpy().tolist(), balance.columns.tolist())),
+        Section("Copies and near-identical images", Photos(twins)),
+        Section("Labels that are likely wrong, by a model that learnt from the others", Photos(asked)),
+        Section("Other findings", Table(others.to_numpy().tolist(), ["kind", "file", "what was found"], words=True)),
     ]
     return Page("Audit of the images", f"{summary['dataset']} · {summary['images']} images", blocks)
-
-
-def _pair(row: dict[Any, Any], files: dict[str, list[bytes]]) -> Photo:
-    """With the part of the split and the class of both, in alarm where they differ."""
-    one, other = f"{row['split']} {row['label']}", f"{row['other_split']} {row['other_label']}"
-    words, kind = (f"both {one}", "") if one == other else (f"{one} and {other}", "alarm")
-    return Photo(files[row["path"]] + files[row["other"]], "", words, [row["path"], row["other"]], kind)

@@ -21,13 +21,15 @@ class Block:
         return bool(self.content)
 
 
-@dataclass(frozen=True)
 class Text(Block):
-    """Sentences, and what they are to the reader; `code` is to be copied."""
+    """Sentences, but for those that are None or "", and what they are to the reader; `code` is to be copied.
 
-    content: Sequence[str]
-    look: Look = "plain"
-    terminal: bool = False  # said there, too
+    `terminal`: they are said there, too.
+    """
+
+    def __init__(self, *sentences: str | None, look: Look = "plain", terminal: bool = False) -> None:
+        self.content = [*filter(None, sentences)]
+        self.look, self.terminal = look, terminal
 
 
 class Cell(NamedTuple):
@@ -83,12 +85,11 @@ class Photos(Block):
     content: Sequence[Photo]
 
 
-@dataclass(frozen=True)
 class Section(Block):
     """Blocks under a title."""
 
-    content: Sequence[Block]
-    title: str
+    def __init__(self, title: str, *blocks: Block) -> None:
+        self.title, self.content = title, blocks
 
     def __bool__(self) -> bool:
         return any(block for block in self.content if getattr(block, "look", "") != "note")
@@ -115,16 +116,6 @@ class Page:
         return [sentence for text in texts for sentence in text.content]
 
 
-def text(*sentences: str | None, look: Look = "plain", terminal: bool = False) -> Text:
-    """Sentences, but for those that are None or ""."""
-    return Text([sentence for sentence in sentences if sentence], look, terminal)
-
-
-def section(title: str, *blocks: Block) -> Section:
-    """Blocks under a title."""
-    return Section(blocks, title)
-
-
 def making(record: dict[str, Any]) -> Section:
     """What metrics.json or summary.json knows of that, and the command."""
     rows = []
@@ -134,4 +125,4 @@ def making(record: dict[str, Any]) -> Section:
             value = ", ".join(f"{key} {f'{one:.4g}' if isinstance(one, float) else one}" for key, one in value.items())
         if value not in (None, ""):
             rows.append((name.replace("_", " "), value))
-    return section("How it was made", Table(rows, words=True), text(record.get("command"), look="code"))
+    return Section("How it was made", Table(rows, words=True), Text(record.get("command"), look="code"))

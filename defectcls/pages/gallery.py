@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from defectcls.data.samples import counted
 from defectcls.evaluation.predictions import ACCEPT, REJECT, REVIEW
-from defectcls.pages.blocks import Page, Photo, Photos, Table, making, section, text
-from defectcls.pages.photos import thumbnail_files
+from defectcls.pages.blocks import Page, Photo, Photos, Section, Table, Text, making
+from defectcls.pages.photos import Heat, thumbnail_files
 from defectcls.pages.wording import decision_words, not_promised, number, plural
 
 KINDS = {REJECT: ("alarm", "rejected"), REVIEW: ("doubt", "for a person"), ACCEPT: ("calm", "accepted")}
@@ -17,19 +16,14 @@ THUMBNAIL = 240  # pixels; 10,000 of them make a page of 90 MB, which a browser 
 
 
 def gallery_page(
-    shown: pd.DataFrame,
-    unreadable: pd.DataFrame,
-    root: Path,
-    summary: dict[str, Any],
-    heat: dict[str, np.ndarray] | None = None,
+    shown: pd.DataFrame, unreadable: pd.DataFrame, root: Path, summary: dict[str, Any], heat: Heat | None = None
 ) -> Page:
-    """The page; thumbnails are read from `root`.
+    """The page; thumbnails are read from `root`, and stand beside their `Heat`.
 
     Args:
         shown: predicted photos in the order of the page: path, decision, prediction, score.
         unreadable: path and error of photos that could not be read, all or the first of them.
         summary: what summary.json says of the whole input; its counts are of all photos, shown or not.
-        heat: of paths, (side, side) from 0 to 1: what speaks for a defect.
     """
     files = thumbnail_files(shown["path"], root, THUMBNAIL, summary["depth"], heat)
     telling = sorted(summary["defective_classes"]) != [False, True]  # of two the decision says which class it is
@@ -38,27 +32,24 @@ def gallery_page(
         kind, title = KINDS[row["decision"]]
         caption = f"· {number(row['score'])}" + f" · {row['prediction']}" * telling
         photos.append(Photo(files[row["path"]], title, caption, [row["path"]], kind))
-    decision, read, speed = summary["decision"], sum(summary[one] for one in KINDS), summary["images_per_second"]
+    decision, read = summary["decision"], sum(summary[one] for one in KINDS)
     review = f"{summary[REVIEW]:,} for a person to look at, " if summary[REVIEW] else ""
     failed = f"; {summary['unreadable']:,} could not be read" if summary["unreadable"] else ""
     counts = f"{summary[ACCEPT]:,} accepted, {review}{summary[REJECT]:,} rejected{failed}"
     left_out = f"beside the photos: {counted(summary['left_out'])}" if summary["left_out"] else ""
-    took = f"{summary['seconds']:.1f} s, {speed:.1f} photos per second" if speed else ""  # none of watching
+    speed = summary["images_per_second"]  # None of watching
+    took = f"{summary['seconds']:.1f} s, {speed:.1f} photos per second" if speed else ""
     hot = "Beside a photo what speaks for a defect, from nothing to its strongest point." if heat else ""
     some = f"{len(photos):,} of {read:,} photos are shown; {summary['output']} has all." if len(photos) < read else ""
+    score = "The score is the probability of being defective."
+    reasons = Table(unreadable[["path", "error"]].to_numpy().tolist(), ["path", "reason"], words=True, terminal=True)
+    lost = f"Photos that could not be read ({len(unreadable)} of {summary['unreadable']:,} are shown)"
     blocks = [
-        text(f"{plural(read, 'photo')}: {counts}.", look="verdict", terminal=True),
-        text(*not_promised(decision), look="caveats", terminal=True),
-        text(*decision_words(decision), left_out, took, f"table: {summary['output']}", look="note", terminal=True),
-        section(
-            "The photos, highest scores first",
-            text(some, "The score is the probability of being defective.", hot, look="note"),
-            Photos(photos),
-        ),
-        section(
-            f"Photos that could not be read ({len(unreadable)} of {summary['unreadable']:,} are shown)",
-            Table(unreadable[["path", "error"]].to_numpy().tolist(), ["path", "reason"], words=True, terminal=True),
-        ),
+        Text(f"{plural(read, 'photo')}: {counts}.", look="verdict", terminal=True),
+        Text(*not_promised(decision), look="caveats", terminal=True),
+        Text(*decision_words(decision), left_out, took, f"table: {summary['output']}", look="note", terminal=True),
+        Section("The photos, highest scores first", Text(some, score, hot, look="note"), Photos(photos)),
+        Section(lost, reasons),
         making(summary),
     ]
     return Page(f"Predictions by {summary['model']}, trained on {summary['dataset']}", summary["input"], blocks)

@@ -12,6 +12,9 @@ from defectcls.data.images import Depth, UnreadableImageError, open_photo
 from defectcls.data.threads import map_in_threads
 from defectcls.evaluation.predictions import verdicts
 
+TALLEST = 360  # pixels: a tall photo is still to be read
+Heat = dict[str, np.ndarray]  # what speaks for a defect in photos, by path: (height, width) from 0 to 1
+
 
 def worst_errors(predictions: pd.DataFrame, classes: dict[str, bool], limit: int = 12) -> pd.DataFrame:
     """Up to `limit` escapes and below them as many false rejects, the most confident first."""
@@ -22,34 +25,29 @@ def worst_errors(predictions: pd.DataFrame, classes: dict[str, bool], limit: int
     return pd.concat([escapes.head(limit), rejects.head(limit)])
 
 
-def thumbnail(path: Path, side: int, depth: Depth) -> Image.Image:
-    """The image in RGB, upright, within `side` x `side` pixels, as dark as the network of that depth sees it.
-
-    Raises:
-        UnreadableImageError: see `defectcls.data.images.decode`.
-    """
-    image = Image.fromarray(open_photo(path, side).pixels(depth))
-    image.thumbnail((side, side))
-    return image.convert("RGB")
-
-
 def thumbnail_files(
-    paths: Iterable[str], root: Path, side: int, depth: Depth, heat: dict[str, np.ndarray] | None = None
+    paths: Iterable[str], root: Path, side: int, depth: Depth, heat: Heat | None = None
 ) -> dict[str, list[bytes]]:
-    """By path JPEG files' content: the thumbnail and, with heat, its `overlay`; one empty file if it cannot be read."""
+    """By path JPEG files' content: a thumbnail and, with heat, its `overlay`; one empty file if it cannot be read.
+
+    Thumbnails are upright, `side` wide, up to `TALLEST` high, and as dark as the network of that depth sees the photo.
+    """
 
     def files(path: str) -> list[bytes]:
         try:
-            image = thumbnail(root / path, side, depth)
+            image = Image.fromarray(open_photo(root / path, side).pixels(depth))
         except UnreadableImageError:
             return [b""]
-        return [_jpeg(each) for each in (image, *([overlay(image, heat[path])] if heat and path in heat else []))]
+        image.thumbnail((side, max(side, TALLEST)))
+        shown = [image, overlay(image, heat[path])] if heat and path in heat else [image]
+        return [jpeg(one) for one in shown]
 
     each = list(dict.fromkeys(paths))
     return dict(zip(each, map_in_threads(files, each), strict=True))
 
 
-def _jpeg(image: Image.Image) -> bytes:
+def jpeg(image: Image.Image) -> bytes:
+    """Content of a file."""
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=80)
     return buffer.getvalue()

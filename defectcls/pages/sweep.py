@@ -6,7 +6,7 @@ from typing import Any
 
 from defectcls.evaluation.metrics import METRICS
 from defectcls.evaluation.sweeps import Sweep
-from defectcls.pages.blocks import Cell, Page, Table, section, text
+from defectcls.pages.blocks import Cell, Page, Section, Table, Text
 from defectcls.pages.wording import SPLITS, plural, shown, span
 
 NOTE = (
@@ -15,42 +15,38 @@ NOTE = (
 )
 
 
-def sweep_page(sweep: Sweep, folder: Path, command: str | None = None) -> Page:
+def sweep_page(sweep: Sweep, folder: Path, command: str) -> Page:
     """The page; it links to the report of every job that has one in the folder of its number below `folder`."""
-    jobs, failed = [], []
+    numbers = {column: _part_and_metric(sweep, column) for column in sweep.columns}
+    labels = [f"{part} {METRICS[metric].name}".lstrip() for part, metric in numbers.values()]
+    compared = "verdict" in sweep.settings
+    settings, jobs, failed = [], [], []
+    for one in sweep.settings.to_dict("records"):
+        row = [one["setting"], f"{one['finished']} of {one['jobs']}"]
+        if compared:
+            row += [_cell("behind", numbers[sweep.ranked_by][1], one), one["verdict"]]
+        settings.append(row + [_cell(column, metric, one) for column, (_, metric) in numbers.items()])
     for job in sweep.jobs.to_dict("records"):
         number, report = str(job["job"]), f"{job['job']}/report.html"
         link = Cell(number, address=report if (folder / report).is_file() else "")
-        numbers = [shown(_metric(column), job[column]) for column in sweep.columns]
-        jobs.append([job["setting"], link, job["seed"], job["status"], *numbers])
+        reached = [shown(metric, job[column]) for column, (_, metric) in numbers.items()]
+        jobs.append([job["setting"], link, job["seed"], job["status"], *reached])
         if job["status"] != "finished":
             failed.append(f"job {number} {job['status']} ({job['setting']}, seed={job['seed']}) {job['error']}")
-    settings = sweep.settings.to_dict("records")
-    compared = "verdict" in sweep.settings
-    labels = ["seconds" if one == "seconds" else f"{_part(one)} {METRICS[_metric(one)].name}" for one in sweep.columns]
-    rows = []
-    for one in settings:
-        behind = [_cell("behind", _metric(sweep.ranked_by), one), one["verdict"]] if compared else []
-        numbers = [_cell(column, _metric(column), one) for column in sweep.columns]
-        rows.append([one["setting"], f"{one['finished']} of {one['jobs']}", *behind, *numbers])
+    head = ["setting", "finished", *["behind", "which is"] * compared, *labels]
+    by_setting = Table(settings, head, terminal=True)
+    by_job = Table(jobs, ["setting", "job", "seed", "status", *labels])
     blocks = [
-        text(*_verdict(sweep, settings), look="verdict", terminal=True),
-        text(*failed, look="caveats", terminal=True),
-        section(
-            "The settings, best first" if compared else "The numbers",
-            Table(rows, ["setting", "finished", *["behind", "which is"] * compared, *labels], terminal=True),
-            text(NOTE, look="note"),
-        ),
-        section(
-            f"The jobs ({len(jobs)}); their numbers lead to their reports",
-            Table(jobs, ["setting", "job", "seed", "status", *labels]),
-        ),
-        section("To repeat", text(command, look="code")),
+        Text(*_verdict(sweep), look="verdict", terminal=True),
+        Text(*failed, look="caveats", terminal=True),
+        Section("The settings, best first" if compared else "The numbers", by_setting, Text(NOTE, look="note")),
+        Section(f"The jobs ({len(jobs)}); their numbers lead to their reports", by_job),
+        Section("To repeat", Text(command, look="code")),
     ]
     return Page("Sweep", sweep.name, blocks)
 
 
-def _verdict(sweep: Sweep, settings: list[dict[Any, Any]]) -> list[str]:
+def _verdict(sweep: Sweep) -> list[str]:
     """What finished, which setting is the best, and which others chance does not explain."""
     counts = sweep.jobs["status"].value_counts()
     said = [f"{plural(len(sweep.jobs), 'job')}: {', '.join(f'{n} {status}' for status, n in counts.items())}."]
@@ -58,7 +54,8 @@ def _verdict(sweep: Sweep, settings: list[dict[Any, Any]]) -> list[str]:
         return said
     if sweep.other_images:
         return [*said, f"The settings differ in {', '.join(sweep.other_images)}: on other images none is the best."]
-    part, metric, (best, *others) = _part(sweep.ranked_by), _metric(sweep.ranked_by), settings
+    part, metric = _part_and_metric(sweep, sweep.ranked_by)
+    best, *others = sweep.settings.to_dict("records")
     reached = _cell(sweep.ranked_by, metric, best).replace("\n", ", interval ")
     what = f"Best on {part} images: {best['setting']}" if others else f"On {part} images"
     said.append(f"{what}, {METRICS[metric].name} {reached}.")
@@ -66,17 +63,17 @@ def _verdict(sweep: Sweep, settings: list[dict[Any, Any]]) -> list[str]:
         verdicts = Counter(one["verdict"] or "without a result to compare" for one in others)
         parts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
         said.append(f"Of {plural(len(others), 'other')}: {parts}.")
-    if part != SPLITS["val"]:
-        said.append(f"These jobs have no validation part: of many {part} numbers the best flatters.")
+    of_parts = {one.partition("_")[0] for one in sweep.columns if one != "seconds"}
+    if len(of_parts) == 1:
+        missing = "test" if of_parts == {"val"} else "validation"
+        said.append(f"These jobs have no {missing} part: of many {part} numbers the best flatters.")
     return said
 
 
-def _part(column: str) -> str:
-    return SPLITS[column.partition("_")[0]]
-
-
-def _metric(column: str) -> str:
-    return column.partition("_")[2] or column
+def _part_and_metric(sweep: Sweep, column: str) -> tuple[str, str]:
+    """The images in words, "" of seconds, and which of METRICS it is."""
+    part, _, metric = column.partition("_")
+    return "out-of-fold" if sweep.out_of_fold and part == "val" else SPLITS.get(part, ""), metric or column
 
 
 def _cell(column: str, metric: str, setting: dict[Any, Any]) -> str:

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,19 +18,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from defectcls.arguments import RUN_DIR, SWEEP_DIR, UNRECORDED, as_typed, quoted, with_presets
-from defectcls.config import (
-    TRAINING,
-    as_job,
-    composition_sentence,
-    hydra_of,
-    import_named,
-    overrides_of,
-    plain,
-    repetition,
-    searchpath,
-    task_of,
-)
+from defectcls.arguments import RUN_DIR, SWEEP_DIR, UNRECORDED, as_typed, quoted, searchpath
+from defectcls.config import TRAINING, do_job, explain_composition, hydra_of, overrides_of, plain, task_of
 from defectcls.errors import AGAIN, FULL_ERROR, Stopped, UserError, explain, stoppable
 from defectcls.files import BEST, locked, read_json
 from defectcls.training.jobs import SWEEP, Task, close_sweep, recorded_command, run_job
@@ -43,10 +31,8 @@ TRUST = "trust=true"  # of the folder that `resume` names
 # Keys of Hydra's own, of functions, classes and modules, and presets that lie outside of conf/.
 CODE = re.compile(r"[\s+~]*(-|hydra|imports)|.*_target_|[\w/+~]*(@[^=]*)?=.*(\.\./|\$)", re.DOTALL)
 REFUSED = ("config_path", "config_name", "experimental_rerun", "hydra_help", "info", "shell_completion")  # of Hydra's
-RESUMED = ("train", "crossval")  # verbs that go on where they stopped
-NUMBERS = ("metrics", "audit", "compare", "summary")  # what the verbs call their JSON
-
-Verb = Callable[[dict[str, Any], Path], int | float | None]
+RESUMED = ("train", "crossval", "auto")  # verbs that go on where they stopped
+NUMBERS = ("metrics", "audit", "compare", "summary", "export")  # what the verbs call their JSON
 
 
 @dataclass(frozen=True)
@@ -57,7 +43,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """The numbers: metrics.json, or audit.json, compare.json or summary.json of the verbs of these."""
+        """The numbers: metrics.json, or audit.json, compare.json, summary.json (of predict) or export.json."""
         files = (self.folder / f"{name}.json" for name in NUMBERS)
         found = next((file for file in files if file.is_file()), None)
         if found is None:
@@ -85,7 +71,7 @@ def run(verb: str, *overrides: str, config_dir: str | Path | None = None) -> Run
     """Any verb as a function: `run("train", "dataset=mvtec", "model=mobilenetv2").metrics["test"]["auroc"]`.
 
     Args:
-        verb: train, evaluate, predict, crossval, audit or compare.
+        verb: train, auto, evaluate, predict, crossval, audit, compare or export.
         overrides: key=value, as on the command line; for a sweep, call it in a loop.
         config_dir: folder of presets of one's own, which stand beside those of conf/.
 
@@ -97,7 +83,7 @@ def run(verb: str, *overrides: str, config_dir: str | Path | None = None) -> Run
         raise UserError(f"{options[0]} is for the command line: give key=value, and config_dir=<folder>")
     given = [] if config_dir is None else [f"--config-dir={config_dir}"]
     begun: list[Path] = []
-    status, said = _done(verb, task_of(verb), [*given, *overrides], begun, alone=False)
+    status, said = _done(verb, [*given, *overrides], begun, alone=False)
     if status > 128:
         raise KeyboardInterrupt(said)
     if said:
@@ -105,22 +91,21 @@ def run(verb: str, *overrides: str, config_dir: str | Path | None = None) -> Run
     return RunFolder(begun[-1])
 
 
-def run_verb(verb: str, task: Verb | None, typed: list[str] | None = None) -> None:
-    """Do what the command line asks for: compose conf/<verb>.yaml and call `task(config, run folder)` for every job.
+def run_verb(verb: str, typed: list[str] | None = None) -> None:
+    """Do what the command line asks for: compose conf/<verb>.yaml and call the verb's function for every job.
 
     A user's mistake ends in one sentence on stderr and exit status 2; HYDRA_FULL_ERROR=1 shows its traceback. So does
-    a signal, in 128 and its number. A whole number that the task returns is the exit status; any other is what a
+    a signal, in 128 and its number. A whole number that the function returns is the exit status; any other is what a
     sweeper is told. A sweep ends in 1 where some of its jobs failed, in 2 where all did.
 
     Args:
-        task: None takes the verb's own.
         typed: None takes what was typed after the name of the program.
     """
     gc.set_threshold(100_000, 50, 50)  # what is imported is kept: to look through it for garbage took 8 % of the import
     if "OMP_WAIT_POLICY" not in os.environ:  # threads that spin while they wait starve others: sleep sooner
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch is imported, here and in what is started here
     try:
-        status, said = _done(verb, task, sys.argv[1:] if typed is None else typed, [])
+        status, said = _done(verb, sys.argv[1:] if typed is None else typed, [])
         if said:
             print(said if status > 128 else f"error: {said}", file=sys.stderr)
         sys.stdout.flush()
@@ -131,41 +116,38 @@ def run_verb(verb: str, task: Verb | None, typed: list[str] | None = None) -> No
         sys.exit(status)
 
 
-def _done(
-    verb: str, task: Verb | None, typed: list[str], begun: list[Path], alone: bool = True
-) -> tuple[int, str | None]:
+def _done(verb: str, typed: list[str], begun: list[Path], alone: bool = True) -> tuple[int, str | None]:
     """The exit status; and of a signal, or of what a user can mend, one sentence. A bug is raised.
 
-    Args:
-        begun: takes the folder that is made.
-        alone: the process does nothing else.
+    `begun` takes the folder that is made; `alone`: the process does nothing else.
     """
     with stoppable() as received:
         try:
-            return _perform(verb, task or task_of(verb), typed, begun, alone), None
+            return _perform(verb, typed, begun, alone), None
         except (Exception, Stopped) as error:
             goes_on = begun and begun[-1].is_dir() and (verb in RESUMED or (begun[-1] / SWEEP).is_file())
             way_on = f"{as_typed(f'resume={begun[-1]}')} goes on" if goes_on else AGAIN
             if received:
                 return 128 + received[0], f"stopped by {signal.Signals(received[0]).name}: {way_on}"
             composing = isinstance(error, HydraException | OmegaConfBaseException)
-            sentence = composition_sentence(error) if composing else explain(error, way_on)
+            sentence = explain_composition(error) if composing else explain(error, way_on)
             if sentence is None or os.environ.get(FULL_ERROR) == "1":
                 raise
             return 2, sentence
 
 
-def _perform(verb: str, task: Verb, typed: list[str], begun: list[Path], alone: bool = True) -> int:
+def _perform(verb: str, typed: list[str], begun: list[Path], alone: bool) -> int:
     """Show, run or sweep; the exit status."""
+    task_of(verb)  # one that there is not is told before its words are read
     parser = get_args_parser()
     options = parser.parse_intermixed_args(typed)
     if any(getattr(options, name) for name in REFUSED):
         raise UserError("there are --help, --cfg, --resolve, --package, --multirun, and --config-dir=<your presets>")
-    overrides, sweeps = resumed(with_presets(options.overrides, options.config_dir))
+    overrides, sweeps = resumed(options.overrides)
     if verb in TRAINING and options.help:
         overrides.append("dataset=synthetic")  # a dataset is required; the help shows the keys of this one
     sweeps = (sweeps or options.multirun) and not options.help
-    options.overrides = overrides = overrides_of(verb, overrides, sweeps)
+    options.overrides = overrides = overrides_of(verb, overrides, sweeps, options.config_dir)
     with hydra_of(verb) as hydra:
         if options.help:
             hydra.app_help(verb, parser, options)
@@ -174,22 +156,20 @@ def _perform(verb: str, task: Verb, typed: list[str], begun: list[Path], alone: 
         elif sweeps:
             return _sweep(hydra, verb, overrides, begun)
         else:
-            return _run(hydra, verb, task, overrides, begun, alone)
+            return _run(hydra, verb, overrides, begun, alone)
     return 0
 
 
-def _run(hydra: Any, verb: str, task: Verb, overrides: list[str], begun: list[Path], alone: bool) -> int:
+def _run(hydra: Any, verb: str, overrides: list[str], begun: list[Path], alone: bool) -> int:
     def job(config: DictConfig) -> int | float | Exception | None:
         folder = Path(HydraConfig.get().runtime.output_dir)
         begun.append(folder)
         try:
-            values = plain(config)
-            import_named(values)
-            with as_job(verb, repetition(folder), alone):
-                return task(values, folder)
+            return do_job(verb, plain(config), folder, repetition(folder), alone)
         except Exception as error:  # Hydra would announce it in words of its own
-            if [entry.name for entry in folder.iterdir()] == [".hydra"]:
-                shutil.rmtree(folder)  # nothing came of it
+            beside = {".hydra", "wandb", f"{verb}.log"}  # the results, of which there are none
+            if all(one.is_dir() or one.relative_to(folder).parts[0] in beside for one in folder.rglob("*")):
+                shutil.rmtree(folder, ignore_errors=True)  # W&B may still be closing its files
             return error
 
     returned = hydra.run(verb, job, overrides, with_log_configuration=alone).return_value
@@ -199,11 +179,7 @@ def _run(hydra: Any, verb: str, task: Verb, overrides: list[str], begun: list[Pa
 
 
 def _sweep(hydra: Any, verb: str, overrides: list[str], begun: list[Path]) -> int:
-    """Every job, by whichever launcher, and then their table.
-
-    Raises:
-        UserError: the folder is of another command, or of a sweep that runs.
-    """
+    """Every job, by whichever launcher, and then their table; a UserError where the folder is another sweep's."""
     folder = Path(hydra.compose_config(verb, overrides, RunMode.MULTIRUN).hydra.sweep.dir)
     command = [*searchpath(overrides), *(override for override in overrides if not override.startswith("hydra"))]
     if folder.is_dir() and any(folder.iterdir()):
@@ -221,6 +197,12 @@ def _sweep(hydra: Any, verb: str, overrides: list[str], begun: list[Path]) -> in
     return status
 
 
+def repetition(folder: Path) -> list[str]:
+    """What repeats the job that Hydra is doing, in its folder: presets beside conf/, the overrides, the folder."""
+    overrides = HydraConfig.get().overrides
+    return [*searchpath(overrides.hydra), *overrides.task, f"{RUN_DIR}={quoted(str(folder))}", UNRECORDED]
+
+
 def _sweep_job(verb: str, config: DictConfig) -> float:
     """One job, wherever a launcher has put it; what the sweeper is told, of a failed job nan."""
     state, values = HydraConfig.get(), plain(config)
@@ -230,9 +212,6 @@ def _sweep_job(verb: str, config: DictConfig) -> float:
     logs = plain(state.job_logging)
     done = run_job(Task(verb, state.job.num, folder, list(state.overrides.task), values, repetition(folder), logs))
     return float("nan") if done["objective"] is None else done["objective"]
-
-
-# --- a run or a sweep that goes on ------------------------------------------------------------------------------------
 
 
 def resumed(typed: list[str]) -> tuple[list[str], bool]:
@@ -255,4 +234,4 @@ def resumed(typed: list[str]) -> tuple[list[str], bool]:
         rest = [word for word in rest if not word.startswith("resume=")]
     else:
         place = [f"{RUN_DIR}={quoted(str(folder))}", UNRECORDED]
-    return with_presets([*recorded, *place, *rest], None), sweeps
+    return [*recorded, *place, *rest], sweeps

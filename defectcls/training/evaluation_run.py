@@ -36,25 +36,39 @@ class EvaluationRun(Run):
         settings, classifier = trained.settings.model_copy(update={"dataset": dataset}), trained.network
         assert isinstance(classifier, Classifier)
         data = build_data(settings, classifier.classes, split=part != "all", device=trained.device)
+        if "seen" in trained.about and asked.dataset is None and part == "test" and not len(data.part("test")):
+            data.samples["split"] = "test"  # the run set nothing aside
         super().__init__(settings, data, classifier, build_trainer(settings, folder))
         self.part = "test" if part == "all" else part
         self.decision = _decide_anew(trained, asked) if asked.decision else trained.decision or MOST_PROBABLE
         if "seen" in trained.about:
-            self.about["seen"] = self._leave_out_seen(trained.about["seen"], asked)
+            self._leave_out_seen(trained.about["seen"], asked)
         else:
             log.warning("%s does not tell which photos it learned from: these may be among them", trained.checkpoint)
         images = [(one.name, one.root.resolve(), one.further) for one in (own, dataset)]
         if asked.dataset is not None and images[0] != images[1]:
             names = [one.name if own.name != dataset.name else f"{one.name} ({one.root})" for one in (own, dataset)]
             self.about["elsewhere"] = dict(zip(("trained_on", "judged_on"), names, strict=True))
+        if not len(data.part(self.part)):
+            raise UserError(
+                f"no photo stands in part={part}: give others by dataset=<name>, or part=train, which it has learned "
+                "from; a cross-validated run that is finished is judged out of fold by part=test"
+            )
 
-    def _leave_out_seen(self, seen: Any, asked: EvaluateSettings) -> dict[str, Any]:
-        """What metrics.json says of photos that the model has seen; but for its own parts they are taken out.
+    def _leave_out_seen(self, seen: Any, asked: EvaluateSettings) -> None:
+        """Say which photos the model has seen, and but for its own parts take them out; not all, which is an error.
 
-        Raises:
-            UserError: no other photo is left.
+        Where a cross-validated run has seen all, each is judged by the member that has not.
         """
         identical, near, own_test = find_seen(seen, self.data, self.part)
+        folds, members = seen.get("folds"), self.classifier.members
+        if folds is not None and identical.all() and self.part == "test" and asked.seen == "leave_out":
+            if not (folds.shape == seen["digests"].shape[:1] and torch.isin(folds, torch.arange(members)).all()):
+                raise UserError(f"{asked.checkpoint}: the folds that it remembers are damaged")
+            fold_of = dict(zip(map(bytes, seen["digests"].numpy()), folds.tolist(), strict=True))
+            self.classifier.folds = torch.tensor([fold_of.get(digest, -1) for digest in self.data.digests])
+            self.out_of_fold = ("test",)
+            return
         asked_for = asked.dataset is None and (own_test or self.part != "test")
         known, leave_out = identical | near, asked.seen == "leave_out" and not asked_for
         if leave_out and known.size and known.all():
@@ -65,15 +79,11 @@ class EvaluationRun(Run):
         if leave_out:
             self.data.samples.loc[self.data.part(self.part)[known], "split"] = "seen"
         counts = {"n": known.sum(), "identical": identical.sum(), "near": near.sum(), "of": len(known)}
-        return {name: int(count) for name, count in counts.items()} | {"left_out": leave_out}
+        self.about["seen"] = {name: int(count) for name, count in counts.items()} | {"left_out": leave_out}
 
 
 def _decide_anew(trained: Trained, asked: EvaluateSettings) -> Decision:
-    """On the validation images of the run, whose predictions its checkpoint holds; kept there where asked for.
-
-    Raises:
-        UserError: it holds none.
-    """
+    """On the validation images of the run, if its checkpoint holds their predictions; kept there where asked for."""
     file, classes = trained.checkpoint, trained.network.classes
     assert asked.decision is not None
     try:
@@ -90,8 +100,7 @@ def _decide_anew(trained: Trained, asked: EvaluateSettings) -> Decision:
 def _as_shipped(own: DatasetSettings, checkpoint: Path, imports: list[str]) -> DatasetSettings:
     """The dataset of a checkpoint: of the file are the values that select images, which are only read.
 
-    Raises:
-        UserError: its class is none of this installation, and of none of the modules that the user imports.
+    Its class is one of this installation, or of the modules that the user imports.
     """
     shipped = shipped_dataset(own.target)
     if shipped is None and own.target.rpartition(".")[0] in imports:

@@ -14,7 +14,6 @@ import json
 import logging
 import logging.config
 import multiprocessing
-import multiprocessing.connection
 import os
 import shlex
 import shutil
@@ -29,8 +28,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from defectcls.arguments import with_presets
-from defectcls.config import as_job, import_named, searchpath, task_of
+from defectcls.arguments import searchpath
+from defectcls.config import do_job
 from defectcls.errors import FULL_ERROR, Stopped, UserError, explain, stoppable
 from defectcls.files import locked, read_json, written_whole
 
@@ -100,18 +99,13 @@ def run_job(task: Task) -> dict[str, Any]:
 
 
 def _work(task: Task, variables: dict[str, str]) -> None:
-    """The job, in its process.
-
-    Args:
-        variables: of the environment as it is now; the process that forks is older.
-    """
+    """The job, in its process; with variables of the environment as it is now, as the process that forks is older."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(variables)
     logging.config.dictConfig(task.logs)
-    with stoppable() as stopped, as_job(task.verb, task.arguments):
+    with stoppable() as stopped:
         try:
-            import_named(task.config)
-            task.record(FINISHED, objective=task_of(task.verb)(task.config, task.folder))
+            task.record(FINISHED, objective=do_job(task.verb, task.config, task.folder, task.arguments))
         except (Exception, Stopped) as error:
             if stopped:
                 sys.exit(128 + stopped[0])
@@ -125,7 +119,7 @@ def _end_with_parent() -> None:
     """A job whose sweep was killed would go on beside the same job of the sweep that is started again."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
+    parent.join()
     os._exit(128 + signal.SIGTERM)
 
 
@@ -140,8 +134,7 @@ def recorded_command(folder: Path) -> tuple[str, list[str]]:
         raise UserError(f"{folder} is no folder of a run or a sweep: give one such as runs/<dataset>/<model>/<time>")
     try:
         began: Any = OmegaConf.to_container(OmegaConf.load(record).hydra)
-        overrides = [*searchpath(began["overrides"]["hydra"]), *began["overrides"]["task"]]
-        return began["job"]["name"], with_presets(overrides, None)
+        return began["job"]["name"], [*searchpath(began["overrides"]["hydra"]), *began["overrides"]["task"]]
     except (YAMLError, OmegaConfBaseException, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{record} is damaged: repeat the command that began this, in another folder") from error
 

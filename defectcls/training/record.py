@@ -86,9 +86,7 @@ class Record(Checkpoint):
         row: Row = {"epoch": epoch, "step": trainer.global_step, "stage": stage}
         row |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         self.history.append(row)
-        if best_row(self.history) is row:
-            self._save(trainer, self.best)
-        self._write_history(trainer)
+        self._keep(trainer, self.best if best_row(self.history) is row else None)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         row, seconds = self.history[-1], time.perf_counter() - self._started
@@ -103,21 +101,15 @@ class Record(Checkpoint):
             log.info("stage '%s' ends: %d epochs in a row did not better it", stage, self.patience)
             trainer.should_stop |= stage == pl_module.plan[-1].name
         self.fitted = trainer.should_stop
-        self._save(trainer, self.last)
-        self._write_history(trainer)
+        self._keep(trainer, self.last)
 
-    def _save(self, trainer: L.Trainer, path: Path) -> None:
-        with written_whole(path, trainer.is_global_zero) as unfinished:
-            trainer.save_checkpoint(unfinished)
-        trainer.strategy.barrier()
-
-    def table(self) -> pd.DataFrame:
-        """The history as the columns of metrics.csv."""
-        return pd.DataFrame(self.history)
-
-    def _write_history(self, trainer: L.Trainer) -> None:
+    def _keep(self, trainer: L.Trainer, checkpoint: Path | None) -> None:
+        if checkpoint is not None:
+            with written_whole(checkpoint, trainer.is_global_zero) as unfinished:
+                trainer.save_checkpoint(unfinished)
+            trainer.strategy.barrier()
         if trainer.is_global_zero:
-            self.table().to_csv(self.folder / "metrics.csv", index=False)
+            pd.DataFrame(self.history).to_csv(self.folder / "metrics.csv", index=False)
 
 
 def best_row(history: list[Row]) -> Row:

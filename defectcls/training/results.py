@@ -2,13 +2,15 @@
 
 import contextlib
 import json
+import os
 import platform
 import re
 import subprocess
+import sys
 from datetime import datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -20,20 +22,17 @@ from defectcls.files import read_json, written_whole
 from defectcls.pages.blocks import Page
 from defectcls.pages.render import print_page, write_page
 
-if TYPE_CHECKING:
-    import torch
-
-PACKAGES = ("defectcls", "torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-core", "scikit-learn")
+PACKAGES = "defectcls torch torchvision lightning timm torchmetrics hydra-core scikit-learn onnxruntime"
 
 
-def finished_metrics(folder: Path) -> dict[str, Any] | None:
-    """What `write_results` left of a run that is finished.
+def finished_metrics(folder: Path, part: str = "test") -> dict[str, Any] | None:
+    """What `write_results` left of a run that is finished and measured on `part`.
 
     Raises:
         UserError: it is damaged.
     """
     file, remedy = folder / "metrics.json", "delete it and resume the run, which measures it again"
-    return read_json(file, remedy, ("dataset", "model", "seed", "class_names", "test")) if file.is_file() else None
+    return read_json(file, remedy, ("dataset", "model", "seed", "class_names", part)) if file.is_file() else None
 
 
 def objective_of(metrics: dict[str, Any], objective: str | None) -> float | None:
@@ -62,32 +61,41 @@ def write_results(folder: Path, metrics: dict[str, Any], predictions: pd.DataFra
         print_page(page, folder / "report.html")
 
 
-def provenance(seed: int, config: dict[str, Any], device: "torch.device | None" = None) -> dict[str, Any]:
+def provenance(seed: int, config: dict[str, Any], device: object = None) -> dict[str, Any]:
     """Command, configuration, code, versions and hardware, for metrics.json and its kin.
 
     Args:
-        device: that computed it; None where no network did.
+        device: of torch, or its name, that computed it; None where no network did.
     """
     return {
         "command": job_command(),
         "date": datetime.now().astimezone().isoformat(timespec="minutes"),
         "seed": seed,
-        "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+        "versions": versions(),
         "commit": commit(),
         "hardware": device_name(device),
-        "config": json.loads(json.dumps(config, default=str)),
+        "config": config,
     }
 
 
-def device_name(device: "torch.device | None") -> str:
-    """Model of the GPU, or of the processor with the number of threads."""
-    import torch
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that are installed here."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES.split():
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
-    if device is not None and device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+
+def device_name(device: object) -> str:
+    """Model of the GPU, or of the processor with the number of threads."""
+    torch = sys.modules.get("torch")  # what has not needed it needs no second to name its threads
+    if torch and str(device).startswith("cuda"):
+        return torch.cuda.get_device_name(torch.device(device))
     info = Path("/proc/cpuinfo")  # Python itself knows the processor on some systems only
     name = re.search(r"model name\s*: (.*)", info.read_text()) if info.is_file() else None
-    return f"{name[1] if name else platform.processor()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads() if torch else os.cpu_count()
+    return f"{name[1] if name else platform.processor()}, {threads} threads"
 
 
 def commit() -> str | None:

@@ -25,18 +25,9 @@ from defectcls.evaluation.predictions import PROBABILITY, predictions_table, pro
 from defectcls.files import written_whole
 from defectcls.model.classifier import Classifier
 from defectcls.model.features import copy_of, extract_features
-from defectcls.model.head import fit_probe, out_of_fold
-from defectcls.model.memory import FOLDS
+from defectcls.model.head import FOLDS, fit_members, fit_probe
 from defectcls.settings import TrainSettings
-from defectcls.training.build import (
-    build_callbacks,
-    build_classifier,
-    build_data,
-    build_features,
-    build_trainer,
-    class_weights,
-    with_compute,
-)
+from defectcls.training.build import build_classifier, build_data, build_features, build_trainer, deal, with_compute
 from defectcls.training.record import Record, read_checkpoint, stage_summary
 from defectcls.training.results import provenance
 
@@ -58,10 +49,11 @@ class Run:
         self.settings, self.data, self.classifier, self.trainer = settings, data, classifier, trainer
         self.samples = data.samples
         if "mask" in self.samples:
-            sizes = mask_sizes(self.samples, data.settings.root, data.image_size)
+            sizes = mask_sizes(self.samples, data.settings.root, max(data.images.size))
             self.samples = self.samples.assign(mask_size=sizes)
         self.decision = MOST_PROBABLE
-        self.predicted: dict[str, pd.DataFrame] = {}  # what `predict` has told of a part and need not tell again
+        self.predicted: dict[str, pd.DataFrame] = {}  # what `predict` says of a part
+        self.out_of_fold: tuple[str, ...] = ()  # parts whose photos are judged by members that have not seen them
         self.about: dict[str, Any] = {}  # what metrics.json says beside the numbers
         self.seconds: dict[str, float] = {}
         self.images_per_second: dict[str, float] = {}
@@ -76,10 +68,15 @@ class Run:
             self.images_per_second[phase] = images / self.seconds[phase]
 
     def predict(self, part: str) -> pd.DataFrame:
-        """Predictions table of one part, as the network has it: not calibrated, the most probable class predicted."""
-        with self.timed(f"evaluate {part}", len(self.data.part(part))):
-            self.trainer.test(self.classifier, dataloaders=self.data.part_dataloader(part), verbose=False)
-        return self._evaluated()
+        """Predictions table of one part, as the network has it: not calibrated, the most probable class predicted.
+
+        Computed once.
+        """
+        if part not in self.predicted:
+            with self.timed(f"evaluate {part}", len(self.data.part(part))):
+                self.trainer.test(self.classifier, dataloaders=self.data.part_dataloader(part), verbose=False)
+            self.predicted[part] = self._evaluated()
+        return self.predicted[part]
 
     def _evaluated(self) -> pd.DataFrame:
         """Predictions table of what was evaluated last."""
@@ -87,16 +84,26 @@ class Run:
         return predictions_table(self.samples.loc[index], probabilities_of(logits), self.data.classes)
 
     def measure(self, parts: Sequence[str] = PARTS) -> tuple[dict[str, Any], pd.DataFrame]:
-        """metrics.json and the predictions table of these parts, decided."""
-        tables = {part: self.predicted[part] if part in self.predicted else self.predict(part) for part in parts}
-        judged = {part: evaluate(table, self.decision, self.data.classes) for part, table in tables.items()}
+        """metrics.json and the predictions table of these parts, decided.
+
+        Of a cross-validated run `val` has what is said out of fold, and without a part that is tested so has `test`.
+        """
+        if self.out_of_fold:  # what the members have learned from is told so
+            parts = [part for part in parts if part != "train"]
+        judged: dict[str, tuple[pd.DataFrame, dict[str, Any]]] = {}
+        for part in parts:
+            table = self.predict(part)
+            again = part == "test" and "val" in judged and table is self.predicted["val"]
+            judged[part] = judged["val"] if again else evaluate(table, self.decision, self.data.classes)
         settings, joined = self.settings, self.classifier.joined
+        name = "memory" if settings.model.head == "memory" else "joined"
         metrics: dict[str, Any] = {
             "dataset": settings.dataset.name,
             "model": settings.model.name,
             **{part: numbers for part, (_, numbers) in judged.items()},
+            "out_of_fold": {part: self.classifier.members for part in self.out_of_fold if part in judged},
             **self.about,
-            **({} if joined is None else {"head": {"name": settings.model.head} | joined.describe()}),
+            **({} if joined is None else {"head": {"name": name} | joined.describe()}),
             "class_names": [*self.data.classes],
             "defective_classes": [*self.data.classes.values()],
             "decision": self.decision.plain(),
@@ -106,7 +113,8 @@ class Run:
             "images_per_second": self.images_per_second,
             **provenance(settings.seed, settings.model_dump(mode="json"), self.trainer.strategy.root_device),
         }
-        return metrics, pd.concat([table for table, _ in judged.values()]).sort_index()
+        rows = [table[table["split"] == part] for part, (table, _) in judged.items()]
+        return metrics, pd.concat(rows).sort_index()
 
     def close(self) -> None:
         """Let go of the other processes."""
@@ -119,16 +127,25 @@ class TrainingRun(Run):
 
     Args:
         data: read before, for another split; None reads what the settings say.
+        fetch: weights from the hub, where they are not on this machine.
     """
 
     def __init__(
-        self, settings: TrainSettings, folder: Path, logger: Logger | None, data: DefectDataModule | None = None
+        self,
+        settings: TrainSettings,
+        folder: Path,
+        logger: Logger | None,
+        data: DefectDataModule | None = None,
+        fetch: bool = True,
     ) -> None:
         start = time.perf_counter()
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.record = folder, Record(folder, settings.finetune.patience)
         if self.record.last.is_file():
             then = flat(read_checkpoint(self.record.last)["defectcls"]["config"])
+            found = {name for name in ("image_size", "evaluation") if getattr(settings, name) == "auto"}
+            if found:  # as it was then: photos may have come since
+                settings = TrainSettings(**settings.model_dump() | {name: then[name] for name in found})
             now = flat(settings.model_dump(mode="json"))
             may_change = (*MAY_CHANGE, *["dataset.depth"] * (settings.dataset.depth == "auto"))
             for key in then | now:
@@ -138,20 +155,23 @@ class TrainingRun(Run):
                         f"of resume={folder}, or begin another run"
                     )
         settings = with_compute(settings)
-        trainer = build_trainer(settings, folder, logger, [*build_callbacks(settings), self.record])
+        trainer = build_trainer(settings, folder, logger, self.record)
         if data is None:
-            data = build_data(settings, device=trainer.strategy.root_device)
-        else:
-            data.deal(settings.dataset.split, settings.seed)
-        refuse_missing_kind(settings.decision, data.samples["defective"].to_numpy(bool)[data.part("val")])
+            data = build_data(settings, split=False, device=trainer.strategy.root_device)
+        evaluation = deal(settings, data, learns=True)
+        judging = data.part("train" if evaluation == "crossval" else "val")
+        refuse_missing_kind(settings.decision, data.samples["defective"].to_numpy(bool)[judging])
+        # Without any `auto` that another machine, or other photos, would resolve otherwise.
         dataset = settings.dataset.model_copy(update={"depth": data.settings.depth})
-        settings = settings.model_copy(update={"dataset": dataset})  # without any `auto` that another machine resolves
+        resolved = {"dataset": dataset, "image_size": data.image_size, "evaluation": evaluation}
+        settings = settings.model_copy(update=resolved)
         self.record.about = {"config": settings.model_dump(mode="json")}
         L.seed_everything(settings.seed, workers=True, verbose=False)
-        classifier = build_classifier(settings, data).to(trainer.strategy.root_device)
-        solves = settings.finetune.probe and settings.model.head != "memory"
-        if solves or any(stage.trainable == "head" for stage in settings.finetune.active_stages.values()):
-            classifier.stored_features = build_features(settings, data, classifier.backbone)
+        classifier = build_classifier(settings, data, fetch).to(trainer.strategy.root_device)
+        stages = settings.finetune.stages.values()
+        if settings.finetune.probe or any(stage.trainable == "head" for stage in stages):
+            with_map = classifier.joined is not None
+            classifier.stored_features = build_features(settings, data, classifier.backbone, with_map)
         super().__init__(settings, data, classifier, trainer)
         self.seconds["data"] = time.perf_counter() - start
 
@@ -164,7 +184,7 @@ class TrainingRun(Run):
             record.history, record.fitted = last["history"], last["fitted"]
         elif finetune.probe:
             self._probe()
-        if finetune.active_stages:
+        if finetune.stages:
             if not record.fitted:
                 from_file = str(record.last) if goes_on else None
                 with self.timed("fit"):
@@ -183,39 +203,58 @@ class TrainingRun(Run):
         """Learn from what a frozen backbone makes of the images: the first candidate for the best checkpoint."""
         classifier, data, finetune, seed = self.classifier, self.data, self.settings.finetune, self.settings.seed
         rows, views, stored = data.part("train"), finetune.probe_views, classifier.stored_features
-        weights, loader = class_weights(self.settings, data), data.part_dataloader("train")
-        if stored is not None:
+        weights, loader = classifier.hparams["class_weights"], data.part_dataloader("train")
+        assert stored is not None
+        joined, said, folds = classifier.joined, None, data.folds(rows, FOLDS)
+        if self.settings.model.head != "memory":
             with self.timed("probe", len(rows) * (1 + views) + len(data.part("val"))):
                 copies = [copy_of(number, classifier.augment, seed) for number in range(1 + views)]
                 train = extract_features(stored, loader, copies)
-                val = extract_features(stored, data.part_dataloader("val"))
-                head = fit_probe(train, val, finetune.probe_c, weights, views)
-                classifier.head.load(head)
-            log.info("probe: C = %g", head.c)
-        if classifier.joined is not None:
-            look = classifier.backbone.inference(with_map=True)
-            units, odds = data.samples["unit"].to_numpy()[rows], None
-            with self.timed("memory", len(rows)):
-                if stored is not None:  # weighed against the memory
+                if classifier.members > 1:
                     tested = np.mean([extract_features(stored, loader, [way])[0] for way in classifier.ways], 0)
-                    logits = out_of_fold(train, tested, units, FOLDS, head.c, weights, views, seed)
-                    odds = logits[:, 1] - logits[:, 0]
-                maps = lambda: (look(batch["image"])[1] for batch in loader)  # noqa: E731
-                classifier.joined.learn(maps, odds, data.targets[rows] == 1, units, seed)
-            log.info("memory and classifier: %s", classifier.joined.describe())
-        self.trainer.validate(classifier, datamodule=data, verbose=False)
-        if not finetune.active_stages:  # no other weights will be the best
-            self.predicted["val"] = self._evaluated()
+                    heads, said = fit_members(train, tested, folds, finetune.probe_c, weights, views)
+                else:
+                    val = extract_features(stored, data.part_dataloader("val"))
+                    heads = [fit_probe(train, val, finetune.probe_c, weights, views)]
+                classifier.head.load(*heads)
+            log.info("probe: C = %g", heads[0].c)
+        if joined is not None:
+            with self.timed("memory", len(rows)):
+                maps = lambda: (stored.look(batch)[1] for batch in loader)  # noqa: E731
+                defective = np.array([*data.classes.values()])[data.targets[rows]]
+                said = joined.learn(maps, said, defective, folds, seed).cpu().numpy()
+            told = joined.describe()
+            log.info("memory: %(bank)d patches; it weighs %(memory).2f, the classifier %(classifier).2f", told)
+        if self.settings.evaluation == "crossval":
+            assert said is not None
+            self._judge_out_of_fold(rows, folds, said)
+        else:
+            self.trainer.validate(classifier, datamodule=data, verbose=False)
+            if not finetune.stages:  # no other weights will be the best
+                self.predicted["val"] = self._evaluated()
+
+    def _judge_out_of_fold(self, rows: np.ndarray, folds: np.ndarray, said: np.ndarray) -> None:
+        """Take what members say of images that they have not seen, (rows, classes), for the validation, and for the
+        test where no part is tested.
+        """
+        classifier, count = self.classifier, len(self.data.samples)
+        classifier.folds = torch.full((count,), -1)
+        classifier.folds[rows] = torch.from_numpy(folds)
+        classifier.out_of_fold = torch.full((count, len(self.data.classes)), torch.nan)
+        classifier.out_of_fold[rows] = torch.from_numpy(said).float()
+        self.trainer.validate(classifier, dataloaders=self.data.part_dataloader("train"), verbose=False)
+        classifier.out_of_fold = None
+        self.out_of_fold = ("val",) if len(self.data.part("test")) else ("val", "test")
+        table = self._evaluated().assign(split=self.out_of_fold[-1])
+        self.predicted |= dict.fromkeys(self.out_of_fold, table)
 
     def _choose_decision(self, best: dict[str, Any]) -> None:
         """On the validation images; kept in the best checkpoint, with what the choice rests on."""
-        if "val" not in self.predicted:
-            self.predicted["val"] = self.predict("val")
-        validation = self.predicted["val"]
+        validation = self.predict("val")
         self.decision = choose_decision(self.settings.decision, validation, self.data.classes)
         columns = ["label", "defective", "unit", *(PROBABILITY + name for name in self.data.classes)]
         best["defectcls"]["validation"] = validation.filter(columns).to_dict("list")
-        best["defectcls"]["seen"] = remember_seen(self.data)
+        best["defectcls"]["seen"] = remember_seen(self.data, self.classifier.folds)
         if self.trainer.is_global_zero:
             keep_decision(best, self.decision, self.record.best)
 

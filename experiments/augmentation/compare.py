@@ -65,7 +65,7 @@ def contenders(pixels: torch.Tensor, device: torch.device) -> dict[str, tuple[Ca
     jitter = v2.ColorJitter(0.2, 0.2, 0.2, 0.05)
     affine = v2.RandomAffine(10, (0.1, 0.1), (0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR)
     torchvision = v2.Compose([v2.RandomHorizontalFlip(), affine, jitter])
-    backbone = Backbone("resnet18", None, SIDE).train().to(device)
+    backbone = Backbone("resnet18", None, (SIDE, SIDE)).train().to(device)
 
     def step() -> None:
         with autocast("bf16", device):

@@ -1,6 +1,7 @@
 """Write splits.csv, differences.csv and the tables in README.md: python experiments/leaks/collect.py <folder>
 
-The folder holds the cross-validations, each called <dataset>_<split>. Without it only README.md is written anew.
+The folder holds the cross-validations, each called <dataset>_<split>; rows of other datasets stay. Without it
+only README.md is written anew.
 """
 
 import json
@@ -36,8 +37,8 @@ def differences(folder: Path, results: pd.DataFrame) -> pd.DataFrame:
     for dataset, others in results[results["split"] != "random"].groupby("dataset")["split"]:
         for split in others:
             tables = {one: test_rows(folder / f"{dataset}_{one}" / "predictions.csv") for one in ("random", split)}
-            found = compare_predictions(tables, list(NUMBERS)).differences
-            rows += [{"dataset": dataset, "split": split} | one._asdict() | {"better": one.better} for one in found]
+            found = compare_predictions(tables, list(NUMBERS))["differences"]
+            rows += [{"dataset": dataset, "split": split} | one for one in found]
     return pd.DataFrame(rows)
 
 
@@ -71,8 +72,10 @@ if __name__ == "__main__":
     if sys.argv[1:]:
         runs = Path(sys.argv[1])
         splits = pd.DataFrame([row(file.parent) for file in sorted(runs.glob("*/metrics.json"))])
-        splits.to_csv(HERE / "splits.csv", index=False)
-        differences(runs, splits).to_csv(HERE / "differences.csv", index=False)
+        for name, found in (("splits", splits), ("differences", differences(runs, splits))):
+            before = pd.read_csv(HERE / f"{name}.csv")
+            together = pd.concat([found, before[~before["dataset"].isin(found["dataset"])]])
+            together.sort_values(["dataset", "split"], kind="stable").to_csv(HERE / f"{name}.csv", index=False)
     written = tables(pd.read_csv(HERE / "splits.csv"), pd.read_csv(HERE / "differences.csv"))
     readme = HERE / "README.md"
     text = readme.read_text(encoding="utf-8")

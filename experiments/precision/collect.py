@@ -17,7 +17,7 @@ NUMBERS = ("accuracy", "auroc", "recall", "overkill_rate")
 
 
 def row(folder: Path) -> dict:
-    """One run: its test numbers, its speed, and how it was made."""
+    """One run: its test numbers, and how it was made."""
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     precision = str(metrics["config"]["trainer"]["precision"])
     found = {
@@ -27,7 +27,6 @@ def row(folder: Path) -> dict:
         "n_test": metrics["test"]["n"],
     }
     found |= {name: metrics["test"][name] for name in NUMBERS}
-    found["images_per_second"] = round(metrics["images_per_second"]["fit"], 1)
     versions = {f"version_{name}": version for name, version in metrics["versions"].items()}
     return found | {name: metrics[name] for name in ("commit", "hardware", "command")} | versions
 
@@ -39,8 +38,8 @@ def differences(folders: dict[tuple[str, str, int], Path]) -> pd.DataFrame:
         if precision == "bf16":
             pair = {"bf16": folder, "float32": folders[dataset, "32", seed]}
             tables = {name: test_rows(run / "predictions.csv") for name, run in pair.items()}
-            found = compare_predictions(tables, list(NUMBERS)).differences
-            rows += [{"dataset": dataset, "seed": seed} | one._asdict() | {"better": one.better} for one in found]
+            found = compare_predictions(tables, list(NUMBERS))["differences"]
+            rows += [{"dataset": dataset, "seed": seed} | one for one in found]
     return pd.DataFrame(rows)
 
 
@@ -52,11 +51,11 @@ def mean_difference(of_seeds: pd.DataFrame) -> tuple[float, float, float]:
 
 
 def table(runs: pd.DataFrame, differ: pd.DataFrame) -> str:
-    """Means over seeds, the difference of each seed with its interval, and how much faster training was."""
+    """Means over seeds, and the difference of each seed with its interval."""
     head = ("dataset", "number", "float32", "bf16", "bf16 - float32: mean", "seed by seed")
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for dataset, of_dataset in runs.groupby("dataset"):
-        means = of_dataset.groupby("precision")[[*NUMBERS, "images_per_second"]].mean()
+        means = of_dataset.groupby("precision")[[*NUMBERS]].mean()
         for name in ("accuracy", "auroc"):
             chosen = differ[(differ["dataset"] == dataset) & (differ["metric"] == name)]
             rows = [mean_difference(chosen), *chosen[["difference", "low", "high"]].itertuples(index=False)]
@@ -64,8 +63,6 @@ def table(runs: pd.DataFrame, differ: pd.DataFrame) -> str:
             both = [f"{means.loc[precision, name]:.4f}" for precision in ("32", "bf16")]
             label = name.replace("auroc", "AUROC")
             lines.append(f"| {dataset} | {label} | {' | '.join(both)} | {mean} | {'; '.join(cells)} |")
-        speeds = [f"{means.loc[precision, 'images_per_second']:.0f}" for precision in ("32", "bf16")]
-        lines.append(f"| {dataset} | img/s of training | {' | '.join(speeds)} | | |")
     return "\n".join(lines)
 
 

@@ -58,11 +58,14 @@ def speed(run: Path, photos: Path, count: int) -> dict[str, float]:
 
     from defectcls.data.images import decode
     from defectcls.data.samples import images_in
+    from defectcls.data.threads import keep_freed_memory
     from defectcls.deployment.predictor import load
-    from defectcls.model.hardware import autocast, keep_freed_memory
+    from defectcls.model.checkpoint import load_trained
+    from defectcls.model.hardware import autocast
 
     keep_freed_memory(one_heap=True)
-    predictor = load(run, "cpu")
+    predictor, trained = load(run, "cpu"), load_trained(run, "cpu")
+    trained.network.inference()
     paths = [f"{photos}/{name}" for name in itertools.islice(itertools.cycle(images_in(photos, "")), count)]
     how = predictor.image_size, predictor.resize, predictor.depth
     some = torch.from_numpy(np.stack([decode(path, *how) for path in paths[:BATCH_SIZE]]))
@@ -70,8 +73,8 @@ def speed(run: Path, photos: Path, count: int) -> dict[str, float]:
     @torch.inference_mode()
     def forward() -> None:
         for _ in range(count // BATCH_SIZE):
-            with autocast(predictor.trained.settings.trainer.precision, predictor.device):
-                predictor.network(some)
+            with autocast(trained.settings.trainer.precision, trained.device):
+                trained.network(some)
 
     def predict() -> None:
         for _ in predictor.stream(paths[: count // BATCH_SIZE * BATCH_SIZE], BATCH_SIZE):

@@ -24,19 +24,26 @@ def test_cpu_time_is_that_of_a_process_and_those_that_it_waits_for() -> None:
 def test_answers_are_told_as_times_the_import_of_their_round() -> None:
     rows = [(answer.BARE, 0, 10.0, 6.0), ("train", 0, 16.0, 9.0), ("help", 0, 1.0, 1.2)]
     rows += [(answer.BARE, 1, 20.0, 12.0), ("train", 1, 30.0, 20.0), ("help", 1, 1.4, 1.6)]
+    rows += [("second", 0, 30.0, 12.0), ("second", 1, 50.0, 30.0)]
     turns = pd.DataFrame(rows, columns=["command", "round", "cpu_seconds", "seconds"])
     found = {(line["what"], line["unit"]): line for line in answer.summarise(turns)}
     assert found["train", "times the import"]["median"] == pytest.approx((1.6 + 1.5) / 2)
     assert found["train", "times the import"]["at_most"] == 1.7
+    assert found["second", "times the import"]["median"] == pytest.approx((2.0 + 2.5) / 2)  # as a person waits
     assert (found["help", "s"]["low"], found["help", "s"]["high"], found["help", "s"]["at_most"]) == (1.2, 1.6, 1.5)
     assert ("help", "times the import") not in found
 
 
 def test_commands_are_those_of_the_verbs() -> None:
     found = answer.commands("photos/*.png", Path("run"), Path("out"))
-    assert set(found) == {answer.BARE, *answer.AT_MOST, *answer.AT_MOST_S}
-    for verb, kind in (("train", TrainSettings), ("crossval", CrossvalSettings)):
-        kind(**composed(*found[verb][2:-1], verb=verb))  # the last is where it writes
+    assert set(found) == {answer.BARE, *answer.AT_MOST, *answer.AT_MOST_WAIT, *answer.AT_MOST_S}
+    for name, verb, kind in (
+        ("train", "train", TrainSettings),
+        ("crossval", "crossval", CrossvalSettings),
+        ("first", "train", TrainSettings),
+    ):
+        kind(**composed(*found[name][2:-1], verb=verb))  # the last is where it writes
+    assert found["first"][:-1] == found["second"][:-1]
     composed(*found["predict"][2:-1], verb="predict")
 
 

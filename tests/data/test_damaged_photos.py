@@ -116,7 +116,7 @@ def campaign(count: int, folder: Path) -> None:
     plain = {}
     for name, content in originals.items():
         (folder / name).write_bytes(content)
-        plain[name] = decode(folder / name, SIDE, "squash", "auto").astype(int)
+        plain[name] = decode(folder / name, (SIDE, SIDE), "squash", "auto").astype(int)
     names = list(originals)
     for number in range(count):
         name, kind = names[number % len(names)], KINDS[number // len(names) % len(KINDS)]
@@ -132,7 +132,7 @@ def campaign(count: int, folder: Path) -> None:
         print(json.dumps([number, name, kind, how]), end=" ", flush=True)
         reason, far = "", False
         try:
-            far = bool(np.abs(decode(path, SIDE, "squash", "auto").astype(int) - plain[name]).mean() > FAR)
+            far = bool(np.abs(decode(path, (SIDE, SIDE), "squash", "auto").astype(int) - plain[name]).mean() > FAR)
         except UnreadableImageError as error:
             reason = str(error)
         print(json.dumps([reason, far]), flush=True)
@@ -141,7 +141,7 @@ def campaign(count: int, folder: Path) -> None:
 def test_every_source_is_whole(tmp_path: Path) -> None:
     for name, content in sources().items():
         (tmp_path / name).write_bytes(content)
-        assert decode(tmp_path / name, SIDE, "squash", "auto").std() > 20, name
+        assert decode(tmp_path / name, (SIDE, SIDE), "squash", "auto").std() > 20, name
 
 
 @pytest.mark.slow
@@ -175,7 +175,7 @@ def test_a_png_whose_pixels_are_damaged_is_named(tmp_path: Path, name: str, kind
     for _ in range(5):
         (tmp_path / name).write_bytes(mutated_pixels(content, kind, rng, right=False))
         with pytest.raises(UnreadableImageError, match="^damaged"):
-            decode(tmp_path / name, SIDE, "squash", "auto")
+            decode(tmp_path / name, (SIDE, SIDE), "squash", "auto")
 
 
 @pytest.mark.parametrize("turn", UPRIGHT)
@@ -189,4 +189,4 @@ def test_a_damaged_jpeg_is_named_however_it_is_held(tmp_path: Path, turn: int) -
     middle = len(content) // 2
     (tmp_path / "photo.jpg").write_bytes(content[:middle] + content[middle + 2000 :])
     with pytest.raises(UnreadableImageError, match="Corrupt JPEG data|Premature end of JPEG"):
-        decode(tmp_path / "photo.jpg", SIDE, "squash", "8")
+        decode(tmp_path / "photo.jpg", (SIDE, SIDE), "squash", "8")

@@ -8,10 +8,11 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from defectcls.data.images import UnreadableImageError, decode
-from defectcls.data.reading import CPU, Images
+from defectcls.data.reading import Images
 from defectcls.errors import UserError
 from tests.data.test_datamodule import module
 from tests.data.test_images import png_of
@@ -41,7 +42,8 @@ def written(path: Path, values: np.ndarray, maximum: int = 65535) -> Path:
 
 
 def read(*paths: Path, depth: str = "auto") -> Images:
-    return Images([str(path) for path in paths], module(paths[0].parent, depth=depth).settings, SIDE, CPU)
+    settings = module(paths[0].parent, depth=depth).settings
+    return Images([str(path) for path in paths], settings, (SIDE, SIDE), torch.device("cpu"))
 
 
 def depth_of(*paths: Path) -> str:
@@ -49,7 +51,7 @@ def depth_of(*paths: Path) -> str:
 
 
 def grey(path: Any, depth: Any) -> np.ndarray:
-    decoded = decode(path, SIDE, "squash", depth).astype(int)
+    decoded = decode(path, (SIDE, SIDE), "squash", depth).astype(int)
     assert (decoded == decoded[:1]).all()
     return decoded[0]
 
@@ -110,7 +112,7 @@ def test_a_freak_does_not_decide(tmp_path: Path) -> None:
     assert depth_of(path, *others) == "12"
     for other in others:
         with pytest.raises(UnreadableImageError):
-            decode(other, SIDE, "squash", "12")
+            decode(other, (SIDE, SIDE), "squash", "12")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_what_is_beyond_the_scale_is_refused_in_words(
 ) -> None:
     Image.fromarray(np.full((4, 4), value, kind)).save(tmp_path / "photo.tif")
     with pytest.raises(UnreadableImageError) as caught:
-        decode(tmp_path / "photo.tif", SIDE, "squash", depth)
+        decode(tmp_path / "photo.tif", (SIDE, SIDE), "squash", depth)
     assert f"its values run {said}" in str(caught.value)
 
 
@@ -158,7 +160,7 @@ def test_16_bit_colour_of_other_files_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"P6 %d %d 65535\n" % (SIDE, SIDE) + colour_of(257).tobytes())
     for depth in ("8", "16"):
         with pytest.raises(UnreadableImageError, match="^16-bit colour, of which only the upper bytes are read: save"):
-            decode(path, SIDE, "squash", depth)  # type: ignore[arg-type]
+            decode(path, (SIDE, SIDE), "squash", depth)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bits", ["12", "16", "float"])
@@ -166,9 +168,9 @@ def test_16_bit_colour_of_other_files_is_refused(tmp_path: Path) -> None:
 def test_arrays_in_memory_are_on_the_same_scale(bits: Any, colour: bool) -> None:
     values = scene(WHITES[bits]).astype(np.float32 if bits == "float" else np.uint16)
     array = np.repeat(values[..., None], 3, 2) if colour else values
-    assert (decode(array, SIDE, "squash", bits) == expected(values, bits)).all()
+    assert (decode(array, (SIDE, SIDE), "squash", bits) == expected(values, bits)).all()
     with pytest.raises(UserError, match="depth 8 from 0 to 255"):
-        decode(array, SIDE, "squash", "8")
+        decode(array, (SIDE, SIDE), "squash", "8")
 
 
 # --- further pages ----------------------------------------------------------------------------------------------------
@@ -182,4 +184,6 @@ def test_further_pages_are_told_and_the_first_is_looked_at(tmp_path: Path, suffi
     frames[0].save(path, save_all=True, append_images=frames[1:])
     found = read(path)
     assert found.records["paged"].tolist() == [pages > 1]
-    assert decode(path, SIDE, "squash", "8").mean(axis=(1, 2)).round(-1).tolist() == pytest.approx([250, 0, 0], abs=10)
+    assert decode(path, (SIDE, SIDE), "squash", "8").mean(axis=(1, 2)).round(-1).tolist() == pytest.approx(
+        [250, 0, 0], abs=10
+    )

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from defectcls.data.duplicates import contradiction, first_of, identical_files, split_units
+from defectcls.data.duplicates import contradiction, first_of, split_units
 
 
 def partition(units: np.ndarray) -> set[frozenset[int]]:
@@ -12,8 +12,9 @@ def partition(units: np.ndarray) -> set[frozenset[int]]:
 
 
 def test_copies_point_to_the_first() -> None:
-    assert identical_files([b"a", b"b", b"a", b"d", b"c", b"e", b"a", b"b"]).tolist() == [0, 1, 0, 3, 4, 5, 0, 1]
-    assert identical_files([]).shape == (0,)
+    assert first_of([b"a", b"b", b"a", b"d", b"c", b"e", b"a", b"b"]).tolist() == [0, 1, 0, 3, 4, 5, 0, 1]
+    assert first_of(np.array([5, 2, 5, 7, 2])).tolist() == [0, 1, 0, 3, 1]
+    assert first_of([]).shape == (0,)
 
 
 def test_a_contradiction_names_its_pair() -> None:
@@ -76,7 +77,3 @@ def test_units_equal_those_of_a_plain_flood_fill() -> None:
             expected.add(frozenset(unit))
             left -= unit
         assert partition(split_units(identical, group)) == expected
-
-
-def test_first_of_a_unit_is_its_first_image() -> None:
-    assert first_of(np.array([5, 2, 5, 7, 2])).tolist() == [0, 1, 0, 3, 1]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps, ImageSequence
 
 from defectcls.data import images
@@ -44,7 +45,7 @@ def turned(maker: str = "", orientation: int = 6) -> dict[str, Image.Exif]:
 
 
 def decode(photo: Any, size: int, resize: Any, depth: Depth = "8") -> np.ndarray:
-    return images.decode(photo, size, resize, depth)
+    return images.decode(photo, (size, size), resize, depth)
 
 
 def decode_all(paths: Any, size: int, resize: Any) -> Iterator[np.ndarray | images.UnreadableImageError]:
@@ -151,10 +152,15 @@ def test_a_large_jpeg_that_is_decoded_at_a_fraction_stands_upright_too(tmp_path:
 # --- resizing ---------------------------------------------------------------------------------------------------------
 
 
+def muted(height: int, width: int) -> np.ndarray:
+    """Of full contrast a bicubic kernel leaves 0 to 255, and Pillow cuts off between its two passes too."""
+    return pixels(height, width) // 3 + np.uint8(85)
+
+
 @pytest.mark.parametrize(("height", "width"), [(60, 90), (200, 31), (10, 12)])
 def test_squash_is_pillows_own_resize_of_the_whole_frame(tmp_path: Path, height: int, width: int) -> None:
-    frame = Image.fromarray(pixels(height, width))
-    expected = np.asarray(frame.resize((SIDE, SIDE), Image.Resampling.BILINEAR)).astype(int)
+    frame = Image.fromarray(muted(height, width))
+    expected = np.asarray(frame.resize((SIDE, SIDE), Image.Resampling.BICUBIC)).astype(int)
     assert np.abs(as_image(decode(saved(tmp_path, frame), SIDE, "squash")) - expected).max() <= 1
 
 
@@ -164,17 +170,17 @@ def test_a_large_jpeg_is_close_to_a_resize_of_all_its_pixels(tmp_path: Path) -> 
     smooth = np.stack([x / 3, y / 2, 255 - (x + y) / 6], 2).astype(np.uint8)
     path = saved(tmp_path, Image.fromarray(smooth), "image.jpg", quality=98)
     with Image.open(path) as image:
-        expected = np.asarray(image.resize((64, 64), Image.Resampling.BILINEAR)).astype(int)
+        expected = np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC)).astype(int)
     assert np.abs(as_image(decode(path, 64, "squash")) - expected).max() <= 4
 
 
 def test_pad_keeps_the_aspect_and_adds_black_borders(tmp_path: Path) -> None:
     """100 x 50 pixels on a square of 40: 40 x 20 in the middle, 10 black rows above and below."""
-    frame = Image.fromarray(np.maximum(pixels(50, 100), 1))
+    frame = Image.fromarray(muted(50, 100))
     decoded = as_image(decode(saved(tmp_path, frame), 40, "pad"))
     assert (decoded[:10] == 0).all()
     assert (decoded[30:] == 0).all()
-    expected = np.asarray(frame.resize((40, 20), Image.Resampling.BILINEAR)).astype(int)
+    expected = np.asarray(frame.resize((40, 20), Image.Resampling.BICUBIC)).astype(int)
     assert np.abs(decoded[10:30] - expected).max() <= 1
     upright = as_image(
         decode(saved(tmp_path, ImageOps.exif_transpose(frame).transpose(Image.Transpose.ROTATE_90)), 40, "pad")
@@ -191,6 +197,97 @@ def test_a_needle_is_padded_to_one_pixel_at_least(tmp_path: Path) -> None:
 def test_pad_leaves_a_square_frame_as_squash_does(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.fromarray(pixels(60, 60)))
     assert (decode(path, SIDE, "pad") == decode(path, SIDE, "squash")).all()
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(64, 32), (20, 50), (96, 224)])
+@pytest.mark.parametrize("photo", [(60, 90), (200, 31), (126, 50)])
+def test_a_frame_of_any_shape_is_filled_as_torch_resizes(
+    photo: tuple[int, int], size: tuple[int, int], mode: Any
+) -> None:
+    frame = muted(*photo)
+    pixels = torch.from_numpy(frame).permute(2, 0, 1)[None].float()
+    whole = F.interpolate(pixels, size, mode=mode, antialias=True)[0].clamp(0, 255).numpy()
+    squashed = images.framed(frame, size, "squash", mode)
+    assert squashed.shape == (3, *size)
+    most = {"bicubic": 2, "bilinear": 1}[mode]  # of two passes that each round, weights below 0 among them
+    assert np.abs(squashed - whole).max() <= most
+    how = Image.Resampling[mode.upper()]
+    padded = as_image(images.framed(frame, size, "pad", mode))
+    height, width = (side.stop - side.start for side in images.filled(photo, size))
+    along = Image.fromarray(frame).resize((width, photo[0]), how).resize((width, height), how)  # not as Pillow likes
+    assert (padded == np.asarray(ImageOps.pad(along, size[::-1], how))).all()
+    white = Image.new("RGB", photo[::-1], "white")
+    inside = as_image(images.framed(np.asarray(white), size, "pad", mode)) > 0
+    assert (inside == (np.asarray(ImageOps.pad(white, size[::-1], how)) > 0)).all()
+
+
+def test_a_sharp_edge_neither_wraps_nor_grows_dark_beyond_black() -> None:
+    """A bicubic kernel is below 0 in part: what it gives beyond 0 and 255 is cut off."""
+    edge = np.repeat(np.where(np.arange(60) < 31, 0, 255).astype(np.uint8)[None], 60, 0)
+    given = torch.from_numpy(edge)[None, None].float()
+    expected = F.interpolate(given, (24, 24), mode="bicubic", antialias=True)[0, 0].clamp(0, 255).numpy()
+    assert np.abs(images.framed(edge, (24, 24), "squash")[0] - expected).max() <= 1
+    between = images.framed(edge, (24, 24), "squash", "bilinear")[0]
+    assert ((between > 0) & (between < 255)).any() and (np.diff(between.astype(int)) >= 0).all()
+
+
+# --- the size of a frame in the photos' own aspect ratio --------------------------------------------------------------
+
+
+def photos(folder: Path, *sizes: tuple[int, int], name: str = "png", **options: Any) -> list[str]:
+    """Paths of plain photos, each of a height and width."""
+    found = [
+        saved(folder, Image.new("L", size[::-1]), f"{number:03d}.{name}", **options)
+        for number, size in enumerate(sizes)
+    ]
+    return [str(path) for path in found]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([(1000, 1000)], (448, 448)),
+        ([(1260, 500)], (704, 288)),  # 448 times and by the root of 2.52
+        ([(500, 1260)], (288, 704)),
+        ([(1000, 500)] * 3 + [(500, 1000)], (640, 320)),
+        ([(1000, 500), (500, 1000)], (448, 448)),
+        ([(96, 160)], (96, 160)),  # no more than the photos have
+        ([(100, 150)], (96, 160)),
+        ([(5, 9)], (32, 32)),
+        ([(64, 64), (128, 128), (2000, 2000)], (128, 128)),
+        ([(3000, 40)], (3008, 32)),
+    ],
+)
+def test_auto_is_the_median_aspect_and_as_many_pixels_as_there_are_up_to_448_times_448(
+    tmp_path: Path, sizes: list[tuple[int, int]], expected: tuple[int, int]
+) -> None:
+    assert images.typical_size(photos(tmp_path, *sizes)) == expected
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("name", ["jpg", "png", "tif", "webp"])
+def test_auto_takes_photos_as_the_camera_was_held(tmp_path: Path, name: str, orientation: int) -> None:
+    paths = photos(tmp_path, (64, 128), name=name, **turned(orientation=orientation))
+    height, width = images.open_photo(paths[0], 64).values.shape[:2]
+    assert images.typical_size(paths) == (height, width) == ((64, 128) if orientation < 5 else (128, 64))
+
+
+def test_auto_is_a_square_where_nothing_can_be_read_and_passes_over_what_cannot(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no pixels")
+    broken = [str(tmp_path / "text.png"), str(tmp_path / "gone.png"), str(tmp_path)]
+    assert images.typical_size(broken) == (448, 448)
+    assert images.typical_size([*broken, *photos(tmp_path, (64, 128))]) == (64, 128)
+
+
+def test_auto_reads_the_heads_of_a_hundred_files_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path,), opened, read = photos(tmp_path, (64, 128)), Image.open, []
+    monkeypatch.setattr(Image, "open", lambda file, **more: (read.append(file), opened(file, **more))[1])
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("pixels were decoded"))
+    for count, most in ((1, 1), (100, 100), (101, 51), (1234, 95)):
+        read.clear()
+        assert images.typical_size([path] * count) == (64, 128)
+        assert len(read) == most
 
 
 # --- the decoders ----------------------------------------------------------------------------------------------------
@@ -469,3 +566,22 @@ def test_other_errors_are_not_taken_for_unreadable_images(tmp_path: Path) -> Non
     path = saved(tmp_path, Image.new("RGB", (8, 8)))
     with pytest.raises(TypeError):
         list(decode_all([path], "8", "squash"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("size", "expected"), [((40, 20), (4, 8)), ((20, 40), (8, 4)), ((300, 300), (8, 8))])
+def test_borders_that_pad_a_photo_are_no_part_of_its_heat_map(tmp_path, size, expected) -> None:
+    Image.new("L", size).save(tmp_path / "photo.png")
+    heat = np.arange(64.0).reshape(8, 8)
+    found = images.without_borders(heat, tmp_path / "photo.png")
+    assert found.shape == expected
+    assert found.mean() == heat.mean()  # the middle of it
+
+
+@pytest.mark.parametrize("size", [(40, 25), (25, 40), (40, 15)])
+@pytest.mark.parametrize("frame", [(8, 8), (32, 15), (9, 64)])
+def test_borders_are_cut_off_where_they_were_put_in_a_frame_of_any_shape(tmp_path, size, frame) -> None:
+    Image.new("L", size, 255).save(tmp_path / "photo.png")
+    padded = images.decode(tmp_path / "photo.png", frame, "pad", "8")[0]
+    inner = images.without_borders(padded, tmp_path / "photo.png")
+    assert inner.all()
+    assert inner.size == (padded > 0).sum()

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -6,6 +7,7 @@ import pytest
 from PIL import Image
 
 from defectcls.data import masks
+from defectcls.data.images import decode
 from defectcls.data.masks import load_mask, mask_sizes
 from defectcls.errors import UserError
 
@@ -19,22 +21,33 @@ def drawn(path: Path, width: int, height: int, box: tuple[int, int, int, int], m
 @pytest.mark.parametrize("mode", ["L", "1", "RGB"])
 def test_masks_take_the_shape_of_their_images(tmp_path: Path, mode: str) -> None:
     drawn(tmp_path / "wide.png", 64, 32, (32, 0, 64, 32), mode)  # the right half
-    squashed = load_mask(tmp_path / "wide.png", 16, "squash")
+    squashed = load_mask(tmp_path / "wide.png", (16, 16), "squash")
     assert squashed[:, 9:].all() and not squashed[:, :7].any()
-    padded = load_mask(tmp_path / "wide.png", 16, "pad")
+    padded = load_mask(tmp_path / "wide.png", (16, 16), "pad")
     assert padded[5:11, 9:].all() and not padded[:, :7].any()
     assert not padded[:3].any() and not padded[13:].any()
+
+
+@pytest.mark.parametrize("resize", ["squash", "pad"])
+def test_a_mask_lies_on_its_image_in_a_frame_of_any_shape(tmp_path: Path, resize: Any) -> None:
+    drawn(tmp_path / "wide.png", 120, 60, (90, 0, 120, 30))
+    mask = load_mask(tmp_path / "wide.png", (48, 64), resize)
+    image = decode(tmp_path / "wide.png", (48, 64), resize, "8")[0]
+    assert mask.shape == (48, 64)
+    assert (mask == (image > 0)).all()
+    rows, columns = np.nonzero(mask)
+    assert (rows.min(), columns.max()) == ((0, 63) if resize == "squash" else (8, 63))  # 64 x 32 in the middle
 
 
 def test_a_mask_of_16_bits_marks_whatever_is_not_0(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 2, (16, 16)).astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "mask.png")
-    assert (load_mask(tmp_path / "mask.png", 16, "squash") == values).all()
+    assert (load_mask(tmp_path / "mask.png", (16, 16), "squash") == values).all()
 
 
 def test_a_thin_scratch_does_not_vanish(tmp_path: Path) -> None:
     drawn(tmp_path / "scratch.png", 512, 512, (100, 0, 101, 512))
-    mask = load_mask(tmp_path / "scratch.png", 64, "squash")
+    mask = load_mask(tmp_path / "scratch.png", (64, 64), "squash")
     assert mask[:, 12].all()
     assert not mask[:, :11].any() and not mask[:, 15:].any()
 

@@ -67,12 +67,7 @@ def test_what_pillow_reads_counts_as_an_image_and_all_else_is_counted_by_suffix(
 def test_every_suffix_is_one_that_pillow_opens_or_has_a_plug_in_for() -> None:
     Image.init()
     opened = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    assert IMAGE_SUFFIXES - opened <= {
-        ".heic",
-        ".heif",
-        ".avif",
-        ".mpo",
-    }  # a Pillow may be built without AVIF
+    assert IMAGE_SUFFIXES - opened <= {".heic", ".heif", ".avif", ".mpo"}  # a Pillow may be built without AVIF
     assert IMAGE_SUFFIXES.isdisjoint({".eps", ".ps", ".pdf", ".psd", ".svg", ".wmf", ".emf", ".mpg", ".h5"})
 
 
@@ -145,7 +140,9 @@ def test_table_is_in_the_order_of_paths_whatever_the_order_of_rows() -> None:
 
 
 def test_optional_columns_are_text_and_empty_where_a_row_lacks_them() -> None:
-    samples = in_order(pd.DataFrame([{"path": "2", "defective": True, "group": 7}, {"path": "1", "defective": False}]))
+    rows = pd.DataFrame([{"path": "2", "defective": True, "group": 7}, {"path": "1", "defective": False}])
+    samples = in_order(rows.assign(category=pd.Categorical(["screw", None])))
+    assert samples["category"].tolist() == ["", "screw"]
     assert samples["group"].tolist()[0] == ""
     assert isinstance(samples["group"].iloc[1], str)
     assert samples["defective"].dtype == bool

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from defectcls.data.duplicates import split_units
 from defectcls.data.samples import in_order
-from defectcls.data.splits import leaked_units, split_samples
+from defectcls.data.splits import deal_folds, leaked_units, split_samples
 from defectcls.errors import UserError
 from defectcls.settings import SplitSettings
 
@@ -45,6 +45,12 @@ def test_shares_hold_to_within_one_image_of_each_class(sizes: tuple[int, ...]) -
         for name, of_class in parts.groupby(samples["label"]):
             for part, share in (("train", 0.65), ("val", 0.15), ("test", 0.2)):
                 assert abs((of_class == part).sum() - share * len(of_class)) <= 1, (name, part)
+
+
+@pytest.mark.parametrize("train, val", [(0.7, 0.1), (0.6, 0.2), (0.7, 0.15)])
+def test_shares_that_make_up_one_leave_no_image_unused(train: float, val: float) -> None:
+    samples = table([f"c{size}" for size in range(20, 40) for _ in range(size)])
+    assert set(split(samples, train=train, val=val, test=round(1 - train - val, 2))) == {"train", "val", "test"}
 
 
 def test_stratified_by_class_category_and_defect_type() -> None:
@@ -139,15 +145,13 @@ def test_three_images_of_a_class_stand_one_in_each_part() -> None:
         assert sorted(split(samples, seed)[60:]) == ["test", "train", "val"]
 
 
-@pytest.mark.parametrize(
-    ("size", "said"),
-    [
-        (1, r"\(images: 1, independent of each other: 1\), none is left for \w+ and \w+$"),
-        (2, r"\(images: 2, independent of each other: 2\), none is left for \w+$"),
-    ],
-)
-def test_a_class_too_small_for_three_parts_is_named(size: int, said: str) -> None:
-    with pytest.raises(UserError, match=rf"^class 'crack' is too small to split {said}"):
+@pytest.mark.parametrize(("size", "lacking"), [(1, r"\w+ and \w+"), (2, r"\w+")])
+def test_a_class_too_small_for_three_parts_is_named(size: int, lacking: str) -> None:
+    counts = rf"\(images: {size}, independent of each other: {size}\)"
+    way_out = "add some; model.head=memory needs sound ones alone"
+    with pytest.raises(
+        UserError, match=rf"^class 'crack' is too small to split {counts}, none is left for {lacking}: {way_out}$"
+    ):
         split(table(["sound"] * 60 + ["crack"] * size))
 
 
@@ -248,6 +252,16 @@ def test_each_image_is_tested_in_exactly_one_fold() -> None:
     assert (tested.sum(0) == 1).all()
     assert (tested.mean(1) > 0.15).all()
     assert (tested.mean(1) < 0.25).all()
+
+
+@pytest.mark.parametrize("count", [3, 6, 7, 10, 20])
+def test_any_count_of_folds_takes_every_image(count: int) -> None:
+    """Three thirds of 7 are less than 7 in floating point, and what was left went to no fold."""
+    samples = table([f"c{size}" for size in range(20, 40) for _ in range(size)])
+    fold = deal_folds(samples, np.arange(len(samples)), count, np.random.default_rng(0))
+    for _, of_class in samples.groupby("label"):
+        found = np.bincount(fold[of_class.index], minlength=count)
+        assert found.max() - found.min() <= 1
 
 
 def test_a_fold_is_stratified_and_validates_on_its_share_of_the_rest() -> None:
@@ -358,6 +372,22 @@ def test_few_anomalies_join_the_published_training_images_of_each_category() -> 
         }
     trained = [tuple(samples.index[(parts == "train") & samples["defective"]]) for parts in draws]
     assert len(set(trained)) == 3  # each seed draws others
+
+
+@pytest.mark.parametrize("asked", [{"anomalies": 3}, {"hold_out_defect_type": "dent"}, {}])
+def test_without_validation_a_test_that_is_asked_for_has_sound_images_too(asked: dict[str, Any]) -> None:
+    samples = table(["sound"] * 50 + ["defective"] * 20, defect_type=[""] * 50 + ["crack", "dent"] * 10)
+    samples = samples.assign(defective=samples["label"] == "defective")
+    parts = split_samples(samples, np.arange(70), settings(**asked), 0, validates=False)
+    of = counts(parts, samples["label"])
+    assert "val" not in {*parts}
+    assert of.get(("sound", "test"), 0) == (10 if asked else 0)  # their share
+    shown = {"anomalies": 3, "hold_out_defect_type": 8}.get(next(iter(asked), ""), 20)  # of ten cracks two are tested
+    assert of["defective", "train"] == shown
+    published = samples.assign(split=["train"] * 40 + ["val"] * 5 + ["test"] * 5 + ["train"] * 20)
+    kept = split_samples(published, np.arange(70), settings(**asked), 0, validates=False)
+    assert counts(kept, samples["label"])["sound", "test"] == 5
+    assert counts(kept, samples["label"])["sound", "train"] == 45
 
 
 def test_few_anomalies_without_a_published_split_leave_sound_images_to_the_shares() -> None:

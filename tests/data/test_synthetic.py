@@ -175,11 +175,11 @@ def test_what_a_killed_run_left_is_drawn_over(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("name", "value", "sentence"),
     [
-        ("image_count", 0, "dataset.image_count=0: Input should be greater than or equal to 1"),
-        ("image_side", 2049, "dataset.image_side=2049: Input should be less than or equal to 2048"),
-        ("defect_share", 1.01, "dataset.defect_share=1.01: Input should be less than or equal to 1"),
-        ("near_duplicates", 0.6, "dataset.near_duplicates=0.6: Input should be less than or equal to 0.5"),
-        ("wrong_labels", float("nan"), "dataset.wrong_labels=nan: Input should be less than or equal to 1"),
+        ("image_count", 0, "dataset.image_count=0: it has to be greater than or equal to 1"),
+        ("image_side", 2049, "dataset.image_side=2049: it has to be less than or equal to 2048"),
+        ("defect_share", 1.01, "dataset.defect_share=1.01: it has to be less than or equal to 1"),
+        ("near_duplicates", 0.6, "dataset.near_duplicates=0.6: it has to be less than or equal to 0.5"),
+        ("wrong_labels", float("nan"), "dataset.wrong_labels=nan: it has to be less than or equal to 1"),
     ],
 )
 def test_a_knob_out_of_its_range_is_one_sentence(tmp_path: Path, name: str, value: float, sentence: str) -> None:

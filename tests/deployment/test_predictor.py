@@ -1,7 +1,9 @@
 """Photos on the disk and in memory come out as in the run that trained, to the last bit, one by one or all together."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,11 +13,12 @@ from PIL import Image
 
 import defectcls
 from defectcls.deployment import predictor as module
-from defectcls.deployment.predictor import Predictor, load
+from defectcls.deployment.checkpoints import decided
+from defectcls.deployment.predictor import HEAT_BATCH, Predictor, load
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import Decision
 from defectcls.evaluation.predictions import read_predictions
-from defectcls.model.heatmaps import BATCH_SIZE
+from defectcls.model.checkpoint import load_trained
 
 
 @pytest.fixture(scope="module")
@@ -23,16 +26,13 @@ def predictor(finished: Path) -> Predictor:
     return defectcls.load(finished, device="cpu")
 
 
-def root_of(predictor: Predictor) -> Path:
-    return predictor.trained.settings.dataset.root
-
-
 def judged(run: Path) -> pd.DataFrame:
     return read_predictions(run / "predictions.csv").query("split == 'test'").reset_index(drop=True)
 
 
-def files(predictor: Predictor, rows: pd.DataFrame) -> list[Path]:
-    return [root_of(predictor) / path for path in rows["path"]]
+def files(run: Path, rows: pd.DataFrame) -> list[Path]:
+    root = load_trained(run, "cpu").settings.dataset.root
+    return [root / path for path in rows["path"]]
 
 
 @pytest.mark.parametrize("kind", ["finished", "finished_types"])
@@ -43,8 +43,9 @@ def test_predictions_are_those_of_the_run_in_any_batch_and_order(
     """One run judged its test part from stored features, the other from pixels; one has two classes, one has many."""
     run = request.getfixturevalue(kind)
     predictor, expected = load(run, "cpu"), judged(run).sample(frac=1, random_state=batch_size)
-    found = predictor.predict(files(predictor, expected), batch_size)
-    assert found["path"].tolist() == [str(path) for path in files(predictor, expected)]
+    photos = files(run, expected)
+    found = predictor.predict(photos, batch_size)
+    assert found["path"].tolist() == [str(path) for path in photos]
     assert found["error"].tolist() == [""] * len(found)
     assert found.columns.tolist() == ["path", *predictor.columns[1:]]
     numbers = [column for column in predictor.columns if column not in ("path", "error")]
@@ -52,20 +53,18 @@ def test_predictions_are_those_of_the_run_in_any_batch_and_order(
     pd.testing.assert_frame_equal(found[numbers], expected, check_exact=True, check_dtype=False)
 
 
-def test_a_photo_alone_has_the_bits_of_many_with_forty_classes(predictor: Predictor) -> None:
+def test_a_photo_alone_has_the_bits_of_many_with_forty_classes() -> None:
     """numpy adds up a row alone in another order."""
-    forty = Predictor(predictor.trained)
-    forty.classes = {f"class {number}": number > 10 for number in range(40)}
-    forty.columns = ["path", "score", *(f"p_{name}" for name in forty.classes), "error"]
-    forty.decision = Decision("f1", 0.8, accept_below=0.3, reject_from=0.7)
+    forty = {f"class {number}": number > 10 for number in range(40)}
+    decision = Decision("f1", 0.8, accept_below=0.3, reject_from=0.7)
     logits = np.random.default_rng(0).normal(0, 3, (50, 40)).astype(np.float32)
-    whole = forty._table([""] * 50, [""] * 50, logits)
-    alone = pd.concat([forty._table([""], [""], row[None]) for row in logits], ignore_index=True)
+    whole = decided(logits, forty, decision)
+    alone = pd.concat([decided(row[None], forty, decision) for row in logits], ignore_index=True)
     pd.testing.assert_frame_equal(alone, whole, check_exact=True)
 
 
 def test_images_in_memory_are_judged_as_their_files(predictor: Predictor, finished: Path, tmp_path: Path) -> None:
-    paths = files(predictor, judged(finished))[:4]
+    paths = files(finished, judged(finished))[:4]
     opened = [Image.open(path) for path in paths]
     arrays = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
     grey = np.asarray(opened[0].convert("L"))
@@ -82,10 +81,16 @@ def test_images_in_memory_are_judged_as_their_files(predictor: Predictor, finish
         pd.testing.assert_frame_equal(found.drop(columns="path"), expected[:1], check_exact=True)
 
 
+def test_a_column_of_paths_is_many_photos(predictor: Predictor, finished: Path) -> None:
+    paths = pd.Series(list(map(str, files(finished, judged(finished))[:3])), index=[7, 8, 9])
+    assert len(predictor.predict(paths)) == 3
+    pd.testing.assert_frame_equal(predictor.predict(paths), predictor.predict([*paths]))
+
+
 def test_a_deep_photo_is_judged_by_the_depth_of_the_model(
     predictor: Predictor, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grey = np.asarray(Image.open(files(predictor, judged(finished))[0]).convert("L"))
+    grey = np.asarray(Image.open(files(finished, judged(finished))[0]).convert("L"))
     deep = np.rint(grey * (4095 / 255)).astype(np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
     plain, refused = predictor.predict([grey] * 2), predictor.predict([deep, tmp_path / "deep.png"])
@@ -97,7 +102,7 @@ def test_a_deep_photo_is_judged_by_the_depth_of_the_model(
 
 def test_unreadable_photos_keep_their_place(predictor: Predictor, finished: Path, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no pixels")
-    good = files(predictor, judged(finished))[:2]
+    good = files(finished, judged(finished))[:2]
     found = predictor.predict([tmp_path / "gone.png", good[0], tmp_path / "text.png", good[1]], batch_size=2)
     assert found["error"].tolist()[1:] == ["", "not an image", ""]
     assert "No such file" in found["error"][0]
@@ -115,15 +120,17 @@ def test_unreadable_photos_keep_their_place(predictor: Predictor, finished: Path
 def test_what_has_no_finite_score_is_an_error_and_never_accepted(
     predictor: Predictor, finished: Path, monkeypatch: pytest.MonkeyPatch, wrong: float
 ) -> None:
-    paths, logits = files(predictor, judged(finished))[:4], predictor._logits
+    paths = files(finished, judged(finished))[:4]
     expected = predictor.predict(paths)
 
-    def broken(pixels: np.ndarray) -> np.ndarray:
-        found = logits(pixels).copy()
-        found[1, 1] = wrong  # of the defective class: -inf would be a certain 0
-        return found
+    def broken(logits: np.ndarray, *given: Any) -> pd.DataFrame:
+        logits = logits.copy()
+        logits[1, 1] = wrong  # of the defective class: -inf would be a certain 0
+        rows = decided(logits, *given)
+        assert rows.loc[1, "decision"] == "reject"
+        return rows
 
-    monkeypatch.setattr(predictor, "_logits", broken)
+    monkeypatch.setattr("defectcls.deployment.checkpoints.decided", broken)
     found = predictor.predict(paths)
     assert found["error"].tolist() == ["", "the model gives no finite score", "", ""]
     assert found.loc[1, ["decision", "prediction"]].tolist() == ["", ""]
@@ -145,7 +152,7 @@ def test_what_is_no_photo_is_refused(predictor: Predictor, images: object) -> No
 
 def test_streaming_reads_only_so_far_ahead(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounded in bytes: of large photos fewer wait."""
-    monkeypatch.setattr(module, "AHEAD_BYTES", 10 * 3 * predictor.image_size**2)
+    monkeypatch.setattr(module, "AHEAD_BYTES", 10 * 3 * math.prod(predictor.image_size))
     asked = 0
 
     def photos() -> Iterator[np.ndarray]:
@@ -162,14 +169,14 @@ def test_streaming_reads_only_so_far_ahead(predictor: Predictor, monkeypatch: py
 
 
 def test_heat_maps_are_those_of_the_photos(predictor: Predictor, finished: Path, tmp_path: Path) -> None:
-    paths = files(predictor, judged(finished))[:3]
+    paths = files(finished, judged(finished))[:3]
     (tmp_path / "text.png").write_text("no pixels")
     maps = list(predictor.heat_maps([paths[0], tmp_path / "text.png", paths[1], paths[2]]))
     assert [one is None for one in maps] == [False, True, False, False]
     for path, one in zip(paths, [maps[0], *maps[2:]], strict=True):
         (alone,) = predictor.heat_maps([path])
         assert alone is not None and one is not None
-        assert one.shape == (predictor.image_size, predictor.image_size)
+        assert one.shape == predictor.image_size
         assert one == pytest.approx(alone, abs=1e-4)
 
 
@@ -177,7 +184,7 @@ def test_heat_maps_of_many_photos_are_not_in_memory_together(predictor: Predicto
     asked: list[int] = []
     photos = (asked.append(number) or np.zeros((8, 8, 3), np.uint8) for number in range(200))  # type: ignore[func-returns-value]
     for number, _ in enumerate(predictor.heat_maps(photos)):
-        assert len(asked) <= number + 3 * BATCH_SIZE
+        assert len(asked) <= number + 3 * HEAT_BATCH
     assert len(asked) == 200
 
 
@@ -189,6 +196,6 @@ def test_a_run_that_did_not_finish_takes_the_most_probable_class(
     torch.save(content, tmp_path / "best.ckpt")
     found = load(tmp_path / "best.ckpt", "cpu")
     assert "of a run that did not finish" in caplog.text
-    rows = found.predict(files(found, judged(finished)))
+    rows = found.predict(files(finished, judged(finished)))
     expected = np.where(rows["p_defective"] > rows["p_sound"], "reject", "accept")
     assert rows["decision"].tolist() == expected.tolist()

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,7 +7,7 @@ from scipy.special import expit
 from sklearn import metrics as sk
 
 from defectcls.errors import UserError
-from defectcls.evaluation.comparison import Comparison, Difference, common_images, compare_predictions
+from defectcls.evaluation.comparison import common_images, compare_predictions
 from tests.evaluation.test_metrics import THREE, table, two_class_table
 
 ALL = ["recall", "overkill_rate", "precision", "f1", "accuracy", "auroc", "average_precision"]
@@ -31,8 +33,8 @@ def runs(
     }
 
 
-def by_metric(comparison: Comparison) -> dict[str, Difference]:
-    return {one.metric: one for one in comparison.differences}
+def by_metric(comparison: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {one["metric"]: one for one in comparison["differences"]}
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -53,7 +55,7 @@ def test_differences_are_those_of_scikit_learn():
     assert list(found) == list(functions)
     for metric, function in functions.items():
         expected = function(tables["run 0"]) - function(tables["run 1"])
-        assert found[metric].difference == pytest.approx(expected, abs=1e-12), metric
+        assert found[metric]["difference"] == pytest.approx(expected, abs=1e-12), metric
 
 
 def test_of_folds_the_mean_within_is_compared():
@@ -65,10 +67,10 @@ def test_of_folds_the_mean_within_is_compared():
     assert sk.roc_auc_score(first["defective"], shifted) < sk.roc_auc_score(first["defective"], first["score"]) - 0.05
     tables = {"one": first.assign(fold=fold), "other": second.assign(fold=fold)}
     found = compare_predictions(tables, ["auroc"], resamples=200)
-    one, other = (values[0] for values in found.values.values())
+    one, other = found["values"]
     within = [sk.roc_auc_score(rows["defective"], rows["score"]) for _, rows in tables["one"].groupby("fold")]
     assert one["value"] == other["value"] == pytest.approx(np.mean(within))
-    assert found.differences[0].difference == pytest.approx(0, abs=1e-12)
+    assert found["differences"][0]["difference"] == pytest.approx(0, abs=1e-12)
 
 
 def test_interval_of_a_paired_share_worked_by_hand():
@@ -77,12 +79,12 @@ def test_interval_of_a_paired_share_worked_by_hand():
     paths = [str(number) for number in range(40)]
     tables = {run: two_class_table([1] * 40, caught[:, index], path=paths) for index, run in enumerate("AB")}
     tables = {run: pd.concat([one, two_class_table([0], [0.1], path=["sound"])]) for run, one in tables.items()}
-    (found,) = compare_predictions(tables, ["recall"], resamples=20_000).differences
+    (found,) = compare_predictions(tables, ["recall"], resamples=20_000)["differences"]
     centre, error = 6 / 42, np.sqrt((12 / 42 - (6 / 42) ** 2) / 42)
-    assert found.difference == pytest.approx(6 / 40)
+    assert found["difference"] == pytest.approx(6 / 40)
     # Student's quantile for 39 degrees of freedom is 2.0227
-    assert (found.low, found.high) == pytest.approx((centre - 2.0227 * error, centre + 2.0227 * error), abs=0.002)
-    assert found.better == ""
+    assert (found["low"], found["high"]) == pytest.approx((centre - 2.0227 * error, centre + 2.0227 * error), abs=0.002)
+    assert found["better"] == ""
 
 
 def test_auroc_difference_is_as_wide_as_that_of_delong():
@@ -93,17 +95,23 @@ def test_auroc_difference_is_as_wide_as_that_of_delong():
         placements.append((scores[defective][:, None] > scores[~defective]).astype(float))
     above = placements[0] - placements[1]
     variance = sum(above.mean(axis=axis).var(ddof=1) / above.shape[1 - axis] for axis in (0, 1))
-    (found,) = compare_predictions(tables, ["auroc"], resamples=10_000).differences
+    (found,) = compare_predictions(tables, ["auroc"], resamples=10_000)["differences"]
     reach = 1.96 * np.sqrt(variance)
-    assert (found.low, found.high) == pytest.approx((above.mean() - reach, above.mean() + reach), rel=0.03)
+    assert (found["low"], found["high"]) == pytest.approx((above.mean() - reach, above.mean() + reach), rel=0.03)
 
 
 def test_pairing_is_what_shows_a_small_difference():
     comparison = compare_predictions(runs(1, n=2000, skills=(2.3, 2), likeness=0.95), ["auroc"])
-    (found,) = comparison.differences
-    assert found.better == "run 0"
-    alone = [one["high"] - one["low"] for (one,) in comparison.values.values()]
-    assert found.high - found.low < 0.5 * np.hypot(*alone)
+    (found,) = comparison["differences"]
+    assert found["better"] == "run 0"
+    alone = [one["high"] - one["low"] for one in comparison["values"]]
+    assert found["high"] - found["low"] < 0.5 * np.hypot(*alone)
+
+
+def test_of_two_errors_the_rarer_is_better():
+    (run,) = runs(2, skills=(1.5,)).values()
+    found = by_metric(compare_predictions({"run": run, "none": run.assign(prediction="defective")}, ALL))
+    assert [found[metric]["better"] for metric in ("recall", "overkill_rate", "auroc")] == ["none", "run", ""]
 
 
 def test_groups_that_repeat_an_image_count_once():
@@ -114,23 +122,25 @@ def test_groups_that_repeat_an_image_count_once():
     }
     once, tied = (by_metric(compare_predictions(given, ALL)) for given in (tables, repeated))
     for metric, one in once.items():
-        width = one.high - one.low
-        assert (tied[metric].low, tied[metric].high) == pytest.approx((one.low, one.high), abs=0.1 * width), metric
+        width = one["high"] - one["low"]
+        assert (tied[metric]["low"], tied[metric]["high"]) == pytest.approx(
+            (one["low"], one["high"]), abs=0.1 * width
+        ), metric
 
 
 def test_intervals_widen_with_the_number_of_pairs():
     tables = runs(5, skills=(2, 2.2, 1.8))
     two = by_metric(compare_predictions(dict(list(tables.items())[:2]), ["accuracy"]))["accuracy"]
     three = compare_predictions(tables, ["accuracy"])
-    assert [(one.run, one.other) for one in three.differences] == [
+    assert [(one["run"], one["other"]) for one in three["differences"]] == [
         ("run 0", "run 1"),
         ("run 0", "run 2"),
         ("run 1", "run 2"),
     ]
-    first = three.differences[0]
+    first = three["differences"][0]
     # normal quantiles of 1 - 0.05 / 6 and 1 - 0.05 / 2
-    assert (first.high - first.low) / (two.high - two.low) == pytest.approx(2.394 / 1.960, rel=0.04)
-    assert three.adjusted_level == pytest.approx(1 - 0.05 / 3)
+    assert (first["high"] - first["low"]) / (two["high"] - two["low"]) == pytest.approx(2.394 / 1.960, rel=0.04)
+    assert three["adjusted_level"] == pytest.approx(1 - 0.05 / 3)
 
 
 def test_all_defective_classes_count_as_one():
@@ -143,7 +153,7 @@ def test_all_defective_classes_count_as_one():
     }
     found = by_metric(compare_predictions(tables, ["recall", "overkill_rate", "accuracy"], resamples=100))
     # crack taken for hole is caught, hole taken for good is not, good taken for crack is overkill
-    assert [one.difference for one in found.values()] == pytest.approx([1 / 3, -1 / 3, 3 / 6])
+    assert [one["difference"] for one in found.values()] == pytest.approx([1 / 3, -1 / 3, 3 / 6])
 
 
 def test_of_sound_classes_alone_the_accuracy_is_compared():
@@ -153,8 +163,8 @@ def test_of_sound_classes_alone_the_accuracy_is_compared():
         name: table(truth, probabilities[answer], classes, path=paths)
         for name, answer in {"right": truth, "wrong": [0] * 10}.items()
     }
-    (found,) = compare_predictions(tables, ALL, resamples=100).differences
-    assert (found.metric, found.difference) == ("accuracy", 0.5)
+    (found,) = compare_predictions(tables, ALL, resamples=100)["differences"]
+    assert (found["metric"], found["difference"]) == ("accuracy", 0.5)
 
 
 def test_a_number_that_one_run_cannot_state_is_left_out():
@@ -162,7 +172,8 @@ def test_a_number_that_one_run_cannot_state_is_left_out():
     nothing = tables["run 1"].assign(prediction="sound", score=0.1, p_defective=0.1, p_sound=0.9)
     comparison = compare_predictions({"a": tables["run 0"], "b": nothing}, ALL, resamples=100)
     assert set(by_metric(comparison)) == set(ALL) - {"precision"}
-    assert [*comparison.values["b"][ALL.index("precision")].values()][2:] == [None, None, None]
+    nothing_to_state = {"run": "b", "metric": "precision", "value": None, "low": None, "high": None}
+    assert nothing_to_state in comparison["values"]
 
 
 # --- which images -----------------------------------------------------------------------------------------------------
@@ -173,9 +184,9 @@ def test_only_common_images_count_whatever_their_order():
     expected = compare_predictions({run: one[20:60] for run, one in tables.items()}, ["recall", "auroc"])
     shuffled = {"run 0": tables["run 0"][:60], "run 1": tables["run 1"][20:].sample(frac=1, random_state=0)}
     found = compare_predictions(shuffled, ["recall", "auroc"])
-    assert found.differences == expected.differences
-    assert (found.images, found.left_out) == (40, {"run 0": 20, "run 1": 20})
-    assert (expected.images, expected.left_out) == (40, {"run 0": 0, "run 1": 0})
+    assert found["differences"] == expected["differences"]
+    assert (found["images"], found["left_out"]) == (40, {"run 0": 20, "run 1": 20})
+    assert (expected["images"], expected["left_out"]) == (40, {"run 0": 0, "run 1": 0})
 
 
 @pytest.mark.parametrize(
@@ -208,8 +219,8 @@ def test_runs_that_are_equally_good_are_rarely_told_apart(n, share):
     """In 500 comparisons of equals, at 95 %, each number is called different at most 7 times in 100."""
     claims = dict.fromkeys(ALL, 0)
     for seed in range(500):
-        for one in compare_predictions(runs(seed, n, share=share), ALL, resamples=400).differences:
-            claims[one.metric] += one.better != ""
+        for one in compare_predictions(runs(seed, n, share=share), ALL, resamples=400)["differences"]:
+            claims[one["metric"]] += one["better"] != ""
     assert max(claims.values()) <= 35, claims
 
 
@@ -218,5 +229,5 @@ def test_one_of_four_equals_is_rarely_called_better_than_another():
     claims = 0
     for seed in range(500):
         comparison = compare_predictions(runs(seed, 150, skills=(2, 2, 2, 2)), ["auroc"], resamples=200)
-        claims += any(one.better for one in comparison.differences)
+        claims += any(one["better"] for one in comparison["differences"])
     assert claims <= 35

@@ -312,11 +312,11 @@ def test_tied_scores_are_decided_alike_and_cautiously() -> None:
 
 
 def test_a_kind_that_is_missing() -> None:
-    with pytest.raises(UserError, match="decision=f1 needs defective validation images, and there are none"):
+    with pytest.raises(UserError, match="decision=f1 needs defective images to be chosen on, and there are none"):
         choose_decision(settings("f1"), table([0.1], []), TWO)
-    with pytest.raises(UserError, match="decision=recall needs sound validation images, and there are none"):
+    with pytest.raises(UserError, match="decision=recall needs sound images to be chosen on, and there are none"):
         choose_decision(settings("recall"), table([], [0.1]), TWO)
-    with pytest.raises(UserError, match="decision=fpr needs sound validation images, and there are none"):
+    with pytest.raises(UserError, match="decision=fpr needs sound images to be chosen on, and there are none"):
         choose_decision(settings("fpr"), table([], [0.1]), TWO)
 
 

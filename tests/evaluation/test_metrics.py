@@ -8,6 +8,7 @@ import torch
 import torchmetrics.functional.classification as reference
 from sklearn import metrics as sk
 
+from defectcls.evaluation.intervals import metric_intervals
 from defectcls.evaluation.metrics import Share, compute_metrics, defect_counts, defect_numbers, ranking
 from defectcls.evaluation.predictions import predictions_table
 
@@ -181,6 +182,19 @@ def test_only_sound_images_leave_undefined_what_needs_a_defect():
     undefined = {key for key, value in metrics.items() if value is None}
     assert undefined == {"precision", "recall", "f1", "escape_rate", "auroc", "average_precision"}
     assert (metrics["accuracy"], metrics["overkill_rate"], metrics["f1_macro"]) == (1, 0, 1)
+
+
+def test_a_sound_image_that_is_rejected_tells_nothing_of_defects():
+    """Of one rejected image none is a defect, but there was none to reject: a precision of 0 would be made up."""
+    rejected = two_class_table([0, 0, 0], [0.2, 0.4, 0.9])
+    metrics = compute_metrics(rejected, TWO)
+    assert (metrics["precision"], metrics["f1"], metrics["overkill_rate"]) == (None, None, 1 / 3)
+    assert metrics["f1_macro"] == sk.f1_score([0, 0, 0], [0, 0, 1], average="macro")
+    limits = metric_intervals(rejected, TWO, resamples=20)
+    assert (limits["precision"], limits["f1"]) == (None, None) and limits["overkill_rate"][0] < 1 / 3
+    many = compute_metrics(table([0, 1], [[0.1, 0.1, 0.8], [0.2, 0.7, 0.1]], THREE), THREE)
+    assert many["per_class"]["hole"] == {"n": 0, "precision": None, "recall": None, "f1": None}
+    assert many["precision_macro"] == 0.5  # of crack and hole, as scikit-learn has it
 
 
 def test_only_defective_images_all_missed():

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from matplotlib.colors import rgb_to_hsv
 from scipy.stats import ks_2samp
 from torchvision.transforms import v2
@@ -108,6 +109,50 @@ def test_flips_equal_torchvisions_and_come_for_draws_under_a_half(name: str, exp
     images = pixels().float()
     assert torch.equal(augment(**{name: True})(images, drawn(8, **{name: 0.499})), expected(images))
     assert torch.equal(augment(**{name: True})(images, drawn(8, **{name: 0.5})), images)
+
+
+@pytest.mark.parametrize("shape", [(12, 20), (33, 16)])
+def test_half_turns_are_made_of_images_that_are_not_square(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(200, 3, *shape) * 255
+    turned = augment(quarter_turns=True)(images)
+    as_it_was = [torch.equal(one, other) for one, other in zip(turned, images, strict=True)]
+    upside_down = [torch.equal(one, other.rot90(2, (1, 2))) for one, other in zip(turned, images, strict=True)]
+    assert [one or other for one, other in zip(as_it_was, upside_down, strict=True)] == [True] * 200
+    assert 60 < sum(as_it_was) < 140
+    for image, result in zip(images, augment(**dict.fromkeys(SWITCHES, True))(images), strict=True):
+        assert any(torch.equal(result, image.flip(axes)) for axes in ((), (1,), (2,), (1, 2)))
+
+
+@pytest.mark.parametrize("shape", [(96, 48), (40, 80)])
+@pytest.mark.parametrize("degrees", [30.0, -20.0])
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_wide_image_is_turned_by_the_angle_in_its_pixels(shape: tuple[int, int], degrees: float, flip: bool) -> None:
+    """Where the turned image lies inside of the frame; a shear, as of a square that was stretched, does not pass."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (2, 3, *shape), generator=generator).float()
+    moved = (round(0.1 * shape[1]), round(-0.05 * shape[0]))
+    draws = drawn(
+        2,
+        rotation=at(degrees, 45),
+        scale=at(0.2, 0.5),
+        shift_across=at(moved[0] / shape[1], 0.2),
+        shift_along=at(moved[1] / shape[0], 0.2),
+        vertical_flip=0.0 if flip else 0.9,
+    )
+    result = augment(rotation=45, scale=0.5, shift=0.2, vertical_flip=True)(image, draws)
+    expected = tv.affine(tv.vertical_flip(image) if flip else image, degrees, [*moved], 1.2, [0.0], BILINEAR)
+    ones = tv.affine(torch.ones(1, 1, *shape), degrees, [*moved], 1.2, [0.0], BILINEAR)
+    inner = -F.max_pool2d(-ones, 7, 1, 3)[0, 0] == 1  # away from where black comes in
+    assert inner.float().mean() > 0.3
+    assert (result - expected)[..., inner].abs().max() < 0.1  # of 255
+
+
+def test_a_crop_of_a_wide_image_equals_torchvisions_resized_crop() -> None:
+    image = torch.randint(0, 256, (2, 3, 32, 64), generator=torch.Generator().manual_seed(0)).float()
+    result = augment(crop=0.8)(image, drawn(2, crop=(1 - 0.5**2) / 0.8, crop_across=0.25, crop_along=0.75))
+    expected = tv.resized_crop(image, 12, 8, 16, 32, [32, 64], BILINEAR, antialias=False)
+    assert (result - expected)[..., 2:-2, 2:-2].abs().max() < 0.05
 
 
 def test_a_centred_disc_stays_under_any_rotation() -> None:

@@ -35,7 +35,10 @@ def preset(file: str, **changed: Any) -> dict[str, Any]:
 
 
 def classifier(
-    classes: dict[str, bool] | None = None, class_weights: list[float] | None = None, **changed: Any
+    classes: dict[str, bool] | None = None,
+    class_weights: list[float] | None = None,
+    members: int = 1,
+    **changed: Any,
 ) -> Classifier:
     """A tiny network without pretrained weights, always the same."""
     parts = {
@@ -48,7 +51,7 @@ def classifier(
     for name, values in changed.items():
         parts[name] = parts[name] | values
     torch.manual_seed(0)
-    shape: dict[str, Any] = {"classes": classes or TWO, "image_size": SIDE}
+    shape: dict[str, Any] = {"classes": classes or TWO, "image_size": (SIDE, SIDE), "members": members}
     return Classifier(**parts, **shape, class_weights=class_weights, seed=0)
 
 
@@ -147,6 +150,17 @@ def test_test_views_average_the_logits_of_the_ways_an_image_can_lie(views: int) 
         expected = torch.stack([plain(turn) for turn in turns[:views]]).mean(0)
         assert torch.allclose(averaged(image), expected, atol=1e-5)
         assert not torch.allclose(averaged(image), plain(image), atol=1e-5)
+
+
+@pytest.mark.parametrize("views", [4, 8])
+def test_an_image_that_is_not_square_is_not_laid_on_its_side(views: int) -> None:
+    given = classifier(model={"test_views": views}).hparams | {"image_size": [32, 64]}
+    plain, averaged = Classifier(**classifier().hparams).eval(), Classifier(**given).eval()
+    averaged.load_state_dict(plain.state_dict())
+    image = torch.randint(0, 256, (3, 3, 32, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = torch.stack([plain(image.flip(axes)) for axes in ((), (3,), (2,), (2, 3))]).mean(0)
+        assert torch.allclose(averaged(image), expected, atol=1e-5)
 
 
 def test_training_sees_each_image_once_however_many_test_views() -> None:
@@ -369,10 +383,10 @@ def test_a_text_file_is_no_checkpoint(tmp_path: Path) -> None:
         ("defectcls", "x", "TypeError: "),
         ("state_dict", {}, 'Missing key(s) in state_dict: "backbone.body'),
         ("state_dict", {"head.linear.weight": torch.zeros(2, 2)}, 'Missing key(s) in state_dict: "backbone.body'),
-        ("classes", {1: False, 2: True}, "classes=1: Input should be a valid string"),
+        ("classes", {1: False, 2: True}, "classes=1: it has to be a valid string"),
         ("classes", {"sound": False}, "classes={'sound': False}: Dictionary should have at least 2 items"),
-        ("classes", {"sound": "no idea", "dent": True}, "classes.sound=no idea: Input should be a valid boolean"),
-        ("image_size", "large", "image_size=large: Input should be a valid integer"),
+        ("classes", {"sound": "no idea", "dent": True}, "classes.sound=no idea: it has to be a valid boolean"),
+        ("image_size", "large", "image_size=large: it has to be a side of 32 pixels or more, or [height,width]"),
         ("augment", {}, "augment.horizontal_flip: Field required"),
         ("temperature", 3, "temperature=3: Extra inputs are not permitted"),
     ],

@@ -92,7 +92,7 @@ def test_what_cannot_be_folded_stays_right(network: nn.Module) -> None:
 @pytest.mark.parametrize(("name", "side"), [("mobilenetv2_100", 64), ("resnet18", 64), ("test_resnet.r160_in1k", 32)])
 def test_an_image_has_the_same_features_in_whatever_batch(name: str, side: int) -> None:
     """Bit for bit: what is stored from one run is what another would compute."""
-    backbone = Backbone(name, None, side).eval()
+    backbone = Backbone(name, None, (side, side)).eval()
     image = torch.randint(0, 256, (34, 3, side, side), dtype=torch.uint8)
     with torch.inference_mode():
         look = backbone.inference()
@@ -114,7 +114,10 @@ def test_a_network_is_folded_once_for_a_set_of_weights(monkeypatch: pytest.Monke
     monkeypatch.setattr(backbones, "_folded", {})
     monkeypatch.setattr(backbones, "folded", lambda *given: calls.append(given) or folded(*given))
     torch.manual_seed(0)
-    image, one, other = torch.randint(0, 256, (2, 3, 32, 32)), *(Backbone("test_resnet", None, 32) for _ in range(2))
+    image, one, other = (
+        torch.randint(0, 256, (2, 3, 32, 32)),
+        *(Backbone("test_resnet", None, (32, 32)) for _ in range(2)),
+    )
     before = one.inference()(image)[0]
     assert not torch.equal(other.inference()(image)[0], before)
     other.load_state_dict(one.state_dict())

@@ -9,23 +9,24 @@ import pytest
 import torch
 
 from defectcls.errors import UserError
-from defectcls.model.hardware import PRECISIONS, allow_tf32, autocast, choose_compute, find_device, precision_of
-from defectcls.settings import TrainerSettings, TrainSettings
-from defectcls.training.build import build_trainer
+from defectcls.model.hardware import PRECISIONS, allow_tf32, autocast, find_device, native_precision
+from defectcls.settings import TrainSettings
+from defectcls.training import build
 from tests.conftest import composed
 
 CPU = torch.device("cpu")
 
 
-def trainer(precision: Any = "auto", compile: bool = False) -> TrainerSettings:
-    return TrainerSettings.model_construct(precision=precision, compile=compile)
-
-
-@pytest.mark.parametrize("precision", ["32", "bf16", "16"])
-@pytest.mark.parametrize("compile", [True, False])
-def test_what_is_fixed_is_taken_as_it_is(precision: Any, compile: bool) -> None:
-    given = trainer(precision, compile)
-    assert choose_compute(given, CPU) == given
+@pytest.mark.parametrize(
+    ("given", "native", "expected"),
+    [("32", "bf16", "32"), ("bf16", "32", "bf16"), ("auto", "32", "32"), ("auto", "bf16", "bf16")],
+)
+def test_what_is_fixed_is_taken_as_it_is(
+    given: str, native: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "native_precision", lambda _: native)
+    settings = TrainSettings(**composed("dataset=synthetic", f"trainer.precision={given}"))
+    assert build.with_compute(settings).trainer == settings.trainer.model_copy(update={"precision": expected})
 
 
 @pytest.mark.parametrize(
@@ -36,15 +37,14 @@ def test_bf16_is_for_a_cpu_that_computes_in_it(
     monkeypatch: pytest.MonkeyPatch, capabilities: Any, expected: Any
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert choose_compute(trainer(), CPU) == trainer(expected)
-    assert choose_compute(trainer(), torch.device("mps")) == trainer("32")
+    assert native_precision(CPU) == expected
+    assert native_precision(torch.device("mps")) == "32"
 
 
 def test_emulated_bf16_is_not_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for able in (True, False):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, able=able: able)
-        found = choose_compute(trainer(), torch.device("cuda"))
-        assert found == trainer("bf16" if able else "32")
+        assert native_precision(torch.device("cuda")) == ("bf16" if able else "32")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_freed_memory_is_kept_for_the_next_step() -> None:
     """Blocks of 64 MB, taken and freed again and again: their pages are asked of the system once."""
     code = """
 import resource, torch
-from defectcls.model.hardware import keep_freed_memory
+from defectcls.data.threads import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5):
@@ -91,14 +91,13 @@ print(min(faults() for _ in range(6)) < given_back / 10)  # the first of them gr
 def test_a_trainer_computes_in_what_a_predictor_does(tmp_path: Path, precision: Any) -> None:
     settings = {"accelerator": "cpu", "devices": 1, "strategy": "auto", "precision": precision, "workers": 0}
     config = composed("dataset=synthetic") | {"trainer": settings | {"compile": False}}
-    trainer = build_trainer(TrainSettings(**config), tmp_path)
+    trainer = build.build_trainer(TrainSettings(**config), tmp_path)
     found = []
     for context in (trainer.precision_plugin.forward_context(), autocast(precision, CPU)):
         with context:
             found.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
             assert torch.nn.functional.linear(torch.ones(1, 3), torch.ones(2, 3)).dtype == PRECISIONS[precision]
     assert found[0] == found[1]
-    assert precision_of(str(trainer.precision)) == precision
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "auto"])

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -11,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from defectcls.errors import UserError
 from defectcls.evaluation.calibration import calibrated_loss
 from defectcls.model import head as heads
-from defectcls.model.head import fit_probe, out_of_fold
+from defectcls.model.head import Head, fit_members, fit_probe
 
 Part = tuple[np.ndarray, np.ndarray]
 
@@ -139,60 +140,102 @@ def test_features_that_are_not_finite_are_an_error_with_a_way_out(value: float) 
         fit_probe((features, targets), blobs(2), [0.1], None)
 
 
-# --- out of fold ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("class_weights", [None, [1.0, 4.0, 2.0]])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_fewer_images_than_features_are_solved_in_their_own_space(
+    classes: int, class_weights: list[float] | None
+) -> None:
+    train, val = blobs(classes, count=60, features=200), blobs(classes, features=200, seed=1)
+    weights = None if class_weights is None else class_weights[:classes]
+    for c in (0.001, 0.1, 1):
+        scaler, model = reference(train, c, weights)
+        head = fit_probe(train, val, [c], weights)
+        assert head.weight.shape == (classes, 200)
+        expected = model.predict_proba(scaler.transform(val[0]))
+        assert softmax(head.logits(val[0]), axis=1) == pytest.approx(expected, abs=5e-3)
 
 
-def photos(defects: int, views: int = 0) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """Features whose first is the number of the unit; two images a unit, one of each is sound in the last unit."""
-    units = np.repeat(np.arange(20), 2)
+# --- members ----------------------------------------------------------------------------------------------------------
+
+
+def photos(defects: int, views: int = 0) -> tuple[Part, np.ndarray]:
+    """Features whose first is the number of the image, of copies too; 40 images in five folds, the last are defects."""
     targets = (np.arange(40) >= 40 - defects).astype(np.int64)
     noise = np.random.default_rng(0).normal(size=(40 * (1 + views), 3))
-    features = np.column_stack([np.tile(units, 1 + views), noise]).astype(np.float32)
-    return (features, np.tile(targets, 1 + views)), units
-
-
-def odds_of(train: Part, units: np.ndarray, *options: Any) -> np.ndarray:
-    return np.diff(out_of_fold(train, train[0][: len(units)], units, 5, *options))[:, 0]
+    features = np.column_stack([np.tile(np.arange(40), 1 + views), noise]).astype(np.float32)
+    return (features, np.tile(targets, 1 + views)), np.arange(40) // 2 % 5
 
 
 @pytest.mark.parametrize("views", [0, 2])
 @pytest.mark.parametrize("defects", [2, 3, 9])
-def test_no_score_is_of_a_probe_that_has_seen_the_unit(
-    defects: int, views: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train, units = photos(defects, views)
-    asked: list[tuple[set, np.ndarray]] = []
+def test_no_member_has_seen_what_it_judges(defects: int, views: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    (features, targets), folds = photos(defects, views)
+    solve, seen = heads._solve, []
 
-    def recorded(seen: tuple, val: tuple, *options: Any) -> Any:
-        head = fit_probe(seen, seen, *options)
+    def recorded(features: np.ndarray, targets: np.ndarray, *options: Any) -> Any:
         assert options == ([0.1], [1.0, 3.0], views)
-        assert len(set(seen[1])) == 2
+        assert set(targets) == {0, 1}
+        seen.append(features[:, 0])
+        return solve(features, targets, *options)
 
-        class Recorded:
-            def logits(self, features: np.ndarray) -> np.ndarray:
-                asked.append((set(seen[0][:, 0]), features[:, 0]))
-                return head.logits(features)
-
-        return Recorded()
-
-    monkeypatch.setattr(heads, "fit_probe", recorded)
-    odds = odds_of(train, units, 0.1, [1.0, 3.0], views, 0)
-    assert len(odds) == 40
-    scored = np.concatenate([features for _, features in asked])
-    assert np.isnan(odds).sum() == 40 - len(scored)
-    assert np.isnan(odds).nonzero()[0].tolist() == ([38, 39] if defects == 2 else [])  # all there are, in one unit
-    for seen, features in asked:
-        if defects > 2:
-            assert not seen & set(features)
+    monkeypatch.setattr(heads, "_solve", recorded)
+    members, logits = fit_members((features, targets), features[:40], folds, [0.1], [1.0, 3.0], views)
+    alone = [38, 39] if defects == 2 else []  # all defects there are, in one fold: its member has to learn from them
+    assert np.isnan(logits).any(1).nonzero()[0].tolist() == alone
+    for fold, images in enumerate(seen):
+        kept = np.flatnonzero((folds != fold) | np.isin(np.arange(40), alone))
+        assert images.tolist() == np.tile(kept, 1 + views).tolist()  # each with all of its copies
+        judged = (folds == fold) & ~np.isin(np.arange(40), alone)
+        assert logits[judged] == pytest.approx(members[fold].logits(features[:40][judged]))
+    assert len(members) == len(seen) == 5
 
 
-def test_scores_are_those_of_a_probe_on_the_other_folds() -> None:
-    """A probe on all but a unit's fold ranks it as one on all but the unit does."""
+def test_members_are_scikit_learns_probes_of_the_other_folds() -> None:
+    (features, targets), folds = blobs(3), np.arange(150) // 7 % 5
+    weights = [1.0, 2.0, 3.0]
+    tested = features + np.float32(0.1)
+    _, logits = fit_members((features, targets), tested, folds, [0.1], weights)
+    for fold in range(5):
+        own = folds == fold
+        scaler, model = reference((features[~own], targets[~own]), 0.1, weights)
+        expected = model.predict_proba(scaler.transform(tested[own]))
+        assert softmax(logits[own], axis=1) == pytest.approx(expected, abs=2e-3)
+
+
+def test_a_member_does_not_know_the_labels_nor_the_features_of_its_fold() -> None:
+    (features, targets), folds = blobs(2), np.arange(150) % 5
+    members, _ = fit_members((features, targets), features, folds, [0.1], None)
+    own = folds == 3
+    others = np.where(own[:, None], features.max() + 1 - features, features), np.where(own, 1 - targets, targets)
+    changed, _ = fit_members(others, others[0], folds, [0.1], None)
+    same = [all(np.array_equal(a, b) for a, b in zip(*two, strict=True)) for two in zip(members, changed, strict=True)]
+    assert same == [False, False, False, True, False]
+
+
+def test_members_have_one_penalty_the_best_for_all_images_out_of_fold() -> None:
+    """Fold 0 has the labels that a member with the weakest penalty gives it, which others would not choose."""
+    features, targets = blobs(2, count=200, features=60)
+    folds, candidates = np.arange(200) // 2 % 5, [1e-4, 1e-3, 1e-1, 10.0]
+    others = features[folds != 0], targets[folds != 0]
+    targets = np.where(folds == 0, fit_probe(others, others, [10.0], None).logits(features).argmax(1), targets)
+    members, logits = fit_members((features, targets), features, folds, candidates, None)
+    said = np.stack([fit_members((features, targets), features, folds, [c], None)[1] for c in candidates])
+
+    def best(judging: np.ndarray) -> int:
+        losses = [calibrated_loss(softmax(one[judging], axis=1), targets[judging]) for one in said]
+        return losses.index(min(losses))
+
+    assert len({best(folds != fold) for fold in range(5)}) > 1  # else the data would not tell
+    assert {member.c for member in members} == {candidates[best(folds >= 0)]}
+    assert np.array_equal(logits, said[best(folds >= 0)])
+
+
+def test_members_rank_as_probes_of_all_other_images_do() -> None:
     rng = np.random.default_rng(1)
     targets = (np.arange(100) >= 60).astype(np.int64)
     features = (rng.normal(size=(100, 4)) + targets[:, None]).astype(np.float32)
-    found = odds_of((features, targets), np.arange(100), 0.1, None, 0, 0)
-    alone = np.empty(100)
+    _, logits = fit_members((features, targets), features, np.arange(100) % 5, [0.1], None)
+    found, alone = logits[:, 1] - logits[:, 0], np.empty(100)
     for image in range(100):
         kept = np.arange(100) != image
         seen = features[kept], targets[kept]
@@ -201,3 +244,30 @@ def test_scores_are_those_of_a_probe_on_the_other_folds() -> None:
     whole = np.diff(fit_probe((features, targets), (features, targets), [0.1], None).logits(features))[:, 0]
     gap = found[targets == 1].mean() - found[targets == 0].mean()
     assert gap < whole[targets == 1].mean() - whole[targets == 0].mean()  # what it has seen it knows better
+
+
+def test_a_head_gives_the_logits_of_each_of_its_members() -> None:
+    (features, targets), folds = blobs(3), np.arange(150) % 5
+    members, logits = fit_members((features, targets), features, folds, [0.1], None)
+    head = Head(8, 3, 5).eval()
+    head.load(*members)
+    with torch.no_grad():
+        found = head(torch.from_numpy(features)).unflatten(1, (5, 3)).numpy()
+    for number, member in enumerate(members):
+        assert found[:, number] == pytest.approx(member.logits(features), abs=1e-4)
+    assert found[np.arange(150), folds] == pytest.approx(logits, abs=1e-4)
+    alone = Head(8, 3).eval()
+    alone.load(members[1])
+    assert alone.mean.numpy() == pytest.approx(members[1].mean)
+    with torch.no_grad():
+        assert alone(torch.from_numpy(features)).numpy() == pytest.approx(found[:, 1], abs=1e-4)
+
+
+def test_the_member_of_an_empty_fold_has_seen_all() -> None:
+    (features, targets), folds = blobs(2), np.arange(150) % 3
+    members, logits = fit_members((features, targets), features, folds, [0.1], None)
+    assert np.isfinite(logits).all()
+    expected = fit_probe((features, targets), (features, targets), [0.1], None)
+    for member in members[3:]:
+        assert member.logits(features) == pytest.approx(expected.logits(features))
+    assert len(members) == 5

@@ -10,7 +10,7 @@ from torch import nn
 
 from defectcls.errors import UserError
 from defectcls.model.classifier import Classifier
-from defectcls.model.heatmaps import heat_maps
+from defectcls.model.heatmaps import _contributions, heat_maps
 from tests.model.test_classifier import THREE, TWO, classifier
 
 
@@ -21,10 +21,11 @@ def photos(count: int = 3, side: int = 64) -> torch.Tensor:
 
 def of_model(name: str = "test_resnet.r160_in1k", classes: dict[str, bool] | None = None, **model: Any) -> Classifier:
     """A network without pretrained weights for photos of 64 x 64, in whose features most speaks for a defect."""
-    small = classifier(classes, model={"name": name, **model})
-    built = Classifier(**{**small.hparams, "image_size": 64}).eval()
+    members = {"members": 3} if "head" in model else {}
+    small = classifier(classes, model={"name": name, **model}, **members)
+    built = Classifier(**{**small.hparams, "image_size": (64, 64)}).eval()
     mostly_defective = torch.linspace(-1, 2, built.backbone.feature_count)
-    built.head.linear.weight.data[list(built.classes.values())] += mostly_defective
+    built.head.linear.weight.data[[*built.classes.values()] * built.members] += mostly_defective
     return built
 
 
@@ -75,6 +76,18 @@ def test_behind_an_average_and_a_linear_head_they_are_class_activation_maps() ->
     assert heat.max((1, 2)) == pytest.approx(1)
 
 
+def test_what_levels_contribute_adds_up_to_the_evidence() -> None:
+    """Averages and maxima are linear in the cells: nothing is lost between the stages and the logits."""
+    model = of_model(levels=[0.5, 1], last=False)
+    image = photos()
+    with torch.no_grad():
+        features = model.backbone(image)
+        expected = evidence(model, features) - evidence(model, torch.zeros_like(features))
+    found = _contributions(model, image)
+    assert found.shape == (3, 8, 8)  # the finest: strides of 8 and 32
+    assert found.sum((1, 2)).numpy() == pytest.approx(expected.numpy(), rel=1e-4)
+
+
 def test_the_hottest_pixel_lies_in_the_only_thing_that_speaks_for_a_defect() -> None:
     image = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
     image[0, 0, 40:48, 8:16] = 255
@@ -85,6 +98,19 @@ def test_the_hottest_pixel_lies_in_the_only_thing_that_speaks_for_a_defect() -> 
     assert 40 <= first[0] < 48 and 8 <= first[1] < 16
     assert 16 <= second[0] < 24 and 48 <= second[1] < 56
     assert not heat[:, :8, :8].any()
+
+
+@pytest.mark.parametrize("name", ["test_resnet.r160_in1k", "test_vit.r160_in1k", "test_convnext.r160_in1k"])
+def test_maps_of_photos_that_are_not_square_have_their_shape(name: str) -> None:
+    image = torch.zeros(1, 3, 64, 128, dtype=torch.uint8)
+    image[0, 0, 40:48, 104:112] = 255
+    model = linear([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+    (heat,) = heat_maps(model, image)
+    assert heat.shape == (64, 128)
+    row, column = np.unravel_index(heat.argmax(), heat.shape)
+    assert 40 <= row < 48 and 104 <= column < 112
+    of_backbone = Classifier(**{**of_model(name).hparams, "image_size": (64, 128)}).eval()
+    assert heat_maps(of_backbone, image).shape == (1, 64, 128)
 
 
 def test_a_photo_without_any_evidence_stays_cold() -> None:
@@ -176,16 +202,34 @@ def test_a_joined_head_is_explained_by_the_distance_of_its_patches() -> None:
     image[1, :, 36:44, 4:12] = 255
     with torch.no_grad():
         maps, new = model.backbone.inference(with_map=True)(known)[1], model.backbone.inference(with_map=True)(image)[1]
-    odds = np.random.default_rng(0).normal(size=12)
-    model.joined.learn(lambda: iter([maps]), odds, np.arange(12) == 11, np.arange(12), 0)
-    bank, cells = maps[:11].permute(0, 2, 3, 1).flatten(0, 2), new.permute(0, 2, 3, 1).flatten(0, 2)
-    distances = torch.cdist(cells, bank).amin(1).view(3, 4, 4)
+    logits, folded = np.random.default_rng(0).normal(size=(12, 2)), torch.arange(12) % 3
+    model.joined.learn(lambda: [maps], logits, np.arange(12) == 11, folded.numpy(), 0)
+    patches, cells = maps.float().flatten(2).transpose(1, 2), new.float().permute(0, 2, 3, 1).flatten(0, 2)
+    banks = [patches[(folded != fold) & (torch.arange(12) < 11)].flatten(0, 1) for fold in range(3)]
+    distances = torch.stack([torch.cdist(cells, bank).amin(1).view(3, 4, 4) for bank in banks])
     state = {name: value.clone() for name, value in model.state_dict().items()}
     heat = heat_maps(model, image)
-    assert heat[1:] == pytest.approx(scaled(distances - model.joined.usual, 64)[1:], abs=1e-3)
+    assert heat[1:] == pytest.approx(scaled(distances.mean(0) - model.joined.usual, 64)[1:], abs=2e-3)
+    own = heat_maps(model, image, torch.tensor([0, 2, -1]))
+    assert own[1] == pytest.approx(scaled(distances[2] - model.joined.usual, 64)[1], abs=2e-3)
+    assert own[2] == pytest.approx(heat[2])
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     row, column = np.unravel_index(heat[1].argmax(), heat[1].shape)
     assert 32 <= row < 48 and 0 <= column < 16
+
+
+def test_of_members_the_mean_is_explained_and_of_a_photo_of_a_fold_the_member_that_is_new_to_it() -> None:
+    model, alone, image = of_model(head="linear"), of_model(), photos()
+    torch.manual_seed(0)
+    model.head.linear.weight.data += torch.randn_like(model.head.linear.weight)
+    alone.backbone.load_state_dict(model.backbone.state_dict())
+    weights = model.head.linear.weight.data.unflatten(0, (3, 2))
+    found, of_mean = heat_maps(model, image, torch.tensor([0, 2, -1])), heat_maps(model, image)
+    for row, weight in enumerate((weights[0], weights[2], weights.mean(0))):
+        alone.head.linear.weight.data = weight
+        assert found[row] == pytest.approx(heat_maps(alone, image)[row], abs=1e-4)
+    assert of_mean == pytest.approx(heat_maps(alone, image), abs=1e-4)
+    assert found.any((1, 2)).all() and abs(found[:2] - of_mean[:2]).max() > 0.1
 
 
 def test_nothing_before_the_explained_stage_holds_on_to_memory() -> None:

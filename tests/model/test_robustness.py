@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from defectcls.evaluation.predictions import predictions_table
 from defectcls.model.features import View
-from defectcls.model.robustness import CORRUPTIONS, measure_robustness
+from defectcls.training.inspection import CORRUPTIONS, measure_robustness
 
 SIDE = 100
 

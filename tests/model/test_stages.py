@@ -34,7 +34,7 @@ def optim(**changed: Any) -> OptimSettings:
 
 
 def network(name: str = RESNET) -> tuple[Backbone, nn.Module]:
-    backbone = Backbone(name, None, 32)
+    backbone = Backbone(name, None, (32, 32))
     return backbone, nn.Linear(backbone.feature_count, 2)
 
 
@@ -43,7 +43,7 @@ def network(name: str = RESNET) -> tuple[Backbone, nn.Module]:
 
 def test_stages_follow_one_another_in_steps_and_null_ones_are_left_out() -> None:
     plan = plan_stages(finetune(head=stage(2), gone=None, some=stage(3), all=stage(1)), 10, {})
-    assert [(one.name, one.start, one.steps) for one in plan] == [("head", 0, 20), ("some", 20, 30), ("all", 50, 10)]
+    assert [(one.name, one.start, one.end) for one in plan] == [("head", 0, 20), ("some", 20, 50), ("all", 50, 60)]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_step_belongs_to_the_stage_it_falls_into_and_to_the_last_one_after_the
 
 def test_the_stage_after_one_that_ended_early_begins_there() -> None:
     plan = plan_stages(finetune(head=stage(9), some=stage(3), all=stage(2)), 10, {"head": 30, "all": 70})
-    assert [(one.name, one.start, one.steps) for one in plan] == [("head", 0, 30), ("some", 30, 30), ("all", 60, 10)]
+    assert [(one.name, one.start, one.end) for one in plan] == [("head", 0, 30), ("some", 30, 60), ("all", 60, 70)]
 
 
 # --- learning rates ---------------------------------------------------------------------------------------------------

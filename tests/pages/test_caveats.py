@@ -32,7 +32,7 @@ def test_collapse_in_words():
     (said,) = (one for one in caveats(metrics_of(TWO, test=[[42, 4], [13, 0]])) if "Collapse" in one)
     assert said == (
         "Collapse onto one class: 55 of 59 images are called “sound”, and 13 of the 13 others are wrong. To call every "
-        "image so has an accuracy of 78.0 %. The scores do not surely rank better than chance."
+        "image so has an accuracy of 78.0 %."
     )
     many = metrics_of(THREE, test=[[80, 0, 0], [9, 1, 0], [10, 0, 0]])
     many["test"]["intervals"] = {"defect": {"auroc": [0.6, 0.9]}}
@@ -40,6 +40,14 @@ def test_collapse_in_words():
     assert caveats(many)[0].endswith(
         "The scores rank better than chance, and decision=f1 takes a threshold that uses them."
     )
+
+
+def test_scores_that_may_be_those_of_chance():
+    metrics = metrics_of(TWO, test=[[25, 21], [7, 6]])
+    metrics["test"] |= {"auroc": 0.421, "intervals": {"auroc": [0.2234, 0.6484]}}
+    assert caveats(metrics)[0] == "Not surely better than chance: AUROC 0.421, 95 % interval 0.223 to 0.648."
+    metrics["test"]["intervals"] = {"auroc": [0.501, 0.9]}
+    assert not any("chance" in said for said in caveats(metrics))
 
 
 def test_what_a_person_looks_at_is_no_collapse():
@@ -50,11 +58,14 @@ def test_what_a_person_looks_at_is_no_collapse():
 
 def test_caveats_in_words():
     few = caveats(metrics_of(TWO, test=[[99, 1], [0, 8]]))
-    assert few == ["The test set is small: 8 defective images and 100 sound."]
+    assert few == ["Few images: 8 defective images and 100 sound."]
+    classes = metrics_of(THREE, test=[[60, 0, 0], [0, 57, 0], [0, 2, 2]])
+    assert caveats(classes) == ["Fewer than 5 images of a class, whose numbers say nothing: “hole” (4)."]
+    assert caveats(metrics_of(THREE, test=[[60, 0, 0], [0, 57, 0], [0, 2, 3]])) == []
     none_defective = caveats(metrics_of(TWO, val=[[60, 0], [0, 0]]))
     assert none_defective == [
         "No test set: the verdict is on validation images, which helped to make the model.",
-        "The validation set is small: 0 defective images and 60 sound.",
+        "Few images: 0 defective images and 60 sound.",
     ]
     assert caveats(metrics_of(TWO, test=[[60, 0], [0, 60]]) | {"unreadable": FULL_RUN["unreadable"]}) == [
         "Left out as it could not be read: 2 images; see the end."
@@ -68,9 +79,8 @@ def test_promises_that_cannot_be_given_or_do_not_hold_are_caveats():
     good = metrics_of(TWO, test=[[60, 0], [0, 60]])
     unproven = PROMISE | {"kept": False, "independent": 40, "bound": 0.0722, "grouped": True}
     assert caveats(good | {"decision": DECISION | {"promises": [unproven]}}) == [
-        "No promise: an escape rate of at most 5.0 % at 95.0 % confidence takes 59 independent defective validation "
-        "images, not one of them misjudged. There are 40 groups of defective validation images, which prove at most "
-        "7.2 %."
+        "No promise: an escape rate of at most 5.0 % at 95.0 % confidence takes 59 independent defective images, not "
+        "one of them misjudged. There are 40 groups of defective images, which prove at most 7.2 %, one-sided."
     ]
     bad = metrics_of(TWO, test=[[60, 0], [20, 40]])
     bad["test"]["intervals"] = {"escape_rate": [0.23, 0.46]}

@@ -1,25 +1,28 @@
 """What the page of a comparison says, and that it says it first."""
 
-from defectcls.evaluation.comparison import Comparison, Difference, compare_predictions
+from typing import Any
+
+from defectcls.evaluation.comparison import compare_predictions
 from defectcls.pages.blocks import Table
 from defectcls.pages.comparison import comparison_page
 from defectcls.pages.render import render_html
 from tests.evaluation.test_comparison import ALL, runs
 
 
-def comparison_of(*differences: Difference, **changes) -> Comparison:
-    names = dict.fromkeys(name for one in differences for name in (one.run, one.other))
-    given = {"images": 9, "left_out": dict.fromkeys(names, 0), "level": 0.95, "values": {name: [] for name in names}}
-    return Comparison(**given | changes, differences=list(differences))
+def comparison_of(*differences: tuple[str, str, str, float, float, float, str], **changes: Any) -> dict[str, Any]:
+    names = ("metric", "run", "other", "difference", "low", "high", "better")
+    runs = dict.fromkeys(run for one in differences for run in one[1:3])
+    given = {"images": 9, "left_out": dict.fromkeys(runs, 0), "level": 0.95, "adjusted_level": 0.95, "values": []}
+    return given | {"differences": [dict(zip(names, one, strict=True)) for one in differences]} | changes
 
 
-def test_better_is_said_only_where_it_is_shown_and_less_overkill_is_better():
+def test_in_what_a_run_is_better_is_said_and_in_what_none_is():
     comparison = comparison_of(
-        Difference("recall", "A", "B", 0.021, 0.004, 0.039),
-        Difference("overkill_rate", "A", "B", 0.03, 0.01, 0.05),
-        Difference("precision", "A", "B", 0.01, -0.02, 0.04),
-        Difference("auroc", "A", "B", -0.0312, -0.05, -0.0101),
-        Difference("f1", "A", "B", 0, 0, 0),
+        ("recall", "A", "B", 0.021, 0.004, 0.039, "A"),
+        ("overkill_rate", "A", "B", 0.03, 0.01, 0.05, "B"),
+        ("precision", "A", "B", 0.01, -0.02, 0.04, ""),
+        ("auroc", "A", "B", -0.0312, -0.05, -0.0101, "B"),
+        ("f1", "A", "B", 0, 0, 0, ""),
     )
     page = comparison_page(comparison)
     assert page.said("verdict") == [
@@ -34,9 +37,9 @@ def test_better_is_said_only_where_it_is_shown_and_less_overkill_is_better():
 
 
 def test_what_is_left_out_and_how_the_intervals_are_adjusted_is_told():
-    three = [Difference("recall", *pair, 0, -0.1, 0.1) for pair in ("AB", "AC", "BC")]
-    page = comparison_page(comparison_of(*three, left_out={"A": 20, "B": 0, "C": 3}))
-    assert page.said("plain") == [
+    three = [("recall", *pair, 0, -0.1, 0.1, "") for pair in ("AB", "AC", "BC")]
+    given = {"left_out": {"A": 20, "B": 0, "C": 3}, "adjusted_level": 1 - 0.05 / 3}
+    assert comparison_page(comparison_of(*three, **given)).said("plain") == [
         "9 images in common; left out, as they are not in all runs: 20 of A, 3 of C.",
         "Paired bootstrap intervals of 98.33 % for each number, so that its 3 hold together at 95 %.",
     ]

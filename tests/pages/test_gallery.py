@@ -129,4 +129,4 @@ def test_what_cannot_be_promised_stands_out() -> None:
         for promises in ([promise | {"kept": True}], [promise])
     )
     assert nothing == []
-    assert "There are 2 defective validation images, which prove at most 77.6 %" in told[0]
+    assert "There are 2 defective images, which prove at most 77.6 %" in told[0]

@@ -4,19 +4,30 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from defectcls.pages.photos import overlay, thumbnail, thumbnail_files, worst_errors
+from defectcls.pages.photos import overlay, thumbnail_files, worst_errors
 from tests.pages.test_pictures import TWO, predictions_of
+
+
+def shown(root, name, side, depth="8"):
+    """The thumbnail of one photo."""
+    return Image.open(io.BytesIO(thumbnail_files([name], root, side, depth)[name][0]))
 
 
 def test_a_thumbnail_is_as_dark_as_the_network_sees_it_and_upright(tmp_path):
     """255 x 1,000 / 4,095 is 62.3; where no model tells the depth, 3,000 says that it was 12 bits."""
-    Image.fromarray(np.array([[1000, 1000], [3000, 2000]], np.uint16)).save(tmp_path / "deep.png")
-    for depth, shown in {"12": [[62, 62], [187, 125]], "16": [[4, 4], [12, 8]], "auto": [[62, 62], [187, 125]]}.items():
-        assert np.asarray(thumbnail(tmp_path / "deep.png", 8, depth))[..., 0].tolist() == shown
+    deep = np.repeat(np.repeat(np.array([[1000, 1000], [3000, 2000]], np.uint16), 8, axis=0), 8, axis=1)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    for depth, grey in {"12": [62, 62, 187, 125], "16": [4, 4, 12, 8], "auto": [62, 62, 187, 125]}.items():
+        pixels = np.asarray(shown(tmp_path, "deep.png", 16, depth)).astype(int)
+        assert pixels[4::8, 4::8].ravel().tolist() == pytest.approx(grey, abs=2)  # as JPEG keeps it
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright
     Image.new("L", (400, 200)).save(tmp_path / "turned.jpg", exif=exif)
-    assert thumbnail(tmp_path / "turned.jpg", 100, "8").size == (50, 100)
+    assert shown(tmp_path, "turned.jpg", 100).size == (100, 200)
+    Image.new("L", (500, 1260)).save(tmp_path / "tall.png")  # 87 x 220 px could not be read
+    assert shown(tmp_path, "tall.png", 220).size == (143, 360)
+    Image.new("L", (1260, 500)).save(tmp_path / "wide.png")
+    assert shown(tmp_path, "wide.png", 220).size == (220, 87)
 
 
 def test_an_overlay_is_the_grey_photo_where_it_is_cold_and_still_shows_it_where_it_is_hot():

@@ -34,13 +34,13 @@ def everything(words: str = EVIL) -> Page:
     photos = [Photo([b"photo", b""], words, words, [words], "alarm"), Photo([b"photo"], "b", "", ["name"], "calm")]
     table = Table([[words, Cell(f"1\n{words}", good=0.5), Cell("2", bad=1)]], [words, "one", "two"], terminal=True)
     blocks = [
-        Text([words], "verdict", terminal=True),
-        Text([words], "caveats", terminal=True),
-        Section([Text([words], "note"), table], words),
+        Text(words, look="verdict", terminal=True),
+        Text(words, look="caveats", terminal=True),
+        Section(words, Text(words, look="note"), table),
         Table([[Cell("report", address="0/report.html"), "plain"]]),
         Picture(b"\x89PNG", "curves", words),
         Photos(photos),
-        Section([Text([words], "code")], words),
+        Section(words, Text(words, look="code")),
     ]
     return Page(words, words, blocks)
 
@@ -69,8 +69,8 @@ def test_tables_have_tints_and_small_print() -> None:
 
 
 def test_what_holds_nothing_is_not_shown() -> None:
-    nothing = [Text([]), Table([], ["a"]), Picture(b"", "x", "y"), Photos([])]
-    page = Page("kind", "title", [*nothing, Section([Text(["a note"], "note"), *nothing], "heading")])
+    nothing = [Text(None, ""), Table([], ["a"]), Picture(b"", "x", "y"), Photos([])]
+    page = Page("kind", "title", [*nothing, Section("heading", Text("a note", look="note"), *nothing)])
     assert Read(render_html(page)).texts[-2:] == ["kind", "title"]
     assert (list(page.all_blocks()), page.said("verdict")) == ([], [])
 

@@ -168,9 +168,10 @@ def test_robustness_is_a_table():
         found += [{"corruption": "dark", "setting": f"x {strength}", "recall": None, "overkill_rate": 0.3 * strength}]
         for row in found[-2:]:
             row["strength"] = strength
-    page = report_page(metrics_of(TWO, test=[[60, 0], [0, 60]]) | {"robustness": found, "robustness_images": 4})
+    metrics = metrics_of(TWO, test=[[60, 0], [0, 60]]) | {"robustness": found, "robustness_images": 4}
+    page = report_page(metrics)
     (table,) = [
-        one for one in sections(page)["When the camera is worse (on 4 test images)"].content if isinstance(one, Table)
+        one for one in sections(page)["When the camera is worse (test, 4 images)"].content if isinstance(one, Table)
     ]
     assert [[cell.text for cell in row] for row in table.rows] == [
         ["none ", "90.0 %", "2.0 %"],
@@ -179,6 +180,25 @@ def test_robustness_is_a_table():
         ["blur 2 %", "50.0 %", "0.0 %"],
         ["dark x 2", "–", "60.0 %"],
     ]
+    said = "When the camera is worse, recall falls from 90.0 % to 50.0 % (blur 2 %)"
+    assert caveats(metrics) == [
+        f"{said} and overkill rate rises from 2.0 % to 60.0 % (dark x 2), of 4 images that were tried."
+    ]
+    assert caveats(metrics | {"robustness": [row for row in found if row["corruption"] != "dark"]}) == [
+        f"{said}, of 4 images that were tried."
+    ]
+    assert caveats(metrics | {"robustness": found[:2]}) == []  # 20 points
+
+
+def test_what_was_tried_says_its_units():
+    row = {"difference": 0.02, "low": 0.01, "high": 0.03, "loss": 0.3, "auroc": 0.9, "seeds": 1, "seconds": 9.0}
+    tried = [row | {"overrides": "default", "ms_per_photo": 4.2}]
+    found = {"tried": tried, "kept": "default", "simplest": "default", "skipped": {}}
+    head, default = rows(report_page(metrics_of(TWO, test=[[60, 0], [0, 60]]) | {"auto": found}), "What was tried")[:2]
+    assert dict(zip(head, default, strict=True)) == {
+        **{"settings": "default", "loss (nats)": "0.300", "behind (nats)": "+0.020 [+0.010 to +0.030]"},
+        **{"AUROC": "0.900", "seeds": "1", "seconds": "9", "ms a photo": "4.2"},
+    }
 
 
 def test_errors_stand_beside_what_speaks_for_a_defect(tmp_path: Path):
@@ -198,7 +218,7 @@ def test_errors_stand_beside_what_speaks_for_a_defect(tmp_path: Path):
         (["0.png"], "alarm", "score 0.1", 2),
         (["2.png"], "doubt", "score 0.8", 1),
     ]
-    assert errors[0].caption == "defective → sound 90%"
+    assert errors[0].caption == "defective → sound, to which it gives 90.0 %"
     assert "On 7 defective images" in texts(page) and "50.0 %" in texts(page) and "12.5 %" in texts(page)
 
 

@@ -66,6 +66,21 @@ def test_what_ranks_is_named_and_what_chance_explains_is_said() -> None:
     assert said[2:] == ["Of 1 other: 1 worse."]
 
 
+def test_what_is_judged_out_of_fold_alone_is_shown_once_and_said_to_flatter() -> None:
+    jobs = [finished(n, f"lr={n}", 0.8 + n / 10) for n in range(2)]
+    folded = []
+    for job in jobs:
+        metrics = dict(job.metrics or {})
+        folded.append(job._replace(metrics=metrics | {"val": metrics["test"], "out_of_fold": {"val": 5, "test": 5}}))
+    sweep = summarise_sweep("sweep", folded)
+    assert sweep.ranked_by == "val_auroc" and not [one for one in sweep.columns if one.startswith("test")]
+    said = page_of(sweep).said("verdict")
+    assert said[1].startswith("Best on out-of-fold images: lr=1, ")
+    assert said[-1] == "These jobs have no test part: of many out-of-fold numbers the best flatters."
+    mixed = summarise_sweep("sweep", [folded[0], jobs[1]])
+    assert mixed.other_images == ["evaluation"]
+
+
 def test_no_finished_job() -> None:
     jobs = [failed(n, "model=a", n) for n in range(3)]
     page = page_of(summarise_sweep("sweep", jobs))

@@ -1,6 +1,16 @@
 import pytest
 
-from defectcls.pages.wording import decision_words, difference, number, percent, shown, span, verdict
+from defectcls.pages.wording import (
+    caveats,
+    decision_words,
+    difference,
+    number,
+    part_name,
+    percent,
+    shown,
+    span,
+    verdict,
+)
 from tests.pages.test_report import THREE, TWO, metrics_of
 
 PROMISE = {"rate": "escape_rate", "target": 0.05, "confidence": 0.95, "bound": 0.0494, "kept": True}
@@ -13,21 +23,39 @@ DECISION |= {"promises": [PROMISE]}
 
 def test_the_verdict_states_the_hand_worked_numbers():
     assert " ".join(verdict(metrics_of(TWO, test=[[118, 2], [2, 36]]))) == (
-        "Caught: 36 of 38 defective images in the test set, recall 94.7 %, escape rate 5.3 %. "
+        "Caught: 36 of 38 defective images, recall 94.7 %, escape rate 5.3 %. "
         "Rejected: 2 of 120 sound images, overkill 1.7 %."
     )
     assert " ".join(verdict(metrics_of(TWO, val=[[0, 1], [0, 1]]))) == (
-        "Caught: 1 of 1 defective image in the validation set, recall 100.0 %, escape rate 0.0 %. "
+        "Caught: 1 of 1 defective image, recall 100.0 %, escape rate 0.0 %. "
         "Rejected: 1 of 1 sound image, overkill 100.0 %."
     )
     assert " ".join(verdict(metrics_of(THREE, test=[[8, 0, 2], [1, 5, 4], [0, 0, 10]]))) == (
-        "Caught: 19 of 20 defective images in the test set, recall 95.0 %, escape rate 5.0 %. "
+        "Caught: 19 of 20 defective images, recall 95.0 %, escape rate 5.0 %. "
         "Rejected: 2 of 10 sound images, overkill 20.0 %. "
         "Right class: 23 of 30 images, accuracy 76.7 %."
     )
     assert " ".join(verdict(metrics_of({"crack": True, "hole": True}, test=[[3, 1], [0, 4]]))) == (
         "Right class: 7 of 8 images, accuracy 87.5 %."
     )
+
+
+def test_what_is_judged_out_of_fold_is_said_to_be():
+    matrix = [[118, 2], [2, 36]]
+    alone = metrics_of(TWO, val=matrix, test=matrix) | {"out_of_fold": {"val": 5, "test": 5}}
+    assert verdict(alone) == [
+        "Caught: 36 of 38 defective images, recall 94.7 %, escape rate 5.3 %.",
+        "Rejected: 2 of 120 sound images, overkill 1.7 %.",
+        "Each photo was judged by one of 5 models that had not seen it or its like; the model that is kept is their "
+        "mean and has learned from all 158. What decides was chosen on the same scores.",
+    ]
+    assert caveats(alone) == ["Few images: 38 defective images and 120 sound."]
+    beside = metrics_of(TWO, val=matrix, test=[[10, 0], [0, 10]]) | {"out_of_fold": {"val": 5}}
+    said = verdict(beside)
+    assert said[0].startswith("Caught: 10 of 10 defective images")
+    assert said[2].startswith("Out of fold each photo was judged by one of 5 models")
+    assert said[2].endswith("has learned from all 158. What decides was chosen on the same scores.")
+    assert [part_name(beside, part) for part in ("val", "test")] == ["out of fold", "test"]
 
 
 @pytest.mark.parametrize(
@@ -44,10 +72,10 @@ def test_number_keeps_a_distance_from_one_but_not_from_rounding_noise():
 
 def test_a_decision_is_told_with_its_evidence_and_promise():
     assert decision_words(DECISION) == [
-        "An image is rejected from a score of 0.2500 on (policy recall>=0.95). On the validation set this lets 0 of 59 "
-        "defective images through and rejects 1 of 1 sound image.",
-        "Promise: with 95.0 % confidence the escape rate on images like these is at most 5.0 % (Clopper-Pearson bound "
-        "4.9 % from 59 defective validation images).",
+        "An image is rejected from a score of 0.2500 on (policy recall>=0.95). On the images that it was chosen on "
+        "this lets 0 of 59 defective images through and rejects 1 of 1 sound image.",
+        "Promise: with 95.0 % confidence the escape rate on images like these is at most 5.0 % (one-sided "
+        "Clopper-Pearson bound 4.9 % from 59 defective images).",
     ]
     assert decision_words(None)[0].startswith("The predictions are taken as they are")
     by_class = DECISION | {"accept_below": None, "reject_from": None, "evidence": None, "promises": []}
@@ -61,6 +89,10 @@ def test_a_decision_is_told_with_its_evidence_and_promise():
     balanced = DECISION | {"policy": "balanced", "shift": [0.0, -2.0], "prevalence": 0.25, "promises": []}
     assert decision_words(balanced)[0].startswith(
         "An image is rejected from a score of 0.2500 on (policy balanced; scores assume that 25.0 % of the parts are "
+        "defective, so that equal weight to both kinds rejects from about that share on). On"
+    )
+    assert decision_words(balanced | {"policy": "f1"})[0].startswith(
+        "An image is rejected from a score of 0.2500 on (policy f1; scores assume that 25.0 % of the parts are "
         "defective). On"
     )
     band = decision_words(DECISION | {"reject_from": 0.75, "promises": []})

@@ -218,7 +218,8 @@ def test_nobody_is_logged_in_and_nothing_asks(tiny: list[str], tmp_path: Path) -
     given = (*tiny, "logger=wandb", "finetune=probe", f"hydra.run.dir={folder}")
     outcome = process("defectcls.train", *given, cwd=tmp_path, **home, **nobody)
     assert outcome.code == 0, outcome.err
-    assert all(line.startswith(("90 images", "train ", "probe: C")) for line in outcome.err.splitlines()), outcome.err
+    said = ("90 images", "train ", "probe: C", "memory: ")
+    assert all(line.startswith(said) for line in outcome.err.splitlines()), outcome.err
     (run,) = offline_runs(folder)
     assert run.exit_code == 0
     assert run.summary["test/n"] == json.loads((folder / "metrics.json").read_text())["test"]["n"]
@@ -351,7 +352,7 @@ def test_what_an_agent_types_is_a_valid_run(
     assert words[:4] == ["/usr/bin/env", "python", "-m", "defectcls.train"]
     settings = TrainSettings(**composed(*words[4:]))
     assert settings.optim.lr == values["optim.lr"]
-    assert settings.image_size == values["image_size"]
+    assert settings.model_dump()["image_size"] == values["image_size"]
     assert settings.seed == 0
     assert settings.logger.name == "wandb"
 

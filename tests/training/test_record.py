@@ -131,7 +131,7 @@ def module(stage: str | None, plan: list[Stage] | None = None) -> Any:
     return linear
 
 
-STAGE_A, STAGE_B = Stage("a", 0, 10, None), Stage("b", 10, 10, None)  # type: ignore[arg-type]
+STAGE_A, STAGE_B = Stage("a", 0, 10, None), Stage("b", 10, 20, None)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -1,0 +1,59 @@
+"""A checkpoint at work: its network as the run's own evaluation infers, to the bit on the CPU."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from defectcls import __version__
+from defectcls.deployment.predictor import Predictor
+from defectcls.evaluation.decision import MOST_PROBABLE, Decision, decide
+from defectcls.evaluation.predictions import PROBABILITY, probabilities_of
+from defectcls.model.checkpoint import load_trained
+from defectcls.model.hardware import allow_tf32
+from defectcls.model.heatmaps import heat_maps
+from defectcls.settings import Device, Precision
+
+log = logging.getLogger(__name__)
+
+
+def load_checkpoint(checkpoint: Path, device: Device, precision: Precision | None) -> Predictor:
+    """See `defectcls.deployment.predictor.load`."""
+    trained = load_trained(checkpoint, device, precision)
+    settings, decision = trained.settings, trained.decision or MOST_PROBABLE
+    if trained.decision is None:
+        log.warning("%s is of a run that did not finish: nothing is calibrated", trained.checkpoint)
+    if settings.trainer.precision != "32":
+        allow_tf32(trained.device)
+    network = trained.network.to(trained.device)
+    infer = network.inference()  # for good: its weights will not change
+
+    def judge(pixels: np.ndarray) -> pd.DataFrame:
+        return decided(infer(torch.from_numpy(pixels)).cpu().numpy(), network.classes, decision)
+
+    def heat(pixels: np.ndarray) -> np.ndarray:
+        return heat_maps(network, torch.from_numpy(pixels))
+
+    about = {
+        "model": settings.model.name,
+        "dataset": settings.dataset.name,
+        "digest": hashlib.sha256(trained.checkpoint.read_bytes()).hexdigest(),
+        "version": __version__,
+        "precision": settings.trainer.precision,
+        "seed": settings.seed,
+        "device": str(trained.device),
+    }
+    size, dataset = network.backbone.image_size, settings.dataset
+    return Predictor(network.classes, size, dataset.resize, dataset.depth, decision, about, judge, heat)
+
+
+def decided(logits: np.ndarray, classes: dict[str, bool], decision: Decision) -> pd.DataFrame:
+    """What `Predictor.judge` gives, of logits (n, classes)."""
+    # numpy adds up the classes of one row alone in another order than those of many: a spare row, lest one be alone
+    probabilities = probabilities_of(np.concatenate([logits, np.zeros((1, len(classes)))]))
+    columns = [PROBABILITY + name for name in classes]
+    rows = decide(pd.DataFrame(probabilities, columns=columns), decision, classes)
+    return rows[:-1][["decision", "prediction", "score", *columns]]

@@ -1,0 +1,210 @@
+"""What a model has decided: every decision a row of a database before it is told, and the photos that are kept.
+
+| column                   | meaning                                                                                   |
+| ------------------------ | ----------------------------------------------------------------------------------------- |
+| `id`                     | rises as rows become visible, whoever writes: who reads `after` the last one misses none  |
+| `time`                   | UTC, ISO 8601, to the millisecond                                                         |
+| `source`, `name`         | http, folder:<name> or camera:<name>; of the photo in there                               |
+| `photo`                  | digest of its bytes                                                                       |
+| `model`, `model_digest`  | the name that it is served by, and which version of it                                    |
+| `decision`, `prediction` | as of `Predictor.predict`; "" where there is an `error`, and then `score` is NULL         |
+| `seconds`                | from its arrival to the decision                                                          |
+"""
+
+import math
+import os
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import imagecodecs
+import numpy as np
+import sqlalchemy as sql
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from defectcls import files
+from defectcls.data.samples import IMAGE_SUFFIXES, writable
+from defectcls.errors import UserError
+from defectcls.evaluation.predictions import ACCEPT, REJECT, REVIEW
+from defectcls.files import written_whole
+
+Keep = Literal["none", "reject", "review", "all"]
+UNREADABLE = "unreadable"  # what a decision is called where there is none
+KINDS = (REJECT, REVIEW, ACCEPT, UNREADABLE)
+KEPT: dict[Keep, int] = {"none": 0, "reject": 1, "review": 2, "all": 4}  # so many of them
+LEFT = 0.9  # of what kept photos may take, once the oldest have made room
+BUSY_S = 30  # that a writer of SQLite waits for another process's
+
+TEXTS = ("time", "source", "name", "photo", "model", "model_digest", "decision", "prediction", "error")
+NUMBER = sql.BigInteger().with_variant(sql.Integer, "sqlite")  # whose own numbers are called so
+TABLES = sql.MetaData()
+DECISIONS = sql.Table(
+    "decisions",
+    TABLES,
+    sql.Column("id", NUMBER, primary_key=True),
+    *(sql.Column(name, sql.Text, nullable=False, index=name in ("time", "source")) for name in TEXTS),
+    sql.Column("score", sql.Double),
+    sql.Column("seconds", sql.Double),
+    sqlite_autoincrement=True,
+)
+DELIVERIES = sql.Table(
+    "deliveries", TABLES, sql.Column("sink", sql.String(255), primary_key=True), sql.Column("last", NUMBER)
+)
+
+
+class Decisions:
+    """The rows of a database, for many threads. What the database refuses raises SQLAlchemyError.
+
+    Args:
+        url: of SQLAlchemy, as `sqlite:///decisions.sqlite` or `postgresql://user@host/name`; tables are made.
+
+    Raises:
+        UserError: it is no such address, its driver is not installed, or nobody answers there.
+    """
+
+    def __init__(self, url: str | sql.URL) -> None:
+        self._writing = threading.Lock()
+        try:
+            address = sql.make_url(url)
+            if address.drivername == "postgresql":  # whose default is a driver of before
+                address = address.set(drivername="postgresql+psycopg")
+            lite = address.get_backend_name() == "sqlite"
+            options: dict[str, Any] = {"connect_args": {"timeout": BUSY_S}} if lite else {"pool_pre_ping": True}
+            self._engine = sql.create_engine(address, **options)
+            if lite:
+                sql.event.listen(self._engine, "connect", _durable)
+            TABLES.create_all(self._engine)
+        except (SQLAlchemyError, ImportError) as error:
+            known = not isinstance(error, ArgumentError)
+            shown = address.render_as_string(hide_password=True) if known else "<address>"
+            why = f"cannot be used ({reason_of(error)}): start it, or give one such as sqlite:///decisions.sqlite"
+            raise UserError(f"database={shown} {why}") from error
+
+    def add(self, rows: list[dict[str, Any]]) -> list[int]:
+        """Commit rows, all or none; their ids, in order. Each has a value for each column but `id`, and maybe more."""
+        names = [column.name for column in DECISIONS.columns if column.name != "id"]
+        values = [{name: _storable(row[name]) for name in names} for row in rows]
+        asked = sql.insert(DECISIONS).returning(DECISIONS.c.id, sort_by_parameter_order=True)
+        with self._writing, self._engine.begin() as connection:
+            if connection.dialect.name == "postgresql":  # else a later id may be visible before an earlier one
+                connection.execute(sql.text("LOCK TABLE decisions IN EXCLUSIVE MODE"))
+            return list(connection.execute(asked, values).scalars()) if values else []
+
+    def recent(self, count: int) -> list[dict[str, Any]]:
+        """The last rows, the newest first."""
+        return self._found(sql.select(DECISIONS).order_by(DECISIONS.c.id.desc()).limit(count))
+
+    def after(self, last: int, limit: int) -> list[dict[str, Any]]:
+        """The rows behind an id, the oldest first."""
+        return self._found(sql.select(DECISIONS).where(DECISIONS.c.id > last).order_by(DECISIONS.c.id).limit(limit))
+
+    def counts(self, since: datetime) -> dict[str, int]:
+        """How many rows there are of each decision since an aware time; those without one are `unreadable`."""
+        kind, times = DECISIONS.c.decision, DECISIONS.c.time >= moment(since)
+        found = self._found(sql.select(kind, sql.func.count().label("rows")).where(times).group_by(kind))
+        return dict.fromkeys(KINDS, 0) | {row["decision"] or UNREADABLE: row["rows"] for row in found}
+
+    def judged(self, source: str) -> set[tuple[str, str]]:
+        """Name and digest of every photo of a source."""
+        asked = sql.select(DECISIONS.c.name, DECISIONS.c.photo).where(DECISIONS.c.source == source).distinct()
+        return {(row["name"], row["photo"]) for row in self._found(asked)}
+
+    def cursor(self, sink: str) -> int | None:
+        """The last id that a sink has delivered; None of a new one."""
+        found = self._found(sql.select(DELIVERIES.c.last).filter_by(sink=sink))
+        return found[0]["last"] if found else None
+
+    def move_cursor(self, sink: str, last: int) -> None:
+        """All to `last` is delivered."""
+        with self._writing, self._engine.begin() as connection:
+            if not connection.execute(sql.update(DELIVERIES).filter_by(sink=sink).values(last=last)).rowcount:
+                connection.execute(sql.insert(DELIVERIES).values(sink=sink, last=last))
+
+    def _found(self, asked: "sql.Select[Any]") -> list[dict[str, Any]]:
+        with self._engine.connect() as connection:
+            return [dict(row) for row in connection.execute(asked).mappings()]
+
+
+class Kept:
+    """Photos by what was decided of them, `<folder>/<decision>/<digest>.<suffix>`; the oldest make room for new ones.
+
+    Args:
+        keep: `reject`; `review`, which is what is to be looked at and what is rejected; `all`, with those that could
+            not be read; or `none`.
+        gigabytes: what they may take of the disk.
+    """
+
+    def __init__(self, folder: Path, keep: Keep, gigabytes: float) -> None:
+        self.folder, self._kinds, self._most = folder, KINDS[: KEPT[keep]], gigabytes * 1e9
+        self._held, self._writing = sum(file.stat().st_size for file in folder.glob("*/*")), threading.Lock()
+
+    def add(self, photo: bytes | np.ndarray, name: str, digest: str, decision: str) -> None:
+        """Keep it where the rule says so: whole on the disk when this returns.
+
+        Args:
+            photo: content of a file, or an array uint8 or uint16, which becomes a PNG.
+            name: a suffix of its own that photos have stays.
+
+        Raises:
+            OSError: the disk is full, or refuses.
+        """
+        kind, suffix = decision or UNREADABLE, Path(name).suffix.lower()
+        if kind not in self._kinds:
+            return
+        if isinstance(photo, np.ndarray):
+            photo, suffix = bytes(imagecodecs.png_encode(np.ascontiguousarray(photo), level=1)), ".png"
+        file = self.folder / kind / f"{digest}{suffix if suffix in IMAGE_SUFFIXES else '.bin'}"
+        with self._writing:
+            if file.exists():
+                return
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(file) as unfinished, unfinished.open("wb") as writing:
+                writing.write(photo)
+                writing.flush()
+                os.fsync(writing.fileno())
+            self._held += len(photo)
+            if self._held > self._most:
+                self._make_room()
+
+    def find(self, digest: str, decision: str) -> Path | None:
+        """Where a photo lies that is kept (still)."""
+        found = (self.folder / (decision or UNREADABLE)).glob(f"{digest}.*")
+        return next((file for file in found if file.suffix != ".part"), None)  # which a kill has left
+
+    def _make_room(self) -> None:
+        files = sorted((file.stat().st_mtime_ns, file.stat().st_size, file) for file in self.folder.glob("*/*"))
+        self._held = sum(size for _, size, _ in files)
+        while self._held > LEFT * self._most and len(files) > 1:  # the newest stays
+            _, size, file = files.pop(0)
+            file.unlink(missing_ok=True)
+            self._held -= size
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what a database's driver says, or another error; its name where it says nothing."""
+    said = str(getattr(error, "orig", None) or error).strip()
+    return said.partition("\n")[0] or type(error).__name__
+
+
+def digest_of(photo: bytes | np.ndarray) -> str:
+    """Of a photo's bytes, or of an array's: 32 digits."""
+    return files.digest_of(photo if isinstance(photo, bytes) else photo.tobytes()).hex()
+
+
+def moment(when: datetime) -> str:
+    """An aware time as the rows have it, so that texts compare as times do."""
+    return when.astimezone(UTC).isoformat(timespec="milliseconds")
+
+
+def _durable(connection: Any, _: Any) -> None:
+    """What is committed is on the disk, and readers hold no writer up."""
+    for setting in ("journal_mode=WAL", "synchronous=FULL"):
+        connection.execute(f"PRAGMA {setting}").close()
+
+
+def _storable(value: Any) -> Any:
+    """Text without what databases refuse, numbers of Python's; what is no number is none."""
+    if isinstance(value, str):
+        return writable(value).replace("\0", "\\0")
+    return None if value is None or not math.isfinite(value) else float(value)
