@@ -9,6 +9,9 @@
 | `model`, `model_digest`  | the name that it is served by, and which version of it                                    |
 | `decision`, `prediction` | as of `Predictor.predict`; "" where there is an `error`, and then `score` is NULL         |
 | `seconds`                | from its arrival to the decision                                                          |
+| `unlike`, `cause`        | 0 to 1, how unlike it is what the model was measured on, NULL where unknown; why, in words |
+
+What people say of photos are rows of `verdicts`. Nothing of either is ever changed: who takes a verdict back adds a row.
 """
 
 import math
@@ -36,7 +39,8 @@ KEPT: dict[Keep, int] = {"none": 0, "reject": 1, "review": 2, "all": 4}  # so ma
 LEFT = 0.9  # of what kept photos may take, once the oldest have made room
 BUSY_S = 30  # that a writer of SQLite waits for another process's
 
-TEXTS = ("time", "source", "name", "photo", "model", "model_digest", "decision", "prediction", "error")
+TEXTS = ("time", "source", "name", "photo", "model", "model_digest", "decision", "prediction", "error", "cause")
+UNSURE = ""  # the label of who cannot say
 NUMBER = sql.BigInteger().with_variant(sql.Integer, "sqlite")  # whose own numbers are called so
 TABLES = sql.MetaData()
 DECISIONS = sql.Table(
@@ -46,6 +50,18 @@ DECISIONS = sql.Table(
     *(sql.Column(name, sql.Text, nullable=False, index=name in ("time", "source")) for name in TEXTS),
     sql.Column("score", sql.Double),
     sql.Column("seconds", sql.Double),
+    sql.Column("unlike", sql.Double),
+    sqlite_autoincrement=True,
+)
+VERDICTS = sql.Table(
+    "verdicts",
+    TABLES,
+    sql.Column("id", NUMBER, primary_key=True),
+    *(sql.Column(name, sql.Text, nullable=False) for name in ("time", "who", "photo", "name", "label", "model_digest")),
+    sql.Column("reason", sql.Text, nullable=False),  # why it was asked for: review, doubted, unlike, audit
+    sql.Column("chance", sql.Double),  # with which it was drawn into an audit; NULL of what was not
+    sql.Column("seconds", sql.Double),  # that the person took
+    sql.Column("undoes", NUMBER),  # the id of the row that this one takes back
     sqlite_autoincrement=True,
 )
 DELIVERIES = sql.Table(
@@ -83,13 +99,18 @@ class Decisions:
 
     def add(self, rows: list[dict[str, Any]]) -> list[int]:
         """Commit rows, all or none; their ids, in order. Each has a value for each column but `id`, and maybe more."""
-        names = [column.name for column in DECISIONS.columns if column.name != "id"]
-        values = [{name: _storable(row[name]) for name in names} for row in rows]
-        asked = sql.insert(DECISIONS).returning(DECISIONS.c.id, sort_by_parameter_order=True)
-        with self._writing, self._engine.begin() as connection:
-            if connection.dialect.name == "postgresql":  # else a later id may be visible before an earlier one
-                connection.execute(sql.text("LOCK TABLE decisions IN EXCLUSIVE MODE"))
-            return list(connection.execute(asked, values).scalars()) if values else []
+        return self._add(DECISIONS, rows)
+
+    def add_verdict(self, row: dict[str, Any]) -> int:
+        """Commit what somebody says of a photo; its id. It has a value for each column of `verdicts` but `id`."""
+        return self._add(VERDICTS, [row])[0]
+
+    def verdicts(self) -> list[dict[str, Any]]:
+        """What stands: of each photo and person the last row that is not taken back, the oldest first."""
+        undone = sql.select(VERDICTS.c.undoes).where(VERDICTS.c.undoes.is_not(None))
+        asked = sql.select(VERDICTS).where(VERDICTS.c.undoes.is_(None), VERDICTS.c.id.not_in(undone))
+        last = {(row["photo"], row["who"]): row for row in self._found(asked.order_by(VERDICTS.c.id))}
+        return sorted(last.values(), key=lambda row: row["id"])
 
     def recent(self, count: int) -> list[dict[str, Any]]:
         """The last rows, the newest first."""
@@ -120,6 +141,15 @@ class Decisions:
         with self._writing, self._engine.begin() as connection:
             if not connection.execute(sql.update(DELIVERIES).filter_by(sink=sink).values(last=last)).rowcount:
                 connection.execute(sql.insert(DELIVERIES).values(sink=sink, last=last))
+
+    def _add(self, table: sql.Table, rows: list[dict[str, Any]]) -> list[int]:
+        names = [column.name for column in table.columns if column.name != "id"]
+        values = [{name: _storable(row[name]) for name in names} for row in rows]
+        asked = sql.insert(table).returning(table.c.id, sort_by_parameter_order=True)
+        with self._writing, self._engine.begin() as connection:
+            if connection.dialect.name == "postgresql":  # else a later id may be visible before an earlier one
+                connection.execute(sql.text(f"LOCK TABLE {table.name} IN EXCLUSIVE MODE"))
+            return list(connection.execute(asked, values).scalars()) if values else []
 
     def _found(self, asked: "sql.Select[Any]") -> list[dict[str, Any]]:
         with self._engine.connect() as connection:

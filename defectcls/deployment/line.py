@@ -170,7 +170,7 @@ class Line:
         judged = [asked.together.submit((predictor, one)) for one in read]
         rows = []
         for (name, photo), answer in zip(photos, judged, strict=True):
-            row = about | answer.result() | {"name": name, "photo": digest_of(photo)}
+            row = {"unlike": None, "cause": ""} | about | answer.result() | {"name": name, "photo": digest_of(photo)}
             row |= {"time": moment(datetime.now(UTC)), "seconds": time.perf_counter() - began}
             row["probabilities"] = {each: row.pop(PROBABILITY + each) for each in predictor.classes}
             self.kept.add(photo, name, row["photo"], row["decision"])

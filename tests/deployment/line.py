@@ -32,6 +32,7 @@ class SmallLine:
     def _judged(self, name: str, photo: Any) -> dict[str, Any]:
         row = {"name": name, "photo": digest_of(photo), "time": moment(datetime.now(UTC)), "model": "small"}
         row |= {"model_digest": "0", "seconds": 0.01, "score": None, "decision": "", "prediction": "", "error": ""}
+        row |= {"unlike": None, "cause": ""}
         try:
             score = 1 - float(np.mean(decode(photo, (8, 8), "squash", "8"))) / 255
         except UnreadableImageError as error:

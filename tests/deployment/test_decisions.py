@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from sqlalchemy import event
 
-from defectcls.deployment.decisions import Decisions, Kept, digest_of, moment
+from defectcls.deployment.decisions import UNSURE, Decisions, Kept, digest_of, moment
 from defectcls.errors import UserError
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -22,7 +22,7 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 def row(**other: Any) -> dict[str, Any]:
     plain = {"time": moment(NOON), "source": "http", "name": "a.png", "photo": "ab" * 16, "model": "screw"}
     plain |= {"model_digest": "cd" * 32, "score": 0.25, "decision": "accept", "prediction": "good", "error": ""}
-    return plain | {"seconds": 0.5} | other
+    return plain | {"seconds": 0.5, "unlike": None, "cause": ""} | other
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
@@ -205,3 +205,24 @@ def test_the_oldest_photos_make_room(tmp_path: Path) -> None:
         assert sum(file.stat().st_size for file in tmp_path.rglob("*.png")) <= 10_000
         assert left == list(range(left[0], 10 * run + 10))
         assert len(left) >= 9
+
+
+def verdict(**other: Any) -> dict[str, Any]:
+    plain = {"time": "2026-11-29T10:00:00.000+00:00", "who": "ann", "photo": "ab", "name": "a.png", "label": "good"}
+    plain |= {"model_digest": "cd", "reason": "audit", "chance": 0.25, "seconds": 2.5, "undoes": None}
+    return plain | other
+
+
+def test_of_each_photo_and_person_the_last_verdict_stands_that_is_not_taken_back(tmp_path: Path) -> None:
+    table = Decisions(f"sqlite:///{tmp_path}/decisions.sqlite")
+    first = table.add_verdict(verdict())
+    second = table.add_verdict(verdict(label="crack"))
+    other = table.add_verdict(verdict(who="bob", label=UNSURE, chance=None))
+    assert table.verdicts() == [
+        verdict(label="crack") | {"id": second},
+        verdict(who="bob", label="", chance=None) | {"id": other},
+    ]
+    table.add_verdict(verdict(undoes=second))
+    assert table.verdicts()[0] == verdict() | {"id": first}
+    table.add_verdict(verdict(undoes=first))
+    assert [row["who"] for row in table.verdicts()] == ["bob"]
