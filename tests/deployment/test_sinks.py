@@ -216,7 +216,9 @@ def test_a_broker_that_is_away_and_back_gets_every_decision_in_order(
     wait_until(lambda: line.decisions.cursor("mqtt:it") == 10)
     decide(line, 10, 10)
     wait_until(lambda: line.decisions.cursor("mqtt:it") == 20)
-    wait_until(lambda: taken and taken[-1][2]["id"] == 20)  # the broker has confirmed all, and may still be passing them on
+    wait_until(
+        lambda: taken and taken[-1][2]["id"] == 20
+    )  # the broker has confirmed all, and may still be passing them on
     first.loop_stop()
     mosquitto.stop()
     decide(line, 10, 20)
