@@ -118,13 +118,13 @@ def grey(value: int, side: int = 40) -> bytes:
 def by_brightness(seconds: float = 0, digest: str = "d0", **other: Any) -> Predictor:
     """A model whose score is the mean brightness of a photo: it accepts below 0.25 and rejects from 0.75 on.
 
-    `batches` of it has the sizes of those that it has judged.
+    `batches` of it has the sizes of those that it judges.
     """
     batches: list[int] = []
 
     def judge(pixels: np.ndarray) -> pd.DataFrame:
-        time.sleep(seconds)
         batches.append(len(pixels))
+        time.sleep(seconds)
         score = pixels.mean((1, 2, 3)) / 255
         decision = np.select([score < 0.25, score < 0.75], ["accept", "review"], "reject")
         names = np.where(score < 0.25, "sound", "crack")

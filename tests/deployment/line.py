@@ -41,7 +41,7 @@ class SmallLine:
         return row | {"score": score, "decision": decision, "prediction": "bad" if score >= 0.3 else "ok"}
 
 
-def wait_until(holds: Callable[[], Any], seconds: float = 20) -> Any:
+def wait_until(holds: Callable[[], Any], seconds: float = 60) -> Any:
     """What it returns, as soon as that is true."""
     end = time.monotonic() + seconds
     while not (found := holds()):

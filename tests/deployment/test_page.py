@@ -46,7 +46,7 @@ def opened(chromium: Any, served: Callable[..., Any]) -> Iterator[Callable[..., 
         context = chromium.new_context(viewport={"width": size[0], "height": size[1]})
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: mistakes.append(str(error)))
         page.goto(f"http://127.0.0.1:{server.port}{path}")
         return SimpleNamespace(page=page, server=server, mistakes=mistakes)

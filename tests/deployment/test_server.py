@@ -29,6 +29,7 @@ from defectcls.deployment.predictor import Predictor
 from defectcls.deployment.server import app_of
 from tests.conftest import composed
 from tests.deployment.conftest import by_brightness, grey
+from tests.deployment.line import wait_until
 
 
 @pytest.fixture
@@ -342,10 +343,12 @@ def test_the_page_shows_what_was_seen(served: Callable[..., Any], tmp_path: Path
 
 
 def test_a_request_under_way_is_answered_before_the_end(served: Callable[..., Any]) -> None:
-    here = served({"part": by_brightness(0.5)})
+    slow = by_brightness(0.5)
+    here = served({"part": slow})
+    before = len(slow.batches)
     with ThreadPoolExecutor(1) as client:
         answer = client.submit(here.client.post, "/predict", content=grey(51))
-        time.sleep(0.3)
+        wait_until(lambda: len(slow.batches) > before)
         here.end()
         assert answer.result().json()["results"][0]["decision"] == "accept"
     with pytest.raises(httpx.TransportError):

@@ -119,7 +119,7 @@ class Receiver:
                     self.close_connection = True
                     return
                 if answer == "hang":
-                    time.sleep(0.6)
+                    time.sleep(3)  # longer than any sink here waits
                     answer = 503
                 if answer == 204:
                     receiver.taken.append(json.loads(body))
@@ -145,7 +145,7 @@ def test_a_webhook_that_refuses_hangs_hangs_up_and_returns_gets_every_decision_i
 ) -> None:
     receiver, headers = Receiver(), {"Authorization": "Bearer secret"}
     decide(line, 5)  # before there was a sink
-    where = {"kind": "webhook", "url": f"http://127.0.0.1:{receiver.port}/hook", "headers": headers, "timeout": 0.3}
+    where = {"kind": "webhook", "url": f"http://127.0.0.1:{receiver.port}/hook", "headers": headers, "timeout": 2}
     sink = started(**where)
     decide(line, 30)
     wait_until(lambda: sink.away)
@@ -216,9 +216,7 @@ def test_a_broker_that_is_away_and_back_gets_every_decision_in_order(
     wait_until(lambda: line.decisions.cursor("mqtt:it") == 10)
     decide(line, 10, 10)
     wait_until(lambda: line.decisions.cursor("mqtt:it") == 20)
-    wait_until(
-        lambda: taken and taken[-1][2]["id"] == 20
-    )  # the broker has confirmed all, and may still be passing them on
+    wait_until(lambda: taken and taken[-1][2]["id"] == 20)  # what it has confirmed it may still pass on
     first.loop_stop()
     mosquitto.stop()
     decide(line, 10, 20)
