@@ -9,9 +9,9 @@
 | `model`, `model_digest`  | the name that it is served by, and which version of it                                    |
 | `decision`, `prediction` | as of `Predictor.predict`; "" where there is an `error`, and then `score` is NULL         |
 | `seconds`                | from its arrival to the decision                                                          |
-| `unlike`, `cause`        | 0 to 1, how unlike it is what the model was measured on, NULL where unknown; why, in words |
+| `unlike`, `cause`        | 0 to 1, how unlike what the model was measured on, NULL where unknown; why, in words |
 
-What people say of photos are rows of `verdicts`. Nothing of either is ever changed: who takes a verdict back adds a row.
+What people say of photos are rows of `verdicts`. No row is ever changed: who takes a verdict back adds one.
 """
 
 import math
