@@ -65,6 +65,8 @@ def serve(config: dict[str, Any], folder: Path) -> int:
         with contextlib.suppress(Stopped):
             server.run([listening])
         for one in connections:
+            one.stopped.set()  # all of them, before each is waited for
+        for one in connections:
             one.stop()
     return 0
 

@@ -44,6 +44,16 @@ class Photos(BaseModel):
     images: list[Photo]
 
 
+class Problem(BaseModel):
+    """What is answered with a status from 400 on."""
+
+    error: str
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": Problem, "description": "what was asked is wrong, too large or not allowed; nothing was decided"},
+    "503": {"model": Problem, "description": "the database or the disk does not answer; nothing was decided"},
+}
 BINARY = {"type": "string", "format": "binary"}
 BODY = {
     "multipart/form-data": {"schema": {"properties": {"files": {"type": "array", "items": BINARY}}}},
@@ -61,7 +71,7 @@ def app_of(line: Line, settings: ServeSettings, connections: list[Connection], c
         connections: whose state is told.
         cameras: of which some take a frame when they are asked to.
     """
-    app = FastAPI(title="defectcls", version=__version__, docs_url=None, redoc_url=None)  # which fetch scripts
+    app = FastAPI(title="defectcls", version=__version__, responses=REFUSALS, docs_url=None, redoc_url=None)
     for kind in (*MISTAKES, *TROUBLE, Exception):
         app.add_exception_handler(kind, sentence)
     WAITING.set_function(lambda: sum(model.together.waiting.qsize() for model in line.models.values()))

@@ -396,6 +396,11 @@ def test_the_documents_name_no_other_machine(served: Callable[..., Any]) -> None
     assert {"name", "data"} == set(taken["application/json"]["schema"]["properties"]["images"]["items"]["properties"])
     named = re.findall(r'"\$ref": "#/([^"]+)"', json.dumps(api))
     assert all(part.removeprefix("components/schemas/") in api["components"]["schemas"] for part in named)
+    for path, verb in ((path, verb) for path, verbs in api["paths"].items() for verb in verbs):
+        answers = api["paths"][path][verb]["responses"]
+        assert {"200", "4XX", "503"} <= set(answers), path
+        assert answers["4XX"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Problem"}
+    assert set(here.client.get("/nothing").json()) == set(api["components"]["schemas"]["Problem"]["properties"])
     assert here.client.get("/docs").status_code == 404  # which would fetch scripts
 
 
