@@ -3,29 +3,29 @@
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from defectcls.errors import UserError
 from defectcls.training.command import run_verb
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 def compare(config: dict[str, Any], folder: Path) -> None:
     """Print what was found, and write compare.json and compare.html."""
-    from defectcls.evaluation.comparison import CompareSettings, compare_predictions
+    from defectcls.evaluation.comparison import CompareSettings, compare_predictions, unseen
 
     settings = CompareSettings(**config)
     files = [path / "predictions.csv" if path.is_dir() else path for path in settings.runs]
     if missing := [file for file in files if not file.is_file()]:
         raise UserError(f"{missing[0]} does not exist: give the folder of a finished run or a predictions CSV")
     names = short_names(files := [file.resolve() for file in files])
+    from defectcls.evaluation.predictions import read_predictions
     from defectcls.pages.comparison import comparison_page
     from defectcls.pages.render import print_page, write_page
 
-    tables = {name: test_rows(file) for name, file in zip(names, files, strict=True)}
-    found = compare_predictions(tables, list(settings.metrics), settings.level, settings.resamples, settings.seed)
+    tables, counts = unseen({name: read_predictions(file) for name, file in zip(names, files, strict=True)})
+    found = counts | compare_predictions(
+        tables, list(settings.metrics), settings.level, settings.resamples, settings.seed
+    )
     page = comparison_page(found)
     found |= {"runs": dict(zip(names, map(str, files), strict=True)), "verdict": page.said("verdict")}
     (folder / "compare.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
@@ -43,18 +43,6 @@ def short_names(files: list[Path]) -> list[str]:
         raise UserError(f"{twice[0]} is given twice: compare different runs")
     paths = [file.parent if file.name == "predictions.csv" else file for file in files]
     return [str(path.relative_to(os.path.commonpath(paths))) for path in paths]
-
-
-def test_rows(file: Path) -> "pd.DataFrame":
-    """The test images of a predictions table, all of it where it marks none; repeats apart."""
-    from defectcls.evaluation.predictions import read_predictions
-
-    rows = read_predictions(file)
-    if "split" in rows and (rows["split"] == "test").any():
-        rows = rows[rows["split"] == "test"].reset_index(drop=True)
-    if "repeat" in rows and rows["repeat"].nunique() > 1:
-        rows["path"] += " in repeat " + rows["repeat"].astype(str)
-    return rows
 
 
 if __name__ == "__main__":

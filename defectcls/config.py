@@ -92,6 +92,8 @@ def overrides_of(verb: str, typed: list[str], sweeps: bool = False, config_dir: 
         typed += [f"runs=[{','.join(map(quoted, runs))}]"] * bool(runs)
     if verb == "serve":  # to Hydra `model` is a group of presets
         typed = [re.sub("^model=", "checkpoint=", word) for word in typed]
+    if verb in TRAINING:  # to Python `from` is a word of its own
+        typed = [re.sub("^from=", "earlier=", word) for word in typed]
     words = [with_text_quoted(word, sweeps) for argument in typed for word in spelled_out(argument)]
     if verb in TRAINING:
         words = [f"++{word}" if _is_further(word) else word for word in words]

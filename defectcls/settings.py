@@ -236,6 +236,7 @@ class TrainSettings(RecipeSettings, BatchSettings):
     imports: list[str]
     objective: str | None
     resume: Path | None
+    earlier: Path | None
     evaluation: Literal["auto", "crossval", "holdout"]
 
     def model_post_init(self, _: Any) -> None:

@@ -93,10 +93,29 @@ def test_mistake_is_one_sentence(arguments: tuple[str, ...], finished: Path, oth
 
 def test_runs_on_other_images_or_classes(finished: Path, finished_types: Path, other: Path, tmp_path: Path) -> None:
     text = sentence(compare(tmp_path / "new", str(finished), str(finished_types)))
-    assert "no image stands in all of " in text
+    assert "have other classes in one than in the other" in text
     table = pd.read_csv(other / "predictions.csv", keep_default_na=False)
-    table.assign(path="new/" + table["path"]).to_csv(other / "predictions.csv", index=False)
+    table.assign(photo="0" + table["photo"].str[1:]).to_csv(other / "predictions.csv", index=False)
     assert "no image stands in all of " in sentence(compare(tmp_path / "new", str(finished), str(other)))
+
+
+def test_photos_are_the_same_under_another_name_and_not_where_one_has_learned_from_them(
+    finished: Path, other: Path, tmp_path: Path
+) -> None:
+    table = pd.read_csv(other / "predictions.csv", keep_default_na=False)
+    tested = table.index[table["split"] == "test"]
+    table["path"] = "new/" + table["path"]
+    table.loc[tested[:3], "split"] = "train"
+    before = table.loc[tested[3], "label"]
+    table.loc[tested[3], "label"] = "defective" if before == "sound" else "sound"
+    table["defective"] = table["label"] == "defective"
+    table.to_csv(other / "predictions.csv", index=False)
+    outcome = compare(tmp_path / "new", str(finished), str(other), "metrics=[accuracy]", "resamples=100")
+    found = json.loads((tmp_path / "new/compare.json").read_text())
+    assert (found["images"], found["seen"], found["relabelled"]) == (len(tested) - 3, 3, 1)
+    assert "3 photos left out that one of them has learned from; 1 have another label" in outcome.out
+    truth = (table["label"] == "sound")[tested[3:]]  # which the second calls all of them
+    assert {one["run"]: one["value"] for one in found["values"]}[[*found["runs"]][1]] == pytest.approx(truth.mean())
 
 
 def test_torch_is_not_imported(finished: Path, other: Path, tmp_path: Path) -> None:

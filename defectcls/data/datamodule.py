@@ -91,6 +91,7 @@ class DefectDataModule(L.LightningDataModule):
         self.digests: list[bytes] = []
         self.unreadable: list[dict[str, str]] = []
         self.near = NO_PAIRS  # rows of near-identical images, where the split asks for them
+        self.kept: dict[str, str] = {}  # by its digest the part that a photo stays in, with all that is tied to it
         vars(self).update({name: getattr(own, name) for name in fields})
 
     @staticmethod
@@ -154,6 +155,7 @@ class DefectDataModule(L.LightningDataModule):
         if left_out := samples.attrs.get("left_out"):
             log.info("beside the photos: %s", counted(left_out))
         samples = label_samples(self._read(samples), self.target)
+        samples["photo"] = [digest.hex() for digest in self.digests]
         if contradicted := contradiction(samples, self.digests):
             if self.settings.contradictions == "error":
                 raise UserError(f"{contradicted}: delete the wrong ones, or dataset.contradictions=allow")
@@ -242,6 +244,11 @@ class DefectDataModule(L.LightningDataModule):
         """Split the images that were read, as a cross-validation does for each of its folds; see `split_samples`."""
         self.settings, self.seed = self.settings.model_copy(update={"split": split}), seed
         parts = split_samples(self._listed, self._tied, split, seed, validates)
+        if self.kept and split.folds is not None:
+            raise UserError("from=<run> keeps the test photos of that run, and folds test all: leave one of them out")
+        kept = self._listed["photo"].map(self.kept).replace({} if validates else {"val": "train"})
+        for name in PARTS:  # of what is tied, one that was tested keeps all from being trained on
+            parts[np.isin(self._tied, self._tied[kept == name])] = name
         if leaks := leaked_units(parts, self._tied):
             log.warning("the published split leaks: %d groups; dataset.split.published=false mends it", leaks)
         sizes = {name: int((parts == name).sum()) for name in PARTS}

@@ -6,13 +6,18 @@ gammas. Of equal chances it is the mid-p interval of the binomial distribution; 
 1 - 0.05^(1/n), and each photo counts as the rarest drawn would.
 """
 
+import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import brentq
-from scipy.special import betainc
+from scipy.special import betainc, expit
 
 from defectcls.evaluation.intervals import NOTHING, Interval
+from defectcls.evaluation.metrics import plain
+from defectcls.evaluation.predictions import ACCEPT
 
 NEAR = 10  # times as often as any other a photo is drawn whose score is at the threshold
 
@@ -26,7 +31,7 @@ def chances(score: np.ndarray, accept_below: float | None, share: float) -> np.n
         share: 0 to 1.
     """
     score = np.asarray(score, np.float64)
-    near = np.clip(score / accept_below, 0, 1) if accept_below else np.zeros_like(score)
+    near = np.clip(score / accept_below, 0, 1) if accept_below else 0 * score
     return np.minimum(1, share * (1 + (NEAR - 1) * near))
 
 
@@ -41,33 +46,93 @@ def drawn(photos: Iterable[str], chances: np.ndarray) -> np.ndarray:
 
 
 def share_interval(
-    hits: np.ndarray, heaviest: float, misses: int, weight: float = 1.0, level: float = 0.95
-) -> tuple[float, Interval]:
-    """Share of hits among all, and its interval; NaN where there is neither a hit nor a miss.
+    hits: float, squares: float, heaviest: float, misses: float, weight: float = 1.0, level: float = 0.95
+) -> Interval:
+    """Of the share of hits among hits and misses; NaN where there are none of either.
 
     Args:
-        hits: the weight of each hit, 1 / chance, (hits,).
+        hits: sum of their weights, 1 / chance, and `squares` of the squares.
         heaviest: the largest weight that a hit could have had which was not drawn.
-        misses: how many there are.
-        weight: of each of them, in the mean.
+        misses: how many there are, and `weight` of each in the mean.
     """
-    count, squares, others = float(hits.sum()), float((hits**2).sum()), misses * weight
-    if not count + others:
-        return np.nan, NOTHING
+    if not hits and not misses:
+        return NOTHING
+    unseen = (hits + heaviest) / (hits**2 / squares + 1) if hits else heaviest  # the weight of one more
 
-    def below(odds: float, count: float, squares: float, more: int) -> float:
-        """The probability that the odds of a hit are lower, given the weighted hits, and the misses and `more`."""
-        size = squares / count  # the weight of one hit
-        return float(betainc(count / size, misses + more, odds / (odds + size / weight)))
+    def below(odds: float, hits: float, squares: float, more: int) -> float:
+        """The probability that the odds of a hit are lower, given these hits, and the misses and `more`."""
+        size = squares / hits  # the weight of one
+        return float(betainc(hits / size, misses + more, odds / (odds + size / weight)))
 
-    def between(logit: float) -> float:
-        odds = np.exp(logit)
-        low = below(odds, count, squares, 1) if count else 1.0
-        high = below(odds, count + heaviest, squares + heaviest**2, 0) if misses else 0.0
-        return (low + high) / 2
+    def excess(logit: float, probability: float) -> float:
+        odds = math.exp(logit)
+        low = below(odds, hits, squares, 1) if hits else 1.0
+        high = below(odds, hits + unseen, squares + unseen**2, 0) if misses else 0.0
+        return (low + high) / 2 - probability
 
     def limit(probability: float) -> float:
-        return float(1 / (1 + np.exp(-brentq(lambda logit: between(logit) - probability, -60, 60))))
+        return float(expit(brentq(excess, -60, 60, (probability,))))
 
-    low = limit((1 - level) / 2) if count else 0.0
-    return count / (count + others), (low, limit((1 + level) / 2) if misses else 1.0)
+    return limit((1 - level) / 2) if hits else 0.0, limit((1 + level) / 2) if misses else 1.0
+
+
+def audit(
+    decided: pd.DataFrame, accept_below: float | None, at_most: float, promised: float | None
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """What audited photos tell of all, for audited.json, and which to look at next.
+
+    Args:
+        decided: a row a photo: `photo`, its digest, `decision`, `score`; and where somebody has looked at it whether it
+            is `defective`, None where not, and the `chance` with which it was drawn, NaN of what was not.
+        at_most: share of the accepted that may be defective.
+        promised: share of the defects that may be let through; where it is known how many are caught it takes the place
+            of `at_most`.
+
+    Returns:
+        `accepted`, and of those drawn `looked_at` and `escapes`; `share`, of the accepted that are defective, and
+        `escape_rate`, of the defects that are accepted, each with its `_interval`, None where not known; `at_most`, and
+        how many `more` have to be looked at to say so if what is found stays so, None where it does not prove it. And
+        the rows of so many, with the `chance` of each to be among them.
+    """
+    rows = decided.assign(relative=chances(decided["score"].to_numpy(), accept_below, 1 / NEAR))
+    accepted, others = rows[rows["decision"] == ACCEPT], rows[rows["decision"] != ACCEPT]
+    drawn, free = accepted.dropna(subset=["defective", "chance"]), accepted[accepted["defective"].isna()]
+    # Who is drawn by a larger share would not have been missed by a smaller one: all count as drawn by the largest.
+    raised = (drawn["relative"] * (drawn["chance"] / drawn["relative"]).max()).clip(upper=1)
+    weights, escaped, n = 1 / np.fmax(drawn["chance"], raised).to_numpy(), drawn["defective"].to_numpy(bool), len(drawn)
+    hits, squares, heaviest = weights[escaped].sum(), (weights[escaped] ** 2).sum(), weights.max(initial=1)
+    sound, weight = n - escaped.sum(), weights[~escaped].mean() if n > escaped.sum() else 1.0
+    share = hits / weights.sum() if n else math.nan
+    of_all = len(accepted) / weights.sum() if n and len(free) else 1.0  # a table may tell of no others
+    caught = found = 0.0  # defects that were not accepted; and how many of them were seen
+    for _, kind in others.groupby("decision"):
+        defects, known = (kind["defective"] == True).sum(), kind["defective"].notna().mean()  # noqa: E712
+        found, caught = found + defects, caught + (defects / known if known else math.nan)
+    if promised and caught > 0:
+        let_through = promised / (1 - promised) * caught
+        at_most = let_through / (of_all * weights.sum() + let_through)
+
+    def highest(log_times: float) -> float:
+        """The end of the interval, if so many times as many were looked at."""
+        times = math.exp(log_times)
+        return share_interval(hits, squares / times, heaviest / times, sound * times, weight / times)[1]
+
+    more = None
+    if not n:
+        more = math.ceil(math.log(0.05) / math.log1p(-at_most) * free["relative"].mean() * NEAR) if len(free) else None
+    elif highest(0) <= at_most:
+        more = 0
+    elif share < at_most:
+        more = math.ceil(n * math.expm1(brentq(lambda log_times: highest(log_times) - at_most, 0, 30)))
+    turn = pd.Series(places(free["photo"]), free.index) / free["relative"]
+    plan = free.loc[turn.sort_values().index[: more or 0]]
+    plan = plan.assign(chance=(plan["relative"] * turn[plan.index].max()).clip(upper=1)).drop(columns="relative")
+    said = {"accepted": len(accepted), "looked_at": n, "escapes": escaped.sum(), "at_most": at_most, "more": more}
+    said |= {"share": share, "share_interval": share_interval(hits, squares, heaviest, sound, weight), "caught": caught}
+    let_by = hits * of_all
+    said |= {"escape_rate": None, "escape_rate_interval": None}
+    if n and caught > 0:
+        said["escape_rate"] = let_by / (let_by + caught)
+        of_defects = squares * of_all**2, heaviest * of_all, found, caught / found
+        said["escape_rate_interval"] = share_interval(let_by, *of_defects)
+    return plain(said), plan

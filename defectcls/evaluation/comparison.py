@@ -101,6 +101,37 @@ def compare_predictions(
     }
 
 
+def unseen(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
+    """The test rows of each predictions table, all where it marks none, but for photos that another has learned from.
+
+    Where all tables have the digest of a `photo`, that is its `path` then, whatever it is called, and of several truths
+    that of the last table holds. Repeats are apart.
+
+    Returns:
+        The rows, and how many photos were `seen` and left out, and how many `relabelled`.
+    """
+    by_digest, tested, learned = all("photo" in table for table in tables.values()), {}, set[str]()
+    for name, table in tables.items():
+        rows = (
+            table.assign(path=table["photo"]).drop_duplicates(["path", *{"repeat"} & {*table}]) if by_digest else table
+        )
+        marked = rows["split"] == "test" if "split" in rows else pd.Series(False, rows.index)
+        tested[name] = rows[marked] if marked.any() else rows
+        learned |= {*rows["path"][~marked]} if marked.any() else set()
+    seen = {path for rows in tested.values() for path in rows["path"]} & learned
+    truth, relabelled = [*tested.values()][-1].drop_duplicates("path").set_index("path")[["label", "defective"]], set()
+    for name, rows in tested.items():
+        rows = rows[~rows["path"].isin(seen)].reset_index(drop=True)
+        known = rows["path"].isin(truth.index).to_numpy() & by_digest
+        now = truth.loc[rows["path"][known]].set_axis(rows.index[known])
+        relabelled |= {*rows["path"][known][now["label"] != rows["label"][known]]}
+        rows.loc[known, ["label", "defective"]] = now
+        if "repeat" in rows and rows["repeat"].nunique() > 1:
+            rows["path"] += " in repeat " + rows["repeat"].astype(str)
+        tested[name] = rows
+    return tested, {"seen": len(seen), "relabelled": len(relabelled)}
+
+
 def common_images(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """The rows of the images that all tables have, joined on `path`, in the order of the first; raises as above."""
     (first_run, first), *_ = tables.items()

@@ -49,7 +49,8 @@ def load_trained(
     here: dict[str, Any] = {"accelerator": device, "devices": 1, "strategy": "auto", "workers": 0}
     here |= {} if precision is None else {"precision": precision}
     try:
-        settings = TrainSettings(**about["config"] | {"trainer": about["config"]["trainer"] | here})
+        before = {"earlier": None}  # keys that files of before lack
+        settings = TrainSettings(**before | about["config"] | {"trainer": about["config"]["trainer"] | here})
         decision = Decision.from_plain(about["decision"], len(network.classes)) if "decision" in about else None
     except (ValidationError, TypeError, KeyError, UserError) as error:
         raise _damaged(file, error) from error

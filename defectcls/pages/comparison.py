@@ -6,7 +6,7 @@ from typing import Any
 
 from defectcls.evaluation.metrics import METRICS
 from defectcls.pages.blocks import Page, Section, Table, Text
-from defectcls.pages.wording import difference, shown, span
+from defectcls.pages.wording import difference, plural, shown, span
 
 
 def comparison_page(found: dict[str, Any]) -> Page:
@@ -14,6 +14,10 @@ def comparison_page(found: dict[str, Any]) -> Page:
     runs = list(found["left_out"])
     left = [f"{count} of {run}" for run, count in found["left_out"].items() if count]
     more = f"; left out, as they are not in all runs: {', '.join(left)}" if left else ""
+    if seen := found.get("seen"):
+        more += f"; {plural(seen, 'photo')} left out that one of them has learned from"
+    if changed := found.get("relabelled"):
+        more += f"; {changed} have another label in an earlier table, the last one's holds"
     intervals = f"Paired bootstrap intervals of {100 * found['adjusted_level']:.4g} % for each number"
     if (pairs := comb(len(runs), 2)) > 1:
         intervals += f", so that its {pairs} hold together at {100 * found['level']:g} %"

@@ -56,6 +56,7 @@ def report_page(
     blocks = [
         Text(*wording.verdict(metrics), look="verdict", terminal=True),
         Text(*caveats(metrics), look="caveats", terminal=True),
+        *(_since(found) for found in [metrics.get("from")] if found),
         _numbers(metrics, judged),
         *(_tried(found) for found in [metrics.get("auto")] if found),
         Section("Fold by fold", Text(FOLDS, look="note"), _folds(metrics.get("folds", []))),
@@ -115,6 +116,18 @@ def _numbers(metrics: dict[str, Any], judged: dict[str, Any]) -> Section:
     notes = [f"Defective: {defective}."] * bool(defective) + [REVIEWED] * ("review_rate" in defect_numbers(judged))
     head = ["", part_name(metrics, split), "95 % interval", *others]
     return Section("The numbers", Table(rows, head, terminal=True), Text(*notes, INTERVALS, look="note"))
+
+
+def _since(found: dict[str, Any]) -> Section:
+    """What is new since the run that this one goes on from."""
+    changed, head = [[*row.values()] for row in found["relabelled"]], ["photo", "label before", "label"]
+    said = (
+        f"{plural(found['new'], 'new photo')}, {found['gone']} are gone, and of {len(changed)} the label is another; "
+        f"{plural(found['tested'], 'photo')} of its test are tested again, and none of them is learned from."
+    )
+    return Section(
+        f"New since {found['run']}", Text(said, terminal=True), Table(changed, head, words=True, terminal=True)
+    )
 
 
 def _tried(found: dict[str, Any]) -> Section:

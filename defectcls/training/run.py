@@ -27,7 +27,15 @@ from defectcls.model.classifier import Classifier
 from defectcls.model.features import copy_of, extract_features
 from defectcls.model.head import FOLDS, fit_members, fit_probe
 from defectcls.settings import TrainSettings
-from defectcls.training.build import build_classifier, build_data, build_features, build_trainer, deal, with_compute
+from defectcls.training.build import (
+    build_classifier,
+    build_data,
+    build_features,
+    build_trainer,
+    continue_from,
+    deal,
+    with_compute,
+)
 from defectcls.training.record import Record, read_checkpoint, stage_summary
 from defectcls.training.results import provenance
 
@@ -158,6 +166,7 @@ class TrainingRun(Run):
         trainer = build_trainer(settings, folder, logger, self.record)
         if data is None:
             data = build_data(settings, split=False, device=trainer.strategy.root_device)
+        since = {} if settings.earlier is None else {"from": continue_from(settings.earlier, data)}
         evaluation = deal(settings, data, learns=True)
         judging = data.part("train" if evaluation == "crossval" else "val")
         refuse_missing_kind(settings.decision, data.samples["defective"].to_numpy(bool)[judging])
@@ -173,7 +182,7 @@ class TrainingRun(Run):
             with_map = classifier.joined is not None
             classifier.stored_features = build_features(settings, data, classifier.backbone, with_map)
         super().__init__(settings, data, classifier, trainer)
-        self.seconds["data"] = time.perf_counter() - start
+        self.seconds["data"], self.about = time.perf_counter() - start, since
 
     def train(self) -> None:
         """Probe and stages; ends with the best weights in place. Goes on from last.ckpt where there is one."""

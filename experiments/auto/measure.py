@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import collect
 
 import defectcls
-from defectcls.compare import test_rows
-from defectcls.evaluation.comparison import compare_predictions
+from defectcls.evaluation.comparison import compare_predictions, unseen
 from defectcls.evaluation.metrics import defect_numbers
+from defectcls.evaluation.predictions import read_predictions
 
 FILE = Path(__file__).with_name("measured.csv")
 MINUTES, SEED = 5, 0
@@ -67,7 +67,7 @@ def measure(name: str, folder: Path) -> dict:
         where = [f"dataset.table={folder}/held_out.csv", f"hydra.run.dir={folder}/{verb}_judged"]
         judged[verb] = defectcls.run("evaluate", f"checkpoint={run.folder}", *quiet, *where)
         row |= of_part(verb, judged[verb].metrics["test"])
-    tables = {verb: test_rows(run.folder / "predictions.csv") for verb, run in judged.items()}
+    tables, _ = unseen({verb: read_predictions(run.folder / "predictions.csv") for verb, run in judged.items()})
     [one] = compare_predictions(tables, ["auroc"])["differences"]
     row |= {"difference": one["difference"], "difference_low": one["low"], "difference_high": one["high"]}
     versions = {f"version_{package}": version for package, version in made["versions"].items()}

@@ -13,8 +13,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import collect
 
-from defectcls.compare import test_rows
-from defectcls.evaluation.comparison import compare_predictions
+from defectcls.evaluation.comparison import compare_predictions, unseen
 from defectcls.evaluation.metrics import defect_numbers
 from defectcls.evaluation.predictions import read_predictions
 
@@ -38,7 +37,7 @@ def row(folder: Path) -> dict:
     found |= {"rejected": collect.ranked(read_predictions(folder / "predictions.csv"))["rejected_at_95_recall"]}
     if recipe != "probe":
         probe = folder.with_name(f"ft_{photos}_probe")
-        tables = {run.name: test_rows(run / "predictions.csv") for run in (folder, probe)}
+        tables, _ = unseen({run.name: read_predictions(run / "predictions.csv") for run in (folder, probe)})
         [one] = compare_predictions(tables, ["auroc"])["differences"]
         found |= {"difference": one["difference"], "difference_low": one["low"], "difference_high": one["high"]}
         found |= {"rolled_back": sum(one["stages"][-1]["rolled_back"] for one in folds)}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from defectcls.compare import test_rows
-from defectcls.evaluation.comparison import compare_predictions
+from defectcls.evaluation.comparison import compare_predictions, unseen
+from defectcls.evaluation.predictions import read_predictions
 
 HERE = Path(__file__).parent
 NUMBERS = ("recall", "overkill_rate", "accuracy", "auroc")
@@ -36,7 +36,8 @@ def differences(folder: Path, results: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for dataset, others in results[results["split"] != "random"].groupby("dataset")["split"]:
         for split in others:
-            tables = {one: test_rows(folder / f"{dataset}_{one}" / "predictions.csv") for one in ("random", split)}
+            files = {one: folder / f"{dataset}_{one}" / "predictions.csv" for one in ("random", split)}
+            tables, _ = unseen({one: read_predictions(file) for one, file in files.items()})
             found = compare_predictions(tables, list(NUMBERS))["differences"]
             rows += [{"dataset": dataset, "split": split} | one for one in found]
     return pd.DataFrame(rows)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from defectcls.compare import test_rows
-from defectcls.evaluation.comparison import compare_predictions
+from defectcls.evaluation.comparison import compare_predictions, unseen
+from defectcls.evaluation.predictions import read_predictions
 
 HERE = Path(__file__).parent
 NUMBERS = ("accuracy", "auroc", "recall", "overkill_rate")
@@ -37,7 +37,7 @@ def differences(folders: dict[tuple[str, str, int], Path]) -> pd.DataFrame:
     for (dataset, precision, seed), folder in folders.items():
         if precision == "bf16":
             pair = {"bf16": folder, "float32": folders[dataset, "32", seed]}
-            tables = {name: test_rows(run / "predictions.csv") for name, run in pair.items()}
+            tables, _ = unseen({name: read_predictions(run / "predictions.csv") for name, run in pair.items()})
             found = compare_predictions(tables, list(NUMBERS))["differences"]
             rows += [{"dataset": dataset, "seed": seed} | one for one in found]
     return pd.DataFrame(rows)
