@@ -90,7 +90,7 @@ def overrides_of(verb: str, typed: list[str], sweeps: bool = False, config_dir: 
         runs = [word for word in typed if "=" not in word or Path(word).exists()]
         typed = [word for word in typed if word not in runs]
         typed += [f"runs=[{','.join(map(quoted, runs))}]"] * bool(runs)
-    if verb == "serve":  # to Hydra `model` is a group of presets
+    if verb in ("serve", "review"):  # to Hydra `model` is a group of presets
         typed = [re.sub("^model=", "checkpoint=", word) for word in typed]
     if verb in TRAINING:  # to Python `from` is a word of its own
         typed = [re.sub("^from=", "earlier=", word) for word in typed]

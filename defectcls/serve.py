@@ -8,30 +8,39 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from defectcls.errors import Stopped, UserError
 from defectcls.files import locked
 from defectcls.training.command import run_verb
+
+if TYPE_CHECKING:
+    from defectcls.data.inputs import Photos
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 1  # between two looks for new versions of the models
 
 
-def serve(config: dict[str, Any], folder: Path) -> int:
-    """Until Ctrl-C or SIGTERM; requests that are under way are answered first. The next start goes on in the folder."""
+def serve(config: dict[str, Any], folder: Path, listed: "tuple[str, Photos] | None" = None, page: str = "") -> int:
+    """Until Ctrl-C or SIGTERM; requests that are under way are answered first. The next start goes on in the folder.
+
+    Args:
+        listed: a source of photos that are there, and what the database calls it.
+        page: of the server's, for whom it is started.
+    """
     import uvicorn
     from PIL import Image
     from sqlalchemy import URL
 
+    from defectcls.deployment.connections import Connection
     from defectcls.deployment.decisions import Decisions, Kept
     from defectcls.deployment.door import ServeSettings
     from defectcls.deployment.line import Line, Model
     from defectcls.deployment.predictor import load
     from defectcls.deployment.server import app_of
     from defectcls.deployment.sinks import sinks_of
-    from defectcls.deployment.sources import sources_of
+    from defectcls.deployment.sources import judge_listed, sources_of
 
     settings = ServeSettings(**config)
     held = f"another server is at work in folder={folder}: stop it, or give another folder"
@@ -50,7 +59,14 @@ def serve(config: dict[str, Any], folder: Path) -> int:
         read = partial(load, device=settings.device, precision=settings.precision)
         paths = {settings.checkpoint.stem: settings.checkpoint} if settings.checkpoint else settings.models or {}
         batches = settings.batch_size, settings.deadline_ms / 1000
-        line = Line({name: Model(name, path, read, *batches) for name, path in paths.items()}, decisions, kept)
+        line = Line(
+            {name: Model(name, path, read, *batches) for name, path in paths.items()},
+            decisions,
+            kept,
+            settings.audit_share,
+        )
+        if listed:
+            connections.append(Connection(listed[0], partial(judge_listed, *listed[::-1], line.decide, decisions)))
         app = app_of(line, settings, connections, cameras)
         serving = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, lifespan="off", ws="none")
         serving.timeout_graceful_shutdown = math.ceil(settings.stalled_s)
@@ -58,7 +74,7 @@ def serve(config: dict[str, Any], folder: Path) -> int:
         address = f"http://{settings.host}:{listening.getsockname()[1]}"
         if settings.token is None and settings.host not in ("127.0.0.1", "::1", "localhost"):
             log.warning("whoever reaches %s may ask it, and see its photos: give a token=", address)
-        log.info("%s decides with %s; Ctrl-C ends it", address, ", ".join(line.models))
+        log.info("%s%s decides with %s; Ctrl-C ends it", address, page, ", ".join(line.models))
         threading.Thread(target=_look, args=(line,), daemon=True).start()
         for one in connections:
             one.start()

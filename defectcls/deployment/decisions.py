@@ -9,7 +9,9 @@
 | `model`, `model_digest`  | the name that it is served by, and which version of it                                    |
 | `decision`, `prediction` | as of `Predictor.predict`; "" where there is an `error`, and then `score` is NULL         |
 | `seconds`                | from its arrival to the decision                                                          |
-| `unlike`, `cause`        | 0 to 1, how unlike what the model was measured on, NULL where unknown; why, in words |
+| `unlike`, `cause`        | 0 to 1, how unlike it is what the model was measured on, NULL where unknown; why in words |
+| `reason`                 | why a person should look at it: review, doubted, unlike, audit; "" where nobody need      |
+| `chance`                 | with which it was drawn into the audit; NULL of what was not                              |
 
 What people say of photos are rows of `verdicts`. No row is ever changed: who takes a verdict back adds one.
 """
@@ -17,6 +19,7 @@ What people say of photos are rows of `verdicts`. No row is ever changed: who ta
 import math
 import os
 import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -36,10 +39,14 @@ Keep = Literal["none", "reject", "review", "all"]
 UNREADABLE = "unreadable"  # what a decision is called where there is none
 KINDS = (REJECT, REVIEW, ACCEPT, UNREADABLE)
 KEPT: dict[Keep, int] = {"none": 0, "reject": 1, "review": 2, "all": 4}  # so many of them
+KNOWN = (".bin", *sorted(IMAGE_SUFFIXES))  # suffixes of what is kept
 LEFT = 0.9  # of what kept photos may take, once the oldest have made room
+COMMON = 100  # rows that are fetched at a time
 BUSY_S = 30  # that a writer of SQLite waits for another process's
 
 TEXTS = ("time", "source", "name", "photo", "model", "model_digest", "decision", "prediction", "error", "cause")
+INDEXED = ("time", "source", "photo", "reason")
+UNASKED = {"reason": "", "chance": None}  # of a photo that nobody need look at
 UNSURE = ""  # the label of who cannot say
 NUMBER = sql.BigInteger().with_variant(sql.Integer, "sqlite")  # whose own numbers are called so
 TABLES = sql.MetaData()
@@ -47,21 +54,20 @@ DECISIONS = sql.Table(
     "decisions",
     TABLES,
     sql.Column("id", NUMBER, primary_key=True),
-    *(sql.Column(name, sql.Text, nullable=False, index=name in ("time", "source")) for name in TEXTS),
-    sql.Column("score", sql.Double),
-    sql.Column("seconds", sql.Double),
-    sql.Column("unlike", sql.Double),
+    *(sql.Column(name, sql.Text, nullable=False, index=name in INDEXED) for name in (*TEXTS, "reason")),
+    *(sql.Column(name, sql.Double) for name in ("score", "seconds", "unlike", "chance")),
     sqlite_autoincrement=True,
 )
 VERDICTS = sql.Table(
     "verdicts",
     TABLES,
     sql.Column("id", NUMBER, primary_key=True),
-    *(sql.Column(name, sql.Text, nullable=False) for name in ("time", "who", "photo", "name", "label", "model_digest")),
-    sql.Column("reason", sql.Text, nullable=False),  # why it was asked for: review, doubted, unlike, audit
+    *(sql.Column(name, sql.Text, nullable=False) for name in ("time", "who", "name", "label", "model_digest")),
+    sql.Column("photo", sql.Text, nullable=False, index=True),
+    sql.Column("reason", sql.Text, nullable=False),  # why it was asked for, as of its decision
     sql.Column("chance", sql.Double),  # with which it was drawn into an audit; NULL of what was not
     sql.Column("seconds", sql.Double),  # that the person took
-    sql.Column("undoes", NUMBER),  # the id of the row that this one takes back
+    sql.Column("undoes", NUMBER, index=True),  # the id of the row that this one takes back
     sqlite_autoincrement=True,
 )
 DELIVERIES = sql.Table(
@@ -76,7 +82,7 @@ class Decisions:
         url: of SQLAlchemy, as `sqlite:///decisions.sqlite` or `postgresql://user@host/name`; tables are made.
 
     Raises:
-        UserError: it is no such address, its driver is not installed, or nobody answers there.
+        UserError: it is no such address, its driver is not installed, nobody answers there, or its tables are others.
     """
 
     def __init__(self, url: str | sql.URL) -> None:
@@ -90,6 +96,13 @@ class Decisions:
             self._engine = sql.create_engine(address, **options)
             if lite:
                 sql.event.listen(self._engine, "connect", _durable)
+            there = sql.inspect(self._engine)
+            for table in (one for one in TABLES.sorted_tables if there.has_table(one.name)):
+                if lacking := {*table.columns.keys()} - {one["name"] for one in there.get_columns(table.name)}:
+                    raise UserError(
+                        f"database={address.render_as_string()} is of another tool or version: its table "
+                        f"{table.name} lacks {', '.join(sorted(lacking))}; give another one, or a new folder"
+                    )
             TABLES.create_all(self._engine)
         except (SQLAlchemyError, ImportError) as error:
             known = not isinstance(error, ArgumentError)
@@ -98,8 +111,11 @@ class Decisions:
             raise UserError(f"database={shown} {why}") from error
 
     def add(self, rows: list[dict[str, Any]]) -> list[int]:
-        """Commit rows, all or none; their ids, in order. Each has a value for each column but `id`, and maybe more."""
-        return self._add(DECISIONS, rows)
+        """Commit rows, all or none; their ids, in order. Each has a value for each column but `id`, and maybe more.
+
+        Without `reason` and `chance`, nobody need look at the photo.
+        """
+        return self._add(DECISIONS, [UNASKED | row for row in rows])
 
     def add_verdict(self, row: dict[str, Any]) -> int:
         """Commit what somebody says of a photo; its id. It has a value for each column of `verdicts` but `id`."""
@@ -151,9 +167,13 @@ class Decisions:
                 connection.execute(sql.text(f"LOCK TABLE {table.name} IN EXCLUSIVE MODE"))
             return list(connection.execute(asked, values).scalars()) if values else []
 
+    def rows(self, asked: "sql.Select[Any]") -> Iterator[dict[str, Any]]:
+        """What a query finds, read as far as it is asked for."""
+        with self._engine.connect().execution_options(yield_per=COMMON) as connection:
+            yield from map(dict, connection.execute(asked).mappings())
+
     def _found(self, asked: "sql.Select[Any]") -> list[dict[str, Any]]:
-        with self._engine.connect() as connection:
-            return [dict(row) for row in connection.execute(asked).mappings()]
+        return [*self.rows(asked)]
 
 
 class Kept:
@@ -169,8 +189,8 @@ class Kept:
         self.folder, self._kinds, self._most = folder, KINDS[: KEPT[keep]], gigabytes * 1e9
         self._held, self._writing = sum(file.stat().st_size for file in folder.glob("*/*")), threading.Lock()
 
-    def add(self, photo: bytes | np.ndarray, name: str, digest: str, decision: str) -> None:
-        """Keep it where the rule says so: whole on the disk when this returns.
+    def add(self, photo: bytes | np.ndarray, name: str, digest: str, decision: str, surely: bool = False) -> None:
+        """Keep it where the rule says so, or `surely`: whole on the disk when this returns.
 
         Args:
             photo: content of a file, or an array uint8 or uint16, which becomes a PNG.
@@ -180,7 +200,7 @@ class Kept:
             OSError: the disk is full, or refuses.
         """
         kind, suffix = decision or UNREADABLE, Path(name).suffix.lower()
-        if kind not in self._kinds:
+        if kind not in self._kinds and not surely:
             return
         if isinstance(photo, np.ndarray):
             photo, suffix = bytes(imagecodecs.png_encode(np.ascontiguousarray(photo), level=1)), ".png"
@@ -199,8 +219,8 @@ class Kept:
 
     def find(self, digest: str, decision: str) -> Path | None:
         """Where a photo lies that is kept (still)."""
-        found = (self.folder / (decision or UNREADABLE)).glob(f"{digest}.*")
-        return next((file for file in found if file.suffix != ".part"), None)  # which a kill has left
+        place = self.folder / (decision or UNREADABLE)  # which may hold 50,000: they are not listed
+        return next((file for one in KNOWN if (file := place / f"{digest}{one}").is_file()), None)
 
     def _make_room(self) -> None:
         files = sorted((file.stat().st_mtime_ns, file.stat().st_size, file) for file in self.folder.glob("*/*"))

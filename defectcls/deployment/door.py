@@ -23,6 +23,7 @@ from defectcls.errors import UserError, explain, first_mistake
 from defectcls.settings import Device, Precision, Settings, Text
 
 READ = 2**30
+Share = Annotated[float, Field(ge=0, le=1)]
 OPEN = ("/health", "/v2/health/live", "/v2/health/ready")  # without a token
 # What is answered with a sentence of its own: mistakes, and what is no fault of who asks; nothing was decided.
 WRONG = (RequestValidationError, ValidationError)  # in JSON, a query or a header
@@ -47,6 +48,10 @@ class ServeSettings(Settings):
     database: str | None
     keep: Keep
     keep_gb: PositiveFloat
+    audit_share: Share
+    second_share: Share
+    blind: bool
+    root: Path | None
     batch_size: PositiveInt
     deadline_ms: NonNegativeFloat
     max_mb: PositiveFloat

@@ -20,15 +20,18 @@ from typing import Any
 import numpy as np
 import prometheus_client as prometheus
 
-from defectcls.deployment.decisions import UNREADABLE, Decisions, Kept, digest_of, moment
+from defectcls.deployment.decisions import UNASKED, UNREADABLE, Decisions, Kept, digest_of, moment
 from defectcls.deployment.predictor import Predictor, Read
 from defectcls.errors import UserError, did_you_mean, explain
-from defectcls.evaluation.predictions import PROBABILITY
+from defectcls.evaluation.audited import chances, drawn
+from defectcls.evaluation.predictions import ACCEPT, PROBABILITY, REVIEW
 from defectcls.files import checkpoint_file
 
 log = logging.getLogger(__name__)
 
 COMMITTED = 256  # rows at most that are committed together
+DOUBTED = "doubted"  # kind of the source whose labels somebody doubts
+FAR = 0.99  # how unlike a photo is that a person should look at
 RECENT = 100  # photos as a model sees them that stay in memory for who looks at them: 60 MB of 448 px
 PHOTOS = prometheus.Counter("defectcls_photos", "Photos, from wherever they came", ["model", "decision"])
 
@@ -133,10 +136,14 @@ class Model:
 
 
 class Line:
-    """Models by name, the first of which is asked where none is named, and the database of what they decide."""
+    """Models by name, the first of which is asked where none is named, and the database of what they decide.
 
-    def __init__(self, models: dict[str, Model], decisions: Decisions, kept: Kept) -> None:
-        self.models, self.decisions, self.kept = models, decisions, kept
+    Args:
+        audit_share: of what is accepted or rejected, that a person is asked to look at.
+    """
+
+    def __init__(self, models: dict[str, Model], decisions: Decisions, kept: Kept, audit_share: float) -> None:
+        self.models, self.decisions, self.kept, self.audit_share = models, decisions, kept, audit_share
         self._readers, self._commit = ThreadPoolExecutor(os.cpu_count()), Together(decisions.add, COMMITTED)
         self._recent = deque[tuple[int, np.ndarray]](maxlen=RECENT)  # of each id what the model saw
 
@@ -173,7 +180,8 @@ class Line:
             row = {"unlike": None, "cause": ""} | about | answer.result() | {"name": name, "photo": digest_of(photo)}
             row |= {"time": moment(datetime.now(UTC)), "seconds": time.perf_counter() - began}
             row["probabilities"] = {each: row.pop(PROBABILITY + each) for each in predictor.classes}
-            self.kept.add(photo, name, row["photo"], row["decision"])
+            row |= UNASKED if row["error"] else asked_for(row, predictor.decision.accept_below, self.audit_share)
+            self.kept.add(photo, name, row["photo"], row["decision"], row["reason"] not in ("", REVIEW))
             rows.append(row)
         committed = [self._commit.submit(row) for row in rows]
         for row, number, one in zip(rows, committed, read, strict=True):
@@ -198,6 +206,26 @@ class Line:
             if row["id"] == number and row["error"]:
                 raise UserError(f"decision {number} has no photo to show: {row['error']}")
         raise UserError(f"there is no photo of decision {number}: the last {RECENT} are shown, and those that are kept")
+
+
+def asked_for(row: dict[str, Any], accept_below: float | None, share: float) -> dict[str, Any]:
+    """`reason` and `chance` of a decided row: why a person should look at it, and the chance of what is drawn.
+
+    What is rejected is drawn with `share`, what is accepted with `audited.chances`, of which the reason is the last.
+    """
+    threshold = accept_below if row["decision"] == ACCEPT else None
+    chance = chances(np.array([row["score"]]), threshold, share)
+    audited = row["decision"] != REVIEW and drawn([row["photo"]], chance)[0]
+    reasons = {
+        REVIEW: row["decision"] == REVIEW,
+        DOUBTED: row["source"].startswith(f"{DOUBTED}:"),
+        "unlike": (row["unlike"] or 0) >= FAR,
+        "audit": audited,
+    }
+    return {
+        "reason": next((why for why, holds in reasons.items() if holds), ""),
+        "chance": chance[0] if audited else None,
+    }
 
 
 def _judge(photos: list[tuple[Predictor, Read]]) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from defectcls.deployment import open_inference
 from defectcls.deployment.connections import Connection
 from defectcls.deployment.door import MISTAKES, TROUBLE, Door, ServeSettings, sentence
 from defectcls.deployment.line import Line
+from defectcls.deployment.reviews import add_reviews
 from defectcls.deployment.sources import CameraSource
 from defectcls.pages.photos import jpeg, overlay
 from defectcls.pages.wording import decision_words, not_promised
@@ -134,9 +135,13 @@ def app_of(line: Line, settings: ServeSettings, connections: list[Connection], c
         """What Prometheus scrapes."""
         return Response(prometheus.generate_latest(), media_type=prometheus.CONTENT_TYPE_LATEST)
 
+    add_reviews(app, line, settings.second_share, settings.blind)
+
+    @app.get("/review", include_in_schema=False)
     @app.get("/", include_in_schema=False)
-    def page(token: str = "") -> Response:
-        found = FileResponse(Path(__file__).with_name("line.html"), headers=POLICY)
+    def page(request: Request, token: str = "") -> Response:
+        name = "line.html" if request.url.path == "/" else "review.html"
+        found = FileResponse(Path(__file__).with_name(name), headers=POLICY)
         if token:
             found.set_cookie("token", token, httponly=True, samesite="strict")
         return found

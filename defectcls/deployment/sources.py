@@ -11,6 +11,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, PositiveInt
 
+from defectcls.data.images import UnreadableImageError, read_file
+from defectcls.data.inputs import Photos
+from defectcls.data.samples import writable
 from defectcls.deployment.connections import Connection, ConnectionSettings, DifferentNames, Words
 from defectcls.deployment.decisions import Decisions, digest_of
 from defectcls.deployment.watching import Watched
@@ -79,6 +82,24 @@ def _judge_folder(
             yield
         yield
         stopped.wait(settings.seconds)
+
+
+def judge_listed(
+    photos: Photos, label: str, decide: Decide, decisions: Decisions, stopped: threading.Event
+) -> Generator[None]:
+    """Each photo of a list once, in its order, also across restarts; one that cannot be read is told."""
+    judged = decisions.judged(label)
+    for name in photos.names:
+        try:
+            content = read_file(photos.root / name)
+            if (writable(name), digest_of(content)) not in judged:
+                decide([(writable(name), content)], label, None)
+        except UnreadableImageError as error:
+            log.warning("%s is left out: %s", writable(name), error)
+        if stopped.is_set():
+            return
+        yield
+    log.info("all %s photos of %s are judged", f"{len(photos.names):,}", label)
 
 
 class CameraSource:

@@ -22,7 +22,7 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 def row(**other: Any) -> dict[str, Any]:
     plain = {"time": moment(NOON), "source": "http", "name": "a.png", "photo": "ab" * 16, "model": "screw"}
     plain |= {"model_digest": "cd" * 32, "score": 0.25, "decision": "accept", "prediction": "good", "error": ""}
-    return plain | {"seconds": 0.5, "unlike": None, "cause": ""} | other
+    return plain | {"seconds": 0.5, "unlike": None, "cause": "", "reason": "", "chance": None} | other
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
@@ -63,6 +63,17 @@ def test_a_row_that_is_no_row_leaves_none_of_those_beside_it(decisions: Decision
     with pytest.raises(Exception, match="NOT NULL|not-null|null value"):
         decisions.add([row(), row(name=None)])
     assert decisions.recent(9) == []
+
+
+def test_a_database_of_another_tool_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "other.sqlite") as other:
+        other.execute("CREATE TABLE verdicts (id INTEGER, time TEXT, who TEXT, guilty TEXT)")
+    lacking = "chance, label, model_digest, name, photo, reason, seconds, undoes"
+    expected = rf"other.sqlite is of another tool or version: its table verdicts lacks {lacking}; give another one"
+    with pytest.raises(UserError, match=expected):
+        Decisions(f"sqlite:///{tmp_path}/other.sqlite")
+    with sqlite3.connect(tmp_path / "other.sqlite") as other:
+        assert other.execute("SELECT name FROM sqlite_master").fetchall() == [("verdicts",)]
 
 
 def test_counts_are_of_the_time_since(decisions: Decisions) -> None:

@@ -47,7 +47,8 @@ def served(tmp_path: Path) -> Iterator[Callable[..., Any]]:
                 name: Model(name, file, lambda _, one=one: one, settings.batch_size, settings.deadline_ms / 1000)
                 for name, one in (models or {"part": by_brightness()}).items()
             }
-            line = Line(ready, Decisions(f"sqlite:///{tmp_path}/rows.sqlite"), Kept(tmp_path / "photos", "review", 1))
+            decisions, kept = Decisions(f"sqlite:///{tmp_path}/rows.sqlite"), Kept(tmp_path / "photos", "review", 1)
+            line = Line(ready, decisions, kept, settings.audit_share)
             app = app_of(line, settings, connections, sources)
             server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
             listening = socket.create_server(("127.0.0.1", 0))

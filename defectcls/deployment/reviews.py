@@ -1,0 +1,155 @@
+"""Photos that people are asked to look at, one at a time, and what they say of them.
+
+A person is asked about each photo (its digest) once: what the model sends to review, then what is doubted, then what is
+unlike any seen, and at every `EVERY`-th turn what is drawn into the audit, so that it is never left out. What one
+person has judged others are asked about for a share of the photos, by their digests; what somebody was unsure of, all.
+"""
+
+import itertools
+import os
+import threading
+from collections.abc import Generator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import sqlalchemy as sql
+from fastapi import FastAPI
+from fastapi.responses import Response
+from PIL import Image
+from pydantic import BaseModel, Field, StringConstraints
+from starlette.exceptions import HTTPException
+
+from defectcls.data.images import open_photo, without_borders
+from defectcls.deployment.decisions import DECISIONS, UNSURE, VERDICTS, moment
+from defectcls.deployment.line import DOUBTED, Line
+from defectcls.errors import did_you_mean
+from defectcls.evaluation.agreement import kappa
+from defectcls.evaluation.metrics import plain
+from defectcls.evaluation.predictions import REVIEW
+from defectcls.pages.photos import jpeg, overlay
+
+EVERY = 10
+SIDE = 1600  # pixels of a photo on the page
+ORDER = {  # of each reason; of a line the newest come first, whose parts are still at hand
+    REVIEW: DECISIONS.c.id.desc(),
+    DOUBTED: DECISIONS.c.id,
+    "unlike": DECISIONS.c.unlike.desc(),
+    "audit": DECISIONS.c.photo,  # as if shuffled: whenever somebody stops, no hour is left out
+}
+Who = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=60)]
+
+
+class Said(BaseModel):
+    """A verdict, or with `undoes` the id of one that is taken back; `seconds` that the person took."""
+
+    who: Who
+    photo: str
+    label: str = UNSURE
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    undoes: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+
+
+def stands() -> "sql.ColumnElement[bool]":
+    """Of verdicts: one that neither takes another back nor is taken back."""
+    undoing = VERDICTS.alias()
+    return VERDICTS.c.undoes.is_(None) & ~sql.exists().where(undoing.c.undoes == VERDICTS.c.id)
+
+
+def waits(who: str, second_share: float) -> "sql.ColumnElement[bool]":
+    """Of decisions: the last one of its photo, of which this person has said nothing, and others not enough."""
+    later, photo = DECISIONS.alias(), DECISIONS.c.photo
+    said = sql.exists().where(VERDICTS.c.photo == photo, stands())
+    enough = sql.func.substr(photo, 25) >= f"{round(second_share * 0xFFFFFFFF):08x}"  # the audit draws by its beginning
+    settled = said.where(VERDICTS.c.who != who, VERDICTS.c.label != UNSURE) & enough
+    again = sql.exists().where(later.c.photo == photo, later.c.id > DECISIONS.c.id)
+    return (DECISIONS.c.reason != "") & ~again & ~said.where(VERDICTS.c.who == who) & ~settled
+
+
+def add_reviews(app: FastAPI, line: Line, second_share: float, blind: bool) -> None:
+    """What the page /review asks for; see `ServeSettings`."""
+    saying, rows = threading.Lock(), line.decisions.rows
+
+    def decision(photo: str) -> dict[str, Any]:
+        """The last one of a photo, with the `predictor` that decided, or where it is not at work the first one."""
+        asked = sql.select(DECISIONS).where(DECISIONS.c.photo == photo).order_by(DECISIONS.c.id.desc()).limit(1)
+        if not (found := [*rows(asked)]):
+            raise HTTPException(404, f"no photo '{photo[:32]}' was decided here: reload the page")
+        return found[0] | {"predictor": (line.models.get(found[0]["model"]) or line.model()).predictor}
+
+    def shown(photo: str) -> dict[str, Any]:
+        """The row with what the page needs to know of its model."""
+        row = decision(photo)
+        predictor = row.pop("predictor")
+        return row | {"classes": predictor.classes, "heat_map": predictor.about.get("heat_map", True)}
+
+    @app.get("/api/review/queue")
+    def queue(who: Who, n: Annotated[int, Field(ge=1, le=1000)] = 20) -> dict[str, Any]:
+        """Photos that wait for a person and are kept, in order."""
+
+        def asked(*reasons: str) -> Generator[dict[str, Any]]:
+            for reason in reasons:
+                found = sql.select(DECISIONS).where(DECISIONS.c.reason == reason, waits(who, second_share))
+                every = rows(found.order_by(ORDER[reason]))
+                yield from (row for row in every if (row["decision"], row["photo"]) in kept)
+
+        files = ((Path(place).name, name) for place, _, names in os.walk(line.kept.folder) for name in names)
+        kept = {(decision, name.partition(".")[0]) for decision, name in files}  # which may be 50,000: looked at once
+        *urgent, audit = ORDER
+        with closing(asked(*urgent)) as first, closing(asked(audit)) as drawn:
+            turns = (itertools.chain(*((first, drawn) if turn % EVERY else (drawn, first))) for turn in range(1, n + 1))
+            found = filter(None, [next(turn, None) for turn in turns])
+        return {"photos": [shown(row["photo"]) for row in found], "blind": blind}
+
+    @app.get("/api/review/state")
+    def state(who: Who) -> dict[str, Any]:
+        """How many photos wait for a person, how far others agree where both are sure, and the last verdict."""
+        reason, count = DECISIONS.c.reason, sql.func.count().label("count")
+        found = rows(sql.select(reason, count).where(waits(who, second_share)).group_by(reason))
+        waiting = dict.fromkeys(ORDER, 0) | {row["reason"]: row["count"] for row in found}
+        every = line.decisions.verdicts()
+        mine, others = ({v["photo"]: v for v in every if (v["who"] == who) is own} for own in (True, False))
+        pairs = [(v["label"], others[photo]["label"]) for photo, v in mine.items() if photo in others]
+        both = np.array([pair for pair in pairs if UNSURE not in pair], str).reshape(-1, 2)
+        value, interval = kappa(*both.T)
+        same = np.equal(*both.T).sum()
+        numbers = plain({"both": len(both), "same": same, "kappa": value, "interval": interval})
+        last = max(mine.values(), key=lambda one: one["id"], default=None)
+        undoable = last and shown(last["photo"]) | {"verdict": last["id"]}
+        return {"waiting": waiting, "judged": len(mine), "agreement": numbers, "last": undoable}
+
+    @app.post("/api/review/verdict")
+    def say(said: Said) -> dict[str, int]:
+        """What a person says of a photo: on the disk before it is answered, and not doubled where it is sent again."""
+        row = decision(said.photo)
+        if said.label not in (UNSURE, *(known := row["predictor"].classes)):
+            near = did_you_mean(said.label, known) or f", there are {', '.join(known)}"
+            raise HTTPException(422, f"there is no class '{said.label[:100]}'{near}")
+        asked = sql.select(VERDICTS).where(VERDICTS.c.who == said.who, VERDICTS.c.photo == said.photo)
+        with saying:
+            last = [*rows(asked.where(stands()).order_by(VERDICTS.c.id.desc()).limit(1))]
+            sent = last[:1] if said.undoes is None else [*rows(asked.where(VERDICTS.c.undoes == said.undoes))]
+            if sent and (said.undoes or sent[0]["label"] == said.label):
+                return {"id": sent[0]["id"]}
+            if said.undoes and said.undoes not in [one["id"] for one in last]:
+                raise HTTPException(409, f"verdict {said.undoes} is none of {said.who} on this photo that stands")
+            if not said.undoes and not line.kept.find(row["photo"], row["decision"]):
+                raise HTTPException(410, f"the photo of {row['name'][:100]} is no longer kept (keep, keep_gb)")
+            copied = {key: row[key] for key in ("photo", "name", "model_digest", "reason", "chance")}
+            return {"id": line.decisions.add_verdict(copied | said.model_dump() | {"time": moment(datetime.now(UTC))})}
+
+    @app.get("/api/review/photo/{photo}")
+    def picture(photo: str, heat: bool = False) -> Response:
+        """A kept photo in its own shape, as JPEG; with `heat` what speaks for a defect lies over it."""
+        row = decision(photo)
+        predictor, file = row["predictor"], line.kept.find(row["photo"], row["decision"])
+        if file is None:
+            raise HTTPException(404, f"the photo of {row['name'][:100]} is not kept (keep, keep_gb)")
+        seen = Image.fromarray(open_photo(file, SIDE).pixels(predictor.depth))
+        seen.thumbnail((SIDE, SIDE))
+        for found in predictor.heat_maps([file] * heat):
+            if found is not None:
+                seen = overlay(seen, without_borders(found, file) if predictor.resize == "pad" else found)
+        return Response(jpeg(seen), media_type="image/jpeg", headers={"Cache-Control": "max-age=600"})
