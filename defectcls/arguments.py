@@ -17,7 +17,10 @@ TEXTS = (  # keys whose values are text whatever Hydra's grammar makes of it; a 
     *("model.weights", "logger.project", "logger.group", "resume", "checkpoint", "predictions", "input", "output"),
     *("root", "host", "token", "folder", "database", RUN_DIR, SWEEP_DIR),
 )
-NAMES = ("dataset.sound", "dataset.categories", "dataset.labels", "runs", "logger.tags", SEARCHPATH)  # lists
+NAMES = (  # lists
+    *("dataset.sound", "dataset.categories", "dataset.labels", "dataset.verdicts", "labels", "runs", "logger.tags"),
+    SEARCHPATH,
+)
 
 SHARE = re.compile(r"\s*\d*\.?\d+(e-\d+)?\s*", re.IGNORECASE)
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")

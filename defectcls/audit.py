@@ -8,14 +8,16 @@ from defectcls.training.command import run_verb
 
 
 def audit(config: dict[str, Any], folder: Path) -> int:
-    """Write audit.csv, audit.html and audit.json; 1 where copies or near-identical images straddle the split."""
+    """Write audit.csv, doubted.csv, audit.html, audit.json; 1 if copies or near-identical images straddle a split."""
     from defectcls.settings import AuditSettings
 
     settings = AuditSettings(**config)
+    from defectcls.arguments import as_typed
     from defectcls.data.datamodule import DefectDataModule
     from defectcls.data.findings import balance, find_faults, table_of
     from defectcls.data.splits import leaked_units
     from defectcls.errors import UserError
+    from defectcls.evaluation.predictions import write_predictions
     from defectcls.model.hardware import find_device
     from defectcls.model.head import FOLDS
     from defectcls.pages.audit import audit_page, summarise
@@ -50,6 +52,11 @@ def audit(config: dict[str, Any], folder: Path) -> int:
         doubted = find_doubted_labels(settings, data, units)
         findings += doubted
         notes += ["No label is likely wrong."] * (not doubted)
+        doubts = samples.set_index("path").loc[[one.path for one in doubted], ["photo", "label"]]
+        doubts["suspected"] = [one.suspected for one in doubted]
+        write_predictions(doubts.reset_index(), folder / "doubted.csv")
+        review = f"python -m defectcls.review model=<run> {as_typed(f'input={folder}/doubted.csv')}"
+        notes += [f"To look at them one by one: {review} {as_typed(f'root={data.root}')}"] * bool(doubted)
     except UserError as error:
         notes.append(f"Wrong labels were not looked for: {error}")
     table = table_of(findings, samples)

@@ -1,5 +1,6 @@
 """The types of the configurations. Every value comes from conf/: no field here has a default."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,13 @@ def _as_frame(given: Any) -> Any:
     if len(frame) != 2 or not all(isinstance(side, int) and side >= 32 for side in frame):
         raise PydanticCustomError("frame", "Input should be a side of 32 pixels or more, or [height,width]")
     return frame
+
+
+def _as_addresses(given: Any) -> list[str]:
+    addresses = [] if given is None else [str(one) for one in (given if isinstance(given, list | tuple) else [given])]
+    if any(re.search("://[^/@]*:[^/@]*@", one) for one in addresses):
+        raise ValueError("a run keeps what is typed: leave the password to a file such as ~/.pgpass")
+    return addresses
 
 
 def _present(named: Any) -> Any:
@@ -88,6 +96,7 @@ class DatasetSettings(TargetSettings):
     on_unreadable: Literal["error", "skip"]
     contradictions: Literal["error", "allow"]
     consecutive: PositiveInt | None
+    verdicts: Annotated[list[str], BeforeValidator(_as_addresses)]
     cache: Literal["auto", "off"]
     cache_dir: Annotated[Path, AfterValidator(Path.expanduser)]
     cache_max_gb: Positive

@@ -13,6 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from defectcls.data.findings import Finding, balance, table_of
 from defectcls.errors import UserError
+from defectcls.files import digest_of
 from defectcls.model import head
 from defectcls.model.head import doubt_labels
 from defectcls.pages.audit import audit_page, summarise
@@ -247,6 +248,23 @@ def test_wrong_labels_that_were_planted_are_found(tmp_path: Path, monkeypatch: p
     assert len(doubted) <= 90  # a tenth of all
     assert len(paths & set(doubted)) >= 0.7 * len(paths)
     assert len(paths & set(doubted[:20])) >= 16
+
+
+def test_doubted_labels_are_a_table_to_go_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = photos(tmp_path / "pho tos")
+    doubted = [("bad/03.png", "defective", "sound"), ("good/01.png", "sound", "defective")]  # the least credible first
+    found = [Finding("wrong_label", path, suspected=other) for path, _, other in doubted]
+    monkeypatch.setattr("defectcls.training.inspection.find_doubted_labels", lambda *_: found)
+    said = of_folder(root, tmp_path, "audit.wrong_labels=true").summary["verdict"][-1]
+    rows = pd.read_csv(tmp_path / "run/doubted.csv")
+    digests = [digest_of((root / path).read_bytes()).hex() for path, _, _ in doubted]
+    assert list(rows.itertuples(index=False, name=None)) == [
+        (path, photo, label, other) for (path, label, other), photo in zip(doubted, digests, strict=True)
+    ]
+    assert said == (
+        f"To look at them one by one: python -m defectcls.review model=<run> input={tmp_path}/run/doubted.csv "
+        f"'root={root}'"
+    )
 
 
 # --- the page and the table -------------------------------------------------------------------------------------------

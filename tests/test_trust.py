@@ -169,6 +169,8 @@ CODE = [
     "hydra.searchpath=['file:///tmp/theirs']",
     "hydra/launcher=theirs",
     "dataset._target_=os.system",
+    "dataset.verdicts=postgresql://theirs/labels",
+    "candidates=['++dataset.verdicts=theirs.sqlite']",
     "'dataset={_target_: os.system}'",
     "+optim.x={_target_: os.system}",
     "--config-dir=/tmp/theirs",
@@ -195,7 +197,8 @@ def test_what_may_run_code_is_trusted_or_refused(tmp_path: Path, override: str) 
         resume = f"resume={tmp_path / kind}"
         text = sentence(command("train", resume))
         assert text.startswith(
-            f"{resume} would repeat {override}, which may run code: add trust=true if you trust the folder"
+            f"{resume} would repeat {override}, which may run code, or open what you did not "
+            "name: add trust=true if you trust the folder"
         )
         repeated, sweeps = resumed([resume, "trust=true"])
         assert sweeps == (kind == "sweep")

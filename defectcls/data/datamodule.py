@@ -16,6 +16,7 @@ from defectcls.data.batches import Part, PartLoader
 from defectcls.data.download import fetch_archive
 from defectcls.data.duplicates import NO_PAIRS, contradiction, first_of, near_identical_pairs, split_units
 from defectcls.data.images import further_pages, typical_size
+from defectcls.data.overlay import lay_over
 from defectcls.data.reading import Images
 from defectcls.data.samples import classes_of, counted, group_consecutive, in_order, label_samples, refuse_spellings
 from defectcls.data.splits import PARTS, deal_folds, leaked_units, split_samples
@@ -90,6 +91,7 @@ class DefectDataModule(L.LightningDataModule):
         self.samples = pd.DataFrame()
         self.digests: list[bytes] = []
         self.unreadable: list[dict[str, str]] = []
+        self.overlay: dict[str, Any] = {}  # what `lay_over` remembers; with `labels` of before these are laid over
         self.near = NO_PAIRS  # rows of near-identical images, where the split asks for them
         self.kept: dict[str, str] = {}  # by its digest the part that a photo stays in, with all that is tied to it
         vars(self).update({name: getattr(own, name) for name in fields})
@@ -147,15 +149,20 @@ class DefectDataModule(L.LightningDataModule):
         """List, read, label and split the images; a second call does nothing.
 
         Raises:
-            UserError: unreadable images, contradicting labels, classes that are missing, unknown or too small to split.
+            UserError: unreadable images, contradicting labels, classes that are missing, unknown or too small to
+                split, or what `lay_over` refuses.
         """
         if not self.samples.empty:
             return
         samples = self.sample_table()
         if left_out := samples.attrs.get("left_out"):
             log.info("beside the photos: %s", counted(left_out))
-        samples = label_samples(self._read(samples), self.target)
+        samples = self._read(samples)
         samples["photo"] = [digest.hex() for digest in self.digests]
+        if said := self.overlay.get("labels", self.settings.verdicts):
+            samples, found = lay_over(samples, self.target, said)
+            self.overlay = found | self.overlay
+        samples = label_samples(samples, self.target)
         if contradicted := contradiction(samples, self.digests):
             if self.settings.contradictions == "error":
                 raise UserError(f"{contradicted}: delete the wrong ones, or dataset.contradictions=allow")

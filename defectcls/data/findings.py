@@ -20,6 +20,7 @@ class Finding(NamedTuple):
     path: str = ""
     other: str = ""
     detail: str = ""
+    suspected: str = ""  # label
 
 
 def find_faults(data: DefectDataModule) -> tuple[list[Finding], np.ndarray, np.ndarray]:

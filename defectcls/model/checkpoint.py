@@ -25,6 +25,7 @@ class Trained(NamedTuple):
     settings: TrainSettings
     about: dict[str, Any]
     decision: Decision | None  # None of a run that did not finish
+    labels: dict[str, str]  # that people gave its photos, by digest
     device: torch.device
 
 
@@ -49,14 +50,16 @@ def load_trained(
     here: dict[str, Any] = {"accelerator": device, "devices": 1, "strategy": "auto", "workers": 0}
     here |= {} if precision is None else {"precision": precision}
     try:
-        before = {"earlier": None}  # keys that files of before lack
-        settings = TrainSettings(**before | about["config"] | {"trainer": about["config"]["trainer"] | here})
+        config = {"earlier": None} | about["config"]  # keys that files of before lack
+        config["dataset"] = {"verdicts": None} | config["dataset"]
+        settings = TrainSettings(**config | {"trainer": config["trainer"] | here})
         decision = Decision.from_plain(about["decision"], len(network.classes)) if "decision" in about else None
-    except (ValidationError, TypeError, KeyError, UserError) as error:
+        labels = {str(photo): str(label) for photo, label in about.get("overlay", {}).get("labels", {}).items()}
+    except (ValidationError, TypeError, KeyError, AttributeError, UserError) as error:
         raise _damaged(file, error) from error
     network.backbone.precision = settings.trainer.precision  # type: ignore[assignment]  # no longer auto
     place = find_device(device, settings.trainer.precision)
-    return Trained(file, network, settings, about, decision, place)
+    return Trained(file, network, settings, about, decision, labels, place)
 
 
 def load_network(checkpoint: Path, for_trainer: bool = False) -> tuple[Network, dict[str, Any]]:

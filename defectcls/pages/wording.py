@@ -71,6 +71,11 @@ def caveats(metrics: dict[str, Any]) -> list[str]:
     if elsewhere := metrics.get("elsewhere"):
         where = f"the model was trained on {elsewhere['trained_on']} and is judged on {elsewhere['judged_on']}"
         found += [f"Another dataset: {where}."]
+    if laid := metrics.get("verdicts"):
+        people = f"Labels of people on {plural(laid['laid_over'], 'photo')}, {laid['changed']} unlike the dataset's"
+        found += [f"{people}; {plural(laid['missing'], 'photo')} of theirs are not here."]
+        if names := laid["conflicts"]:
+            found += [f"People disagree on {', '.join(names[:9])} ({len(names)} in all): the dataset's label stands."]
     ranks = numbers["intervals"].get("auroc")
     if ranks and ranks[0] <= 0.5:
         interval = f"95 % interval {ranks[0]:.3f} to {ranks[1]:.3f}"

@@ -41,11 +41,13 @@ def build_data(
     classes: dict[str, bool] | None = None,
     split: bool = True,
     device: torch.device = torch.device("cpu"),  # noqa: B008  immutable
+    overlay: dict[str, Any] | None = None,
 ) -> DefectDataModule:
-    """The dataset of a configuration, listed, read, labelled and split; `device` as of `DefectDataModule`."""
+    """The dataset of a configuration, listed, read, labelled and split; `device` and `overlay` as of its class."""
     if settings.model.head == "memory" and classes is None and settings.target == "defect":
         classes = {SOUND: False, DEFECTIVE: True}  # of a dataset without defects too
     data = DefectDataModule.from_settings(settings, device=device, classes=classes, test_all=True)
+    data.overlay = overlay or {}
     data.prepare_data()
     data.setup()
     if split:

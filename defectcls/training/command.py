@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TRUST = "trust=true"  # of the folder that `resume` names
-# Keys of Hydra's own, of functions, classes and modules, and presets that lie outside of conf/.
-CODE = re.compile(r"[\s+~]*(-|hydra|imports)|.*_target_|[\w/+~]*(@[^=]*)?=.*(\.\./|\$)", re.DOTALL)
+# Keys of Hydra's own, of functions, classes and modules, of databases, and presets that lie outside of conf/.
+CODE = re.compile(r"[\s+~]*(-|hydra|imports)|.*_target_|.*verdicts[^=]*[=:]|[\w/+~]*(@[^=]*)?=.*(\.\./|\$)", re.DOTALL)
 REFUSED = ("config_path", "config_name", "experimental_rerun", "hydra_help", "info", "shell_completion")  # of Hydra's
 RESUMED = ("train", "crossval", "auto")  # verbs that go on where they stopped
 NUMBERS = ("metrics", "audit", "compare", "summary", "export")  # what the verbs call their JSON
@@ -228,7 +228,8 @@ def resumed(typed: list[str]) -> tuple[list[str], bool]:
     _, recorded = recorded_command(folder)
     sweeps = (folder / SWEEP).is_file()
     if TRUST not in typed and (code := next(filter(CODE.match, recorded), None)):
-        raise UserError(f"resume={folder} would repeat {code}, which may run code: add {TRUST} if you trust the folder")
+        what = f"{code}, which may run code, or open what you did not name"
+        raise UserError(f"resume={folder} would repeat {what}: add {TRUST} if you trust the folder")
     if sweeps:
         place = [f"{SWEEP_DIR}={quoted(str(folder))}"]
         rest = [word for word in rest if not word.startswith("resume=")]

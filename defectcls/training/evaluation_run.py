@@ -19,7 +19,8 @@ from defectcls.training.run import Run, keep_decision
 
 log = logging.getLogger(__name__)
 
-OF_HERE = ("_target_", "source", "archive", "download", "cache", "cache_dir", "cache_max_gb")  # not a checkpoint's
+# Not a checkpoint's to say:
+OF_HERE = ("_target_", "source", "archive", "download", "cache", "cache_dir", "cache_max_gb", "verdicts")
 
 
 class EvaluationRun(Run):
@@ -35,7 +36,8 @@ class EvaluationRun(Run):
             dataset = asked.dataset.model_copy(update={"resize": own.resize, "depth": own.depth})
         settings, classifier = trained.settings.model_copy(update={"dataset": dataset}), trained.network
         assert isinstance(classifier, Classifier)
-        data = build_data(settings, classifier.classes, split=part != "all", device=trained.device)
+        overlay = {"labels": trained.labels} if asked.dataset is None and trained.labels else None
+        data = build_data(settings, classifier.classes, part != "all", trained.device, overlay)
         if "seen" in trained.about and asked.dataset is None and part == "test" and not len(data.part("test")):
             data.samples["split"] = "test"  # the run set nothing aside
         super().__init__(settings, data, classifier, build_trainer(settings, folder))

@@ -52,7 +52,8 @@ def find_doubted_labels(settings: AuditSettings, data: DefectDataModule, units: 
     for row in doubted.tolist():
         named = ((data.class_names[one], said[row, one]) for one in (targets[row], said[row].argmax()))
         detail = ", ".join(f"{name} {share:.0%}" for name, share in named)
-        found.append(Finding("wrong_label", data.samples["path"][row], detail=detail))
+        suspected = data.class_names[said[row].argmax()]
+        found.append(Finding("wrong_label", data.samples["path"][row], detail=detail, suspected=suspected))
     return found
 
 

@@ -116,6 +116,7 @@ class Run:
             "defective_classes": [*self.data.classes.values()],
             "decision": self.decision.plain(),
             "unreadable": self.data.unreadable,
+            "verdicts": {key: value for key, value in self.data.overlay.items() if key != "labels"},
             "depth": self.data.settings.depth,
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,
@@ -149,8 +150,10 @@ class TrainingRun(Run):
         start = time.perf_counter()
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.record = folder, Record(folder, settings.finetune.patience)
+        remembered: dict[str, Any] = {}
         if self.record.last.is_file():
-            then = flat(read_checkpoint(self.record.last)["defectcls"]["config"])
+            remembered = read_checkpoint(self.record.last)["defectcls"]
+            then = flat(remembered["config"])
             found = {name for name in ("image_size", "evaluation") if getattr(settings, name) == "auto"}
             if found:  # as it was then: photos may have come since
                 settings = TrainSettings(**settings.model_dump() | {name: then[name] for name in found})
@@ -165,7 +168,8 @@ class TrainingRun(Run):
         settings = with_compute(settings)
         trainer = build_trainer(settings, folder, logger, self.record)
         if data is None:
-            data = build_data(settings, split=False, device=trainer.strategy.root_device)
+            overlay = remembered.get("overlay")  # verdicts may have come since
+            data = build_data(settings, split=False, device=trainer.strategy.root_device, overlay=overlay)
         since = {} if settings.earlier is None else {"from": continue_from(settings.earlier, data)}
         evaluation = deal(settings, data, learns=True)
         judging = data.part("train" if evaluation == "crossval" else "val")
@@ -174,7 +178,7 @@ class TrainingRun(Run):
         dataset = settings.dataset.model_copy(update={"depth": data.settings.depth})
         resolved = {"dataset": dataset, "image_size": data.image_size, "evaluation": evaluation}
         settings = settings.model_copy(update=resolved)
-        self.record.about = {"config": settings.model_dump(mode="json")}
+        self.record.about = {"config": settings.model_dump(mode="json"), "overlay": data.overlay}
         L.seed_everything(settings.seed, workers=True, verbose=False)
         classifier = build_classifier(settings, data, fetch).to(trainer.strategy.root_device)
         stages = settings.finetune.stages.values()
