@@ -1,9 +1,13 @@
 """Measure a trained model again, on its own test part or another dataset; or any table of predictions."""
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from defectcls.training.command import run_verb
+
+if TYPE_CHECKING:
+    from defectcls.settings import EvaluateSettings
 
 
 def evaluate(config: dict[str, Any], folder: Path) -> None:
@@ -11,6 +15,9 @@ def evaluate(config: dict[str, Any], folder: Path) -> None:
     from defectcls.settings import EvaluateSettings
 
     settings = EvaluateSettings(**config)
+    if settings.audited is not None:
+        _audited(settings, settings.audited, folder)
+        return
     from defectcls.pages.report import report_page
     from defectcls.training.results import provenance, write_results
 
@@ -36,6 +43,27 @@ def evaluate(config: dict[str, Any], folder: Path) -> None:
         metrics |= found
         root = run.data.settings.root
     write_results(folder, metrics, predictions, report_page(metrics, predictions, root, heat=heat))
+
+
+def _audited(settings: "EvaluateSettings", audited: str, folder: Path) -> None:
+    """Write audited.json, audited.html and plan.csv."""
+    from defectcls.deployment.audits import audited_photos
+    from defectcls.deployment.predictor import load
+    from defectcls.evaluation.audited import audit
+    from defectcls.pages.audited import audited_page
+    from defectcls.pages.render import print_page, write_page
+
+    assert settings.checkpoint is not None
+    predictor = load(settings.checkpoint, settings.device, settings.precision)
+    photos, disputed = audited_photos(audited, predictor.classes, predictor.about["digest"], settings.since)
+    promised = (one.target for one in predictor.decision.promises if one.rate == "escape_rate")
+    found, plan = audit(photos, predictor.decision.accept_below, settings.at_most, next(promised, None))
+    found |= {"audited": audited, "checkpoint": str(settings.checkpoint), "disputed": disputed}
+    (folder / "audited.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+    plan[["photo", "name", "score", "chance"]].to_csv(folder / "plan.csv", index=False)
+    page = audited_page(found, folder / "plan.csv")
+    write_page(page, folder / "audited.html")
+    print_page(page, folder / "audited.html")
 
 
 if __name__ == "__main__":

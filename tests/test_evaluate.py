@@ -1,6 +1,8 @@
 """An evaluation gives the numbers of the training run again, and honest ones on other images."""
 
+import hashlib
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ import torch
 from PIL import Image
 from sklearn import metrics as sk
 
+from defectcls.deployment.decisions import Decisions, moment
 from defectcls.deployment.predictor import load
 from defectcls.errors import UserError
 from defectcls.model.checkpoint import load_trained
 from defectcls.training.results import provenance
 from tests.conftest import Outcome, command, equal, paint, sentence, weights
+from tests.deployment import exported
 
 
 def evaluate(folder: Path, *arguments: str) -> Outcome:
@@ -370,3 +374,45 @@ def test_threshold_is_in_the_scores_of_the_table(tmp_path: Path) -> None:
     decided, threshold = table(tmp_path / "new"), numbers(tmp_path / "new")["decision"]["reject_from"]
     assert decided["score"].to_numpy() == pytest.approx(rows["score"][rows["split"] == "test"].to_numpy(), abs=0)
     assert ((decided["score"] >= threshold) == (decided["decision"] == "reject")).all()
+
+
+def test_what_people_say_of_accepted_photos_is_the_escape_rate_as_it_is_now(tmp_path: Path) -> None:
+    model, store = exported.write(tmp_path / "mean.onnx"), Decisions(f"sqlite:///{tmp_path}/decisions.sqlite")
+    row = {"time": moment(datetime.now(UTC)), "source": "http", "model": "mean", "prediction": "", "error": ""}
+    row |= {"seconds": 0.1, "unlike": None, "cause": "", "model_digest": load(model).about["digest"]}
+    photos = [hashlib.blake2b(bytes([n]), digest_size=16).hexdigest() for n in range(220)]
+    scores, kinds = np.r_[np.full(200, 0.0), np.full(20, 0.9)], ["accept"] * 200 + ["reject"] * 20
+    each = zip(photos, scores, kinds, strict=True)
+    store.add([row | {"name": p, "photo": p, "score": s, "decision": d} for p, s, d in each])
+    store.add([row | {"name": "x", "photo": "other", "score": 0.1, "decision": "accept", "model_digest": "before"}])
+    said = {"time": row["time"], "who": "ann", "name": "", "model_digest": "", "seconds": 1.0, "undoes": None}
+    for n in (*range(50), *range(200, 220)):
+        label, chance = ("defective" if n < 1 or n >= 204 else "sound"), (0.25 if n < 200 else None)
+        store.add_verdict(said | {"photo": photos[n], "label": label, "reason": "audit", "chance": chance})
+    store.add_verdict(said | {"photo": photos[1], "label": "defective", "reason": "", "chance": 0.25, "who": "bob"})
+    outcome = evaluate(tmp_path / "now", f"checkpoint={model}", f"audited={tmp_path}/decisions.sqlite")
+    assert outcome.code == 0, outcome.err
+    found = json.loads((tmp_path / "now/audited.json").read_text())
+    assert (found["accepted"], found["looked_at"], found["escapes"], found["disputed"]) == (200, 50, 2, 1)
+    assert (found["share"], found["caught"], found["escape_rate"]) == pytest.approx((0.04, 16, 8 / 24))
+    assert found["more"] is None and len(pd.read_csv(tmp_path / "now/plan.csv")) == 0
+    assert "50 of 200 accepted photos were drawn and looked at, 2 are defective: of all accepted 4.0 %" in outcome.out
+
+    lone = tmp_path / "shift.csv"
+    lone.write_text("label,chance\n" + "sound,0.02\n" * 300)
+    assert evaluate(tmp_path / "csv", f"checkpoint={model}", f"audited={lone}").code == 0
+    found = json.loads((tmp_path / "csv/audited.json").read_text())
+    assert found["more"] == 0 and found["share_interval"][1] == pytest.approx(1 - 0.05 ** (1 / 300))
+    mistakes = {
+        "label,chance\nsond,0.02": "has the label 'sond', which is no class of the model, did you mean 'sound'?",
+        "label,chance\nsound,0": "has a chance that is not above 0 and at most 1: 0.0",
+    }
+    for text, told in mistakes.items():
+        lone.write_text(text)
+        assert told in sentence(evaluate(tmp_path / "wrong", f"checkpoint={model}", f"audited={lone}"))
+    none = ("audited=none.sqlite is not there", f"checkpoint={model}", "audited=none.sqlite")
+    needs = ("needs checkpoint=", f"predictions={lone}", "audited=none.sqlite")
+    other = exported.write(tmp_path / "other.onnx", exported.METADATA | {"seed": 4})
+    late = ("has no decision of this model", f"checkpoint={other}", f"audited={tmp_path}/decisions.sqlite")
+    for told, *arguments in (none, needs, late):
+        assert told in sentence(evaluate(tmp_path / "wrong", *arguments))

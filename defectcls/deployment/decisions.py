@@ -147,6 +147,13 @@ class Decisions:
         asked = sql.select(DECISIONS.c.name, DECISIONS.c.photo).where(DECISIONS.c.source == source).distinct()
         return {(row["name"], row["photo"]) for row in self._found(asked)}
 
+    def of_model(self, digest: str, since: datetime) -> list[dict[str, Any]]:
+        """The last decision of a version of a model on each photo since a time: photo, name, decision, score."""
+        of = DECISIONS.c
+        rows = (of.model_digest == digest, of.decision != "", of.time >= moment(since))
+        last = sql.select(sql.func.max(of.id)).where(*rows).group_by(of.photo)
+        return self._found(sql.select(of.photo, of.name, of.decision, of.score).where(of.id.in_(last)).order_by(of.id))
+
     def cursor(self, sink: str) -> int | None:
         """The last id that a sink has delivered; None of a new one."""
         found = self._found(sql.select(DELIVERIES.c.last).filter_by(sink=sink))

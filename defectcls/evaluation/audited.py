@@ -106,8 +106,11 @@ def audit(
     of_all = len(accepted) / weights.sum() if n and len(free) else 1.0  # a table may tell of no others
     caught = found = 0.0  # defects that were not accepted; and how many of them were seen
     for _, kind in others.groupby("decision"):
-        defects, known = (kind["defective"] == True).sum(), kind["defective"].notna().mean()  # noqa: E712
-        found, caught = found + defects, caught + (defects / known if known else math.nan)
+        seen = kind.dropna(subset="defective")
+        asked = seen.dropna(subset="chance")  # at random, where others may have been chosen
+        seen = asked if len(asked) and len(seen) < len(kind) else seen
+        defects = seen["defective"].sum()
+        found, caught = found + defects, caught + (defects * len(kind) / len(seen) if len(seen) else math.nan)
     if promised and caught > 0:
         let_through = promised / (1 - promised) * caught
         at_most = let_through / (of_all * weights.sum() + let_through)

@@ -32,7 +32,7 @@ TRUST = "trust=true"  # of the folder that `resume` names
 CODE = re.compile(r"[\s+~]*(-|hydra|imports)|.*_target_|.*verdicts[^=]*[=:]|[\w/+~]*(@[^=]*)?=.*(\.\./|\$)", re.DOTALL)
 REFUSED = ("config_path", "config_name", "experimental_rerun", "hydra_help", "info", "shell_completion")  # of Hydra's
 RESUMED = ("train", "crossval", "auto")  # verbs that go on where they stopped
-NUMBERS = ("metrics", "audit", "compare", "summary", "export")  # what the verbs call their JSON
+NUMBERS = ("metrics", "audit", "compare", "summary", "export", "audited")  # what the verbs call their JSON
 
 
 @dataclass(frozen=True)

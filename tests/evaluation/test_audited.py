@@ -101,3 +101,30 @@ def test_the_first_audit_is_planned_too():
     found, plan = audit(table, None, 0.01, None)
     assert (found["more"], len(plan), found["share"]) == (299, 299, None)
     assert plan["chance"].to_numpy() == pytest.approx(299 / 8000, rel=0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "risk",
+    [lambda s: s / 2, lambda s: 0 * s + 0.02, lambda s: np.where(s < 0.02, 0.03, 0)],
+    ids=["near", "even", "far"],
+)
+def test_intervals_cover_the_escape_rate_of_the_process(risk):
+    """Shifts of 20,000 accepted photos, of which 2 % and more near the threshold are looked at, and of 2 % caught."""
+    generator, covered, shifts, caught = np.random.default_rng(0), np.zeros(2), 800, 0.02
+    every = generator.beta(0.5, 8, 4_000_000)
+    share = risk(every[every < 0.2]).mean()
+    for _ in range(shifts):
+        scores = generator.beta(0.5, 8, 40_000)
+        scores = scores[scores < 0.2][:20_000]
+        chance, defective = chances(scores, 0.2, 0.02), generator.random(20_000) < risk(scores)
+        seen, defects = generator.random(20_000) < chance, generator.poisson(caught * 20_000)
+        rows = {"photo": ["00000000"] * (20_000 + defects), "score": np.r_[scores, np.full(defects, 0.9)]}
+        rows["decision"] = ["accept"] * 20_000 + ["reject"] * defects
+        rows["chance"] = np.r_[np.where(seen, chance, np.nan), np.full(defects, np.nan)]
+        rows["defective"] = np.r_[np.where(seen, defective.astype(object), None), np.full(defects, True, object)]
+        found, _ = audit(pd.DataFrame(rows), 0.2, 0.01, None)
+        for n, (name, truth) in enumerate([("share", share), ("escape_rate", share / (share + caught))]):
+            low, high = found[f"{name}_interval"]
+            covered[n] += low <= truth <= high
+    assert ((covered >= 0.93 * shifts) & (covered <= 0.97 * shifts)).all(), covered / shifts
