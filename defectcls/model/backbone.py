@@ -28,6 +28,7 @@ CELL = 16  # pixels: the map of an image is that of the last stage whose cells a
 MOST_CELLS = 400  # of more, four neighbours become one: a quarter of the time and room, the AUROC of screws as it was
 NO_MAP = "this backbone has no map of the image to look at: most others have, such as model=resnet18"
 LAYOUT = torch.channels_last  # convolutions are faster in it
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 Look = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]  # pixels -> features, and the map where it is asked for
 
@@ -96,6 +97,8 @@ class Backbone(nn.Module):
         constants = (self.pretrained_config.mean, self.pretrained_config.std)
         mean, std = (255 * torch.tensor(of_colours).view(1, -1, 1, 1) for of_colours in constants)
         self.mean, self.std = nn.Buffer(mean, persistent=False), nn.Buffer(std, persistent=False)
+        self._pairs: list[tuple[str, str]] | None = None  # `foldable`, once it is known
+        self._compiled: list[nn.Module] = []  # what infers, where the body is compiled; no part of the network
         self.eval()
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -145,11 +148,22 @@ class Backbone(nn.Module):
         key = hash_of(self.digest(), str(device).encode())
         if key not in _folded:
             _folded.clear()
-            _folded[key] = folded(self.body).to(memory_format=LAYOUT)
+            if self._pairs is None:
+                self._pairs = foldable(copy.deepcopy(self.body).eval())
+            fresh = folded(self.body, self._pairs).to(memory_format=LAYOUT)
+            if self.body._compiled_call_impl is not None:  # compiled once, whatever its weights
+                if not self._compiled:
+                    fresh.compile()
+                    self._compiled.append(fresh)
+                self._compiled[0].load_state_dict(fresh.state_dict())
+                fresh = self._compiled[0]
+            _folded[key] = fresh
         body = _folded[key]
 
         def look(image: torch.Tensor) -> tuple[torch.Tensor, ...]:
             with torch.inference_mode(), autocast(precision, device):
+                if device.type == "cuda" and image.device.type == "cpu":
+                    image = image.pin_memory()  # what is pinned already is given back; else the host would wait
                 pixels = image.to(device, non_blocking=True)
                 found = in_pieces(lambda piece: self.seen(body, self.normalise(piece), with_map), pixels)
             return tuple(one.float() for one in found)
@@ -213,17 +227,16 @@ class _Tracer(fx.Tracer):
         return layer or super().is_leaf_module(m, module_qualified_name)
 
 
-def folded(body: nn.Module) -> nn.Module:
-    """A copy for evaluation alone, with each BatchNorm that follows a convolution folded into its weights.
+def foldable(body: nn.Module) -> list[tuple[str, str]]:
+    """Convolutions, by name, and the BatchNorm that follows each and nothing else does.
 
-    The same function but for rounding; MobileNetV2 is nearly twice as fast so. What does otherwise by what it is shown
-    cannot be followed, and is copied as it is.
+    What does otherwise by what it is shown cannot be followed, and has none.
     """
-    body = copy.deepcopy(body).eval()
     try:
         graph = _Tracer(autowrap_functions=tuple(get_notrace_functions())).trace(body)
     except Exception:  # whatever a foreign network does when it is called with a stand-in
-        return body
+        return []
+    pairs = []
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     for node in graph.nodes:
         source = node.args[0] if node.op == "call_module" and node.args else None
@@ -232,10 +245,22 @@ def folded(body: nn.Module) -> nn.Module:
         if calls[node.target] > 1 or calls[source.target] > 1:  # which another place needs as it is
             continue
         conv, norm = body.get_submodule(str(source.target)), body.get_submodule(str(node.target))
-        if isinstance(norm, nn.BatchNorm2d) and type(conv) is nn.Conv2d and norm.running_mean is not None:
-            after = [layer for name in ("drop", "act") if (layer := getattr(norm, name, None)) is not None]  # of timm's
-            body.set_submodule(str(source.target), fuse_conv_bn_eval(conv, norm))
-            body.set_submodule(str(node.target), nn.Sequential(*after))
+        if isinstance(norm, NORMS) and type(conv) is nn.Conv2d and norm.running_mean is not None:
+            pairs.append((str(source.target), str(node.target)))
+    return pairs
+
+
+def folded(body: nn.Module, pairs: list[tuple[str, str]] | None = None) -> nn.Module:
+    """A copy for evaluation alone, with the BatchNorm of each `foldable` pair folded into the convolution's weights.
+
+    The same function but for rounding; MobileNetV2 is nearly twice as fast so.
+    """
+    body = copy.deepcopy(body).eval()
+    for source, target in foldable(body) if pairs is None else pairs:
+        conv, norm = body.get_submodule(source), body.get_submodule(target)
+        after = [layer for name in ("drop", "act") if (layer := getattr(norm, name, None)) is not None]  # of timm's
+        body.set_submodule(source, fuse_conv_bn_eval(conv, norm))
+        body.set_submodule(target, nn.Sequential(*after))
     return body
 
 
@@ -253,8 +278,11 @@ def in_pieces(layers: Look, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def one_by_one(batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """A batch in pieces of one image, which has the same bits in any batch so; whole in a graph that is exported."""
-    return (batch,) if torch.compiler.is_exporting() else batch.split(1)
+    """A batch in pieces of one image, which has the same bits in any batch so; whole in a graph that is exported.
+
+    A GPU, which promises no bits and would wait for each launch, takes PIECE at a time.
+    """
+    return (batch,) if torch.compiler.is_exporting() else batch.split(1 if batch.device.type == "cpu" else PIECE)
 
 
 def hash_of(*parts: bytes) -> bytes:

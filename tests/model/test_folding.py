@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from defectcls.model import backbone as backbones
-from defectcls.model.backbone import Backbone, folded
+from defectcls.model.backbone import Backbone, foldable, folded
 
 
 def lived(name: str) -> nn.Module:
@@ -129,3 +129,37 @@ def test_a_network_is_folded_once_for_a_set_of_weights(monkeypatch: pytest.Monke
             next(other.parameters()).mul_(1.01)
         other.inference()
     assert len(backbones._folded) == 1
+
+
+def test_a_network_is_traced_once_whatever_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(backbones, "foldable", lambda *given: calls.append(given) or foldable(*given))
+    image, backbone = torch.randint(0, 256, (2, 3, 32, 32)), Backbone("test_resnet", None, (32, 32))
+    for _ in range(3):
+        with torch.no_grad():
+            next(backbone.body.parameters()).mul_(1.1)
+        expected = backbone.eval()(image)
+        torch.testing.assert_close(backbone.inference()(image)[0], expected, rtol=1e-4, atol=1e-4)
+    assert len(calls) == 1
+
+
+def test_a_compiled_network_is_compiled_once_for_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And judges by the weights of now; what it infers with is no part of the checkpoint."""
+    compiled, runs = [], []
+
+    def compile_(module: nn.Module) -> None:
+        compiled.append(module)
+        module._compiled_call_impl = lambda *given: runs.append(module) or module._call_impl(*given)
+
+    monkeypatch.setattr(nn.Module, "compile", compile_)
+    image, backbone = torch.randint(0, 256, (2, 3, 32, 32)), Backbone("test_resnet", None, (32, 32))
+    names = [*backbone.state_dict()]
+    backbone.body.compile()
+    for _ in range(3):
+        with torch.no_grad():
+            next(backbone.body.parameters()).mul_(1.1)
+        expected = backbone.eval()(image)
+        torch.testing.assert_close(backbone.inference()(image)[0], expected, rtol=1e-4, atol=1e-4)
+    assert len(compiled) == 2  # what trains, and what infers
+    assert runs.count(compiled[1]) == 3
+    assert [*backbone.state_dict()] == names
