@@ -105,7 +105,9 @@ def explain(error: BaseException, way_on: str = AGAIN) -> str | None:
         return extra and f"this needs {error.name}: pip install 'defectcls[{extra}]'"
     reason = (str(error) or type(error).__name__).partition("\n")[0]
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(reason)):
-        return f"a batch does not fit into memory: lower batch_size or image_size ({reason})"
+        where = "the GPU's" if "CUDA" in reason or "MPS" in reason else "this machine's"
+        others = "end what else takes it, or lower batch_size or image_size"
+        return f"{where} memory is full: {others} ({reason})"
     # Pydantic's, which is not imported for its sake: --help has to be quick. One called Settings is W&B's own.
     wrong_value = type(error).__name__ == "ValidationError" and getattr(error, "title", "Settings") != "Settings"
     return _wrong_value(error) if wrong_value else None

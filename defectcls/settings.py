@@ -208,6 +208,13 @@ class TrainerSettings(OpenSettings):
     compile: bool
     workers: NonNegativeInt
 
+    def model_post_init(self, _: Any) -> None:
+        if self.strategy.startswith(("fsdp", "deepspeed", "model_parallel")):
+            raise ValueError(
+                f"trainer.strategy={self.strategy} splits the weights of a model among processes, and evaluation and "
+                "checkpoints take them whole: trainer=ddp"
+            )
+
 
 class LoggerSettings(OpenSettings):
     name: Literal["wandb", "tensorboard", "mlflow", "csv"]

@@ -288,9 +288,9 @@ def test_batch_that_does_not_fit_into_memory(photos: Path, monkeypatch: pytest.M
         raise MEMORY[kind]
 
     monkeypatch.setattr(Head, "forward", forward)
-    first_line = str(MEMORY[kind]).splitlines()[0]
+    first_line, whose = str(MEMORY[kind]).splitlines()[0], "the GPU's" if kind == "gpu" else "this machine's"
     assert sentence(train(photos)) == (
-        f"a batch does not fit into memory: lower batch_size or image_size ({first_line})"
+        f"{whose} memory is full: end what else takes it, or lower batch_size or image_size ({first_line})"
     )
 
 

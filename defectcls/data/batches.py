@@ -7,7 +7,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from defectcls.data.reading import Images
+from defectcls.data.threads import map_in_threads
 from defectcls.errors import UserError
+
+AHEAD = 2  # batches that wait for a GPU
 
 Batch = dict[str, torch.Tensor]
 
@@ -27,15 +30,17 @@ class Part(Dataset):
             images = self.images[rows]
         except UserError as error:
             return error  # a worker process would pass on a traceback in its place
-        batch = {"image": images, "target": torch.from_numpy(self.targets[rows]), "index": torch.from_numpy(rows)}
-        return {name: values.to(images.device, non_blocking=True) for name, values in batch.items()}
+        target = torch.from_numpy(self.targets[rows]).to(images.device, non_blocking=True)
+        return {"image": images, "target": target, "index": torch.from_numpy(rows)}
 
 
 class PartLoader(DataLoader):
-    """Batches of a `Part`; raises what a worker process has met."""
+    """Batches of a `Part`, for a GPU gathered and pinned by a thread ahead of it; raises what a worker has met."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        ahead = map_in_threads(lambda _: next(batches), range(len(self)), AHEAD, threads=1)
+        for batch in ahead if self.pin_memory else batches:
             if isinstance(batch, UserError):
                 raise batch
             yield batch

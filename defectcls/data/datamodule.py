@@ -202,6 +202,7 @@ class DefectDataModule(L.LightningDataModule):
         """
         part = Part(self.images, self.targets, self.part(name))
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        device = self.trainer.strategy.root_device if self.trainer else self.device
         workers = self.workers if self.images.place == "off" else 0
         return PartLoader(
             part,
@@ -211,7 +212,7 @@ class DefectDataModule(L.LightningDataModule):
             collate_fn=default_convert,  # a Part has put the batch together
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available() and not isinstance(self.images.pixels, torch.Tensor),
+            pin_memory=device.type == "cuda" and self.images.place != "device",
         )
 
     def _read(self, samples: pd.DataFrame) -> pd.DataFrame:

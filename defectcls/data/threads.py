@@ -19,9 +19,14 @@ AHEAD = 256  # results in memory while their reader is busy
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of glibc's malloc.h
 
 
-def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], ahead: int = AHEAD) -> Iterator[Result]:
-    """`function` of each item in order, at most so many ahead of the reader, whom an exception reaches."""
-    pool = ThreadPoolExecutor(os.cpu_count())
+def map_in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], ahead: int = AHEAD, threads: int | None = None
+) -> Iterator[Result]:
+    """`function` of each item in order, at most so many ahead of the reader, whom an exception reaches.
+
+    In as many threads as there are cores, unless `threads` says how many.
+    """
+    pool = ThreadPoolExecutor(threads or os.cpu_count())
     tasks = (pool.submit(function, item) for item in items)
     try:
         begun = deque(islice(tasks, ahead))

@@ -13,7 +13,7 @@ from defectcls.deployment.predictor import Predictor
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, decide
 from defectcls.evaluation.predictions import PROBABILITY, probabilities_of
 from defectcls.model.checkpoint import load_trained
-from defectcls.model.hardware import allow_tf32
+from defectcls.model.hardware import tune
 from defectcls.model.heatmaps import heat_maps
 from defectcls.settings import Device, Precision
 
@@ -26,8 +26,7 @@ def load_checkpoint(checkpoint: Path, device: Device, precision: Precision | Non
     settings, decision = trained.settings, trained.decision or MOST_PROBABLE
     if trained.decision is None:
         log.warning("%s is of a run that did not finish: nothing is calibrated", trained.checkpoint)
-    if settings.trainer.precision != "32":
-        allow_tf32(trained.device)
+    tune(trained.device, settings.trainer.precision)
     network = trained.network.to(trained.device)
     infer = network.inference()  # for good: its weights will not change
 

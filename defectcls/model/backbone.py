@@ -256,8 +256,9 @@ def folded(body: nn.Module, pairs: list[tuple[str, str]] | None = None) -> nn.Mo
     The same function but for rounding; MobileNetV2 is nearly twice as fast so.
     """
     body = copy.deepcopy(body).eval()
+    layer_of: Any = body.get_submodule
     for source, target in foldable(body) if pairs is None else pairs:
-        conv, norm = body.get_submodule(source), body.get_submodule(target)
+        conv, norm = layer_of(source), layer_of(target)
         after = [layer for name in ("drop", "act") if (layer := getattr(norm, name, None)) is not None]  # of timm's
         body.set_submodule(source, fuse_conv_bn_eval(conv, norm))
         body.set_submodule(target, nn.Sequential(*after))

@@ -42,7 +42,7 @@ class Classifier(Network, L.LightningModule):
         classes: class name -> defective, in logit order.
         image_size: height and width in pixels.
         members: see `Network`, also for what is refused; one that is trained by gradients has one.
-        seed: every step draws its augmentation from (seed, step), so a resumed run repeats nothing.
+        seed: every epoch draws its augmentation from (seed, epoch), so a resumed run repeats nothing.
     """
 
     def __init__(
@@ -104,8 +104,8 @@ class Classifier(Network, L.LightningModule):
         @torch.inference_mode()
         def evaluate(batch: Batch, view: View = AS_IT_IS) -> torch.Tensor:
             if self.out_of_fold is not None and view == AS_IT_IS:
-                return self.out_of_fold[batch["index"].cpu()].to(self.device)
-            folds = [] if self.folds is None else [self.folds[batch["index"].cpu()]]
+                return self.out_of_fold[batch["index"]].to(self.device)
+            folds = [] if self.folds is None else [self.folds[batch["index"]]]
             if stored is None:
                 return infer(view.change(batch["image"], []), *folds)
             seen = [stored.look(batch, view.then(way)) for way in self.ways]
@@ -122,6 +122,11 @@ class Classifier(Network, L.LightningModule):
     def setup(self, stage: str) -> None:  # noqa: ARG002  Lightning's signature
         ours: dict[str, Precision] = {"bf16-mixed": "bf16", "16-mixed": "16"}
         self.backbone.precision = ours.get(str(self.trainer.precision), "32")  # of those that cast the weights, too
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        moved = {name: values for name, values in batch.items() if name != "index"}
+        # The index stays with those who ask for it: to fetch it would make a GPU wait.
+        return super().transfer_batch_to_device(moved, device, dataloader_idx) | {"index": batch["index"].cpu()}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = build_optimizer(self.backbone, self.head, self.optim)
@@ -152,7 +157,9 @@ class Classifier(Network, L.LightningModule):
         set_learning_rate(self.trainer.optimizers[0], self.optim, stage, step)
         if self.logger and step % LOG_EVERY == 0:  # not by `log`, which would make it a tensor
             self.logger.log_metrics({"lr": self.trainer.optimizers[0].param_groups[-1]["lr"]}, step)
-        torch.manual_seed((self.seed * 1_000_003 + step) * self.trainer.world_size + self.trainer.global_rank)
+        if batch_idx == 0:  # by the epoch, so that a resumed run goes on as it would have
+            epoch = self.seed * 1_000_003 + self.trainer.current_epoch
+            torch.manual_seed(epoch * self.trainer.world_size + self.trainer.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         target = batch["target"]
@@ -182,18 +189,18 @@ class Classifier(Network, L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         logits, target = self._gather()
-        probabilities = logits.cpu().double().softmax(1)  # float32 would call what is surely right as sure as can be
+        probabilities = logits.double().softmax(1)  # float32 would call what is surely right as sure as can be
         scores, count = logits.softmax(1), len(self.classes)
         # Of class 1, the defective one, with two classes; of more the mean over classes.
         given, task = (scores[:, 1], "binary") if count == 2 else (scores, "multiclass")
         watched: dict[str, Any] = {"precision": precision, "recall": recall, "f1": f1_score, "auroc": auroc}
         values: dict[str, Any] = {
             "loss": nn.functional.cross_entropy(logits, target),
-            "calibrated_loss": torch.tensor(calibrated_loss(probabilities.numpy(), target.cpu().numpy())).to(logits),
+            "calibrated_loss": torch.tensor(calibrated_loss(probabilities.numpy(), target.numpy())),
             "accuracy": (logits.argmax(1) == target).float().mean(),
             **{name: of(given, target, task, num_classes=count, average="macro") for name, of in watched.items()},
         }
-        sides = torch.tensor(list(self.classes.values()), device=target.device)
+        sides = torch.tensor(list(self.classes.values()))
         if sides.any() and not sides.all():  # of defective against sound, as everywhere
             values["auroc"] = auroc(scores[:, sides].sum(1).clamp(max=1), sides[target].long(), "binary")
         self.log_dict({f"val/{name}": value.float() for name, value in values.items()})  # alike in all processes
@@ -204,14 +211,17 @@ class Classifier(Network, L.LightningModule):
         self._gather()
 
     def _gather(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and targets of all processes in the order of `index`, every image once; keeps them in `evaluated`."""
+        """Logits and targets of all processes in the order of `index`, every image once; keeps them in `evaluated`.
+
+        On the CPU: of an Apple GPU there would be no float64.
+        """
         index, target, logits = (torch.cat(column) for column in zip(*self._outputs, strict=True))
         self._outputs.clear()
         self._evaluate = None
         if self.trainer.world_size > 1:
-            gathered = [torch.as_tensor(self.all_gather(column)) for column in (index, target, logits)]
-            index, target, logits = (column.flatten(0, 1) for column in gathered)
+            own = (column.to(self.device) for column in (index, target, logits))
+            index, target, logits = (torch.as_tensor(self.all_gather(column)).flatten(0, 1) for column in own)
         rows, first = np.unique(index.cpu().numpy(), return_index=True)
-        once = torch.from_numpy(first).to(logits.device)
-        self.evaluated = rows, logits[once].cpu().numpy()
-        return logits[once], target[once]
+        logits, target = logits.cpu()[first], target.cpu()[first]
+        self.evaluated = rows, logits.numpy()
+        return logits, target

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from timm.layers import convert_sync_batchnorm
 from timm.optim import list_optimizers
 
 from defectcls.config import named
@@ -25,7 +26,7 @@ from defectcls.model.backbone import Backbone
 from defectcls.model.checkpoint import CLASSIFIER
 from defectcls.model.classifier import LOG_EVERY, Classifier
 from defectcls.model.features import FrozenFeatures
-from defectcls.model.hardware import allow_tf32, find_device, native_precision
+from defectcls.model.hardware import find_device, native_precision, tune
 from defectcls.model.head import FOLDS
 from defectcls.settings import TrainSettings
 from defectcls.tables import DEFECTIVE, SOUND
@@ -149,6 +150,8 @@ def build_classifier(settings: TrainSettings, data: DefectDataModule, fetch: boo
         raise UserError(f"optim.name={settings.optim.name}, {settings.optim.options}: {error}{near}") from error
     if settings.model.pretrained:
         classifier.backbone.load_pretrained(settings.model.weights, fetch)
+    if settings.trainer.further.get("sync_batchnorm"):
+        classifier = convert_sync_batchnorm(classifier)  # Lightning would drop the activations that timm's norms hold
     if settings.trainer.compile:
         classifier.backbone.body.compile()  # in place: no name in a checkpoint changes
     return classifier
@@ -214,14 +217,16 @@ def build_trainer(
         "log_every_n_steps": LOG_EVERY,
     }
     try:
-        trainer = L.Trainer(**arguments | settings.further, logger=logger or False, callbacks=callbacks)
-    except (TypeError, ValueError, MisconfigurationException) as error:
+        arguments |= settings.further | {"sync_batchnorm": False}  # the classifier is of them
+        trainer = L.Trainer(**arguments, logger=logger or False, callbacks=callbacks)
+        if (environment := getattr(trainer.strategy, "cluster_environment", None)) is not None:
+            environment.validate_settings(trainer.num_devices, trainer.num_nodes)
+    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"Lightning's Trainer: {error}") from error
     device = trainer.strategy.root_device
     if device.type == "cpu":
         keep_freed_memory()
-    if settings.precision != "32":
-        allow_tf32(device)
+    tune(device, settings.precision)
     return trainer
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import shutil
+import threading
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from defectcls.data import datamodule
+from defectcls.data.batches import Part
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.findings import find_faults
 from defectcls.data.folder import Folder
@@ -550,10 +552,34 @@ def test_loaders_deal_to_the_processes_of_the_trainer(root: Path) -> None:
     count = len(data.part("test"))
     indices = []
     for rank in (0, 1):
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2, strategy=strategy)  # type: ignore[assignment]
         indices.append(torch.cat([batch["index"] for batch in data.test_dataloader()]).tolist())
     assert len(indices[0]) == len(indices[1]) == -(-count // 2)
     assert sorted({*indices[0], *indices[1]}) == data.part("test").tolist()
+
+
+def test_batches_for_a_gpu_are_gathered_ahead_in_a_thread(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same ones; what cannot be read is raised, and who leaves early leaves no thread behind."""
+    data = ready(root, batch_size=4)
+    expected = [batch["index"].tolist() for batch in data.val_dataloader()]
+    assert len(expected) > 1
+    strategy = SimpleNamespace(root_device=torch.device("cuda", 0))
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, strategy=strategy)  # type: ignore[assignment]
+    loader = data.val_dataloader()
+    assert loader.pin_memory
+    threads = []
+    original = Part.__getitems__
+    note = lambda part, rows: threads.append(threading.current_thread()) or original(part, rows)  # noqa: E731
+    monkeypatch.setattr(Part, "__getitems__", note)
+    assert [batch["index"].tolist() for batch in loader] == expected
+    assert len(set(threads)) == 1
+    assert threads[0] is not threading.current_thread()
+    next(iter(loader))
+    monkeypatch.setattr(Part, "__getitems__", lambda *_: UserError("changed"))
+    with pytest.raises(UserError, match="changed"):
+        next(iter(loader))
+    assert not any(thread.is_alive() for thread in threads)
 
 
 @pytest.mark.parametrize("together", [["group", "identical", "near_identical"], []])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from defectcls.errors import UserError
-from defectcls.model.hardware import PRECISIONS, allow_tf32, autocast, find_device, native_precision
+from defectcls.model.hardware import PRECISIONS, autocast, find_device, native_precision, tune
 from defectcls.settings import TrainSettings
 from defectcls.training import build
 from tests.conftest import composed
@@ -55,16 +55,43 @@ def test_autocast_computes_in_the_precision_that_was_chosen(precision: Any, dtyp
         assert torch.nn.Linear(4, 4)(torch.rand(2, 4)).dtype == dtype
 
 
-def test_tf32_is_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    before = torch.get_float32_matmul_precision()
+def test_tf32_is_for_gpus_and_not_for_precision_32(monkeypatch: pytest.MonkeyPatch) -> None:
+    cudnn, before = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    monkeypatch.setattr(cudnn, "benchmark", False)
+    monkeypatch.setattr(cudnn, "allow_tf32", True)
+    found = lambda: (torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark)  # noqa: E731
     try:
-        allow_tf32(CPU)
-        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark) == (before, False)
-        allow_tf32(torch.device("cuda"))
-        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark) == ("high", True)
+        tune(CPU, "32")
+        assert found() == (before, True, False)
+        tune(torch.device("cuda"), "32")
+        assert found() == ("highest", False, True)
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+        tune(torch.device("cuda"), "bf16")
+        assert found() == ("high", True, False)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    ("variables", "gpus", "expected"),
+    [
+        ({}, 4, 0),
+        ({"LOCAL_RANK": "3"}, 4, 3),
+        ({"SLURM_LOCALID": "2"}, 4, 2),
+        ({"LOCAL_RANK": "1", "SLURM_LOCALID": "0"}, 4, 1),  # torchrun in a job of one task
+        ({"SLURM_LOCALID": "2"}, 1, 0),  # srun --gpus-per-task=1 shows each process its own
+    ],
+)
+def test_each_process_of_a_node_takes_its_own_gpu(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], gpus: int, expected: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert find_device("auto") == torch.device("cuda", expected)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
@@ -108,5 +135,6 @@ def test_float16_is_not_computed_on_a_cpu(monkeypatch: pytest.MonkeyPatch, accel
     with pytest.raises(UserError, match="^precision 16 is for GPUs, and this is a CPU: use precision 32 or bf16$"):
         find_device(accelerator, "16")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: accelerator == "auto")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     if accelerator == "auto":
         assert find_device(accelerator, "16") == torch.device("cuda", 0)

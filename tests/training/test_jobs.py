@@ -191,7 +191,7 @@ def test_two_of_twelve_jobs_fail_and_ten_finish(tiny: list[str], tmp_path: Path)
     errors = {one.number: one.error for one in read_jobs(folder) if one.status == "failed"}
     assert errors == {
         1: "ValueError('the disk of the camera is broken')",
-        2: "a batch does not fit into memory: lower batch_size or image_size (MemoryError)",
+        2: "this machine's memory is full: end what else takes it, or lower batch_size or image_size (MemoryError)",
         3: "its process was killed, as Linux does when memory runs out",
     }
     assert sum(status == "finished" for status in statuses(folder).values()) == 9
