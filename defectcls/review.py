@@ -1,4 +1,4 @@
-"""Look at photos one by one and say what they are: a queue in the browser, of a folder, a table, or a line's store."""
+"""Look at photos one by one and say what they are, in the browser: those of a folder, of a table, or of a line."""
 
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,15 @@ def review(config: dict[str, Any], folder: Path) -> int:
     from defectcls.pages.photos import worst_errors
     from defectcls.serve import serve
 
-    given = config.pop("input")
-    if given is None:
-        return serve(config, folder, page="/review")
-    root, place = config["root"] and Path(config["root"]), Path(given)
+    if (given := config.pop("input")) is None:
+        return serve(config, folder, "/review")
+    place, root = Path(given), config["root"] and Path(config["root"])
     table = place.is_file() and place.suffix.lower() in TABLES
     photos = list_inputs(given, root if table else None)
     if place.name == "predictions.csv":  # of a run: its errors
         rows = read_predictions(place)
-        photos = photos._replace(names=worst_errors(rows, classes_of_table(rows), len(rows))["path"].tolist())
-    return serve(config, folder, (f"{DOUBTED if table else 'folder'}:{place.stem}", photos), "/review")
+        photos = photos._replace(names=[*worst_errors(rows, classes_of_table(rows), len(rows))["path"]])
+    return serve(config, folder, "/review", (photos, f"{DOUBTED if table else 'folder'}:{place.stem}"))
 
 
 if __name__ == "__main__":

@@ -8,26 +8,21 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from defectcls.errors import Stopped, UserError
 from defectcls.files import locked
 from defectcls.training.command import run_verb
-
-if TYPE_CHECKING:
-    from defectcls.data.inputs import Photos
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 1  # between two looks for new versions of the models
 
 
-def serve(config: dict[str, Any], folder: Path, listed: "tuple[str, Photos] | None" = None, page: str = "") -> int:
+def serve(config: dict[str, Any], folder: Path, page: str = "", listed: Any = ()) -> int:
     """Until Ctrl-C or SIGTERM; requests that are under way are answered first. The next start goes on in the folder.
 
-    Args:
-        listed: a source of photos that are there, and what the database calls it.
-        page: of the server's, for whom it is started.
+    `page` is the address that is told; `listed` are `Photos` to judge, and the name of their source in the database.
     """
     import uvicorn
     from PIL import Image
@@ -59,14 +54,12 @@ def serve(config: dict[str, Any], folder: Path, listed: "tuple[str, Photos] | No
         read = partial(load, device=settings.device, precision=settings.precision)
         paths = {settings.checkpoint.stem: settings.checkpoint} if settings.checkpoint else settings.models or {}
         batches = settings.batch_size, settings.deadline_ms / 1000
-        line = Line(
-            {name: Model(name, path, read, *batches) for name, path in paths.items()},
-            decisions,
-            kept,
-            settings.audit_share,
-        )
+        models = {name: Model(name, path, read, *batches) for name, path in paths.items()}
+        line = Line(models, decisions, kept, settings.audit_share)
         if listed:
-            connections.append(Connection(listed[0], partial(judge_listed, *listed[::-1], line.decide, decisions)))
+            connections.append(
+                Connection(listed[1], partial(judge_listed, listed[0], listed[1], line.decide, decisions))
+            )
         app = app_of(line, settings, connections, cameras)
         serving = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, lifespan="off", ws="none")
         serving.timeout_graceful_shutdown = math.ceil(settings.stalled_s)

@@ -39,7 +39,6 @@ Keep = Literal["none", "reject", "review", "all"]
 UNREADABLE = "unreadable"  # what a decision is called where there is none
 KINDS = (REJECT, REVIEW, ACCEPT, UNREADABLE)
 KEPT: dict[Keep, int] = {"none": 0, "reject": 1, "review": 2, "all": 4}  # so many of them
-KNOWN = (".bin", *sorted(IMAGE_SUFFIXES))  # suffixes of what is kept
 LEFT = 0.9  # of what kept photos may take, once the oldest have made room
 COMMON = 100  # rows that are fetched at a time
 BUSY_S = 30  # that a writer of SQLite waits for another process's
@@ -111,10 +110,7 @@ class Decisions:
             raise UserError(f"database={shown} {why}") from error
 
     def add(self, rows: list[dict[str, Any]]) -> list[int]:
-        """Commit rows, all or none; their ids, in order. Each has a value for each column but `id`, and maybe more.
-
-        Without `reason` and `chance`, nobody need look at the photo.
-        """
+        """Commit rows, all or none; their ids, in order. Each has each column but `id` and those of UNASKED."""
         return self._add(DECISIONS, [UNASKED | row for row in rows])
 
     def add_verdict(self, row: dict[str, Any]) -> int:
@@ -224,10 +220,11 @@ class Kept:
             if self._held > self._most:
                 self._make_room()
 
-    def find(self, digest: str, decision: str) -> Path | None:
-        """Where a photo lies that is kept (still)."""
-        place = self.folder / (decision or UNREADABLE)  # which may hold 50,000: they are not listed
-        return next((file for one in KNOWN if (file := place / f"{digest}{one}").is_file()), None)
+    def find(self, row: dict[str, Any]) -> Path | None:
+        """Where the photo of a decision lies that is kept (still)."""
+        place = self.folder / (row["decision"] or UNREADABLE)  # which may hold 50,000: they are not listed
+        files = (place / (row["photo"] + one) for one in (Path(row["name"]).suffix.lower(), ".png", ".bin"))
+        return next((file for file in files if file.is_file()), None)
 
     def _make_room(self) -> None:
         files = sorted((file.stat().st_mtime_ns, file.stat().st_size, file) for file in self.folder.glob("*/*"))

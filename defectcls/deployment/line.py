@@ -30,7 +30,7 @@ from defectcls.files import checkpoint_file
 log = logging.getLogger(__name__)
 
 COMMITTED = 256  # rows at most that are committed together
-DOUBTED = "doubted"  # kind of the source whose labels somebody doubts
+REASONS = REVIEW, DOUBTED, UNLIKE, AUDIT = REVIEW, "doubted", "unlike", "audit"  # to ask a person, the first counts
 FAR = 0.99  # how unlike a photo is that a person should look at
 RECENT = 100  # photos as a model sees them that stay in memory for who looks at them: 60 MB of 448 px
 PHOTOS = prometheus.Counter("defectcls_photos", "Photos, from wherever they came", ["model", "decision"])
@@ -138,8 +138,7 @@ class Model:
 class Line:
     """Models by name, the first of which is asked where none is named, and the database of what they decide.
 
-    Args:
-        audit_share: of what is accepted or rejected, that a person is asked to look at.
+    About `audit_share` of what they accept or reject a person is asked.
     """
 
     def __init__(self, models: dict[str, Model], decisions: Decisions, kept: Kept, audit_share: float) -> None:
@@ -199,7 +198,7 @@ class Line:
         """
         for row in self.decisions.after(number - 1, 1):
             predictor, seen = self.model(row["model"]).predictor, dict(self._recent.copy()).get(number)
-            if seen is None and (file := self.kept.find(row["photo"], row["decision"])):
+            if seen is None and (file := self.kept.find(row)):
                 seen = predictor.read(file).pixels
             if seen is not None and row["id"] == number:
                 return predictor, seen
@@ -209,23 +208,12 @@ class Line:
 
 
 def asked_for(row: dict[str, Any], accept_below: float | None, share: float) -> dict[str, Any]:
-    """`reason` and `chance` of a decided row: why a person should look at it, and the chance of what is drawn.
-
-    What is rejected is drawn with `share`, what is accepted with `audited.chances`, of which the reason is the last.
-    """
-    threshold = accept_below if row["decision"] == ACCEPT else None
-    chance = chances(np.array([row["score"]]), threshold, share)
-    audited = row["decision"] != REVIEW and drawn([row["photo"]], chance)[0]
-    reasons = {
-        REVIEW: row["decision"] == REVIEW,
-        DOUBTED: row["source"].startswith(f"{DOUBTED}:"),
-        "unlike": (row["unlike"] or 0) >= FAR,
-        "audit": audited,
-    }
-    return {
-        "reason": next((why for why, holds in reasons.items() if holds), ""),
-        "chance": chance[0] if audited else None,
-    }
+    """`reason` and `chance` of a decided row: why a person should look at it, and the chance of what is drawn."""
+    chance = chances(np.array([row["score"]]), accept_below if row["decision"] == ACCEPT else None, share)
+    left, far = row["decision"] == REVIEW, (row["unlike"] or 0) >= FAR
+    audited = not left and bool(drawn([row["photo"]], chance)[0])
+    reasons = itertools.compress(REASONS, (left, row["source"].startswith(f"{DOUBTED}:"), far, audited))
+    return {"reason": next(reasons, ""), "chance": float(chance[0]) if audited else None}
 
 
 def _judge(photos: list[tuple[Predictor, Read]]) -> list[dict[str, Any]]:

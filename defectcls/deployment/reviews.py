@@ -6,12 +6,10 @@ person has judged others are asked about for a share of the photos, by their dig
 """
 
 import itertools
-import os
 import threading
 from collections.abc import Generator
 from contextlib import closing
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -24,21 +22,17 @@ from starlette.exceptions import HTTPException
 
 from defectcls.data.images import open_photo, without_borders
 from defectcls.deployment.decisions import DECISIONS, UNSURE, VERDICTS, moment
-from defectcls.deployment.line import DOUBTED, Line
+from defectcls.deployment.line import REASONS, Line
+from defectcls.deployment.predictor import Predictor
 from defectcls.errors import did_you_mean
 from defectcls.evaluation.agreement import kappa
 from defectcls.evaluation.metrics import plain
-from defectcls.evaluation.predictions import REVIEW
 from defectcls.pages.photos import jpeg, overlay
 
-EVERY = 10
-SIDE = 1600  # pixels of a photo on the page
-ORDER = {  # of each reason; of a line the newest come first, whose parts are still at hand
-    REVIEW: DECISIONS.c.id.desc(),
-    DOUBTED: DECISIONS.c.id,
-    "unlike": DECISIONS.c.unlike.desc(),
-    "audit": DECISIONS.c.photo,  # as if shuffled: whenever somebody stops, no hour is left out
-}
+EVERY, SIDE = 10, 1600  # pixels of a photo on the page
+# Of a line the newest come first, whose parts are still at hand; the audit as if shuffled, lest an hour is left out.
+COLUMNS = DECISIONS.c.id.desc(), DECISIONS.c.id, DECISIONS.c.unlike.desc(), DECISIONS.c.photo
+ORDER = dict(zip(REASONS, COLUMNS, strict=True))
 Who = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=60)]
 
 
@@ -49,7 +43,7 @@ class Said(BaseModel):
     photo: str
     label: str = UNSURE
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    undoes: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    undoes: Annotated[int, Field(gt=0, lt=2**63)] | None = None
 
 
 def stands() -> "sql.ColumnElement[bool]":
@@ -73,17 +67,19 @@ def add_reviews(app: FastAPI, line: Line, second_share: float, blind: bool) -> N
     saying, rows = threading.Lock(), line.decisions.rows
 
     def decision(photo: str) -> dict[str, Any]:
-        """The last one of a photo, with the `predictor` that decided, or where it is not at work the first one."""
+        """The last one of a photo."""
         asked = sql.select(DECISIONS).where(DECISIONS.c.photo == photo).order_by(DECISIONS.c.id.desc()).limit(1)
-        if not (found := [*rows(asked)]):
-            raise HTTPException(404, f"no photo '{photo[:32]}' was decided here: reload the page")
-        return found[0] | {"predictor": (line.models.get(found[0]["model"]) or line.model()).predictor}
+        for row in rows(asked):
+            return row
+        raise HTTPException(404, f"no photo '{photo[:32]}' was decided here: reload the page")
 
-    def shown(photo: str) -> dict[str, Any]:
-        """The row with what the page needs to know of its model."""
-        row = decision(photo)
-        predictor = row.pop("predictor")
-        return row | {"classes": predictor.classes, "heat_map": predictor.about.get("heat_map", True)}
+    def at_work(row: dict[str, Any]) -> Predictor:
+        """What has decided it, or the first model where that is not at work."""
+        return (line.models.get(row["model"]) or line.model()).predictor
+
+    def shown(row: dict[str, Any]) -> dict[str, Any]:
+        """With what the page needs to know of its model."""
+        return row | {"classes": at_work(row).classes, "heat_map": at_work(row).about.get("heat_map", True)}
 
     @app.get("/api/review/queue")
     def queue(who: Who, n: Annotated[int, Field(ge=1, le=1000)] = 20) -> dict[str, Any]:
@@ -92,16 +88,13 @@ def add_reviews(app: FastAPI, line: Line, second_share: float, blind: bool) -> N
         def asked(*reasons: str) -> Generator[dict[str, Any]]:
             for reason in reasons:
                 found = sql.select(DECISIONS).where(DECISIONS.c.reason == reason, waits(who, second_share))
-                every = rows(found.order_by(ORDER[reason]))
-                yield from (row for row in every if (row["decision"], row["photo"]) in kept)
+                yield from filter(line.kept.find, rows(found.order_by(ORDER[reason])))
 
-        files = ((Path(place).name, name) for place, _, names in os.walk(line.kept.folder) for name in names)
-        kept = {(decision, name.partition(".")[0]) for decision, name in files}  # which may be 50,000: looked at once
         *urgent, audit = ORDER
         with closing(asked(*urgent)) as first, closing(asked(audit)) as drawn:
             turns = (itertools.chain(*((first, drawn) if turn % EVERY else (drawn, first))) for turn in range(1, n + 1))
             found = filter(None, [next(turn, None) for turn in turns])
-        return {"photos": [shown(row["photo"]) for row in found], "blind": blind}
+        return {"photos": [*map(shown, found)], "blind": blind}
 
     @app.get("/api/review/state")
     def state(who: Who) -> dict[str, Any]:
@@ -114,17 +107,16 @@ def add_reviews(app: FastAPI, line: Line, second_share: float, blind: bool) -> N
         pairs = [(v["label"], others[photo]["label"]) for photo, v in mine.items() if photo in others]
         both = np.array([pair for pair in pairs if UNSURE not in pair], str).reshape(-1, 2)
         value, interval = kappa(*both.T)
-        same = np.equal(*both.T).sum()
-        numbers = plain({"both": len(both), "same": same, "kappa": value, "interval": interval})
+        numbers = {"both": len(both), "same": np.equal(*both.T).sum(), "kappa": value, "interval": interval}
         last = max(mine.values(), key=lambda one: one["id"], default=None)
-        undoable = last and shown(last["photo"]) | {"verdict": last["id"]}
-        return {"waiting": waiting, "judged": len(mine), "agreement": numbers, "last": undoable}
+        undoable = last and shown(decision(last["photo"])) | {"verdict": last["id"]}
+        return {"waiting": waiting, "judged": len(mine), "agreement": plain(numbers), "last": undoable}
 
     @app.post("/api/review/verdict")
     def say(said: Said) -> dict[str, int]:
         """What a person says of a photo: on the disk before it is answered, and not doubled where it is sent again."""
         row = decision(said.photo)
-        if said.label not in (UNSURE, *(known := row["predictor"].classes)):
+        if said.label not in (UNSURE, *(known := at_work(row).classes)):
             near = did_you_mean(said.label, known) or f", there are {', '.join(known)}"
             raise HTTPException(422, f"there is no class '{said.label[:100]}'{near}")
         asked = sql.select(VERDICTS).where(VERDICTS.c.who == said.who, VERDICTS.c.photo == said.photo)
@@ -135,7 +127,7 @@ def add_reviews(app: FastAPI, line: Line, second_share: float, blind: bool) -> N
                 return {"id": sent[0]["id"]}
             if said.undoes and said.undoes not in [one["id"] for one in last]:
                 raise HTTPException(409, f"verdict {said.undoes} is none of {said.who} on this photo that stands")
-            if not said.undoes and not line.kept.find(row["photo"], row["decision"]):
+            if not said.undoes and not line.kept.find(row):
                 raise HTTPException(410, f"the photo of {row['name'][:100]} is no longer kept (keep, keep_gb)")
             copied = {key: row[key] for key in ("photo", "name", "model_digest", "reason", "chance")}
             return {"id": line.decisions.add_verdict(copied | said.model_dump() | {"time": moment(datetime.now(UTC))})}
@@ -144,7 +136,7 @@ def add_reviews(app: FastAPI, line: Line, second_share: float, blind: bool) -> N
     def picture(photo: str, heat: bool = False) -> Response:
         """A kept photo in its own shape, as JPEG; with `heat` what speaks for a defect lies over it."""
         row = decision(photo)
-        predictor, file = row["predictor"], line.kept.find(row["photo"], row["decision"])
+        predictor, file = at_work(row), line.kept.find(row)
         if file is None:
             raise HTTPException(404, f"the photo of {row['name'][:100]} is not kept (keep, keep_gb)")
         seen = Image.fromarray(open_photo(file, SIDE).pixels(predictor.depth))

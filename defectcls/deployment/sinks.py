@@ -110,7 +110,7 @@ class SortedFolder(ConnectionSettings):
             place.mkdir(exist_ok=True)
             name = re.sub(r"[^\w-]+", "_", PureWindowsPath(row["name"]).stem)[-80:]
             file = place / f"{row['id']:09}_{name}.json"
-            if photo := kept.find(row["photo"], row["decision"]):
+            if photo := kept.find(row):
                 with written_whole(file.with_suffix(photo.suffix)) as unfinished:
                     shutil.copyfile(photo, unfinished)
             with written_whole(file) as unfinished:

@@ -85,7 +85,7 @@ def _judge_folder(
 
 
 def judge_listed(
-    photos: Photos, label: str, decide: Decide, decisions: Decisions, stopped: threading.Event
+    photos: Photos, label: str, decide: Decide, decisions: Decisions, _: threading.Event
 ) -> Generator[None]:
     """Each photo of a list once, in its order, also across restarts; one that cannot be read is told."""
     judged = decisions.judged(label)
@@ -96,10 +96,7 @@ def judge_listed(
                 decide([(writable(name), content)], label, None)
         except UnreadableImageError as error:
             log.warning("%s is left out: %s", writable(name), error)
-        if stopped.is_set():
-            return
         yield
-    log.info("all %s photos of %s are judged", f"{len(photos.names):,}", label)
 
 
 class CameraSource:

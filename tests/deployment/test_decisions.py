@@ -188,8 +188,8 @@ def test_the_rule_says_which_photos_are_kept(tmp_path: Path) -> None:
         assert {file.relative_to(tmp_path / keep).as_posix() for file in (tmp_path / keep).rglob("*.*")} == {
             f"{kind}/ab.png" for kind in expected
         }
-    assert photos.find("ab", "") == tmp_path / "all" / "unreadable" / "ab.png"
-    assert photos.find("cd", "") is None
+    assert photos.find(row(photo="ab", decision="")) == tmp_path / "all" / "unreadable" / "ab.png"
+    assert photos.find(row(photo="cd", decision="")) is None
 
 
 def test_a_kept_array_is_judged_again_as_the_same_pixels(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,15 +12,18 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sql
 from sqlalchemy import URL
 
-from defectcls.deployment.decisions import Decisions
+from defectcls.deployment.decisions import VERDICTS, Decisions
 from tests.conftest import CHECKOUT, command, sentence
+from tests.deployment import test_decisions
 from tests.deployment.conftest import grey
 from tests.deployment.exported import METADATA, write
 from tests.deployment.line import wait_until
@@ -31,15 +35,17 @@ KILLS = int(os.environ.get("DEFECTCLS_KILLS", 10))
 class Server:
     """`python -m defectcls.serve …`; `client` asks it once it has told its address."""
 
-    def __init__(self, folder: Path, *arguments: str, file_bytes: int = resource.RLIM_INFINITY) -> None:
-        command = [sys.executable, "-m", "defectcls.serve", "port=0", f"folder={folder}/{KEPT}", *arguments]
+    def __init__(
+        self, folder: Path, *arguments: str, file_bytes: int = resource.RLIM_INFINITY, verb: str = "serve"
+    ) -> None:
+        command = [sys.executable, "-m", f"defectcls.{verb}", "port=0", f"folder={folder}/{KEPT}", *arguments]
         environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
         self.process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
         resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (file_bytes, resource.RLIM_INFINITY))
         self.said: list[str] = []
         threading.Thread(target=lambda: self.said.extend(self.process.stderr or ()), daemon=True).start()
         address = wait_until(
-            lambda: self.process.poll() is not None or re.search(r"http://\S+", "".join(self.said)), 60
+            lambda: self.process.poll() is not None or re.search(r"http://[^/\s]+", "".join(self.said)), 60
         )
         assert address is not True, self.said
         self.client = httpx.Client(base_url=address[0], timeout=30)
@@ -60,8 +66,8 @@ def model(tmp_path: Path) -> Path:
 def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     begun: list[Server] = []
 
-    def start(*arguments: str, **limit: int) -> Server:
-        begun.append(Server(tmp_path, *arguments, **limit))
+    def start(*arguments: str, **given: Any) -> Server:
+        begun.append(Server(tmp_path, *arguments, **given))
         return begun[-1]
 
     yield start
@@ -248,3 +254,83 @@ def test_a_mistake_is_a_sentence(arguments: list[str], said: str, model: Path, t
     given = [argument.format(model=model) for argument in arguments]
     outcome = command("serve", f"folder={tmp_path}/{KEPT}", "port=0", *given)
     assert said in sentence(outcome)
+
+
+@pytest.mark.slow
+def test_what_people_said_is_there_once_after_a_kill(start: Callable[..., Server], model: Path, tmp_path: Path) -> None:
+    """Killed at a random moment while two people judge and take back; what has no answer is sent again."""
+    url, drawn, told = f"sqlite:///{tmp_path}/rows.sqlite", random.Random(0), dict[int, dict[str, Any]]()
+    place = tmp_path / KEPT / "photos" / "review"
+    place.mkdir(parents=True)
+    asked = {"decision": "review", "reason": "review"}
+    given = [test_decisions.row(photo=f"{number:032x}", **asked) for number in range(40 * KILLS)]
+    for one in given:
+        (place / f"{one['photo']}.png").write_bytes(grey(9))
+    Decisions(url).add(given)
+    unanswered: dict[str, dict[str, Any]] = {}
+
+    def judge(base_url: httpx.URL, who: str) -> None:
+        with httpx.Client(base_url=base_url, timeout=30) as client, suppress(httpx.TransportError):  # killed
+            for step in range(10**6):
+                if who not in unanswered:
+                    [asked] = client.get("/api/review/queue", params={"who": who, "n": 1}).json()["photos"]
+                    unanswered[who] = {"who": who, "photo": asked["photo"], "label": "sound"}
+                    if step % 3 == 2:
+                        last = client.get("/api/review/state", params={"who": who}).json()["last"]
+                        unanswered[who] = {"who": who, "photo": last["photo"], "undoes": last["verdict"]}
+                number = client.post("/api/review/verdict", json=unanswered[who]).json()["id"]
+                assert number not in told
+                told[number] = unanswered.pop(who)
+
+    for _ in range(KILLS):
+        server = start(f"model={model}", f"database={url}", "second_share=1")
+        people = [threading.Thread(target=judge, args=(server.client.base_url, who)) for who in ("anna", "ben")]
+        for one in people:
+            one.start()
+        time.sleep(drawn.uniform(0.02, 0.5))
+        server.kill()
+        for one in people:
+            one.join(60)
+    rows = {one["id"]: one for one in Decisions(url).rows(sql.select(VERDICTS))}
+    assert len(told) > 4 * KILLS
+    assert all({key: rows[number][key] for key in one} == one for number, one in told.items())
+    assert len(rows) - len(told) <= len(unanswered)  # committed, and the answer lost
+    assert max(Counter(one["undoes"] for one in rows.values() if one["undoes"]).values()) == 1
+    stands = Counter((one["who"], one["photo"]) for one in rows.values() if not one["undoes"])
+    stands.subtract((one["who"], one["photo"]) for one in rows.values() if one["undoes"])
+    assert {*stands.values()} <= {0, 1}
+
+
+@pytest.mark.slow
+def test_review_asks_about_a_folder_and_about_what_a_table_doubts(
+    start: Callable[..., Server], model: Path, tmp_path: Path
+) -> None:
+    for value in (51, 128, 204):
+        (tmp_path / "photos" / "a").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / "a" / f"{value}.png").write_bytes(grey(value))
+    (tmp_path / "doubted.csv").write_text("path,label\na/204.png,sound\na/gone.png,sound\na/51.png,defective\n")
+    table = "path,label,defective,p_sound,p_defective,score\n"
+    for name, defective, score in (("a/51", True, 0.3), ("a/204", False, 0.8), ("a/128", True, 0.9)):
+        table += f"{name}.png,{('sound', 'defective')[defective]},{defective},{1 - score},{score},{score}\n"
+    (tmp_path / "predictions.csv").write_text(table)
+
+    def asked(*given: str) -> list[tuple[str, str]]:
+        server = start(f"model={model}", *given, verb="review")
+        wait_until(lambda: len(server.client.get("/api/recent").json()) == len(expected))
+        found = server.client.get("/api/review/queue?who=anna").json()["photos"]
+        assert server.client.get("/review").status_code == 200
+        assert server.kill(signal.SIGTERM) == 0
+        return [(one["name"], one["reason"]) for one in found]
+
+    expected = ["a/128.png", "a/204.png", "a/51.png"]
+    found = asked("input=photos")
+    assert found[0] == ("a/128.png", "review")
+    assert sorted(name for name, _ in found) == expected
+    assert {reason for _, reason in found[1:]} == {"audit"}
+    shutil.rmtree(tmp_path / KEPT)
+    expected = ["a/204.png", "a/51.png"]
+    assert asked("input=doubted.csv", "root=photos") == [(name, "doubted") for name in expected]
+    shutil.rmtree(tmp_path / KEPT)
+    expected = ["a/51.png", "a/204.png"]  # an escape, then a false reject
+    assert asked("input=predictions.csv", "root=photos") == [(name, "doubted") for name in expected]
+    assert asked() == [(name, "doubted") for name in expected]  # what was there before

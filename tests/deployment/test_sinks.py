@@ -350,7 +350,7 @@ def test_a_photo_that_is_kept_lies_beside_its_decision(
     kept.add(photo, "dark.bmp", digest_of(photo), "reject")
     [row] = line.decide([("dark.bmp", photo)], "http")
     wait_until(lambda: line.decisions.cursor("folder:it") == 1)
-    file = kept.find(row["photo"], "reject")
+    file = kept.find(row)
     copy = tmp_path / "out/reject/000000001_dark.png"
     assert file is not None and copy.read_bytes() == file.read_bytes()
 
