@@ -30,7 +30,8 @@ from defectcls.files import checkpoint_file
 log = logging.getLogger(__name__)
 
 COMMITTED = 256  # rows at most that are committed together
-REASONS = REVIEW, DOUBTED, UNLIKE, AUDIT = REVIEW, "doubted", "unlike", "audit"  # to ask a person, the first counts
+DOUBTED = "doubted"  # what a table lists
+REASONS = (REVIEW, DOUBTED, "unlike", "audit")  # to ask a person: the first counts
 FAR = 0.99  # how unlike a photo is that a person should look at
 RECENT = 100  # photos as a model sees them that stay in memory for who looks at them: 60 MB of 448 px
 PHOTOS = prometheus.Counter("defectcls_photos", "Photos, from wherever they came", ["model", "decision"])
