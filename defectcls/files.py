@@ -3,6 +3,8 @@
 import hashlib
 import json
 import logging
+import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +47,14 @@ def written_whole(path: Path, leads: bool = True) -> Iterator[Path]:
     finally:
         if leads:
             unfinished.unlink(missing_ok=True)
+
+
+def copied_whole(source: Path, path: Path) -> None:
+    """Put a copy at `path`, on the disk when this returns: a kill leaves the file before it, or the copy."""
+    with written_whole(path) as unfinished:
+        shutil.copyfile(source, unfinished)
+        with unfinished.open("rb+") as copied:
+            os.fsync(copied)
 
 
 def read_json(path: Path, remedy: str, keys: Iterable[str] = ()) -> dict[str, Any]:

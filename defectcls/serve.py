@@ -52,7 +52,12 @@ def serve(config: dict[str, Any], folder: Path, page: str = "", listed: Any = ()
         connections, cameras = sources_of(settings.sources, lambda *photos: line.decide(*photos), decisions)
         connections += sinks_of(settings.sinks, decisions, kept)
         read = partial(load, device=settings.device, precision=settings.precision)
-        paths = {settings.checkpoint.stem: settings.checkpoint} if settings.checkpoint else settings.models or {}
+        promoted = {file.stem: file for file in sorted((settings.folder / "models").glob("*.onnx"))}
+        paths = {one.stem: one for one in [settings.checkpoint] if one} or settings.models or promoted
+        if not paths:
+            raise UserError(
+                "give model=<run folder or .onnx file>, or promote a run first: python -m defectcls.promote"
+            )
         batches = settings.batch_size, settings.deadline_ms / 1000
         models = {name: Model(name, path, read, *batches) for name, path in paths.items()}
         line = Line(models, decisions, kept, settings.audit_share)

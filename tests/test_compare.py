@@ -114,7 +114,7 @@ def test_photos_are_the_same_under_another_name_and_not_where_one_has_learned_fr
     found = json.loads((tmp_path / "new/compare.json").read_text())
     assert (found["images"], found["seen"], found["relabelled"]) == (len(tested) - 3, 3, 1)
     assert "3 photos left out that one of them has learned from; 1 have another label" in outcome.out
-    truth = (table["label"] == "sound")[tested[3:]]  # which the second calls all of them
+    truth = pd.read_csv(finished / "predictions.csv")["label"][tested[3:]] == "sound"  # what the second calls all
     assert {one["run"]: one["value"] for one in found["values"]}[[*found["runs"]][1]] == pytest.approx(truth.mean())
 
 

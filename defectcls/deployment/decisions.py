@@ -69,6 +69,15 @@ VERDICTS = sql.Table(
     sql.Column("undoes", NUMBER, index=True),  # the id of the row that this one takes back
     sqlite_autoincrement=True,
 )
+PROMOTIONS = sql.Table(
+    "promotions",
+    TABLES,
+    sql.Column("id", NUMBER, primary_key=True),
+    *(sql.Column(name, sql.Text, nullable=False) for name in ("time", "who", "why", "model", "digest", "before")),
+    *(sql.Column(name, sql.Text, nullable=False) for name in ("run", "sentence")),  # its folder; what was known of it
+    sql.Column("undoes", NUMBER),  # the id of the row that this one takes back
+    sqlite_autoincrement=True,
+)
 DELIVERIES = sql.Table(
     "deliveries", TABLES, sql.Column("sink", sql.String(255), primary_key=True), sql.Column("last", NUMBER)
 )
@@ -123,6 +132,32 @@ class Decisions:
         asked = sql.select(VERDICTS).where(VERDICTS.c.undoes.is_(None), VERDICTS.c.id.not_in(undone))
         last = {(row["photo"], row["who"]): row for row in self._found(asked.order_by(VERDICTS.c.id))}
         return sorted(last.values(), key=lambda row: row["id"])
+
+    def add_promotion(self, row: dict[str, Any]) -> int:
+        """Commit that a version of a model is to take over from the one `before`; its id."""
+        return self._add(PROMOTIONS, [row])[0]
+
+    def promotions(self, at_work: dict[str, str]) -> list[dict[str, Any]]:
+        """All of them, with `until`: the time of the next one, "" of what is at work, None of what never took over.
+
+        A row is what was meant. That it came to pass is told by the next one, which took over from it, or by the file
+        at work: so no row is changed, and one that a kill has left without its file is not taken for more.
+
+        Args:
+            at_work: the digest of each model's file; of one that is not told the last row is believed.
+        """
+        rows, later = self._found(sql.select(PROMOTIONS).order_by(PROMOTIONS.c.id.desc())), dict[str, tuple[str, str]]()
+        for row in rows:
+            following, time = later.get(row["model"], (at_work.get(row["model"], row["digest"]), ""))
+            row["until"] = time if following == row["digest"] else None
+            later[row["model"]] = row["before"], time if row["until"] is None else row["time"]
+        return rows[::-1]
+
+    def versions(self) -> list[dict[str, Any]]:
+        """Of each `model` and `model_digest` how many `rows` of decisions there are, the times of first and last."""
+        of, time = DECISIONS.c, DECISIONS.c.time
+        counted = sql.func.count().label("rows"), sql.func.min(time).label("first"), sql.func.max(time).label("last")
+        return self._found(sql.select(of.model, of.model_digest, *counted).group_by(of.model, of.model_digest))
 
     def recent(self, count: int) -> list[dict[str, Any]]:
         """The last rows, the newest first."""

@@ -66,8 +66,8 @@ class ServeSettings(Settings):
     precision: Precision | None
 
     def model_post_init(self, _: Any) -> None:
-        if (self.checkpoint is None) == (not self.models):
-            raise ValueError("give model=<run folder or .onnx file>, or 'models={name: file, …}', one of both")
+        if self.checkpoint is not None and self.models:
+            raise ValueError("give model=<run folder or .onnx file>, or 'models={name: file, …}', not both")
 
 
 class Door:

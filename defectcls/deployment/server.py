@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import prometheus_client as prometheus
 from fastapi import FastAPI, Header, Request
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from PIL import Image
 from pydantic import AwareDatetime, BaseModel, Field, NonNegativeInt
 from starlette.concurrency import run_in_threadpool as apart
@@ -22,7 +22,9 @@ from defectcls.deployment.door import MISTAKES, TROUBLE, Door, ServeSettings, se
 from defectcls.deployment.line import Line
 from defectcls.deployment.reviews import add_reviews
 from defectcls.deployment.sources import CameraSource
+from defectcls.pages.history import history_page
 from defectcls.pages.photos import jpeg, overlay
+from defectcls.pages.render import render_html
 from defectcls.pages.wording import decision_words, not_promised
 
 Length = Annotated[NonNegativeInt | None, Header(alias=open_inference.LENGTH)]
@@ -129,6 +131,12 @@ def app_of(line: Line, settings: ServeSettings, connections: list[Connection], c
             raise HTTPException(404, f"there is no camera '{name[:100]}': there are {', '.join(known) or 'none'}")
         row = known[name].trigger()
         return {key: row[key] for key in TOLD}
+
+    @app.get("/history", include_in_schema=False)
+    def history() -> HTMLResponse:
+        at_work = {name: model.predictor.about["digest"] for name, model in line.models.items()}
+        told = history_page(line.decisions.promotions(at_work), line.decisions.versions())
+        return HTMLResponse(render_html(told), headers=POLICY)
 
     @app.get("/metrics")
     def metrics() -> Response:

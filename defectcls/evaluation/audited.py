@@ -57,7 +57,7 @@ def share_interval(
     """
     if not hits and not misses:
         return NOTHING
-    unseen = (hits + heaviest) / (hits**2 / squares + 1) if hits else heaviest  # the weight of one more
+    unseen = (squares + heaviest**2) / (hits + heaviest)  # the weight of one more
 
     def below(odds: float, hits: float, squares: float, more: int) -> float:
         """The probability that the odds of a hit are lower, given these hits, and the misses and `more`."""

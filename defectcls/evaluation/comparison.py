@@ -105,21 +105,21 @@ def unseen(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], di
     """The test rows of each predictions table, all where it marks none, but for photos that another has learned from.
 
     Where all tables have the digest of a `photo`, that is its `path` then, whatever it is called, and of several truths
-    that of the last table holds. Repeats are apart.
+    that of the first table holds. Repeats are apart.
 
     Returns:
         The rows, and how many photos were `seen` and left out, and how many `relabelled`.
     """
     by_digest, tested, learned = all("photo" in table for table in tables.values()), {}, set[str]()
     for name, table in tables.items():
-        rows = (
-            table.assign(path=table["photo"]).drop_duplicates(["path", *{"repeat"} & {*table}]) if by_digest else table
-        )
+        rows = table.assign(path=table["photo"]) if by_digest else table
+        rows = rows.drop_duplicates(["path", *{"repeat"} & {*rows}])
         marked = rows["split"] == "test" if "split" in rows else pd.Series(False, rows.index)
         tested[name] = rows[marked] if marked.any() else rows
         learned |= {*rows["path"][~marked]} if marked.any() else set()
     seen = {path for rows in tested.values() for path in rows["path"]} & learned
-    truth, relabelled = [*tested.values()][-1].drop_duplicates("path").set_index("path")[["label", "defective"]], set()
+    truth = next(iter(tested.values())).drop_duplicates("path").set_index("path")[["label", "defective"]]
+    relabelled = set[str]()
     for name, rows in tested.items():
         rows = rows[~rows["path"].isin(seen)].reset_index(drop=True)
         known = rows["path"].isin(truth.index).to_numpy() & by_digest

@@ -17,7 +17,7 @@ def comparison_page(found: dict[str, Any]) -> Page:
     if seen := found.get("seen"):
         more += f"; {plural(seen, 'photo')} left out that one of them has learned from"
     if changed := found.get("relabelled"):
-        more += f"; {changed} have another label in an earlier table, the last one's holds"
+        more += f"; {changed} have another label in a later table, the first one's holds"
     intervals = f"Paired bootstrap intervals of {100 * found['adjusted_level']:.4g} % for each number"
     if (pairs := comb(len(runs), 2)) > 1:
         intervals += f", so that its {pairs} hold together at {100 * found['level']:g} %"

@@ -236,11 +236,11 @@ def test_a_folder_is_of_one_server(start: Callable[..., Server], model: Path, tm
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "give model=<run folder or .onnx file>, or 'models={name: file, …}', one of both"),
+        ([], "give model=<run folder or .onnx file>, or promote a run first: python -m defectcls.promote"),
         (["model={model}", "models={{a: b}}"], "give model=<run folder or .onnx file>"),
         (["model=nowhere"], "nowhere is no .ckpt or .onnx file"),
         (["model={model}", "database=rows"], "database=<address> cannot be used (Could not parse SQLAlchemy URL"),
-        (["model={model}", "prot=1"], "unknown key 'prot', did you mean 'port'?"),
+        (["model={model}", "ports=1"], "unknown key 'ports', did you mean 'port'?"),
         (["model={model}", "port=abc"], "port=abc: it has to be a valid integer"),
         (["model={model}", "keep=some"], "keep=some: it has to be 'none', 'reject', 'review' or 'all'"),
         (["model={model}", "host=192.0.2.1"], "host=192.0.2.1 port=0 cannot be listened at"),

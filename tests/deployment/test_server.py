@@ -95,6 +95,18 @@ def test_three_ways_to_send_photos_have_one_answer(served: Callable[..., Any]) -
         assert alone.json()["results"][0]["name"] == "51.png"
 
 
+def test_the_history_tells_who_brought_which_version_and_how_many_it_decided(served: Callable[..., Any]) -> None:
+    here = served()
+    row = {"time": "2026-03-01", "model": "part", "undoes": None, "run": "", "sentence": "Nothing was at work."}
+    here.line.decisions.add_promotion(row | {"who": "<ann>", "why": "first", "digest": "c0", "before": ""})
+    here.line.decisions.add_promotion(row | {"who": "bob", "why": "more photos", "digest": "d0", "before": "c0"})
+    here.client.post("/predict", files=files(51, 102, 204))
+    page = here.client.get("/history").text
+    rows = [re.findall(r"<td[^>]*>\s*([^<]*?)\s*<", one) for one in page.split("<tr>") if "2026-03-01" in one]
+    assert [one[-3:-1] for one in rows] == [["bob", "more photos"], ["&lt;ann&gt;", "first"]], rows
+    assert "at work" in page.split("bob")[0] and ">3<" in page.replace(" ", "").replace("\n", "")
+
+
 def test_a_decision_is_a_row_before_it_is_told(served: Callable[..., Any], tmp_path: Path) -> None:
     here = served()
     results = here.client.post("/predict", files=[*files(51, 204), ("files", ("x.png", b"no photo"))]).json()["results"]

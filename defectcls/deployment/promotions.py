@@ -1,0 +1,151 @@
+"""Which version of a model is at work, and how another takes over: whole at any moment, and recorded before it does.
+
+`<folder>/models/<name>.onnx` is at work; `<folder>/models/<name>/<digest>.onnx` is each version, and beside it the
+predictions table of its run, which tells what it has seen. Neither needs torch but to bring a new one.
+"""
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+from pydantic import Field
+
+from defectcls.config import presets
+from defectcls.deployment.decisions import Decisions, moment
+from defectcls.deployment.gate import ExportSettings
+from defectcls.deployment.predictor import load
+from defectcls.errors import UserError
+from defectcls.evaluation.comparison import compare_predictions, unseen
+from defectcls.evaluation.metrics import METRICS
+from defectcls.evaluation.predictions import read_predictions
+from defectcls.files import copied_whole
+from defectcls.pages.comparison import comparison_page
+from defectcls.pages.render import write_page
+from defectcls.settings import Settings, Text
+from defectcls.training.results import finished_metrics
+
+HELD = ["recall", "overkill_rate", "auroc"]  # in what a new version may not be worse
+OLD, NEW = "the model at work", "the run"
+Words = Annotated[str, Text, Field(min_length=1)]
+
+
+class PromoteSettings(Settings):
+    """Of the verb, see conf/promote.yaml."""
+
+    run: Path | None
+    back: bool
+    folder: Path
+    name: Annotated[str, Text, Field(pattern=r"^\w[\w.-]*$")] | None
+    database: str | None
+    who: Words
+    why: Words
+    anyway: bool
+    root: Path | None
+    imports: list[str]
+
+    def model_post_init(self, _: Any) -> None:
+        if (self.run is None) != self.back:
+            raise ValueError("give run=<run folder>, or back=true, one of both")
+
+
+class Shelf:
+    """The versions of one model, `digest` of which is at work, "" where none is; so of each model in `at_work`."""
+
+    def __init__(self, settings: PromoteSettings, decisions: Decisions) -> None:
+        folder, self.decisions = settings.folder / "models", decisions
+        self.at_work = found = {file.stem: _digest_of(file) for file in folder.glob("*.onnx")}
+        if settings.name is None and (len(found) > 1 or not (found or settings.run)):
+            raise UserError(f"{folder} holds {', '.join(sorted(found)) or 'no model'}: give name=<model>")
+        self.name = settings.name or next(iter(found), None) or _finished(settings.run)["dataset"]
+        self.file, self.versions = folder / f"{self.name}.onnx", folder / self.name
+        self.digest = found.get(self.name, "")
+
+    def before(self) -> dict[str, Any]:
+        """The row that puts the version before the one at work in its place; a UserError where none is known."""
+        took = [row for row in self.decisions.promotions(self.at_work) if row["until"] is not None]
+        mine = [row for row in took if (row["model"], row["digest"], row["undoes"]) == (self.name, self.digest, None)]
+        if not mine or not (self.versions / f"{mine[-1]['before']}.onnx").is_file():
+            raise UserError(f"nothing is known to have been at work before {self.file}: promote a run")
+        said = f"Takes back what {mine[-1]['who']} promoted: {mine[-1]['why']}"
+        return {"digest": mine[-1]["before"], "undoes": mine[-1]["id"], "run": "", "sentence": said}
+
+    def take_over(self, row: dict[str, Any]) -> None:
+        """Commit the row of a version that is on the shelf, and put it in place."""
+        if self.digest and not (kept := self.versions / f"{self.digest}.onnx").is_file():  # no promotion brought it
+            copied_whole(self.file, kept)
+        now = {"time": moment(datetime.now(UTC)), "model": self.name, "before": self.digest}
+        self.decisions.add_promotion(now | row)
+        copied_whole(self.versions / f"{row['digest']}.onnx", self.file)
+        self.at_work[self.name] = self.digest = row["digest"]
+
+
+def candidate(run: Path, settings: PromoteSettings, shelf: Shelf, folder: Path) -> dict[str, Any]:
+    """A run, held against the model at work and against its own file, on the shelf: the row that is to be committed.
+
+    Raises:
+        UserError: it is not finished, tells other classes, is worse or not to be compared, or the gate refuses it.
+    """
+    from defectcls.deployment.export import export_model  # imports torch
+
+    metrics, said = _finished(run), "Nothing was at work."
+    if shelf.digest:
+        said, worse = _compared(run, metrics, shelf, settings.root, folder)
+        if worse and not settings.anyway:
+            raise UserError(f"{run} is not promoted. {said} anyway=true promotes it all the same")
+    how = {"checkpoint": run, "root": settings.root, "heat_map": "head" in metrics}
+    file, table = folder / "model.onnx", run / "predictions.csv"
+    if refused := export_model(ExportSettings(**presets("export") | how), file, folder)["refused"]:
+        raise UserError(f"{run} is not promoted, the gate of export refuses its file: {refused}")
+    if (digest := _digest_of(file)) == shelf.digest:
+        raise UserError(f"{run} is at work already")
+    shelf.versions.mkdir(exist_ok=True)
+    copied_whole(table, shelf.versions / f"{digest}.csv")
+    copied_whole(file, shelf.versions / f"{digest}.onnx")
+    return {"digest": digest, "undoes": None, "run": str(run.resolve()), "sentence": said}
+
+
+def _compared(run: Path, metrics: dict[str, Any], shelf: Shelf, root: Path | None, folder: Path) -> tuple[str, bool]:
+    """How a run and the model at work differ on photos that neither has seen; whether it is worse, or nobody can tell.
+
+    What the run of the model at work judged without having learned from it counts; what is new since then it now
+    judges itself.
+    """
+    at_work, rows = load(shelf.file, "cpu"), read_predictions(run / "predictions.csv")
+    classes = dict(zip(metrics["class_names"], metrics["defective_classes"], strict=True))
+    ours, theirs = (metrics["dataset"], classes), (at_work.about["dataset"], at_work.classes)
+    if ours != theirs:
+        told = [f"{', '.join(names)} of dataset={dataset}" for dataset, names in (ours, theirs)]
+        raise UserError(f"{run} tells {told[0]}, and {shelf.file} {told[1]}: give another folder or name")
+    known = shelf.versions / f"{shelf.digest}.csv"
+    if not known.is_file() or "photo" not in rows:
+        return f"Nothing tells which photos {run if known.is_file() else shelf.file} has learned from.", True
+    before = read_predictions(known)
+    new = rows[(rows["split"] == "test") & ~rows["photo"].isin(before["photo"])].drop_duplicates("photo")
+    place = root or Path(metrics["config"]["dataset"]["root"])
+    judged = at_work.predict([str(place / path) for path in new["path"]]).drop(columns="path").set_index(new.index)
+    asked = new[["path", "photo", "label", "defective", "split"]].join(judged[judged.pop("error") == ""], how="inner")
+    tables, counts = unseen({NEW: rows, OLD: pd.concat([before, asked], ignore_index=True)})
+    try:
+        found = counts | compare_predictions(tables, HELD)
+    except UserError:
+        return "There is no photo that neither it nor the model at work has seen.", True
+    page = comparison_page(found)
+    (folder / "compare.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+    write_page(page, folder / "compare.html")
+    worse = [METRICS[one["metric"]].name for one in found["differences"] if one["better"] == OLD]
+    said = f"Worse beyond chance in {', '.join(worse)}. " if worse else ""
+    return f"{said}On {found['images']} photos that neither has seen: {' '.join(page.said('verdict'))}", bool(worse)
+
+
+def _finished(run: Path | None) -> dict[str, Any]:
+    metrics = finished_metrics(run) if run else None
+    if not metrics or not metrics["test"]["n"]:
+        raise UserError(f"run={run} is no folder of a finished run that was tested")
+    return metrics
+
+
+def _digest_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
