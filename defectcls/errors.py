@@ -28,6 +28,7 @@ EXTRAS = {  # what `pip install defectcls` alone does not bring, by the extra th
     "line": "av httpx paho psycopg",
     "ray": "ray",
 }
+LOST = re.compile("closed by peer|reset by peer|broken pipe|connection refused|gloo|NCCL", re.IGNORECASE)
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
@@ -108,6 +109,8 @@ def explain(error: BaseException, way_on: str = AGAIN) -> str | None:
         where = "the GPU's" if "CUDA" in reason or "MPS" in reason else "this machine's"
         others = "end what else takes it, or lower batch_size or image_size"
         return f"{where} memory is full: {others} ({reason})"
+    if isinstance(error, RuntimeError) and LOST.search(str(error)):
+        return f"another process of this run has ended, and said why: {way_on} ({reason})"
     # Pydantic's, which is not imported for its sake: --help has to be quick. One called Settings is W&B's own.
     wrong_value = type(error).__name__ == "ValidationError" and getattr(error, "title", "Settings") != "Settings"
     return _wrong_value(error) if wrong_value else None

@@ -122,6 +122,21 @@ class Classifier(Network, L.LightningModule):
     def setup(self, stage: str) -> None:  # noqa: ARG002  Lightning's signature
         ours: dict[str, Precision] = {"bf16-mixed": "bf16", "16-mixed": "16"}
         self.backbone.precision = ours.get(str(self.trainer.precision), "32")  # of those that cast the weights, too
+        if self.trainer.world_size > 1:
+            self._agree()
+
+    def _agree(self) -> None:
+        """What the first process has solved before it met the others is everybody's: its head, and what that judges.
+
+        Raises:
+            UserError: `auto` is another precision for another process, in all of them.
+        """
+        own = {name: value.cpu() for name, value in self.state_dict().items() if not name.startswith("backbone.body.")}
+        said, strategy = (self.backbone.precision, own, self.out_of_fold), self.trainer.strategy
+        precision, solved, self.out_of_fold = strategy.broadcast(said)
+        if not strategy.reduce_boolean_decision(precision == self.backbone.precision):
+            raise UserError(f"not all processes compute best in {precision}: trainer.precision=32, bf16 or 16 for all")
+        self.load_state_dict(solved, strict=False)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         moved = {name: values for name, values in batch.items() if name != "index"}

@@ -32,6 +32,7 @@ TRUST = "trust=true"  # of the folder that `resume` names
 CODE = re.compile(r"[\s+~]*(-|hydra|imports)|.*_target_|.*verdicts[^=]*[=:]|[\w/+~]*(@[^=]*)?=.*(\.\./|\$)", re.DOTALL)
 REFUSED = ("config_path", "config_name", "experimental_rerun", "hydra_help", "info", "shell_completion")  # of Hydra's
 RESUMED = ("train", "crossval", "auto")  # verbs that go on where they stopped
+PROCESSES, RANKS = ("WORLD_SIZE", "SLURM_NTASKS"), ("RANK", "SLURM_PROCID")  # of torchrun, of srun
 NUMBERS = ("metrics", "audit", "compare", "summary", "export", "audited")  # what the verbs call their JSON
 
 
@@ -148,6 +149,11 @@ def _perform(verb: str, typed: list[str], begun: list[Path], alone: bool) -> int
         overrides.append("dataset=synthetic")  # a dataset is required; the help shows the keys of this one
     sweeps = (sweeps or options.multirun) and not options.help
     options.overrides = overrides = overrides_of(verb, overrides, sweeps, options.config_dir)
+    if verb == "train" and not sweeps and any(int(os.environ.get(name) or 1) > 1 for name in PROCESSES):
+        if not any(override.startswith(f"{RUN_DIR}=") for override in overrides):
+            raise UserError(f"srun and torchrun start this several times, for one folder: {RUN_DIR}=runs/<a new name>")
+        if any(int(os.environ.get(name) or 0) for name in RANKS):
+            overrides.append(UNRECORDED)
     with hydra_of(verb) as hydra:
         if options.help:
             hydra.app_help(verb, parser, options)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from defectcls.errors import UserError
 from defectcls.evaluation.metrics import defect_numbers
@@ -23,7 +24,8 @@ GOES_ON = "logger=%s has failed, and the run goes on without it: %r"
 
 @contextmanager
 def dashboard(settings: LoggerSettings, folder: Path, config: dict[str, Any]) -> Iterator[Logger | None]:
-    """The logger of one run, which ends with the block, as failed where that raises. None for `csv`: the run folder.
+    """The logger of one run, which ends with the block, as failed where that raises. None for `csv`: the run folder;
+    and in all processes of a run but the first.
 
     Never prompts; W&B is offline when logged out. One that cannot begin is a warning and None; one that fails later
     says so once, and the run goes on without it. A resumed run continues its own W&B run, whose id lies in the run
@@ -34,7 +36,7 @@ def dashboard(settings: LoggerSettings, folder: Path, config: dict[str, Any]) ->
     """
     logger, failed = None, True
     try:
-        if settings.name != "csv":
+        if settings.name != "csv" and not getattr(rank_zero_only, "rank", 0):
             logger = _build(settings, folder.resolve(), config)
             getattr(logger, "experiment", None)  # starts the run: Lightning would, and catch nothing that is raised
     except ModuleNotFoundError as error:

@@ -1,5 +1,6 @@
 """What lies where, found without a GPU: tensors of two devices do not mix if they have no values."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -83,6 +84,30 @@ def test_a_memory_looks_at_many_images_at_a_time_on_a_gpu(monkeypatch: pytest.Mo
             calls.clear()
             assert memory(torch.zeros(20, 12, 4, 4, device=device)).shape == (20, 5, 4, 4)
             assert len(calls) == 5 * pieces  # in each of the five parts
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_what_the_first_process_has_solved_is_everybodys(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    """And where `auto` is another precision for another process, all of them say so."""
+    first, other = classifier("joined"), classifier("joined")
+    for seed, one in enumerate((first, other)):
+        for value in (*one.head.state_dict().values(), *one.joined.state_dict().values()):  # type: ignore[union-attr]
+            value.copy_(torch.full(value.shape, seed + 1))
+    first.out_of_fold = torch.ones(3, 2)
+    shared: list[Any] = []
+    strategy = SimpleNamespace(broadcast=lambda said: shared.append(said) or shared[0], reduce_boolean_decision=bool)
+    for one, own in ((first, "32"), (other, precision)):
+        trainer = SimpleNamespace(world_size=2, strategy=strategy, precision=f"{own}-mixed" if own == "bf16" else "32")
+        monkeypatch.setattr(type(one), "trainer", trainer)
+        if own == "bf16":
+            with pytest.raises(UserError, match="^not all processes compute best in 32: trainer.precision=32, "):
+                one.setup("fit")
+            return
+        one.setup("fit")
+    assert other.out_of_fold is first.out_of_fold
+    for name, value in first.state_dict().items():
+        if not name.startswith("backbone."):
+            assert torch.equal(other.state_dict()[name], value), name
 
 
 # --- arguments of Lightning's Trainer ---------------------------------------------------------------------------------
