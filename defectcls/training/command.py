@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from defectcls.arguments import RUN_DIR, SWEEP_DIR, UNRECORDED, as_typed, quoted, searchpath
 from defectcls.config import TRAINING, do_job, explain_composition, hydra_of, overrides_of, plain, task_of
-from defectcls.errors import AGAIN, FULL_ERROR, Stopped, UserError, explain, stoppable
+from defectcls.errors import AGAIN, FULL_ERROR, Stopped, UserError, explain, one_line, stoppable
 from defectcls.files import BEST, locked, read_json
 from defectcls.training.jobs import SWEEP, Task, close_sweep, recorded_command, run_job
 
@@ -195,12 +195,17 @@ def _sweep(hydra: Any, verb: str, overrides: list[str], begun: list[Path]) -> in
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / "sweep.lock", f"the sweep in {folder} is running: wait for it, or stop it", wait=False):
         begun.append(folder)
-        here = f"{SWEEP_DIR}={quoted(str(folder))}"
+        here, lost = f"{SWEEP_DIR}={quoted(str(folder))}", None
         try:
             hydra.multirun(verb, functools.partial(_sweep_job, verb), [*overrides, here])
+        except Exception as error:
+            if not type(error).__module__.startswith("submitit"):
+                raise
+            lost = f"the cluster has lost a job ({one_line(error)}): resume={folder} does what is not finished"
+            print(f"error: {lost}", file=sys.stderr)
         finally:
             status = close_sweep(folder, verb, command)
-    return status
+    return max(status, int(lost is not None))
 
 
 def repetition(folder: Path) -> list[str]:

@@ -20,6 +20,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 FINISHED, FAILED, UNFINISHED = "finished", "failed", "unfinished"
 RECORD = "job.json"
 RUN, SWEEP = Path(".hydra", "hydra.yaml"), Path("multirun.yaml")  # in which Hydra records what began a folder
+SLURM_KILLS_S = 120  # it waits for KillWait, by default 30
 GOES_ON = "resume=<sweep folder> goes on"
 # joblib: a process has to know the start method of its launcher.
 IMPORTED_ONCE = ["joblib", *(f"defectcls.training.{name}" for name in ("run", "inspection", "results", "loggers"))]
@@ -90,6 +92,8 @@ def run_job(task: Task) -> dict[str, Any]:
             raise
         done = _read(record)
         if done["status"] == UNFINISHED:
+            if "SLURM_JOB_ID" in os.environ and process.exitcode in (255, -signal.SIGTERM, 128 + signal.SIGTERM):
+                time.sleep(SLURM_KILLS_S)  # all of the job, which is no failure: it may go back into the queue
             killed = process.exitcode == -signal.SIGKILL
             how = "was killed, as Linux does when memory runs out" if killed else f"ended with {process.exitcode}"
             done = task.record(FAILED, f"its process {how}")
@@ -160,7 +164,7 @@ def close_sweep(folder: Path, verb: str, arguments: list[str]) -> int:
     if len(failed) == len(jobs):
         print(f"error: all {len(failed)} jobs failed, the first of them: {failed[0].error}", file=sys.stderr)
         return 2
-    return 1 if failed else max(job.exit_status for job in jobs)
+    return 1 if any(job.status != FINISHED for job in jobs) else max(job.exit_status for job in jobs)
 
 
 def read_jobs(folder: Path) -> list["Job"]:

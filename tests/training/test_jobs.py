@@ -7,11 +7,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 from filelock import FileLock
+from hydra._internal.hydra import Hydra
 
 from defectcls.errors import UserError
 from defectcls.training import command as commands
@@ -253,6 +255,47 @@ def test_stopped_sweep_ends_its_job_and_dashboard_and_goes_on(tiny: list[str], t
     assert [run.exit_code for run in offline_runs(folder / "0")] == [1]
     assert process("defectcls.train", f"resume={folder}", cwd=tmp_path).code == 0
     assert statuses(folder) == {0: "finished", 1: "finished"}
+
+
+def test_a_job_that_the_cluster_has_lost_is_told(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the table, in which it is not finished."""
+
+    class LostError(Exception):
+        pass
+
+    LostError.__module__ = "submitit.core.utils"
+
+    def launch(*_: Any) -> None:
+        job(tmp_path / "sweep", 0, "finished")
+        job(tmp_path / "sweep", 1, "unfinished")
+        raise LostError("Job 17_1 not found, state NODE_FAIL")
+
+    monkeypatch.setattr(Hydra, "multirun", launch)
+    outcome = command("train", "-m", *tiny, "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert outcome.code == 1
+    told = "the cluster has lost a job (Job 17_1 not found, state NODE_FAIL)"
+    assert outcome.err == f"error: {told}: resume={tmp_path / 'sweep'} does what is not finished\n"
+    assert "job 1 unfinished" in outcome.out
+
+
+@pytest.mark.parametrize(("cluster", "waits"), [(True, True), (False, False)])
+def test_a_job_that_slurm_ends_is_not_failed_before_slurm_has_ended_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: bool, waits: bool
+) -> None:
+    """It may be on its way back into the queue."""
+    slept: list[float] = []
+    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: slept.append(seconds))
+    ended = SimpleNamespace(start=lambda: None, join=lambda: None, exitcode=143)
+    context = SimpleNamespace(set_forkserver_preload=lambda _: None, Process=lambda **_: ended)
+    monkeypatch.setattr(jobs.multiprocessing, "get_context", lambda *_: context)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    if cluster:
+        monkeypatch.setenv("SLURM_JOB_ID", "17")
+    done = run_job(task(tmp_path, "train", {}))
+    assert slept == [jobs.SLURM_KILLS_S] * waits
+    assert (done["status"], done["error"]) == ("failed", "its process ended with 143")
 
 
 @pytest.mark.slow
