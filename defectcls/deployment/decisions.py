@@ -40,7 +40,6 @@ UNREADABLE = "unreadable"  # what a decision is called where there is none
 KINDS = (REJECT, REVIEW, ACCEPT, UNREADABLE)
 KEPT: dict[Keep, int] = {"none": 0, "reject": 1, "review": 2, "all": 4}  # so many of them
 LEFT = 0.9  # of what kept photos may take, once the oldest have made room
-COMMON = 100  # rows that are fetched at a time
 BUSY_S = 30  # that a writer of SQLite waits for another process's
 
 TEXTS = ("time", "source", "name", "photo", "model", "model_digest", "decision", "prediction", "error", "cause")
@@ -69,6 +68,8 @@ VERDICTS = sql.Table(
     sql.Column("undoes", NUMBER, index=True),  # the id of the row that this one takes back
     sqlite_autoincrement=True,
 )
+UNDOING = VERDICTS.alias()
+STANDS = VERDICTS.c.undoes.is_(None) & ~sql.exists().where(UNDOING.c.undoes == VERDICTS.c.id)  # and is not undone
 PROMOTIONS = sql.Table(
     "promotions",
     TABLES,
@@ -128,9 +129,8 @@ class Decisions:
 
     def verdicts(self) -> list[dict[str, Any]]:
         """What stands: of each photo and person the last row that is not taken back, the oldest first."""
-        undone = sql.select(VERDICTS.c.undoes).where(VERDICTS.c.undoes.is_not(None))
-        asked = sql.select(VERDICTS).where(VERDICTS.c.undoes.is_(None), VERDICTS.c.id.not_in(undone))
-        last = {(row["photo"], row["who"]): row for row in self._found(asked.order_by(VERDICTS.c.id))}
+        found = self.rows(sql.select(VERDICTS).where(STANDS).order_by(VERDICTS.c.id))
+        last = {(row["photo"], row["who"]): row for row in found}
         return sorted(last.values(), key=lambda row: row["id"])
 
     def add_promotion(self, row: dict[str, Any]) -> int:
@@ -207,7 +207,7 @@ class Decisions:
 
     def rows(self, asked: "sql.Select[Any]") -> Iterator[dict[str, Any]]:
         """What a query finds, read as far as it is asked for."""
-        with self._engine.connect().execution_options(yield_per=COMMON) as connection:
+        with self._engine.connect().execution_options(yield_per=100) as connection:
             yield from map(dict, connection.execute(asked).mappings())
 
     def _found(self, asked: "sql.Select[Any]") -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, StringConstraints
 from starlette.exceptions import HTTPException
 
 from defectcls.data.images import open_photo, without_borders
-from defectcls.deployment.decisions import DECISIONS, UNSURE, VERDICTS, moment
+from defectcls.deployment.decisions import DECISIONS, STANDS, UNSURE, VERDICTS, moment
 from defectcls.deployment.line import REASONS, Line
 from defectcls.deployment.predictor import Predictor
 from defectcls.errors import did_you_mean
@@ -46,16 +46,10 @@ class Said(BaseModel):
     undoes: Annotated[int, Field(gt=0, lt=2**63)] | None = None
 
 
-def stands() -> "sql.ColumnElement[bool]":
-    """Of verdicts: one that neither takes another back nor is taken back."""
-    undoing = VERDICTS.alias()
-    return VERDICTS.c.undoes.is_(None) & ~sql.exists().where(undoing.c.undoes == VERDICTS.c.id)
-
-
 def waits(who: str, second_share: float) -> "sql.ColumnElement[bool]":
     """Of decisions: the last one of its photo, of which this person has said nothing, and others not enough."""
     later, photo = DECISIONS.alias(), DECISIONS.c.photo
-    said = sql.exists().where(VERDICTS.c.photo == photo, stands())
+    said = sql.exists().where(VERDICTS.c.photo == photo, STANDS)
     enough = sql.func.substr(photo, 25) >= f"{round(second_share * 0xFFFFFFFF):08x}"  # the audit draws by its beginning
     settled = said.where(VERDICTS.c.who != who, VERDICTS.c.label != UNSURE) & enough
     again = sql.exists().where(later.c.photo == photo, later.c.id > DECISIONS.c.id)
@@ -121,7 +115,7 @@ def add_reviews(app: FastAPI, line: Line, second_share: float, blind: bool) -> N
             raise HTTPException(422, f"there is no class '{said.label[:100]}'{near}")
         asked = sql.select(VERDICTS).where(VERDICTS.c.who == said.who, VERDICTS.c.photo == said.photo)
         with saying:
-            last = [*rows(asked.where(stands()).order_by(VERDICTS.c.id.desc()).limit(1))]
+            last = [*rows(asked.where(STANDS).order_by(VERDICTS.c.id.desc()).limit(1))]
             sent = last[:1] if said.undoes is None else [*rows(asked.where(VERDICTS.c.undoes == said.undoes))]
             if sent and (said.undoes or sent[0]["label"] == said.label):
                 return {"id": sent[0]["id"]}
