@@ -405,7 +405,7 @@ def test_what_people_say_of_accepted_photos_is_the_escape_rate_as_it_is_now(tmp_
     assert found["more"] == 0 and found["share_interval"][1] == pytest.approx(1 - 0.05 ** (1 / 300))
     mistakes = {
         "label,chance\nsond,0.02": "has the label 'sond', which is no class of the model, did you mean 'sound'?",
-        "label,chance\nsound,0": "has a chance that is not above 0 and at most 1: 0.0",
+        "label,chance\nsound,0": "has a chance not above 0, or above 1: 0.0",
     }
     for text, told in mistakes.items():
         lone.write_text(text)

@@ -40,7 +40,7 @@ def test_its_test_photos_stay_and_what_is_new_is_told(tiny: list[str], tmp_path:
     found = json.loads((after / "metrics.json").read_text())["from"]
     assert (found["new"], found["gone"], found["tested"]) == (20, 1, len(tested))
     assert [one["path"].rpartition("/")[2] for one in found["relabelled"]] == ["mended.png"]
-    assert "20 new photos, 1 are gone, and of 1 the label is another" in outcome.out
+    assert "20 new photos, 1 are gone, 1 have another label; " in outcome.out
 
     table = pd.read_csv(before / "predictions.csv").drop(columns="photo")
     table.to_csv(before / "predictions.csv", index=False)

@@ -133,6 +133,9 @@ def test_mistakes_leave_what_is_at_work(plant: Plant) -> None:
     }
     for typed, told in wrong.items():
         assert told in sentence(plant.promote(*typed.format(tmp=plant.folder).split())), typed
+    old = plant.run("old", range(20))
+    pd.read_csv(old / "predictions.csv").drop(columns="photo").to_csv(old / "predictions.csv", index=False)
+    assert "old is of a version that kept no digests" in sentence(plant.promote(f"run={old}"))
     plant.refused = "it decides otherwise"
     told = sentence(plant.promote(f"run={plant.run('odd', range(20))}"))
     assert told.endswith("odd is not promoted, the gate of export refuses its file: it decides otherwise")

@@ -33,8 +33,6 @@ Words = Annotated[str, Text, Field(min_length=1)]
 
 
 class PromoteSettings(Settings):
-    """Of the verb, see conf/promote.yaml."""
-
     run: Path | None
     back: bool
     folder: Path
@@ -119,9 +117,8 @@ def _compared(run: Path, metrics: dict[str, Any], shelf: Shelf, root: Path | Non
     if ours != theirs:
         told = [f"{', '.join(names)} of dataset={dataset}" for dataset, names in (ours, theirs)]
         raise UserError(f"{run} tells {told[0]}, and {shelf.file} {told[1]}: give another folder or name")
-    known = shelf.versions / f"{shelf.digest}.csv"
-    if not known.is_file() or "photo" not in rows:
-        return f"Nothing tells which photos {run if known.is_file() else shelf.file} has learned from.", True
+    if not (known := shelf.versions / f"{shelf.digest}.csv").is_file():
+        return f"Nothing tells which photos {shelf.file} has learned from.", True
     before = read_predictions(known)
     new = rows[(rows["split"] == "test") & ~rows["photo"].isin(before["photo"])].drop_duplicates("photo")
     place = root or Path(metrics["config"]["dataset"]["root"])
@@ -142,8 +139,10 @@ def _compared(run: Path, metrics: dict[str, Any], shelf: Shelf, root: Path | Non
 
 def _finished(run: Path | None) -> dict[str, Any]:
     metrics = finished_metrics(run) if run else None
-    if not metrics or not metrics["test"]["n"]:
+    if not run or not metrics or not metrics["test"]["n"]:
         raise UserError(f"run={run} is no folder of a finished run that was tested")
+    if "photo" not in pd.read_csv(run / "predictions.csv", nrows=0):
+        raise UserError(f"run={run} is of a version that kept no digests of photos: train it again")
     return metrics
 
 

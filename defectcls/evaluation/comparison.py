@@ -102,33 +102,28 @@ def compare_predictions(
 
 
 def unseen(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
-    """The test rows of each predictions table, all where it marks none, but for photos that another has learned from.
+    """The test rows of each predictions table, or all, without those `seen`, from which another has learned; counts.
 
-    Where all tables have the digest of a `photo`, that is its `path` then, whatever it is called, and of several truths
-    that of the first table holds. Repeats are apart.
-
-    Returns:
-        The rows, and how many photos were `seen` and left out, and how many `relabelled`.
+    Where all tables have the digest of a `photo`, that is its `path` then, and where its truth is not that of the first
+    table it is `relabelled` so. Repeats are apart.
     """
-    by_digest, tested, learned = all("photo" in table for table in tables.values()), {}, set[str]()
+    by_digest, tested, learned, relabelled = all("photo" in one for one in tables.values()), {}, set(), set()
     for name, table in tables.items():
         rows = table.assign(path=table["photo"]) if by_digest else table
         rows = rows.drop_duplicates(["path", *{"repeat"} & {*rows}])
         marked = rows["split"] == "test" if "split" in rows else pd.Series(False, rows.index)
-        tested[name] = rows[marked] if marked.any() else rows
+        tested[name] = rows[marked | (not marked.any())]
         learned |= {*rows["path"][~marked]} if marked.any() else set()
-    seen = {path for rows in tested.values() for path in rows["path"]} & learned
+    seen = {*pd.concat(tested.values())["path"]} & learned
     truth = next(iter(tested.values())).drop_duplicates("path").set_index("path")[["label", "defective"]]
-    relabelled = set[str]()
     for name, rows in tested.items():
-        rows = rows[~rows["path"].isin(seen)].reset_index(drop=True)
+        tested[name] = rows = rows[~rows["path"].isin(seen)].reset_index(drop=True)
         known = rows["path"].isin(truth.index).to_numpy() & by_digest
         now = truth.loc[rows["path"][known]].set_axis(rows.index[known])
         relabelled |= {*rows["path"][known][now["label"] != rows["label"][known]]}
-        rows.loc[known, ["label", "defective"]] = now
+        rows.loc[known, now.columns] = now
         if "repeat" in rows and rows["repeat"].nunique() > 1:
             rows["path"] += " in repeat " + rows["repeat"].astype(str)
-        tested[name] = rows
     return tested, {"seen": len(seen), "relabelled": len(relabelled)}
 
 

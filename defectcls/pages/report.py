@@ -119,15 +119,12 @@ def _numbers(metrics: dict[str, Any], judged: dict[str, Any]) -> Section:
 
 
 def _since(found: dict[str, Any]) -> Section:
-    """What is new since the run that this one goes on from."""
-    changed, head = [[*row.values()] for row in found["relabelled"]], ["photo", "label before", "label"]
-    said = (
-        f"{plural(found['new'], 'new photo')}, {found['gone']} are gone, and of {len(changed)} the label is another; "
-        f"{plural(found['tested'], 'photo')} of its test are tested again, and none of them is learned from."
-    )
-    return Section(
-        f"New since {found['run']}", Text(said, terminal=True), Table(changed, head, words=True, terminal=True)
-    )
+    """What is new since an earlier run."""
+    rows = [[*row.values()] for row in found["relabelled"]]
+    new, tested = plural(found["new"], "new photo"), plural(found["tested"], "photo")
+    said = f"{new}, {found['gone']} are gone, {len(rows)} have another label; {tested} of its test are tested again."
+    changed = Table(rows, ["photo", "label before", "label"], words=True, terminal=True)
+    return Section(f"New since {found['run']}", Text(said, terminal=True), changed)
 
 
 def _tried(found: dict[str, Any]) -> Section:

@@ -20,8 +20,6 @@ from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.store import Store
 from defectcls.data.threads import keep_freed_memory
 from defectcls.errors import UserError, did_you_mean
-from defectcls.evaluation.metrics import records
-from defectcls.evaluation.predictions import read_predictions
 from defectcls.model.backbone import Backbone
 from defectcls.model.checkpoint import CLASSIFIER
 from defectcls.model.classifier import LOG_EVERY, Classifier
@@ -30,7 +28,6 @@ from defectcls.model.hardware import find_device, native_precision, tune
 from defectcls.model.head import FOLDS
 from defectcls.settings import TrainSettings
 from defectcls.tables import DEFECTIVE, SOUND
-from defectcls.training.results import finished_metrics
 
 log = logging.getLogger(__name__)
 
@@ -100,30 +97,6 @@ def deal(settings: TrainSettings, data: DefectDataModule, learns: bool = False) 
             "alone, dataset.split.anomalies=10 shows ten, dataset.split.published=false its share"
         )
     return evaluation
-
-
-def continue_from(run: Path, data: DefectDataModule) -> dict[str, Any]:
-    """Let the photos of an earlier run stay in its parts; for metrics.json what is new since then.
-
-    Of one that was cross-validated no more stays than the test part, where it had one.
-
-    Raises:
-        UserError: it is not finished, or of a version that kept no digests of photos.
-    """
-    if (metrics := finished_metrics(run)) is None:
-        raise UserError(f"from={run} is no folder of a finished run")
-    known, samples = read_predictions(run / "predictions.csv"), data.samples
-    if "photo" not in known:
-        raise UserError(
-            f"from={run} was left by a version that kept no digests of photos: repeat it first, or leave from= out"
-        )
-    known = known.drop_duplicates("photo").set_index("photo")
-    stays = known["split"][~known["split"].isin([*metrics.get("out_of_fold", ["test"])])]
-    data.kept, before = dict(zip(stays.index, stays, strict=True)), samples["photo"].map(known["label"])
-    changed = samples.assign(before=before)[before.notna() & (before != samples["label"])]
-    here, tested = known.index.isin(samples["photo"]), (stays == "test") & stays.index.isin(samples["photo"])
-    counts = {"new": int(before.isna().sum()), "gone": int((~here).sum()), "tested": int(tested.sum())}
-    return {"run": str(run), **counts, "relabelled": records(changed[["path", "before", "label"]])}
 
 
 def build_classifier(settings: TrainSettings, data: DefectDataModule, fetch: bool = True) -> Classifier:

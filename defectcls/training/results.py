@@ -16,8 +16,8 @@ import pandas as pd
 
 from defectcls.config import job_command
 from defectcls.errors import UserError, did_you_mean
-from defectcls.evaluation.metrics import METRICS, defect_numbers
-from defectcls.evaluation.predictions import write_predictions
+from defectcls.evaluation.metrics import METRICS, defect_numbers, records
+from defectcls.evaluation.predictions import read_predictions, write_predictions
 from defectcls.files import read_json, written_whole
 from defectcls.pages.blocks import Page
 from defectcls.pages.render import print_page, write_page
@@ -48,6 +48,28 @@ def objective_of(metrics: dict[str, Any], objective: str | None) -> float | None
         near = did_you_mean(name, METRICS) or f", such as val/auroc; names are {', '.join(METRICS)}"
         raise UserError(f"objective={objective} is no <train, val or test>/<name of a number>{near}")
     return defect_numbers(metrics[part]).get(name) if metrics else None
+
+
+def earlier_run(run: Path, samples: pd.DataFrame) -> tuple[dict[Any, str], dict[str, Any]]:
+    """The part of each photo in an earlier run, by its digest, but for what was judged out of fold; and what is new.
+
+    Raises:
+        UserError: it is not finished, or of a version that kept no digests of photos.
+    """
+    if (metrics := finished_metrics(run)) is None:
+        raise UserError(f"from={run} is no folder of a finished run")
+    table = read_predictions(run / "predictions.csv")
+    if "photo" not in table:
+        raise UserError(
+            f"from={run} is of a version that kept no digests of photos: repeat it first, or leave from= out"
+        )
+    known = table.drop_duplicates("photo").set_index("photo")
+    parts = known["split"][~known["split"].isin([*metrics.get("out_of_fold", ["test"])])]
+    before, tested = samples["photo"].map(known["label"]), samples["photo"][samples["photo"].map(parts) == "test"]
+    changed = samples.assign(before=before)[before.notna() & (before != samples["label"])]
+    gone = ~known.index.isin(samples["photo"])
+    found = {"run": str(run), "new": int(before.isna().sum()), "gone": int(gone.sum()), "tested": tested.nunique()}
+    return dict(parts), found | {"relabelled": records(changed[["path", "before", "label"]])}
 
 
 def write_results(folder: Path, metrics: dict[str, Any], predictions: pd.DataFrame, page: Page | None = None) -> None:

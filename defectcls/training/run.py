@@ -27,17 +27,9 @@ from defectcls.model.classifier import Classifier
 from defectcls.model.features import copy_of, extract_features
 from defectcls.model.head import FOLDS, fit_members, fit_probe
 from defectcls.settings import TrainSettings
-from defectcls.training.build import (
-    build_classifier,
-    build_data,
-    build_features,
-    build_trainer,
-    continue_from,
-    deal,
-    with_compute,
-)
+from defectcls.training.build import build_classifier, build_data, build_features, build_trainer, deal, with_compute
 from defectcls.training.record import Record, read_checkpoint, stage_summary
-from defectcls.training.results import provenance
+from defectcls.training.results import earlier_run, provenance
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +162,9 @@ class TrainingRun(Run):
         if data is None:
             overlay = remembered.get("overlay")  # verdicts may have come since
             data = build_data(settings, split=False, device=trainer.strategy.root_device, overlay=overlay)
-        since = {} if settings.earlier is None else {"from": continue_from(settings.earlier, data)}
+        since: dict[str, Any] = {}
+        if settings.earlier is not None:
+            data.kept, since["from"] = earlier_run(settings.earlier, data.samples)
         evaluation = deal(settings, data, learns=True)
         judging = data.part("train" if evaluation == "crossval" else "val")
         refuse_missing_kind(settings.decision, data.samples["defective"].to_numpy(bool)[judging])
