@@ -26,6 +26,7 @@ def predict(config: dict[str, Any], folder: Path) -> int:
 
     settings = PredictSettings(**config)
     import numpy as np
+    import pandas as pd
 
     from defectcls.data.images import further_pages
     from defectcls.data.inputs import Photos, list_inputs
@@ -54,6 +55,7 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     unreadable, read = rows[rows["error"] != ""], rows[rows["error"] == ""]
     if predictor.paged:
         log.warning(further_pages(predictor.paged))
+    drift = predictor.drift(len(read)).windows(read)
     summary = {
         "checkpoint": str(settings.checkpoint),
         "input": settings.input,
@@ -70,12 +72,14 @@ def predict(config: dict[str, Any], folder: Path) -> int:
         "root": str(photos.root),
         "left_out": photos.left_out,
         "further_pages": predictor.paged,
+        "unlike": drift[0]._asdict() if drift else None,
         "seconds": seconds,
         "images_per_second": None if settings.watch else len(rows) / seconds,
         **provenance(predictor.about["seed"], {}, predictor.about["device"]),
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
-    shown = read.nlargest(settings.gallery, "score")  # of equal ones those that came first
+    strange = read[read["cause"] != ""].nlargest(settings.gallery // 4, "unlike")
+    shown = pd.concat([strange, read.drop(strange.index).nlargest(settings.gallery - len(strange), "score")])
     heat = _heat(predictor, photos.root, list(shown["path"])) if settings.heat_maps else {}
     page = gallery_page(shown, unreadable[:100], photos.root, summary, heat)  # the table has all that were not read
     file = folder / "gallery.html" if settings.gallery else None

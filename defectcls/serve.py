@@ -60,7 +60,7 @@ def serve(config: dict[str, Any], folder: Path, page: str = "", listed: Any = ()
             )
         batches = settings.batch_size, settings.deadline_ms / 1000
         models = {name: Model(name, path, read, *batches) for name, path in paths.items()}
-        line = Line(models, decisions, kept, settings.audit_share)
+        line = Line(models, decisions, kept, settings.audit_share, settings.window)
         if listed:
             connections.append(
                 Connection(listed[1], partial(judge_listed, listed[0], listed[1], line.decide, decisions))

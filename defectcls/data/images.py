@@ -42,12 +42,17 @@ class UnreadableImageError(UserError):
 class Opened(NamedTuple):
     """A photo as its file holds it, upright: `values` (height, width) of grey or (height, width, 3) of RGB.
 
-    `shorter` is a side of the file's in pixels, and `paged` whether it holds further pages.
+    `shape` are the sides of the file's in pixels, and `paged` whether it holds further pages.
     """
 
     values: np.ndarray
-    shorter: int = 0
+    shape: tuple[int, ...]
     paged: bool = False
+
+    @property
+    def file(self) -> tuple[float, int]:
+        """Logarithm of its pixels, and bits a colour: size and depth of `defectcls.data.appearance.LOOKS`."""
+        return math.log(math.prod(self.shape)), {"": 8, "float": 32}.get(self.depth) or int(self.depth)
 
     @property
     def depth(self) -> Depth | Literal[""]:
@@ -115,7 +120,7 @@ def open_photo(photo: Photo, side: int) -> Opened:
                 f"an array {photo.dtype} {photo.shape} is no photo: give uint8 (height, width, 3) of RGB from 0 to "
                 "255, or (height, width) of grey; uint16 or float32 for a model that learnt from such photos"
             )
-        return Opened(photo)
+        return Opened(photo, photo.shape[:2])
     content = b""
     try:
         if isinstance(photo, ImageFile.ImageFile) and photo.tile and photo.fp and not photo.tell():
@@ -156,7 +161,7 @@ def further_pages(count: int) -> str:
 
 
 def _opened(image: Image.Image, content: bytes, side: int) -> Opened:
-    shorter = min(image.size)
+    shape = image.size
     paged = getattr(image, "is_animated", False) and image.format != "MPO"  # what a telephone hides behind a JPEG
     tiles = getattr(image, "tile", None)
     layout = str(tiles[0].args) if tiles else ""  # of a file whose pixels are not read yet
@@ -175,7 +180,7 @@ def _opened(image: Image.Image, content: bytes, side: int) -> Opened:
         values = np.array(plain)
         if values.dtype == np.uint8 and (";16" in layout or (image.format == "PPM" and "65535" in layout)):
             raise UnreadableImageError("16-bit colour, of which only the upper bytes are read: save it as PNG")
-    return Opened(_upright(values, orientation), shorter, paged)
+    return Opened(_upright(values, orientation), shape, paged)
 
 
 def _decode_jpeg(image: Image.Image, content: bytes, side: int) -> np.ndarray:

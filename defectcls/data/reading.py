@@ -26,7 +26,7 @@ from defectcls.settings import DatasetSettings, Frame
 Place = Literal["off", "ram", "disk", "device"]
 
 AT_ONCE = 2**27  # bytes of pixels that are decoded before they are stored, and that go to a device together
-VERSION = 9  # of what is kept and how it is computed; to be raised when `decode` comes to give other pixels
+VERSION = 10  # of what is kept and how it is computed; to be raised when `decode` comes to give other pixels
 
 THUMBNAIL = 128  # pixels of the square that twins are found by, whatever image_size a model sees
 FINEST = 256  # pixels of the side that twins are compared at, by a thumbnail of half of it
@@ -43,6 +43,7 @@ RECORD = np.dtype(
     [
         ("side", "i4"),  # 8, 16, … up to FINEST pixels, that it is compared at
         ("paged", "?"),  # it has further pages
+        ("file", "f4", 2),  # see `Opened`
         ("depth", "U5"),  # the least of DEPTHS that holds its values; "" of 8 bits
         ("spread", "f4"),  # standard deviation of the grey values, 0..255, at this depth
         ("spectrum", "c8", HALF.shape),  # coarse Fourier spectrum of the windowed grey image, in grey values
@@ -175,14 +176,14 @@ class Images:
             pixels = framed(pixels, self.size, self.resize)
         except UnreadableImageError as error:
             return error
-        side = 2 ** round(np.log2(np.clip(opened.shorter, 8, FINEST)))
+        side = 2 ** round(np.log2(np.clip(min(opened.shape), 8, FINEST)))
         grid = min(side, THUMBNAIL)
         frame = framed(upright, (grid, grid), "squash", "bilinear")
         frame = frame.repeat(THUMBNAIL // grid, 1).repeat(THUMBNAIL // grid, 2)
         grey = np.tensordot(LUMINANCE, frame.astype(np.float32), 1)
         windowed = (grey - (grey * _WINDOW).sum() / _WINDOW.sum()) * _WINDOW
         spectrum = np.where(_KEPT, fft.rfft2(windowed)[_DOWN[:, None], _ACROSS], 0) / _WINDOW.sum()
-        record = np.array((side, opened.paged, opened.depth, grey.std(), spectrum), RECORD)
+        record = np.array((side, opened.paged, opened.file, opened.depth, grey.std(), spectrum), RECORD)
         return Photo(digest_of(content), record, grey.round().astype(np.uint8), pixels)
 
     def _decode(self, row: int) -> np.ndarray:

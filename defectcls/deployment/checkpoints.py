@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from defectcls import __version__
-from defectcls.deployment.predictor import Predictor
+from defectcls.deployment.predictor import COMPARED, Predictor
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, decide
 from defectcls.evaluation.predictions import PROBABILITY, probabilities_of
 from defectcls.model.checkpoint import load_trained
@@ -29,9 +29,14 @@ def load_checkpoint(checkpoint: Path, device: Device, precision: Precision | Non
     tune(trained.device, settings.trainer.precision)
     network = trained.network.to(trained.device)
     infer = network.inference()  # for good: its weights will not change
+    look = network.backbone.inference(network.joined is not None)
 
     def judge(pixels: np.ndarray) -> pd.DataFrame:
-        return decided(infer(torch.from_numpy(pixels)).cpu().numpy(), network.classes, decision)
+        image = torch.from_numpy(pixels)
+        with torch.inference_mode():
+            answers = network.answer(image, look) if network.likeness else [infer(image)]
+        logits, *compared = (one.cpu().numpy() for one in answers)
+        return decided(logits, network.classes, decision).assign(**dict(zip(COMPARED, compared, strict=False)))
 
     def heat(pixels: np.ndarray) -> np.ndarray:
         return heat_maps(network, torch.from_numpy(pixels))
@@ -46,7 +51,9 @@ def load_checkpoint(checkpoint: Path, device: Device, precision: Precision | Non
         "device": str(trained.device),
     }
     size, dataset = network.backbone.image_size, settings.dataset
-    return Predictor(network.classes, size, dataset.resize, dataset.depth, decision, about, judge, heat)
+    how, likeness = (size, dataset.resize, dataset.depth, decision), network.likeness
+    measured = None if likeness is None else likeness.measured
+    return Predictor(network.classes, *how, about, judge, heat, measured=measured)
 
 
 def decided(logits: np.ndarray, classes: dict[str, bool], decision: Decision) -> pd.DataFrame:

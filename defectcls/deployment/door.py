@@ -59,6 +59,7 @@ class ServeSettings(Settings):
     max_photos: PositiveInt
     max_requests: PositiveInt
     stalled_s: PositiveFloat
+    window: PositiveInt
     sources: Sources
     sinks: Sinks
     imports: list[str]

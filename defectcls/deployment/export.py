@@ -97,14 +97,16 @@ def _attempt(
     """
     name, precision = f"model.name={trained.settings.model.name}", file.stem
     in_half, branches = precision == "fp16", settings.format != "openvino"
-    deployed = Deployed(trained.network, decision, gate.predictor.resize, settings.heat_map, in_half, branches)
+    how = gate.predictor.resize, settings.heat_map, in_half, branches, precision == "32"  # others see otherwise
+    deployed = Deployed(trained.network, decision, *how)
+    likeness = deployed.network.likeness
     made: Any = traced(deployed, name)
     if settings.format != "torch":
         made, body = as_onnx(made, deployed.outputs, name)
         if precision == "int8":
             made = as_int8(made, body, _to_learn_from(own, gate.predictor), file.with_name("scaled.onnx"))
     about = _about(trained, gate.predictor) | {"heat_map": settings.heat_map, "precision": precision}
-    about |= {"decision": decision.plain(), "gate": None}
+    about |= {"decision": decision.plain(), "gate": None, "measured": likeness and likeness.measured.model_dump()}
     write(made, file, about)
     answers, found = gate.hold(file, precision == "32", decision)
     megabytes = sum(part.stat().st_size for part in file.parent.glob(f"{precision}.*")) / 1e6

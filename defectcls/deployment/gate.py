@@ -70,7 +70,7 @@ def opened(file: Path) -> Predictor:
         kept = {PROPERTY: ""}
         program = torch.export.load(file, extra_files=kept).module()
         metadata = Metadata.model_validate_json(kept[PROPERTY])
-        outputs = [*outputs_of(metadata.classes), HEAT_MAP]
+        outputs = [*outputs_of(metadata.classes, metadata.measured), HEAT_MAP]
         compute = lambda photos: dict(zip(outputs, map(np.asarray, program(torch.from_numpy(photos))), strict=False))  # noqa: E731
     else:
         import openvino

@@ -84,13 +84,14 @@ class Deployed(nn.Module):
     """Photos uint8 RGB (batch, height, width, 3) of any size -> `outputs`, in their order.
 
     `p_<class name>` float64 each, and `score` float64, calibrated; `prediction` int64, the number of the class;
-    `decision` int64: 0 accepts, 1 is for a person, 2 rejects, as it does what is no number; of `heat_map` float32
-    (batch, *size of the model). See `defectcls.evaluation.decision.decide`.
+    `decision` int64: 0 accepts, 1 is for a person, 2 rejects, as it does what is no number, see
+    `defectcls.evaluation.decision.decide`; what a `Likeness` gives; `heat_map` float32 (batch, *size of the model).
 
     Args:
         resize: squash or pad.
         in_half: the backbone is computed in float16.
         branches: what runs the graph knows them; OpenVINO 2026.4 loses what the shorter one gives.
+        compares: whether the network's likeness answers too.
 
     Raises:
         UserError: a heat map is asked for, and the head has no memory.
@@ -104,6 +105,7 @@ class Deployed(nn.Module):
         heat_map: bool = False,
         in_half: bool = False,
         branches: bool = True,
+        compares: bool = True,
     ) -> None:
         super().__init__()
         if heat_map and network.joined is None:
@@ -113,6 +115,7 @@ class Deployed(nn.Module):
             )
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.decision, self.heat_map = decision, heat_map
+        self.network.likeness = self.network.likeness if compares else None
         backbone, with_map = self.network.backbone, network.joined is not None
         dtype = torch.float16 if in_half else torch.float32
         body = backbone.body = folded(backbone.body).to(dtype)
@@ -122,21 +125,25 @@ class Deployed(nn.Module):
             seen = backbone.seen(body, backbone.normalise(image).to(dtype), with_map)
             return tuple(one.float() for one in seen)
 
-        self.network.look = look
+        self.network.look, self.look = look, look
         self.framed = Framed(backbone.image_size, resize, branches)
-        self.outputs = [*outputs_of(network.classes), *[HEAT_MAP] * heat_map]
+        self.outputs = [*outputs_of(network.classes, self.network.likeness), *[HEAT_MAP] * heat_map]
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         network, pixels = self.network, self.framed(image)
+
+        def answers() -> tuple[torch.Tensor, ...]:
+            return self.decided(*(network.answer(pixels, self.look) if network.likeness else [network(pixels)]))
+
         if network.joined is None or not self.heat_map:
-            return self.decided(network(pixels))
+            return answers()
         distances: list[torch.Tensor] = []
         with network.joined.memory.register_forward_hook(lambda *called: distances.append(called[-1])):
-            answers = self.decided(network(pixels))
-        return *answers, spread(network.joined.unusual(distances[0]), network.backbone.image_size)
+            answered = answers()
+        return *answered, spread(network.joined.unusual(distances[0]), network.backbone.image_size)
 
-    def decided(self, logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """float32 (batch, classes) -> all outputs but the heat map."""
+    def decided(self, logits: torch.Tensor, *compared: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """float32 (batch, classes), and what a `Likeness` gives -> all outputs but the heat map."""
         one, defective = self.decision, torch.tensor([*self.network.classes.values()])
         known = logits.isfinite().all(1)
         likely = logits.double().masked_fill(~known[:, None], 0).softmax(1)
@@ -151,7 +158,7 @@ class Deployed(nn.Module):
             flagged, rejected = ((score >= start) | ~known for start in (one.accept_below, one.reject_from))
         prediction = torch.where(flagged[:, None] == defective, weighed, -1.0).argmax(1)
         likely, score = likely.masked_fill(~known[:, None], torch.nan), score.masked_fill(~known, torch.nan)
-        return *likely.unbind(1), score, prediction, flagged.long() + rejected.long()
+        return *likely.unbind(1), score, prediction, flagged.long() + rejected.long(), *compared
 
 
 def traced(deployed: Deployed, name: str) -> torch.export.ExportedProgram:

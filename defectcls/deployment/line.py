@@ -24,8 +24,10 @@ from defectcls.deployment.decisions import UNASKED, UNREADABLE, Decisions, Kept,
 from defectcls.deployment.predictor import Predictor, Read
 from defectcls.errors import UserError, did_you_mean, explain
 from defectcls.evaluation.audited import chances, drawn
+from defectcls.evaluation.drift import Drift
 from defectcls.evaluation.predictions import ACCEPT, PROBABILITY, REVIEW
 from defectcls.files import checkpoint_file
+from defectcls.pages.wording import unlike_words
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,8 @@ DOUBTED = "doubted"  # what a table lists
 REASONS = (REVIEW, DOUBTED, "unlike", "audit")  # to ask a person: the first counts
 FAR = 0.99  # how unlike a photo is that a person should look at
 RECENT = 100  # photos as a model sees them that stay in memory for who looks at them: 60 MB of 448 px
+BEFORE = 1000  # decisions by which a new start goes on to look for a change
+UNLIKE = prometheus.Gauge("defectcls_unlike", "Share of the last window beyond 99 % of the measured photos", ["model"])
 PHOTOS = prometheus.Counter("defectcls_photos", "Photos, from wherever they came", ["model", "decision"])
 
 
@@ -139,12 +143,17 @@ class Model:
 class Line:
     """Models by name, the first of which is asked where none is named, and the database of what they decide.
 
-    About `audit_share` of what they accept or reject a person is asked.
+    About `audit_share` of what they accept or reject a person is asked; of each `window` of photos the log says whether
+    they look like those that their model was measured on.
     """
 
-    def __init__(self, models: dict[str, Model], decisions: Decisions, kept: Kept, audit_share: float) -> None:
+    def __init__(
+        self, models: dict[str, Model], decisions: Decisions, kept: Kept, audit_share: float, window: int
+    ) -> None:
         self.models, self.decisions, self.kept, self.audit_share = models, decisions, kept, audit_share
-        self._readers, self._commit = ThreadPoolExecutor(os.cpu_count()), Together(decisions.add, COMMITTED)
+        self._window, self._drifts = window, dict[str, Drift]()  # of each version
+        self._watch(decisions.recent(BEFORE)[::-1])
+        self._readers, self._commit = ThreadPoolExecutor(os.cpu_count()), Together(self._add, COMMITTED)
         self._recent = deque[tuple[int, np.ndarray]](maxlen=RECENT)  # of each id what the model saw
 
     def model(self, name: str | None = None) -> Model:
@@ -190,6 +199,24 @@ class Line:
             if one.pixels is not None:
                 self._recent.append((row["id"], one.pixels))
         return rows
+
+    def _add(self, rows: list[dict[str, Any]]) -> list[int]:
+        numbers = self.decisions.add(rows)
+        self._watch(rows)
+        return numbers
+
+    def _watch(self, rows: list[dict[str, Any]]) -> None:
+        """Say of each window of photos whether they still look like those that their model was measured on."""
+        versions = {model.predictor.about["digest"]: model.predictor for model in self.models.values()}
+        for row in rows:
+            if row["unlike"] is None or row["model_digest"] not in versions:
+                continue
+            if row["model_digest"] not in self._drifts:
+                self._drifts[row["model_digest"]] = versions[row["model_digest"]].drift(self._window)
+            drift = self._drifts[row["model_digest"]]
+            if window := drift.add(row["unlike"], f"{row['name']} ({row['time']})", row["cause"]):
+                UNLIKE.labels(row["model"]).set(window.beyond / window.photos)
+                log.log(30 if window.since else 20, "%s: %s", row["model"], unlike_words(window._asdict()))
 
     def pixels(self, number: int) -> tuple[Predictor, np.ndarray]:
         """What a model saw of the photo of a decision, uint8 (3, height, width), and the version of it at work.

@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from defectcls.data.appearance import SEEN, Measured
 from defectcls.data.images import Depth, Photo, Resize, UnreadableImageError, framed, open_photo
 from defectcls.data.threads import map_in_threads
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import Decision
+from defectcls.evaluation.drift import Drift, beyond_from
 from defectcls.evaluation.predictions import PROBABILITY
 
 if TYPE_CHECKING:
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
 
 AHEAD = 128  # photos at most that are read before they are asked for
 AHEAD_BYTES = 2**27  # of them decoded: 42 photos of 1024 px
-WORDS = ("decision", "prediction")
+WORDS = ("decision", "prediction", "cause")
+# What a `defectcls.model.likeness.Likeness` says, and the types of it in an exported file.
+COMPARED = {"unlike": "tensor(double)", "nearest_sound": "tensor(int64)", "nearest_defective": "tensor(int64)"}
+COMPARED |= dict.fromkeys(SEEN, "tensor(double)")
 HEAT_BATCH = 16  # photos at a time whose heat maps are computed: their gradients take memory
 
 
@@ -55,6 +60,7 @@ class Read(NamedTuple):
     error: str  # "" where there are pixels
     pixels: np.ndarray | None  # uint8 (3, height, width), RGB, of the model's size
     paged: bool  # there are further pages, which are not looked at
+    file: tuple[float, int] = (0, 0)  # see `Opened`
 
 
 @dataclass(eq=False)
@@ -69,10 +75,11 @@ class Predictor:
         decision: how a score becomes accept, review or reject.
         about: model, dataset, digest (SHA-256 of the file, in hexadecimal), version (of defectcls), precision, seed,
             device (cpu or cuda …); of a file further what its metadata say.
-        judge: pixels uint8 (n, 3, height, width), one or more -> a row each of `columns` without path and error;
-            what has no finite score is rejected.
+        judge: pixels uint8 (n, 3, height, width), one or more -> a row each of `columns` without path, cause and error;
+            what has no finite score is rejected. Of a model that is `measured` also COMPARED.
         heat: such pixels -> evidence for "defective", float32 (n, height, width), see `defectcls.model.heatmaps`.
         paged: how many photos there were of which only the first page was looked at.
+        measured: what it was measured on; None where that is not known, as of an int8 file, or a model of one's own.
     """
 
     classes: dict[str, bool]
@@ -84,11 +91,13 @@ class Predictor:
     judge: Callable[[np.ndarray], pd.DataFrame]
     heat: Callable[[np.ndarray], np.ndarray]
     paged: int = 0
+    measured: Measured | None = None
 
     @property
     def columns(self) -> list[str]:
         """Those of `predict`."""
-        return ["path", "decision", "prediction", "score", *(PROBABILITY + name for name in self.classes), "error"]
+        likely = [PROBABILITY + name for name in self.classes]
+        return ["path", "decision", "prediction", "score", *likely, "unlike", "cause", "error"]
 
     def predict(self, images: Photo | Iterable[Photo], batch_size: int = 64) -> pd.DataFrame:
         """A row for each photo, in order. The photos are not all in memory at once, the rows are: see `stream`.
@@ -100,6 +109,8 @@ class Predictor:
         | `prediction`     | name of the class; "" likewise                                                        |
         | `score`          | float64 from 0 to 1: probability of being defective, calibrated; NaN likewise         |
         | `p_<class name>` | float64 from 0 to 1: probability of each class, calibrated; NaN likewise              |
+        | `unlike`         | float64 from 0 to 1: share of measured photos that are less unlike; NaN where unknown |
+        | `cause`          | of it in words, as "darker than any measured"; "" of what is not beyond 99 % of them  |
         | `error`          | "", or why there is no decision: it could not be read, or the score is no number      |
 
         Args:
@@ -145,7 +156,8 @@ class Predictor:
         path = str(photo) if isinstance(photo, str | Path) else ""
         try:
             opened = open_photo(photo, max(self.image_size))
-            return Read(path, "", framed(opened.pixels(self.depth), self.image_size, self.resize), opened.paged)
+            pixels = framed(opened.pixels(self.depth), self.image_size, self.resize)
+            return Read(path, "", pixels, opened.paged, opened.file)
         except UnreadableImageError as error:
             return Read(path, str(error), None, False)
 
@@ -158,8 +170,24 @@ class Predictor:
         if readable.size:
             found = self.judge(np.stack([one.pixels for one in photos if one.pixels is not None]))
             known = np.isfinite(found["score"].to_numpy())
-            for column, values in rows.items():
-                values[readable[known]] = found[column].to_numpy()[known]
+            if self.measured is not None:
+                looks = np.column_stack([found[SEEN], [one.file for one in photos if one.pixels is not None]])
+                far = (found["unlike"] >= beyond_from(self.measured.photos)).tolist()
+                found["cause"] = [self.measured.cause(one) * beyond for one, beyond in zip(looks, far, strict=True)]
+                found["unlike"] = found["unlike"].clip(0, 1)  # a file may say anything
+            for column in found.columns.intersection(columns):
+                rows[column][readable[known]] = found[column].to_numpy()[known]
             errors[readable[~known]] = "the model gives no finite score"
         table = pd.DataFrame({"path": [one.path for one in photos], **rows, "error": errors}, dtype=object)
-        return table.astype(dict.fromkeys(columns[2:], float))  # pandas' own texts hold no odd name of a file
+        return table.astype(dict.fromkeys(columns[2:-1], float))  # pandas' own texts hold no odd name of a file
+
+    def nearest(self, pixels: np.ndarray) -> tuple[str, str]:
+        """Paths of the sound and the defective training photo nearest to one, uint8 (3, height, width); "" for none."""
+        found = self.judge(pixels[None]).iloc[0]
+        paths = dict(enumerate(self.measured.paths if self.measured else ()))
+        sound, defective = (paths.get(found.get(f"nearest_{kind}", -1), "") for kind in ("sound", "defective"))
+        return sound, defective
+
+    def drift(self, window: int) -> Drift:
+        """Of photos that this one has judged."""
+        return Drift(self.measured.photos if self.measured else 1, window)

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from defectcls.data.appearance import Measured
 from defectcls.data.images import Depth, Resize
-from defectcls.deployment.predictor import Predictor
+from defectcls.deployment.predictor import COMPARED, Predictor
 from defectcls.errors import UserError, first_mistake, one_line
 from defectcls.evaluation.decision import Decision
 from defectcls.evaluation.predictions import ACCEPT, PROBABILITY, REJECT, REVIEW
@@ -32,7 +33,7 @@ CUDA = "CUDAExecutionProvider"
 DECISIONS = np.array([ACCEPT, REVIEW, REJECT], object)  # by their numbers in the file
 # How protobuf writes the key of weights that lie in another file: its length, 8, in any spelling, and the text.
 EXTERNAL, LENGTH = b"location", re.compile(rb"(\x08|\x88\x80*\x00)\Z")
-OWN = {"format", "classes", "image_size", "resize", "depth", "decision"}  # what a Predictor has beside `about`
+OWN = {"format", "classes", "image_size", "resize", "depth", "decision", "measured"}  # of a Predictor beside `about`
 
 Side = Annotated[int, Field(ge=1, le=2**14)]
 Run = Callable[[list[str], np.ndarray], list[np.ndarray]]  # names of outputs, photos uint8 (n, height, width, 3)
@@ -55,6 +56,7 @@ class Metadata(BaseModel):
     precision: str
     heat_map: bool
     seed: int
+    measured: Measured | None = None  # of float32 alone, and not in files from before
 
 
 def load_file(path: Path, device: "Device", precision: "Precision | None") -> Predictor:
@@ -74,7 +76,8 @@ def load_file(path: Path, device: "Device", precision: "Precision | None") -> Pr
     except (ValidationError, UserError) as error:
         reason = first_mistake(error) if isinstance(error, ValidationError) else error
         raise UserError(f"{other}: {reason}") from error
-    wanted = outputs_of(metadata.classes) | ({HEAT_MAP: "tensor(float)"} if metadata.heat_map else {})
+    hot = {HEAT_MAP: "tensor(float)"} if metadata.heat_map else {}
+    wanted = outputs_of(metadata.classes, metadata.measured) | hot
     given = [{one.name: one.type for one in some} for some in (session.get_inputs(), session.get_outputs())]
     if given != [{INPUT: "tensor(uint8)"}, wanted]:
         raise UserError(f"{other}: it takes and answers {given}")
@@ -132,12 +135,14 @@ def predictor_of(run: Run, metadata: Metadata, file: Path, about: dict[str, Any]
         return answers
 
     def judge(pixels: np.ndarray) -> pd.DataFrame:
-        *probabilities, score, prediction, decided = compute(names, pixels)
+        answers = compute([*outputs_of(classes, metadata.measured)], pixels)
+        *probabilities, score, prediction, decided = answers[: len(names)]
         if not all((one >= 0).all() and (one < end).all() for one, end in ((prediction, len(classes)), (decided, 3))):
             raise UserError(f"{file} is damaged: it answers with a class or a decision that there is not")
         known = np.isfinite([*probabilities, score]).all(0)
         rows = {"decision": np.where(known, DECISIONS[decided], REJECT), "prediction": classes[prediction]}
         rows |= {"score": np.where(known, score, np.nan), **dict(zip(names, probabilities, strict=False))}
+        rows |= dict(zip(COMPARED, answers[len(names) :], strict=False))
         return pd.DataFrame(rows)
 
     def heat(pixels: np.ndarray) -> np.ndarray:
@@ -146,10 +151,12 @@ def predictor_of(run: Run, metadata: Metadata, file: Path, about: dict[str, Any]
         return compute([HEAT_MAP], pixels, *metadata.image_size)[0]
 
     how = metadata.image_size, metadata.resize, metadata.depth, decision
-    return Predictor(metadata.classes, *how, metadata.model_dump(exclude=OWN) | about, judge, heat)
+    about = metadata.model_dump(exclude=OWN) | about
+    return Predictor(metadata.classes, *how, about, judge, heat, measured=metadata.measured)
 
 
-def outputs_of(classes: Iterable[str]) -> dict[str, str]:
+def outputs_of(classes: Iterable[str], measured: object = None) -> dict[str, str]:
     """Names and types of the answers, in their order in the file; a heat map comes after them."""
     probabilities = {PROBABILITY + name: "tensor(double)" for name in classes}
-    return {**probabilities, "score": "tensor(double)", "prediction": "tensor(int64)", "decision": "tensor(int64)"}
+    decided = {"score": "tensor(double)", "prediction": "tensor(int64)", "decision": "tensor(int64)"}
+    return probabilities | decided | (COMPARED if measured else {})

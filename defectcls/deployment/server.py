@@ -30,7 +30,7 @@ from defectcls.pages.wording import decision_words, not_promised
 Length = Annotated[NonNegativeInt | None, Header(alias=open_inference.LENGTH)]
 ALWAYS = datetime(1970, 1, 1, tzinfo=UTC)
 POLICY = {"Content-Security-Policy": "default-src 'self' 'unsafe-inline'; img-src 'self' data: blob:"}  # of the page
-TOLD = ("id", "name", "decision", "prediction", "score", "probabilities", "error")  # of a row, to who asked
+TOLD = ("id", "name", "decision", "prediction", "score", "probabilities", "unlike", "cause", "error")  # to who asked
 WAITING = prometheus.Gauge("defectcls_waiting", "Photos that wait for a model")
 
 

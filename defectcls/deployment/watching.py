@@ -23,6 +23,7 @@ from defectcls.data.samples import images_in, writable
 from defectcls.errors import Stopped, UserError
 from defectcls.evaluation.predictions import ACCEPT
 from defectcls.files import locked
+from defectcls.pages.wording import unlike_words
 from defectcls.settings import Positive, Text, TrainedSettings
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class PredictSettings(TrainedSettings):
     heat_maps: bool
     watch: bool
     watch_seconds: Positive
+    window: PositiveInt
 
     def model_post_init(self, _: Any) -> None:
         if self.heat_maps and not self.gallery:
@@ -126,8 +128,9 @@ def watch(predictor: "Predictor", photos: Photos, settings: PredictSettings, out
         if settings.overwrite:
             output.unlink(missing_ok=True)
         mend_table(output, columns, f"output={output} is {what}; give another output, or overwrite=true")
-        known = pd.read_csv(output, usecols=["path", MODIFIED, MODEL], dtype=str, keep_default_na=False)
-        known = known[known[MODEL] == model]
+        known = pd.read_csv(output, dtype=str, keep_default_na=False)
+        known, drift = known[known[MODEL] == model], predictor.drift(settings.window)
+        drift.windows(known.assign(unlike=pd.to_numeric(known["unlike"])))
         watched, away = Watched(photos.root, zip(known["path"], known[MODIFIED], strict=True)), False
         while True:
             try:
@@ -139,6 +142,8 @@ def watch(predictor: "Predictor", photos: Photos, settings: PredictSettings, out
                         read = not row["error"]
                         told = f"{row['decision']} {row['score']:.3f}" if read else f"unreadable ({row['error']})"
                         print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {told} {row['path']}", flush=True)
+                    for window in drift.windows(rows):
+                        print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {unlike_words(window._asdict())}", flush=True)
                 away = False
             except UserError as error:
                 if not away:
@@ -172,6 +177,6 @@ def append(rows: pd.DataFrame, output: Path) -> None:
 
 
 def read_output(output: Path) -> pd.DataFrame:
-    """The last row of each photo, as text but for the score."""
+    """The last row of each photo, as text but for score and unlike."""
     rows = pd.read_csv(output, dtype=str, keep_default_na=False).drop_duplicates("path", keep="last")
-    return rows.assign(score=pd.to_numeric(rows["score"]))
+    return rows.assign(score=pd.to_numeric(rows["score"]), unlike=pd.to_numeric(rows["unlike"]))

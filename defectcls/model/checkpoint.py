@@ -11,6 +11,7 @@ from defectcls.errors import UserError, explain
 from defectcls.evaluation.decision import Decision
 from defectcls.files import checkpoint_file
 from defectcls.model.hardware import find_device
+from defectcls.model.likeness import Likeness
 from defectcls.model.network import Network
 from defectcls.settings import ClassifierSettings, Device, Precision, TrainSettings
 
@@ -55,7 +56,9 @@ def load_trained(
         settings = TrainSettings(**config | {"trainer": config["trainer"] | here})
         decision = Decision.from_plain(about["decision"], len(network.classes)) if "decision" in about else None
         labels = {str(photo): str(label) for photo, label in about.get("overlay", {}).get("labels", {}).items()}
-    except (ValidationError, TypeError, KeyError, AttributeError, UserError) as error:
+        if "likeness" in about:
+            network.likeness = Likeness(about["likeness"], network.backbone.feature_count)
+    except (ValidationError, AttributeError, TypeError, KeyError, UserError) as error:
         raise _damaged(file, error) from error
     network.backbone.precision = settings.trainer.precision  # type: ignore[assignment]  # no longer auto
     place = find_device(device, settings.trainer.precision)

@@ -46,7 +46,7 @@ class Memory(nn.Module):
         where no other part has patches.
         """
         folds, length, _ = self.bank.shape
-        with _in_float32(maps.device):
+        with in_float32(maps.device):
             bank, nearest = self.bank.transpose(1, 2).contiguous(), []
             empty = torch.arange(length, device=bank.device) >= self.sizes[:, None]
             squares = self.bank.square().sum(2).masked_fill(empty, torch.inf)
@@ -116,7 +116,7 @@ def farthest_first(points: torch.Tensor, count: int, first: int) -> torch.Tensor
     squares = points.square().sum(1)
     distance = torch.full_like(squares, torch.inf)
     chosen = torch.full((count,), first, device=points.device)
-    with _in_float32(points.device):
+    with in_float32(points.device):
         for number in range(1, count):
             newest = points[chosen[number - 1 : number]][0]  # not by a number, which a GPU would have to hand over
             found = torch.addmv(squares, points, newest, alpha=-2).add_(newest @ newest)
@@ -125,7 +125,7 @@ def farthest_first(points: torch.Tensor, count: int, first: int) -> torch.Tensor
 
 
 @contextmanager
-def _in_float32(device: torch.device) -> Iterator[None]:
+def in_float32(device: torch.device) -> Iterator[None]:
     """Differences of squares lose what half precision or TF32 would leave of them."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

@@ -9,6 +9,7 @@ from defectcls.errors import UserError
 from defectcls.model.backbone import NO_MAP, Backbone, Look
 from defectcls.model.features import laid
 from defectcls.model.head import Head
+from defectcls.model.likeness import Likeness
 from defectcls.model.memory import Joined, of_members
 from defectcls.settings import ModelSettings
 
@@ -49,6 +50,7 @@ class Network(nn.Module):
             raise UserError(NO_MAP)
         if shape and joins and members > 1 and model.head != "linear":
             self.joined = Joined(shape[0], sides, members)
+        self.likeness: Likeness | None = None  # of a trained one
         self.look: Look | None = None  # stands in for the backbone while it infers
 
     def forward(self, image: torch.Tensor, folds: torch.Tensor | None = None) -> torch.Tensor:
@@ -67,6 +69,12 @@ class Network(nn.Module):
         if self.look is None and self.joined is not None:
             look = self.backbone.inference(with_map=True)
         return self.judge([look(way.change(image, [])) for way in self.ways], folds)
+
+    def answer(self, image: torch.Tensor, look: Look) -> tuple[torch.Tensor, ...]:
+        """Logits as of `forward`, and what a likeness says of the image as it lies: `look` sees for both."""
+        seen = [look(way.change(image, [])) for way in self.ways]
+        assert self.likeness is not None
+        return self.judge(seen, None), *self.likeness(image, seen[0][0])
 
     def judge(self, seen: Sequence[tuple[torch.Tensor, ...]], folds: torch.Tensor | None) -> torch.Tensor:
         """What a backbone makes of the ways that images can lie -> logits as of `forward`."""

@@ -186,6 +186,19 @@ def _promise(promise: dict[str, Any]) -> str:
     )
 
 
+def unlike_words(window: dict[str, Any] | None) -> str:
+    """A `defectcls.evaluation.drift.Window` in a sentence; None of a model that says nothing of that."""
+    if window is None:
+        return "Whether photos look like those that it was measured on this model does not tell."
+    low, high, chance = (percent(window[key]) for key in ("low", "high", "chance"))
+    mostly = f" (most are {window['cause']})" if window["cause"] else ""
+    said = f"{window['beyond']:,} of {plural(window['photos'], 'photo')} ({low} to {high}) are more unlike"
+    said += f" what it knows than 99 % of those it was measured on{mostly}"
+    if not window["since"]:
+        return f"{said}; chance alone brings so many in {chance} of cases."
+    return f"From {window['since']} on photos do not look like those that the promise was made for: {said}."
+
+
 def number(value: float | None, digits: int = 3, limit: float = 1) -> str:
     """The number with `digits` decimals, more where it would round to 0 or to `limit` without being it."""
     if value is None or pd.isna(value):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from defectcls.config import CONF_DIR, presets
-from defectcls.data.images import framed
+from defectcls.data.images import decode, framed
 from defectcls.deployment import export as module
 from defectcls.deployment.graph import Deployed, Framed, traced
 from defectcls.deployment.predictor import load
@@ -121,6 +121,13 @@ def said(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "export.json").read_text())
 
 
+def distances(unlike: pd.Series, run: Path) -> np.ndarray:
+    """What they come of, in those of measured photos; of what lies beyond them all the last one."""
+    kept = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["defectcls"]["likeness"]
+    steps = np.r_[0, kept["distances"].numpy()]
+    return np.interp(unlike * len(steps), np.arange(len(steps)), steps) / steps[-1]
+
+
 def files_of(run: Path) -> list[Path]:
     """All photos of a run."""
     checkpoint = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
@@ -150,6 +157,13 @@ def test_a_file_decides_as_its_checkpoint(kind: str, request: pytest.FixtureRequ
         assert found[["path", "decision", "prediction"]].equals(expected[["path", "decision", "prediction"]])
         numbers = ["score", *(f"p_{name}" for name in checkpoint.classes)]
         np.testing.assert_allclose(found[numbers], expected[numbers], atol=OF_ROUNDING)
+        near, far = (distances(one["unlike"], run) for one in (found, expected))
+        other = far > 0.05  # of a photo that it has learned from rounding leaves some thousandths
+        np.testing.assert_allclose(near[other], far[other], rtol=1e-5)
+        assert (near[~other] < 0.05).all()
+        assert (found["cause"] == expected["cause"]).mean() > 0.9  # some lie on the edge
+    pixels = decode(files_of(run)[0], checkpoint.image_size, checkpoint.resize, checkpoint.depth)
+    assert file.nearest(pixels) == checkpoint.nearest(pixels)
     unframed = pd.concat([file.judge(np.ascontiguousarray(one.transpose(2, 0, 1))[None]) for one in raw])
     np.testing.assert_allclose(unframed["score"], checkpoint.predict(raw)["score"], atol=OF_ROUNDING)
     about, told = file.about, said(tmp_path)

@@ -48,7 +48,7 @@ def test_predictions_are_those_of_the_run_in_any_batch_and_order(
     assert found["path"].tolist() == [str(path) for path in photos]
     assert found["error"].tolist() == [""] * len(found)
     assert found.columns.tolist() == ["path", *predictor.columns[1:]]
-    numbers = [column for column in predictor.columns if column not in ("path", "error")]
+    numbers = [column for column in predictor.columns if column not in ("path", "unlike", "cause", "error")]
     expected = expected.reset_index(drop=True)[numbers].astype({"decision": str})
     pd.testing.assert_frame_equal(found[numbers], expected, check_exact=True, check_dtype=False)
 
@@ -199,3 +199,53 @@ def test_a_run_that_did_not_finish_takes_the_most_probable_class(
     rows = found.predict(files(finished, judged(finished)))
     expected = np.where(rows["p_defective"] > rows["p_sound"], "reject", "accept")
     assert rows["decision"].tolist() == expected.tolist()
+
+
+# --- how unlike photos are what the model was measured on -------------------------------------------------------------
+
+
+def test_photos_that_it_learned_from_are_near_and_dark_ones_are_told(crossvalidated: Path, tmp_path: Path) -> None:
+    predictor, rows = load(crossvalidated, "cpu"), judged(crossvalidated)
+    photos = files(crossvalidated, rows)
+    found = predictor.predict(photos)
+    assert found["unlike"].max() < 0.1  # each is its own nearest one
+    assert set(found["cause"]) == {""}
+    pixels = predictor.read(photos[0]).pixels
+    assert pixels is not None
+    own, other = predictor.nearest(pixels)[:: -1 if rows["defective"][0] else 1]
+    assert own == rows["path"][0]
+    assert rows.set_index("path")["defective"][other] != rows["defective"][0]
+    dark = [np.asarray(Image.open(path).convert("RGB")) // 3 for path in photos]
+    found = predictor.predict(dark)
+    assert found["unlike"].min() > 0.9
+    assert set(found["cause"]) == {"darker than any measured"}
+    small = predictor.predict([np.asarray(Image.open(path).resize((8, 8))) for path in photos[:8]])
+    assert {"smaller than any measured", "more blurred than any measured"} & set(small["cause"])
+
+
+def test_unlike_of_photos_new_to_it_is_spread_evenly(finished: Path) -> None:
+    """Of the test part, of a few dozen photos."""
+    found = load(finished, "cpu").predict(files(finished, judged(finished)))
+    assert 0.25 < found["unlike"].mean() < 0.75
+
+
+def test_a_model_that_knows_nothing_of_what_it_was_measured_on(finished: Path, tmp_path: Path) -> None:
+    content = torch.load(finished / "checkpoints/best.ckpt", weights_only=True)
+    del content["defectcls"]["likeness"]
+    torch.save(content, tmp_path / "best.ckpt")
+    predictor, photos = load(tmp_path / "best.ckpt", "cpu"), files(finished, judged(finished))[:3]
+    found = predictor.predict(photos)
+    whole = load(finished, "cpu").predict(photos)
+    pd.testing.assert_frame_equal(found.drop(columns="unlike"), whole.drop(columns="unlike"), check_exact=True)
+    assert found["unlike"].isna().all()
+    assert predictor.nearest(np.zeros((3, *predictor.image_size), np.uint8)) == ("", "")
+
+
+def test_a_likeness_that_does_not_fit_is_told_as_damage(finished: Path, tmp_path: Path) -> None:
+    content = torch.load(finished / "checkpoints/best.ckpt", weights_only=True)
+    kept = content["defectcls"]["likeness"]
+    for wrong in ({}, {"bank": [1]}, {"bank": kept["bank"][:1]}, {"measured": {}}, {"distances": None}):
+        content["defectcls"]["likeness"] = kept | wrong if wrong else None
+        torch.save(content, tmp_path / "best.ckpt")
+        with pytest.raises(UserError, match=r"best.ckpt is damaged, or of another version of defectcls: [^\n]*$"):
+            load(tmp_path / "best.ckpt", "cpu")

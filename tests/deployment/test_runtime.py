@@ -21,7 +21,7 @@ from defectcls.errors import UserError
 from tests.conftest import command
 from tests.deployment.exported import DECISION, METADATA, SIZE, built, write
 
-COLUMNS = ["path", "decision", "prediction", "score", "p_sound", "p_defective", "error"]
+COLUMNS = ["path", "decision", "prediction", "score", "p_sound", "p_defective", "unlike", "cause", "error"]
 
 
 @pytest.fixture
@@ -48,12 +48,12 @@ def test_answers_are_rows_as_of_any_model(model: Path, photos: Path) -> None:
     pattern = decode(files[3], SIZE, "squash", "8").mean(dtype=np.float64) / 255
     expected = pd.DataFrame(
         [
-            [str(files[0]), "accept", "sound", 0.2, 0.8, 0.2, ""],
-            [str(files[1]), "review", "defective", 127 / 255, 128 / 255, 127 / 255, ""],
-            [str(files[2]), "reject", "defective", 0.8, 0.2, 0.8, ""],
-            [str(files[3]), "review", "defective", pattern, 1 - pattern, pattern, ""],
-            [str(files[4]), "", "", np.nan, np.nan, np.nan, "the model gives no finite score"],
-            [str(files[5]), "", "", np.nan, np.nan, np.nan, "not an image"],
+            [str(files[0]), "accept", "sound", 0.2, 0.8, 0.2, np.nan, "", ""],
+            [str(files[1]), "review", "defective", 127 / 255, 128 / 255, 127 / 255, np.nan, "", ""],
+            [str(files[2]), "reject", "defective", 0.8, 0.2, 0.8, np.nan, "", ""],
+            [str(files[3]), "review", "defective", pattern, 1 - pattern, pattern, np.nan, "", ""],
+            [str(files[4]), "", "", np.nan, np.nan, np.nan, np.nan, "", "the model gives no finite score"],
+            [str(files[5]), "", "", np.nan, np.nan, np.nan, np.nan, "", "not an image"],
         ],
         columns=COLUMNS,
     )

@@ -5,6 +5,7 @@ import base64
 import contextlib
 import io
 import json
+import logging
 import re
 import socket
 import threading
@@ -17,11 +18,13 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pandas as pd
 import pytest
 import uvicorn
 from PIL import Image
 from sqlalchemy.exc import OperationalError
 
+from defectcls.data.appearance import SEEN, Measured
 from defectcls.deployment.decisions import Decisions, Kept, digest_of
 from defectcls.deployment.door import ServeSettings
 from defectcls.deployment.line import Line, Model
@@ -48,7 +51,7 @@ def served(tmp_path: Path) -> Iterator[Callable[..., Any]]:
                 for name, one in (models or {"part": by_brightness()}).items()
             }
             decisions, kept = Decisions(f"sqlite:///{tmp_path}/rows.sqlite"), Kept(tmp_path / "photos", "review", 1)
-            line = Line(ready, decisions, kept, settings.audit_share)
+            line = Line(ready, decisions, kept, settings.audit_share, window=2)
             app = app_of(line, settings, connections, sources)
             server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
             listening = socket.create_server(("127.0.0.1", 0))
@@ -119,6 +122,32 @@ def test_a_decision_is_a_row_before_it_is_told(served: Callable[..., Any], tmp_p
     assert rows[1]["photo"] == digest_of(grey(204))
     kept = [file.relative_to(tmp_path / "photos").as_posix() for file in (tmp_path / "photos").rglob("*.png")]
     assert kept == [f"reject/{digest_of(grey(204))}.png"]
+
+
+def test_photos_unlike_those_measured_are_told(
+    served: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each window of two photos; a server that starts goes on where the last one was."""
+    caplog.set_level(logging.INFO)
+    measured = Measured(photos=99, low=[0] * 7, high=[0] * 5 + [9] * 2, paths=[])
+
+    def judge(pixels: np.ndarray) -> pd.DataFrame:
+        looks = dict.fromkeys(SEEN, 0.0) | {"brightness": -1.0}
+        return by_brightness().judge(pixels).assign(unlike=pixels[:, 0, 0, 0] / 255, **looks)
+
+    here = served(models={"part": by_brightness(judge=judge, measured=measured)})
+    told = [here.client.post("/predict", files=files(51, value)).json()["results"][1] for value in (102, *[255] * 5)]
+    assert (told[0]["unlike"], told[0]["cause"]) == (0.4, "")
+    assert (told[1]["unlike"], told[1]["cause"]) == (1, "darker than any measured")
+    assert "part: 0 of 2 photos (0.0 % to 84.2 %) are more unlike what it knows than 99 % of those" in caplog.text
+    assert "part: 1 of 2 photos (1.3 % to 98.7 %) are" in caplog.text
+    assert 'defectcls_unlike{model="part"} 0.5' in here.client.get("/metrics").text
+    here.end()
+    again = served(models={"part": by_brightness(judge=judge, measured=measured)})
+    for _ in range(6):
+        again.client.post("/predict", files=files(255, 255))
+    changed = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert any("on photos do not look like those that the promise was made for: 2 of 2" in one for one in changed)
 
 
 def test_a_row_that_cannot_be_committed_is_not_told(

@@ -23,17 +23,20 @@ from defectcls.deployment import watching
 from defectcls.deployment.predictor import Predictor, load
 from defectcls.deployment.watching import MODEL, MODIFIED, Watched, append, mend_table, read_output, watch
 from defectcls.errors import UserError, stoppable
+from defectcls.evaluation.drift import Drift
 from tests.conftest import paint
 
 Until = Callable[..., list[str]]
 RUN = "/runs/1"
 THEN = "2001-09-09T01:46:40Z"
-COLUMNS = ["path", MODIFIED, MODEL, "decision", "prediction", "score", "p_ok", "p_bad", "error"]
+COLUMNS = ["path", MODIFIED, MODEL, "decision", "prediction", "score", "p_ok", "p_bad"]
+COLUMNS += ["unlike", "cause", "error"]
 
 
 def rows(names: list[str], modified: str = THEN) -> pd.DataFrame:
     """What a watcher would have written of these."""
-    values = {"decision": "accept", "prediction": "ok", "score": 0.1 + 0.2, "p_ok": 0.7, "p_bad": 0.3, "error": ""}
+    values = {"decision": "accept", "prediction": "ok", "score": 0.1 + 0.2, "p_ok": 0.7, "p_bad": 0.3}
+    values |= {"unlike": 0.5, "cause": "", "error": ""}
     return pd.DataFrame({"path": names, MODIFIED: modified, MODEL: RUN}).assign(**values)
 
 
@@ -134,7 +137,10 @@ def test_a_folder_that_is_not_there_is_told_and_what_returns_with_it_is_looked_a
 def test_a_table_is_begun_keeps_whole_rows_and_loses_a_torn_one(tmp_path: Path) -> None:
     output, names = tmp_path / "out.csv", ["a,b.png", 'quo"te.png', "new\nline.png", "last\nof all.png"]
     mend_table(output, COLUMNS, "no")
-    assert output.read_text() == '"path","modified","model","decision","prediction","score","p_ok","p_bad","error"\n'
+    assert (
+        output.read_text()
+        == '"path","modified","model","decision","prediction","score","p_ok","p_bad","unlike","cause","error"\n'
+    )
     for name in names:
         whole = output.read_bytes()
         append(rows([name]), output)
@@ -175,6 +181,9 @@ class StandIn:
         self.columns = ["path", *COLUMNS[3:]]
         self.meanwhile: Callable[[], object] = lambda: None
 
+    def drift(self, window: int) -> Drift:
+        return Drift(99, window)
+
     def predict(self, contents: Sequence[bytes]) -> pd.DataFrame:
         self.meanwhile()
         table = rows([""] * len(contents)).drop(columns=[MODIFIED, MODEL])
@@ -200,7 +209,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Until:
         signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGTERM))
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
-            chosen = {"overwrite": False, "batch_size": 2, "watch_seconds": 0.01, "checkpoint": Path(RUN)} | options
+            chosen = {"overwrite": False, "batch_size": 2, "watch_seconds": 0.01, "checkpoint": Path(RUN), "window": 4}
+            chosen |= options
             with stoppable():
                 watch(predictor, Photos(folder, [], {}), SimpleNamespace(**chosen), output)  # type: ignore[arg-type]
         finally:

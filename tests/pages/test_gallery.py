@@ -11,6 +11,7 @@ from defectcls.pages.blocks import Page, Photo, Photos
 from defectcls.pages.gallery import gallery_page
 from defectcls.pages.render import print_page, render_html
 
+WINDOW = {"photos": 8, "beyond": 1, "low": 0.003, "high": 0.527, "chance": 0.08, "since": "", "cause": ""}
 NO_ERRORS = pd.DataFrame({"path": [], "error": []})
 
 
@@ -43,12 +44,13 @@ def summary(**values: Any) -> dict[str, Any]:
         "versions": {"torch": "2.11.0"},
         "commit": None,
         "hardware": "2 cores",
+        "unlike": WINDOW,
     }
     return plain | values
 
 
 def table(*rows: tuple[str, str, str, float]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["path", "decision", "prediction", "score"])
+    return pd.DataFrame(rows, columns=["path", "decision", "prediction", "score"]).assign(cause="")
 
 
 @pytest.mark.parametrize(
