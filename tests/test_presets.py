@@ -8,6 +8,7 @@ import pytest
 
 from defectcls.config import CONF_DIR
 from defectcls.data import railway_components
+from defectcls.data.exchange import LabelsSettings
 from defectcls.data.synthetic import Synthetic
 from defectcls.deployment.gate import ExportSettings
 from defectcls.deployment.watching import PredictSettings
@@ -17,6 +18,7 @@ from tests.conftest import command, composed
 VERBS = sorted(CONF_DIR.glob("*.yaml"))
 PRESETS = sorted(CONF_DIR.glob("*/*.yaml"))
 PARSED_AS = {"train": TrainSettings, "evaluate": EvaluateSettings, "predict": PredictSettings, "export": ExportSettings}
+PARSED_AS |= {"labels": LabelsSettings}
 GIVEN = {  # what a preset leaves to the command line
     "loss/own": ["loss._target_=torch.nn.MultiMarginLoss"],
     "model/timm": ["model.name=resnet18"],
@@ -58,6 +60,7 @@ def test_verb_composes_into_valid_settings(verb: str) -> None:
         "evaluate": ["checkpoint=run", "dataset=mvtec"],
         "predict": ["checkpoint=run", "input=photos"],
         "export": ["checkpoint=run"],
+        "labels": ["input=labels.csv", "output=labels.json", "format=coco"],
     }
     PARSED_AS[verb](**composed(*given[verb], verb=verb))
 

@@ -18,15 +18,15 @@ def read_verdicts(address: str) -> pd.DataFrame:
     """The verdicts that stand: `photo` (32 hexadecimal digits), `label` ("" of who cannot say), and what else is known.
 
     Args:
-        address: a table (.csv, .tsv, .parquet) with these columns; or a database of `defectcls.deployment.decisions`,
-            by its address or, of SQLite, its file. Nothing is written there.
+        address: a table (.csv, .tsv, .parquet) of these columns; or a database of `defectcls.deployment.decisions`, or
+            the file of an SQLite one, to which nothing is written.
 
     Raises:
         UserError: it is not there, damaged, or of other columns.
     """
     file, kinds = Path(address).expanduser(), "give a .csv with the columns photo and label, or a database of serve"
     if file.suffix.lower() in TABLES and file.is_file():
-        rows = read_table(file, ("photo", "label", "name", "split", "who"), required=("photo",))
+        rows = read_table(file, ("photo", "label", "name", "path"), required=("photo",))
         if "label" not in rows:
             raise UserError(f"{file} has no column 'label': {kinds}")
         return rows.assign(photo=rows["photo"].str.lower())
@@ -51,11 +51,8 @@ def read_verdicts(address: str) -> pd.DataFrame:
 def lay_over(
     samples: pd.DataFrame, target: str, given: list[str] | dict[str, str]
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The sample table with the labels that people agree on; and what to remember: the addresses (`of`), a `digest` of
-    what they hold, how many labels are `laid_over` and `changed`, the paths of `conflicts`, how many verdicts are on
-    photos that are `missing`, and the `labels` by photo.
-
-    A photo on which people disagree keeps its label; one that is rightly called defective, or sound, keeps its type.
+    """The sample table with what people agree on; and what to remember: the addresses (`of`), a `digest` of what they
+    hold, how many labels are `laid_over` and `changed`, `conflicts`, `missing` photos, and `labels` by photo.
 
     Args:
         samples: with the column `photo`, the digest of its bytes.
@@ -84,18 +81,17 @@ def lay_over(
         raise UserError(f"dataset.verdicts: {path} is called '{label}', which is no class here{hint}")
     laid, truth = samples.copy(), agreed.map(known).astype(bool)
     laid.loc[agreed.index, "defective"] = truth
-    if len(types):
+    if len(types):  # what is rightly called defective, or sound, keeps its type
         new = agreed[agreed.isin({*types}) | (truth != samples["defective"][agreed.index])]
         laid.loc[new.index, "defect_type"] = new
     laid.loc[~laid["defective"], laid.columns.intersection(["mask"])] = ""
     told = samples.columns.intersection(["defective", "defect_type"])
-    conflicts = samples["path"][said["nunique"] > 1].tolist()
     about = {
         "of": addresses,
         "digest": digest_of(rows[["photo", "label"]].to_csv(index=False).encode()).hex(),
         "laid_over": len(agreed),
         "changed": int((laid[told] != samples[told]).any(axis=1).sum()),
-        "conflicts": conflicts,
+        "conflicts": (conflicts := samples["path"][said["nunique"] > 1].tolist()),
         "missing": len({*rows["photo"]} - {*photos}),
         "labels": dict(zip(photos[agreed.index], agreed, strict=True)),
     }
