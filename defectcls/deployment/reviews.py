@@ -10,7 +10,7 @@ import threading
 from collections.abc import Generator
 from contextlib import closing
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import sqlalchemy as sql
@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 
 from defectcls.data.images import open_photo, without_borders
 from defectcls.deployment.decisions import DECISIONS, STANDS, UNSURE, VERDICTS, moment
+from defectcls.deployment.door import ServeSettings
 from defectcls.deployment.line import REASONS, Line
 from defectcls.deployment.predictor import Predictor
 from defectcls.errors import did_you_mean
@@ -56,9 +57,10 @@ def waits(who: str, second_share: float) -> "sql.ColumnElement[bool]":
     return (DECISIONS.c.reason != "") & ~again & ~said.where(VERDICTS.c.who == who) & ~settled
 
 
-def add_reviews(app: FastAPI, line: Line, second_share: float, blind: bool) -> None:
-    """What the page /review asks for; see `ServeSettings`."""
-    saying, rows = threading.Lock(), line.decisions.rows
+def add_reviews(app: FastAPI, line: Line, settings: ServeSettings) -> None:
+    """What the page /review asks for."""
+    saying, rows, second_share = threading.Lock(), line.decisions.rows, settings.second_share
+    root = settings.root and settings.root.resolve()
 
     def decision(photo: str) -> dict[str, Any]:
         """The last one of a photo."""
@@ -88,7 +90,7 @@ def add_reviews(app: FastAPI, line: Line, second_share: float, blind: bool) -> N
         with closing(asked(*urgent)) as first, closing(asked(audit)) as drawn:
             turns = (itertools.chain(*((first, drawn) if turn % EVERY else (drawn, first))) for turn in range(1, n + 1))
             found = filter(None, [next(turn, None) for turn in turns])
-        return {"photos": [*map(shown, found)], "blind": blind}
+        return {"photos": [*map(shown, found)], "blind": settings.blind, "near": root is not None}
 
     @app.get("/api/review/state")
     def state(who: Who) -> dict[str, Any]:
@@ -127,12 +129,15 @@ def add_reviews(app: FastAPI, line: Line, second_share: float, blind: bool) -> N
             return {"id": line.decisions.add_verdict(copied | said.model_dump() | {"time": moment(datetime.now(UTC))})}
 
     @app.get("/api/review/photo/{photo}")
-    def picture(photo: str, heat: bool = False) -> Response:
-        """A kept photo in its own shape, as JPEG; with `heat` what speaks for a defect lies over it."""
+    def picture(photo: str, heat: bool = False, near: Literal["sound", "defective"] | None = None) -> Response:
+        """A kept photo in its own shape, as JPEG: `heat` over it; `near` is a kind of those it was trained on."""
         row = decision(photo)
         predictor, file = at_work(row), line.kept.find(row)
-        if file is None:
-            raise HTTPException(404, f"the photo of {row['name'][:100]} is not kept (keep, keep_gb)")
+        if near and file and root and (pixels := predictor.read(file).pixels) is not None:
+            file = (root / predictor.nearest(pixels)[near == "defective"]).resolve()  # as a stranger's file may have it
+            file = file if file.is_relative_to(root) and file.is_file() else None
+        if file is None or (near and not root):
+            raise HTTPException(404, f"the photo of {row['name'][:100]} is not there (keep, keep_gb, root)")
         seen = Image.fromarray(open_photo(file, SIDE).pixels(predictor.depth))
         seen.thumbnail((SIDE, SIDE))
         for found in predictor.heat_maps([file] * heat):

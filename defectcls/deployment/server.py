@@ -143,7 +143,7 @@ def app_of(line: Line, settings: ServeSettings, connections: list[Connection], c
         """What Prometheus scrapes."""
         return Response(prometheus.generate_latest(), media_type=prometheus.CONTENT_TYPE_LATEST)
 
-    add_reviews(app, line, settings.second_share, settings.blind)
+    add_reviews(app, line, settings)
 
     @app.get("/review", include_in_schema=False)
     @app.get("/", include_in_schema=False)

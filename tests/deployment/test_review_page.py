@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,6 +107,18 @@ def test_blind_the_model_speaks_last(opened: Callable[..., Any]) -> None:
         "#before:has-text('180.png: you said crack. The model says review, crack, score 0.706.')"
     )
     assert here.mistakes == []
+
+
+@pytest.mark.slow
+def test_the_nearest_training_photos_stand_beside_it(
+    opened: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").write_bytes(grey(200))
+    monkeypatch.setattr("defectcls.deployment.predictor.Predictor.nearest", lambda *_: ("a.png", "gone.png"))
+    here = begin(opened, 140, root=tmp_path)
+    shows(here, "140.png")
+    here.page.wait_for_function("document.querySelectorAll('#near img').length === 1")
+    assert here.page.inner_text("#near") == "nearest sound one"
 
 
 @pytest.mark.slow

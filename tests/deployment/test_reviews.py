@@ -159,7 +159,10 @@ def test_what_cannot_be_said(served: Callable[..., Any]) -> None:
     for bad in ({"who": " "}, {"seconds": -1}, {"seconds": "NaN"}, {"undoes": 2**63}):
         assert say(here, **{"who": FIRST, "photo": photo, **bad}).status_code == 400
     assert len(here.line.decisions.verdicts()) == 1
-    assert here.client.get(f"/api/review/photo/{gone}").json()["error"] == "the photo of b is not kept (keep, keep_gb)"
+    assert (
+        here.client.get(f"/api/review/photo/{gone}").json()["error"]
+        == "the photo of b is not there (keep, keep_gb, root)"
+    )
 
 
 def test_what_is_drawn_is_kept_whatever_the_rule_says(served: Callable[..., Any], tmp_path: Path) -> None:
@@ -188,6 +191,30 @@ def test_a_photo_is_shown_in_its_own_shape(served: Callable[..., Any]) -> None:
     assert abs(photo - values).mean() < 5
     assert heat[10, 10, 0] - heat[10, 10, 2] > 80  # vermilion
     assert abs(heat[10, 90] - values[10, 90]).max() < 20
+
+
+def test_the_nearest_training_photos_are_those_in_the_root(
+    served: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the model names them, wherever a stranger's file says that they are."""
+    (tmp_path / "set" / "good").mkdir(parents=True)
+    (tmp_path / "set" / "good" / "a.png").write_bytes(grey(200))
+    (tmp_path / "outside.png").write_bytes(grey(50))
+    named = {"sound": "good/a.png", "defective": "../outside.png"}
+    monkeypatch.setattr("defectcls.deployment.predictor.Predictor.nearest", lambda *_: tuple(named.values()))
+    here = served(root=tmp_path / "set")
+    photo = put(here, "a", decision="review", reason="review")
+
+    def near(kind: str) -> Any:
+        return here.client.get(f"/api/review/photo/{photo}?near={kind}")
+
+    assert np.asarray(Image.open(io.BytesIO(near("sound").content))).mean() == pytest.approx(200, abs=2)
+    assert near("defective").status_code == 404
+    named["defective"] = str(tmp_path / "outside.png")
+    assert near("defective").status_code == 404
+    named["sound"] = ""  # it knows none
+    assert near("sound").status_code == 404
+    assert near("other").status_code == 400
 
 
 def test_a_model_that_is_no_longer_at_work_hinders_nobody(served: Callable[..., Any]) -> None:
