@@ -45,8 +45,15 @@ bench: .venv/installed  ## half an hour of a CPU that does nothing else; needs D
 	$(BIN)/python -m benchmarks.answer --write experiments/answer/measured.csv
 	$(BIN)/python -m benchmarks.waiting --write experiments/answer/waiting.csv
 
+# Where a GPU is at hand, these two first: ten minutes each at most, no data, no weights.
+.PHONY: test-gpu
+test-gpu: .venv/installed  ## what a GPU may do otherwise, into runs/gpu/checks.csv
+	$(BIN)/pytest -m gpu tests/test_gpu.py
+
 .PHONY: bench-gpu
-bench-gpu: .venv/installed  ## the same on a GPU, with drawn photos: needs no data and no weights
-	for model in resnet18 resnet50; do \
-		$(SPEED) $(BARE) --steps 20 dataset=synthetic dataset.image_count=8000 dataset.image_side=224 model=$$model \
-			trainer=gpu batch_size=256 model.pretrained=false || exit 1; done
+bench-gpu: .venv/installed  ## how fast a GPU trains and evaluates, against the bare step, into runs/gpu/speed.csv
+	mkdir -p runs/gpu
+	for model in resnet18 resnet50 efficientnet_lite0; do \
+		$(BIN)/python -m benchmarks.speed --write runs/gpu/speed.csv --measure training --measure evaluation \
+			--rounds 3 --steps 20 dataset=synthetic dataset.image_count=8000 dataset.image_side=128 image_size=224 \
+			model=$$model trainer=gpu batch_size=256 model.pretrained=false || exit 1; done

@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from defectcls.model import backbone as backbones
 from defectcls.model.backbone import Backbone, foldable, folded
@@ -163,3 +164,30 @@ def test_a_compiled_network_is_compiled_once_for_evaluation(monkeypatch: pytest.
     assert len(compiled) == 2  # what trains, and what infers
     assert runs.count(compiled[1]) == 3
     assert [*backbone.state_dict()] == names
+
+
+@pytest.mark.slow
+def test_levels_are_pooled_of_a_compiled_network_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is compiled once to train and once to infer, whatever its weights: no hook makes it anew."""
+    compiled: list[CompileCounter] = []
+    original = nn.Module.compile
+
+    def compile_(module: nn.Module) -> None:
+        compiled.append(CompileCounter())
+        original(module, backend=compiled[-1])
+
+    monkeypatch.setattr(nn.Module, "compile", compile_)
+    torch._dynamo.reset()
+    image = torch.randint(0, 256, (16, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    plain, backbone = (Backbone("test_resnet", None, (64, 64), levels=(0.5, 1.0)) for _ in range(2))
+    backbone.load_state_dict(plain.state_dict())
+    backbone.body.compile()
+    for _ in range(3):
+        torch.testing.assert_close(backbone.train()(image), plain.train()(image))
+        for network in (plain, backbone):
+            with torch.no_grad():
+                next(network.body.parameters()).mul_(1.1)
+        expected = plain.eval()(image)
+        torch.testing.assert_close(backbone.eval().inference()(image)[0], expected, rtol=1e-4, atol=1e-4)
+    assert [one.frame_count for one in compiled] == [1, 1]
+    torch._dynamo.reset()
