@@ -43,6 +43,12 @@ def test_none_of_300_is_at_most_one_in_a_hundred():
     assert unequal == pytest.approx(1 - 0.05 ** (1 / 165), rel=0.02)
 
 
+def test_a_light_escape_does_not_hide_a_heavy_one():
+    """One was found near the threshold, where ten times as many are looked at as elsewhere, of 200 photos each."""
+    _, high = share_interval(5, 25, 50, 399, 27.5)
+    assert high > interval(0, 200)[1] / 2  # what 200 of weight 50 leave open, among twice as many
+
+
 def test_no_photo_tells_nothing():
     assert np.isnan(interval(0, 0)).all()
 
