@@ -15,6 +15,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -27,7 +28,7 @@ _PACKAGE = Path(__file__).resolve().parent
 CONF_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "train.yaml").is_file())
 
 SHIPPED = ("defectcls.", "torch.nn.", "lightning.pytorch.")  # whose classes a file may name
-TRAINING = ("train", "crossval", "auto", "audit")  # verbs that need a dataset
+TRAINING = ("train", "crossval", "auto", "audit", "tune")  # verbs that need a dataset
 FURTHER = {"trainer": "trainer/auto", "logger": "logger/wandb"}  # groups that take arguments of Lightning's classes too
 
 JOB = ["defectcls"]  # what this process does, as one types it after python -m
@@ -97,7 +98,19 @@ def overrides_of(verb: str, typed: list[str], sweeps: bool = False, config_dir: 
     words = [with_text_quoted(word, sweeps) for argument in typed for word in spelled_out(argument)]
     if verb in TRAINING:
         words = [f"++{word}" if _is_further(word) else word for word in words]
-    return with_presets(words, config_dir)
+    return with_presets(space_of(words) if verb == "tune" else words, config_dir)
+
+
+def space_of(words: list[str]) -> list[str]:
+    """What has several values, in Hydra's grammar of sweeps, as entries of `space`; and all other words."""
+    try:
+        parsed = [(word, OverridesParser.create().parse_override(word)) for word in words]
+    except HydraException:
+        return words  # Hydra tells it when it composes
+    searched = {one.get_key_element(): word.partition("=")[2] for word, one in parsed if one.is_sweep_override()}
+    rest = [word for word, one in parsed if not one.is_sweep_override()]
+    entries = ",".join(f"{key}:{quoted(value)}" for key, value in searched.items())
+    return [*rest, *[f"++space={{{entries}}}"] * bool(entries)]
 
 
 def _is_further(word: str) -> bool:
@@ -174,7 +187,9 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return every
 
 
-def do_job(verb: str, config: dict[str, Any], folder: Path, repeated: list[str], alone: bool = True) -> Any:
+def do_job(
+    verb: str, config: dict[str, Any], folder: Path, repeated: list[str], alone: bool = True, act: Any = None
+) -> Any:
     """Call the function of a verb; what then asks for the command of this process is told that of the job, `repeated`.
 
     Lightning does to start the other processes of a distributed job; if it saw Hydra's state, it would start them on
@@ -182,6 +197,7 @@ def do_job(verb: str, config: dict[str, Any], folder: Path, repeated: list[str],
 
     Args:
         alone: the process does nothing but the job, else it keeps its own command.
+        act: in place of the verb's function.
     """
     import_named(config)
     main, typed, state, job = sys.modules["__main__"], sys.argv, HydraConfig.instance().cfg, JOB[:]
@@ -190,7 +206,7 @@ def do_job(verb: str, config: dict[str, Any], folder: Path, repeated: list[str],
         module = importlib.import_module(f"defectcls.{verb}")
         sys.modules["__main__"], sys.argv = module, [str(module.__file__), *repeated]
     try:
-        return task_of(verb)(config, folder)
+        return (act or task_of(verb))(config, folder)
     finally:
         sys.modules["__main__"], sys.argv, HydraConfig.instance().cfg, JOB[:] = main, typed, state, job
 

@@ -27,6 +27,7 @@ EXTRAS = {  # what `pip install defectcls` alone does not bring, by the extra th
     "serve": "fastapi uvicorn multipart sqlalchemy prometheus_client",
     "line": "av httpx paho psycopg",
     "ray": "ray",
+    "tune": "optuna",
 }
 LOST = re.compile("closed by peer|reset by peer|broken pipe|connection refused|gloo|NCCL", re.IGNORECASE)
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)

@@ -77,6 +77,7 @@ class SplitSettings(Settings):
     test: Size
     folds: Several | None
     fold: NonNegativeInt
+    seed: NonNegativeInt | None
     anomalies: PositiveInt | None
     hold_out_defect_type: Annotated[str, Text] | None
 
@@ -295,6 +296,19 @@ class AutoSettings(TrainSettings):
     repeats: PositiveInt
     candidates: Annotated[list[str], Field(min_length=1)]
     evaluation: Literal["crossval"]
+
+
+class TuneSettings(TrainSettings):
+    n_trials: PositiveInt
+    space: dict[str, Annotated[str, Text]]
+    sampler: Literal["tpe", "gp", "random", "grid"]
+    objectives: Annotated[list[Annotated[str, Field(pattern="^(val/.+|ms_per_photo)$")]], Field(min_length=1)]
+    prune: bool
+    finalists: PositiveInt
+    seeds: PositiveInt
+    study: Annotated[str, Text]
+    storage: str | None
+    lease_s: Positive
 
 
 class TrainedSettings(Settings):

@@ -46,7 +46,8 @@ def split_samples(
         if None not in sizes.values() and isinstance(settings.train, float):
             sizes["train"] = None  # a share of all images says nothing of those that the published parts leave
     elif settings.folds is not None:
-        parts[deal_folds(samples, units, settings.folds, np.random.default_rng(seed)) == settings.fold] = "test"
+        generator = np.random.default_rng(seed if settings.seed is None else settings.seed)
+        parts[deal_folds(samples, units, settings.folds, generator) == settings.fold] = "test"
         sizes = {"train": settings.train if isinstance(settings.train, int) else None, "val": settings.val}
     if settings.anomalies is not None:
         _deal_anomalies(parts, samples, units, settings.anomalies, np.random.default_rng([seed, 2]))

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 TRUST = "trust=true"  # of the folder that `resume` names
 # Keys of Hydra's own, of functions, classes and modules, of databases, and presets that lie outside of conf/.
-CODE = re.compile(r"[\s+~]*(-|hydra|imports)|.*_target_|.*verdicts[^=]*[=:]|[\w/+~]*(@[^=]*)?=.*(\.\./|\$)", re.DOTALL)
+CODE = re.compile(r"[\s+~]*(-|hydra|imports)|.*_target_|.*(verdicts|storage)[^=]*[=:]|[\w/+~]*(@[^=]*)?=.*(\.\./|\$)", re.DOTALL)
 REFUSED = ("config_path", "config_name", "experimental_rerun", "hydra_help", "info", "shell_completion")  # of Hydra's
-RESUMED = ("train", "crossval", "auto")  # verbs that go on where they stopped
+RESUMED = ("train", "crossval", "auto", "tune")  # verbs that go on where they stopped
 PROCESSES, RANKS = ("WORLD_SIZE", "SLURM_NTASKS"), ("RANK", "SLURM_PROCID")  # of torchrun, of srun
-NUMBERS = ("metrics", "audit", "compare", "summary", "export", "audited")  # what the verbs call their JSON
+NUMBERS = ("metrics", "audit", "compare", "summary", "export", "audited", "study")  # what the verbs call their JSON
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """The numbers: metrics.json, or audit.json, compare.json, summary.json (of predict) or export.json."""
+        """The numbers: metrics.json, or audit.json, compare.json, summary.json (of predict), export or study.json."""
         files = (self.folder / f"{name}.json" for name in NUMBERS)
         found = next((file for file in files if file.is_file()), None)
         if found is None:
@@ -72,7 +72,7 @@ def run(verb: str, *overrides: str, config_dir: str | Path | None = None) -> Run
     """Any verb as a function: `run("train", "dataset=mvtec", "model=mobilenetv2").metrics["test"]["auroc"]`.
 
     Args:
-        verb: train, auto, evaluate, predict, crossval, audit, compare or export.
+        verb: train, auto, tune, evaluate, predict, crossval, audit, compare or export.
         overrides: key=value, as on the command line; for a sweep, call it in a loop.
         config_dir: folder of presets of one's own, which stand beside those of conf/.
 

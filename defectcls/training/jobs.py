@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FINISHED, FAILED, UNFINISHED = "finished", "failed", "unfinished"
+FINISHED, FAILED, UNFINISHED, PRUNED = "finished", "failed", "unfinished", "pruned"
+WATCH_S = 1.0  # between two looks at a job
 RECORD = "job.json"
 RUN, SWEEP = Path(".hydra", "hydra.yaml"), Path("multirun.yaml")  # in which Hydra records what began a folder
 SLURM_KILLS_S = 120  # it waits for KillWait, by default 30
@@ -58,6 +60,7 @@ class Task(NamedTuple):
     config: dict[str, Any]  # composed of the overrides
     arguments: list[str]  # that do it again in the same folder
     logs: dict[str, Any]  # as `logging.config.dictConfig` takes it
+    act: Callable[[dict[str, Any], Path], Any] | None = None  # in place of the verb's function
 
     def record(self, status: str, error: str | None = None, objective: int | float | None = None) -> dict[str, Any]:
         """Write job.json, and give what it says."""
@@ -68,15 +71,18 @@ class Task(NamedTuple):
         return done
 
 
-def run_job(task: Task) -> dict[str, Any]:
+def run_job(task: Task, watch: Callable[[], bool] | None = None) -> dict[str, Any]:
     """Do a job in a process of its own, unless it is done. What became of it: job.json.
 
     So no job takes another one's memory, on a GPU either, or dies of another one's death.
+
+    Args:
+        watch: asked each second while the job is done; where it says so, the job ends as pruned.
     """
     record = task.folder / RECORD
     with locked(task.folder / "job.lock", f"job {task.number} is being done by another process"):
-        if record.is_file() and (known := _read(record))["status"] == FINISHED:
-            log.info("job %d is finished: %s", task.number, " ".join(task.overrides))
+        if record.is_file() and (known := _read(record))["status"] in (FINISHED, PRUNED):
+            log.info("job %d is %s: %s", task.number, known["status"], " ".join(task.overrides))
             return known
         task.record(UNFINISHED)
         # What takes seconds to import is imported once, by a process that does nothing else but fork.
@@ -85,8 +91,14 @@ def run_job(task: Task) -> dict[str, Any]:
         process = context.Process(target=_work, args=(task, dict(os.environ)))
         process.start()
         try:
-            process.join()
-        except (KeyboardInterrupt, Stopped):
+            process.join(None if watch is None else WATCH_S)
+            while watch is not None and process.exitcode is None:
+                if watch():
+                    process.terminate()
+                    process.join()
+                    return task.record(PRUNED)
+                process.join(WATCH_S)
+        except BaseException:
             process.terminate()  # if it has not got the same signal; it ends its dashboard
             process.join()
             raise
@@ -109,7 +121,7 @@ def _work(task: Task, variables: dict[str, str]) -> None:
     logging.config.dictConfig(task.logs)
     with stoppable() as stopped:
         try:
-            task.record(FINISHED, objective=do_job(task.verb, task.config, task.folder, task.arguments))
+            task.record(FINISHED, objective=do_job(task.verb, task.config, task.folder, task.arguments, act=task.act))
         except (Exception, Stopped) as error:
             if stopped:
                 sys.exit(128 + stopped[0])

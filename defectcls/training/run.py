@@ -2,6 +2,7 @@
 
 import logging
 import time
+import timeit
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decisi
 from defectcls.evaluation.evaluate import evaluate
 from defectcls.evaluation.predictions import PROBABILITY, predictions_table, probabilities_of
 from defectcls.files import written_whole
+from defectcls.model.backbone import PIECE
 from defectcls.model.classifier import Classifier
 from defectcls.model.features import FrozenFeatures, copy_of, extract_features
 from defectcls.model.head import FOLDS, fit_members, fit_probe
@@ -120,6 +122,12 @@ class Run:
         }
         rows = [table[table["split"] == part] for part, (table, _) in judged.items()]
         return metrics, pd.concat(rows).sort_index()
+
+    def ms_per_photo(self) -> float:
+        """What the network takes here, without reading the photo: the least of four tries."""
+        photos, infer = self.data.images[np.arange(PIECE) % len(self.samples)], self.classifier.inference()
+        took = min(timeit.repeat(lambda: infer(photos).cpu(), number=1, repeat=4))
+        return 1000 * took / PIECE  # a CPU never infers fewer
 
     def close(self) -> None:
         """Let go of the other processes."""

@@ -6,7 +6,6 @@
 import logging
 import shlex
 import time
-import timeit
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,30 @@ from defectcls.evaluation.evaluate import evaluate
 from defectcls.evaluation.metrics import defect_numbers, records
 from defectcls.evaluation.predictions import read_predictions
 from defectcls.files import BEST
-from defectcls.model.backbone import PIECE
 from defectcls.settings import AutoSettings, TrainSettings
+from defectcls.training.loggers import dashboard
 from defectcls.training.results import finished_metrics, write_results
 from defectcls.training.run import TrainingRun
 
 log = logging.getLogger(__name__)
 
 LEFT = "no time was left"
+
+
+def try_once(config: dict[str, Any], folder: Path) -> None:
+    """A trial of a study: train, and judge the validation photos, or all out of fold; nothing looks at the test."""
+    settings = TrainSettings(**config)
+    with dashboard(settings.logger, folder, settings.model_dump(mode="json")) as logger:
+        run = TrainingRun(settings, folder, logger)
+        run.train()
+        metrics, predictions = run.measure(["val"])
+        metrics["ms_per_photo"] = run.ms_per_photo()
+        write_results(folder, metrics, predictions)
+        if logger is not None:
+            numbers = defect_numbers(metrics["val"]) | {"ms_per_photo": metrics["ms_per_photo"]}
+            logger.log_metrics({f"best/val_{key}": one for key, one in numbers.items() if isinstance(one, float)})
+    if settings.finetune.solves:  # in seconds, again
+        (folder / BEST).unlink()
 
 
 class Search:
@@ -147,9 +162,7 @@ class Search:
             metrics, predictions = run.measure(run.out_of_fold)
         finally:
             logging.disable(logging.NOTSET)
-        photos, infer = run.data.images[np.arange(PIECE) % len(predictions)], run.classifier.inference()
-        took = min(timeit.repeat(lambda: infer(photos).cpu(), number=1, repeat=4)) / PIECE  # a CPU never infers fewer
-        metrics |= {"ms_per_photo": 1000 * took, "tried_seconds": time.perf_counter() - start}
+        metrics |= {"ms_per_photo": run.ms_per_photo(), "tried_seconds": time.perf_counter() - start}
         assert run.classifier.folds is not None
         write_results(folder, metrics, predictions.assign(fold=run.classifier.folds.numpy()[predictions.index]))
         (folder / BEST).unlink()  # of all candidates they would be hundreds of megabytes

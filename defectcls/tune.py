@@ -1,0 +1,46 @@
+"""Search the settings that you name: python -m defectcls.tune dataset=<name> search=probe n_trials=50."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from defectcls.errors import UserError
+from defectcls.training.command import run_verb
+
+
+def tune(config: dict[str, Any], folder: Path) -> None:
+    """Do trials until there are enough; then the best, an ordinary run, judges the photos that were set aside."""
+    from defectcls.settings import TuneSettings
+
+    settings = TuneSettings(**config)
+    if settings.trainer.strategy != "auto":
+        raise UserError("a trial trains on one device: leave trainer.strategy=auto")
+    from defectcls.config import do_job, job_command
+    from defectcls.files import locked, read_json, written_whole
+    from defectcls.pages.render import print_page, write_page
+    from defectcls.pages.study import study_page
+    from defectcls.training.results import finished_metrics
+    from defectcls.training.tuning import Study
+
+    study, metrics = Study(settings, folder), None
+    try:
+        study.run()
+        best = study.best()
+        with locked(best.folder / "job.lock", f"trial {best.number} is being done by another process"):
+            numbers = best.folder / "metrics.json"
+            if numbers.is_file() and "test" not in read_json(numbers, "delete it"):
+                numbers.unlink()
+            do_job(best.verb, best.config, best.folder, best.arguments, alone=False)
+            metrics = finished_metrics(best.folder)
+    finally:
+        if study.ranked()[1]:
+            summary = study.summary() | {"test": metrics and metrics["test"]}
+            with written_whole(folder / "study.json") as unfinished:
+                unfinished.write_text(json.dumps(summary, indent=2), encoding="utf-8")
+            page = study_page(summary, study.pictures(), metrics, job_command())
+            write_page(page, folder / "study.html")
+            print_page(page, folder / "study.html")
+
+
+if __name__ == "__main__":
+    run_verb("tune")
