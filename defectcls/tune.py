@@ -16,7 +16,7 @@ def tune(config: dict[str, Any], folder: Path) -> None:
     if settings.trainer.strategy != "auto":
         raise UserError("a trial trains on one device: leave trainer.strategy=auto")
     from defectcls.config import do_job, job_command
-    from defectcls.files import locked, read_json, written_whole
+    from defectcls.files import locked, written_whole
     from defectcls.pages.render import print_page, write_page
     from defectcls.pages.study import study_page
     from defectcls.training.results import finished_metrics
@@ -27,9 +27,6 @@ def tune(config: dict[str, Any], folder: Path) -> None:
         study.run()
         best = study.best()
         with locked(best.folder / "job.lock", f"trial {best.number} is being done by another process"):
-            numbers = best.folder / "metrics.json"
-            if numbers.is_file() and "test" not in read_json(numbers, "delete it"):
-                numbers.unlink()
             do_job(best.verb, best.config, best.folder, best.arguments, alone=False)
             metrics = finished_metrics(best.folder)
     finally:

@@ -12,7 +12,8 @@ from defectcls.data.exchange import LabelsSettings
 from defectcls.data.synthetic import Synthetic
 from defectcls.deployment.gate import ExportSettings
 from defectcls.deployment.watching import PredictSettings
-from defectcls.settings import EvaluateSettings, TrainSettings
+from defectcls.settings import EvaluateSettings, TrainSettings, TuneSettings
+from defectcls.training.tuning import distributions_of
 from tests.conftest import command, composed
 
 VERBS = sorted(CONF_DIR.glob("*.yaml"))
@@ -47,10 +48,20 @@ def test_first_line_says_what_it_is_for(file: Path) -> None:
 def test_preset_composes_into_valid_settings(file: Path) -> None:
     group, name = name_of(file).split("/")
     dataset = [] if group in ("dataset", "experiment") else ["dataset=synthetic"]
-    config = composed(*dataset, f"{group}={name}", *GIVEN.get(f"{group}/{name}", []))
-    settings = TrainSettings(**config)
+    verb, parsed_as = ("tune", TuneSettings) if group == "search" else ("train", TrainSettings)
+    settings = parsed_as(**composed(*dataset, f"{group}={name}", *GIVEN.get(f"{group}/{name}", []), verb=verb))
     if group in ("dataset", "finetune", "logger"):
         assert getattr(settings, group).name == name  # the name of the file is the name in tables and folders
+
+
+@pytest.mark.parametrize("name", [file.stem for file in PRESETS if file.parent.name == "search"])
+def test_space_is_of_keys_and_values_that_there_are(name: str) -> None:
+    given = f"finetune={'full' if name == 'finetune' else name}"
+    space = distributions_of(composed("dataset=synthetic", f"search={name}", verb="tune")["space"], discrete=False)
+    for key, one in space.items():
+        ends = getattr(one, "choices", None) or (one.low, one.high)
+        for value in (ends[0], ends[-1]):
+            TrainSettings(**composed("dataset=synthetic", given, f"{key}={value}"))
 
 
 @pytest.mark.parametrize("verb", PARSED_AS)

@@ -62,7 +62,7 @@ class Task(NamedTuple):
     logs: dict[str, Any]  # as `logging.config.dictConfig` takes it
     act: Callable[[dict[str, Any], Path], Any] | None = None  # in place of the verb's function
 
-    def record(self, status: str, error: str | None = None, objective: int | float | None = None) -> dict[str, Any]:
+    def record(self, status: str, error: str | None = None, objective: Any = None) -> dict[str, Any]:
         """Write job.json, and give what it says."""
         done = {"number": self.number, "overrides": self.overrides, "status": status}
         done |= {"error": error, "objective": objective}

@@ -19,7 +19,7 @@ from defectcls.errors import Stopped, UserError, explain
 from defectcls.evaluation.comparison import Choice, choose, common_images, nested
 from defectcls.evaluation.evaluate import evaluate
 from defectcls.evaluation.metrics import defect_numbers, records
-from defectcls.evaluation.predictions import read_predictions
+from defectcls.evaluation.predictions import read_predictions, write_predictions
 from defectcls.files import BEST
 from defectcls.settings import AutoSettings, TrainSettings
 from defectcls.training.loggers import dashboard
@@ -29,22 +29,28 @@ from defectcls.training.run import TrainingRun
 log = logging.getLogger(__name__)
 
 LEFT = "no time was left"
+COST = "ms_per_photo"  # an objective of a study that is no number of METRICS
 
 
-def try_once(config: dict[str, Any], folder: Path) -> None:
-    """A trial of a study: train, and judge the validation photos, or all out of fold; nothing looks at the test."""
+def try_once(config: dict[str, Any], folder: Path) -> dict[str, float]:
+    """A trial of a study: train, and judge validation photos, or all out of fold, but none that is to be tested.
+
+    Returns:
+        val/<number> for each number, ms_per_photo, and the seconds that it took.
+    """
     settings = TrainSettings(**config)
     with dashboard(settings.logger, folder, settings.model_dump(mode="json")) as logger:
         run = TrainingRun(settings, folder, logger)
         run.train()
         metrics, predictions = run.measure(["val"])
-        metrics["ms_per_photo"] = run.ms_per_photo()
-        write_results(folder, metrics, predictions)
+        write_predictions(predictions, folder / "predictions.csv")
+        numbers = {f"val/{name}": one for name, one in defect_numbers(metrics["val"]).items() if isinstance(one, float)}
+        numbers |= {COST: run.ms_per_photo(), "seconds": sum(run.seconds.values())}
         if logger is not None:
-            numbers = defect_numbers(metrics["val"]) | {"ms_per_photo": metrics["ms_per_photo"]}
-            logger.log_metrics({f"best/val_{key}": one for key, one in numbers.items() if isinstance(one, float)})
+            logger.log_metrics({f"best/{name.replace('/', '_')}": one for name, one in numbers.items()})
     if settings.finetune.solves:  # in seconds, again
         (folder / BEST).unlink()
+    return numbers
 
 
 class Search:

@@ -40,21 +40,20 @@ from defectcls.files import digest_of
 from defectcls.pages.blocks import Picture
 from defectcls.pages.pictures import png
 from defectcls.settings import TrainSettings, TuneSettings
-from defectcls.training.jobs import FAILED, FINISHED, Task, run_job
-from defectcls.training.results import finished_metrics, objective_of, versions
-from defectcls.training.search import try_once
+from defectcls.training.jobs import PRUNED, Task, run_job
+from defectcls.training.results import objective_of, versions
+from defectcls.training.search import COST, try_once
 
 log = logging.getLogger(__name__)
 
-COST = "ms_per_photo"  # an objective that is no number of METRICS
-OWN = ({*TuneSettings.model_fields} - {*TrainSettings.model_fields}) | {"search", "resume"}  # no keys of a trial
+OWN = {*TuneSettings.model_fields, "search"} - {*TrainSettings.model_fields} | {"resume"}  # no keys of a trial
 IN_COMMON = (*OWN, "dataset", "target", "evaluation", "decision", "seed", "logger", "hydra", "imports", "objective")
 MAY_CHANGE = (  # while a study goes on, or from machine to machine
     *("n_trials", "finalists", "seeds", "storage", "study", "lease_s", "resume", "logger.", "trainer.", "inspect."),
     *("dataset.root", "dataset.cache"),
 )
-TOLD = (COST, "seconds", "epochs", "planned", "error", "same_as")  # of a trial, beside its numbers
 SAMPLERS: dict[str, Any] = {"gp": samplers.GPSampler, "random": samplers.RandomSampler, "tpe": samplers.TPESampler}
+TOLD = (COST, "seconds", "epochs", "planned", "error", "same_as")  # of a trial, beside its numbers
 OVER = (optuna.exceptions.UpdateFinishedTrialError, ValueError)  # a trial that another process has told of, or taken up
 RUNNING, WAITING, COMPLETE, FAIL = TrialState.RUNNING, TrialState.WAITING, TrialState.COMPLETE, TrialState.FAIL
 
@@ -75,8 +74,7 @@ def distributions_of(space: dict[str, str], discrete: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in space.items():
         if re.split("[.@/]", key.lstrip("+"))[0] in IN_COMMON:
-            why = "seeds=3 repeats the best" if key == "seed" else "all trials have it in common"
-            raise UserError(f"{key}={value} is not to be searched: {why}; give one value")
+            raise UserError(f"{key}={value} is not to be searched, as trials have it in common: give one value")
         try:
             override = OverridesParser.create().parse_override(f"{key}={value}")
             sweep: Any = override.value()
@@ -94,11 +92,7 @@ def distributions_of(space: dict[str, str], discrete: bool) -> dict[str, Any]:
 
 
 def open_storage(address: str | None, folder: Path) -> Any:
-    """The journal in the folder, or what answers at the address.
-
-    Raises:
-        UserError: nothing does, or it is damaged.
-    """
+    """The journal in the folder, or what answers at the address; a UserError where nothing does, or it is damaged."""
     try:
         if address is None:
             journal = str(folder / "study.log")  # whose lock needs no symbolic links, as some network drives have none
@@ -112,8 +106,7 @@ def open_storage(address: str | None, folder: Path) -> Any:
         return optuna.storages.RDBStorage(driver, engine_kwargs={"pool_pre_ping": True})
     except Exception as error:  # of whichever driver
         known = "start it, or give postgresql://user@host/name, sqlite:///study.db or grpc://host:port"
-        where = address or folder / "study.log"
-        raise UserError(f"storage={where} cannot be used ({one_line(error)}): {known}") from error
+        raise UserError(f"storage={address or journal} cannot be used ({one_line(error)}): {known}") from error
 
 
 def place(trial: Any) -> tuple[int, int]:
@@ -139,17 +132,17 @@ class Study:
     def __init__(self, settings: TuneSettings, folder: Path) -> None:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.settings, self.folder, self.wanted, split = settings, folder, settings.n_trials, settings.dataset.split
-        self._signs: dict[int, tuple[Any, float]] = {}  # the last sign of life of a trial, and since when it is known
+        self.settings, self.folder, self.names = settings, folder, settings.objectives
+        self.wanted, split, grid = settings.n_trials, settings.dataset.split, settings.sampler == "grid"
         self.typed = [word for word in job_overrides() if re.split("[.=]", word.lstrip("+"))[0] not in OWN]
         given = {word.partition("=")[0] for word in self.typed}
         space = {key: value for key, value in settings.space.items() if key not in given}
-        self.space = distributions_of(space, settings.sampler == "grid")
-        if settings.sampler == "grid":
+        self.space = distributions_of(space, grid)
+        if grid:
             self.wanted = min(self.wanted, math.prod(len(one.choices) for one in self.space.values()))
-        for name in settings.objectives:
-            objective_of({}, None if name == COST else name)
-        self.less = [name == COST or METRICS[name.removeprefix("val/")].less_is_better for name in settings.objectives]
+        for name in {*self.names} - {COST}:
+            objective_of({}, name)  # a typo is told now
+        self.less = [name == COST or METRICS[name.removeprefix("val/")].less_is_better for name in self.names]
         self.prunes = settings.prune and len(self.less) == 1 and not settings.finetune.solves
         data = DefectDataModule.from_settings(settings)
         data.prepare_data()
@@ -160,32 +153,24 @@ class Study:
         dealt = settings.seed if split.seed is None else split.seed
         self.held_out = [f"dataset.split.folds={'null' if published else split.folds}", f"dataset.split.seed={dealt}"]
         first = {key: one.choices[0] if hasattr(one, "choices") else one.low for key, one in self.space.items()}
-        self.task(create_trial(params=first, distributions=self.space, values=[0.0] * len(self.less)))  # a typo is told
+        self.task(create_trial(params=first, distributions=self.space, values=[0.0] * len(self.less)))  # and one here
         photos["bytes"] = [(data.root / path).stat().st_size for path in photos["path"]]
-        now = flat(settings.model_dump(mode="json") | {"space": space}) | {"version": versions().get("defectcls")}
-        now["photos"] = digest_of(photos.to_csv(index=False).encode()).hex()
+        about = {"version": versions().get("defectcls"), "photos": digest_of(photos.to_csv(index=False).encode()).hex()}
+        now = flat(settings.model_dump(mode="json") | {"space": space} | about)
         now = {key: value for key, value in now.items() if not key.startswith(MAY_CHANGE)}
-        self.study = optuna.create_study(
-            storage=open_storage(settings.storage, folder),
-            study_name=settings.study,
-            directions=["minimize" if less else "maximize" for less in self.less],
-            load_if_exists=True,
-        )
+        known: Any = {"storage": open_storage(settings.storage, folder), "study_name": settings.study}
+        ways: Any = ["minimize" if less else "maximize" for less in self.less]
+        self.study = optuna.create_study(**known, directions=ways, load_if_exists=True)
         if (then := self.study.user_attrs.get("begun")) is None:
             self.study.set_user_attr("begun", then := now)
         for key in (key for key in then | now if then.get(key) != now.get(key)):
             other = "hydra.run.dir=<new folder>" if settings.storage is None else "study=<new name>"
             told = f"{key}: {then.get(key)}, and here it is {now.get(key)}"
-            raise UserError(
-                f"study={settings.study} was begun with {told}; make it the same, or begin another, {other}"
-            )
+            raise UserError(f"study={settings.study} was begun with {told}; make it the same, or take {other}")
+        self._signs: dict[int, tuple[Any, float]] = {}  # the last sign of life of a trial, and since when it is known
 
     def task(self, trial: Any) -> Task:
-        """The job that a trial is; the photos that are set aside are the same for all repeats.
-
-        Raises:
-            UserError: an unknown key or preset.
-        """
+        """The job that a trial is; photos that are set aside are the same for all. A UserError of an unknown key."""
         (job, repeat), folder, logger = place(trial), self.folder_of(trial), self.settings.logger
         words = [*self.typed, *self.held_out, f"seed={self.settings.seed + repeat}"]
         words += [f"{key}={value}" for key, value in trial.params.items()]
@@ -215,42 +200,37 @@ class Study:
     def run(self) -> None:
         """Do trials until there are as many as are wanted, then further seeds of the best; wait for what others do."""
         while True:
-            self._take_up()
+            for one in self.study.get_trials(deepcopy=False, states=(RUNNING,)):
+                sign, now = one.user_attrs.get("sign"), time.monotonic()
+                if self._signs.setdefault(one.number, (sign, now))[0] != sign:
+                    self._signs[one.number] = sign, now
+                if now - self._signs[one.number][1] > self.settings.lease_s:
+                    self._hand_on(one)
             states = {one.state for one in self.trials()}
             if len(self.trials(repeats=False)) < self.wanted or WAITING in states:
                 if (trial := self._ask()) is not None:
                     self._do(trial)
             elif RUNNING in states:
                 time.sleep(1)
-            elif not self._repeat_best():
-                return
-
-    def _take_up(self) -> None:
-        for one in self.study.get_trials(deepcopy=False, states=(RUNNING,)):
-            sign, now = one.user_attrs.get("sign"), time.monotonic()
-            if self._signs.setdefault(one.number, (sign, now))[0] != sign:
-                self._signs[one.number] = sign, now
-            if now - self._signs[one.number][1] > self.settings.lease_s:
-                self._hand_on(one)
+            else:
+                best, known = self.ranked()[0][: self.settings.finalists], {place(one) for one in self.trials()}
+                every = [(one, repeat) for repeat in range(1, self.settings.seeds) for one in best]
+                missing = [(one, repeat) for one, repeat in every if (place(one)[0], repeat) not in known]
+                for one, repeat in missing:
+                    self._add(one, repeat)
+                if not missing:
+                    return
 
     def _hand_on(self, trial: Any) -> None:
         """Have it done again, by whoever asks next."""
         with suppress(*OVER):
             self.study.tell(trial.number, state=FAIL)
-            self._add(trial, place(trial)[1])
+            self._add(self.study.get_trials(deepcopy=False)[trial.number], place(trial)[1])
 
-    def _add(self, trial: Any, repeat: int) -> None:
+    def _add(self, trial: FrozenTrial, repeat: int) -> None:
         known: Any = {"params": trial.params, "distributions": trial.distributions, "system_attrs": trial.system_attrs}
         about = {"job": place(trial)[0], "repeat": repeat}
         self.study.add_trial(create_trial(state=WAITING, user_attrs=about, **known))
-
-    def _repeat_best(self) -> bool:
-        """Have the seeds done that the best lack; whether there were any."""
-        best, known = self.ranked()[0][: self.settings.finalists], {place(one) for one in self.trials()}
-        missing = [(one, n) for n in range(1, self.settings.seeds) for one in best if (place(one)[0], n) not in known]
-        for one, repeat in missing:
-            self._add(one, repeat)
-        return bool(missing)
 
     def _ask(self) -> optuna.Trial | None:
         """What to do next; None where that is known by now, or somebody else does it."""
@@ -274,32 +254,39 @@ class Study:
 
     def _do(self, trial: optuna.Trial) -> None:
         """The trial as a job; what came of it is told."""
-        folder, names = self.folder_of(trial), self.settings.objectives
+        folder, self._signed, self._told = self.folder_of(trial), time.monotonic(), 0
         folder.mkdir(parents=True, exist_ok=True)
-        self._signed, self._told, about = time.monotonic(), 0, {}
+        about: dict[str, Any] = {}
         values: Any = None
+        state = FAIL
         try:
             task = self.task(trial)
             done = run_job(task, lambda: self._watch(trial))
+            about = done["objective"] or {}
             about["planned"] = sum(stage["epochs"] for stage in task.config["finetune"]["stages"].values() if stage)
-            if done["status"] == FINISHED:
-                metrics = finished_metrics(folder, "val") or {}
-                about |= {COST: metrics[COST], "seconds": sum(metrics["seconds"].values())}
-                values = [metrics[COST] if name == COST else objective_of(metrics, name) for name in names]
-            if done["status"] == FAILED or (values and None in values):
-                about["error"] = done["error"] or f"{', '.join(names)}: not defined for these photos"
+            if done["status"] == PRUNED:
+                state = TrialState.PRUNED
+            elif None in (reached := [about.get(name) for name in self.names]):
+                about["error"] = done["error"] or f"{', '.join(self.names)}: not defined for these photos"
+            else:
+                values, state = reached, COMPLETE
         except UserError as error:
             about["error"] = str(error)
         except BaseException:
             self._hand_on(trial)
             raise
         about["epochs"] = len(epochs_of(folder))
-        state = FAIL if "error" in about else COMPLETE if values else TrialState.PRUNED
         with suppress(*OVER):
-            for key, one in about.items():
-                trial.set_user_attr(key, one)
-            self.study.tell(trial, values if state == COMPLETE else None, state)
-        self._say()
+            for key in about.keys() & {*TOLD}:
+                trial.set_user_attr(key, about[key])
+            self.study.tell(trial, values, state)
+        every, best = self.trials(), self.ranked()[0][:1]
+        finished = [one for one in every if one.state.is_finished()]
+        left = self.wanted + self.settings.finalists * (self.settings.seeds - 1) - len(finished)
+        seconds = sum(one.duration.total_seconds() for one in finished if one.duration) / max(1, len(finished))
+        minutes = left * seconds / (1 + sum(one.state == RUNNING for one in every)) / 60
+        said = [f"trial {place(one)[0]}, {self.names[0]} {one.values[0]:.4g}" for one in best] or ["none"]
+        log.info("%d done, at most %d to do in %.1f min; best so far: %s", len(finished), left, minutes, *said)
 
     def _watch(self, trial: optuna.Trial) -> bool:
         """Give a sign of life and tell of the epochs; whether the trial is to end for what they are."""
@@ -309,10 +296,9 @@ class Study:
                 trial.set_user_attr("sign", self._signed)
             if not self.prunes or (rows := epochs_of(self.folder_of(trial))[self._told :]).empty:
                 return False
-            column = self.settings.objectives[0]
-            if column not in rows:  # no number of an epoch
-                column = "val/calibrated_loss" if self.less[0] else "val/auroc"
             self._told += len(rows)
+            column = "val/calibrated_loss" if self.less[0] else "val/auroc"  # for an objective that no epoch has
+            column = self.names[0] if self.names[0] in rows else column
             for epoch, value in zip(rows["epoch"], rows[column], strict=True):
                 trial.report(value, int(epoch))
             return trial.should_prune()
@@ -320,23 +306,13 @@ class Study:
             log.warning("trial %d cannot tell of itself: %s", place(trial)[0], one_line(error))
             return False
 
-    def _say(self) -> None:
-        """How far the study is, what is best, and the time left."""
-        every, best = self.trials(), self.ranked()[0][:1]
-        took = [one.duration.total_seconds() for one in every if one.duration]
-        done = sum(one.state.is_finished() for one in every)
-        left = self.wanted + self.settings.finalists * (self.settings.seeds - 1) - done
-        minutes = left * np.mean(took) / (1 + sum(one.state == RUNNING for one in every)) / 60
-        said = ", ".join(f"trial {place(one)[0]}, {self.settings.objectives[0]} {one.values[0]:.4g}" for one in best)
-        log.info("%d done, %d to do, about %.1f min; best so far: %s", done, left, minutes, said or "none")
-
     def summary(self) -> dict[str, Any]:
-        """What study.json says, trials best first. The best is the finalist whose seeds have the best mean.
+        """What study.json says, trials best first; `best` is the finalist whose seeds have the best mean.
 
         Raises:
             UserError: no trial has its numbers.
         """
-        names, every, (ranked, front) = self.settings.objectives, self.trials(), self.ranked()
+        every, (ranked, front) = self.trials(), self.ranked()
         if not ranked:
             errors = [one.user_attrs["error"] for one in every if one.state == FAIL] or ["they are not finished"]
             raise UserError(f"none of {len(every)} trials has its numbers: {errors[0]}")
@@ -344,17 +320,17 @@ class Study:
         rows = pd.DataFrame([one.params | one.user_attrs for one in every]).reindex(columns=[*self.space, *TOLD])
         rows[["trial", "repeat"]] = [place(one) for one in every]
         rows["state"] = [one.state.name.lower() for one in every]
-        rows[names] = [one.values if one.state == COMPLETE else [np.nan] * len(names) for one in every]
+        rows[self.names] = [one.values if one.state == COMPLETE else [np.nan] * len(self.names) for one in every]
         finalists = []
         for one in ranked[: self.settings.finalists]:
-            reached = rows.loc[rows["trial"] == place(one)[0], names[0]]
+            number = place(one)[0]
+            reached = rows.loc[rows["trial"] == number, self.names[0]]
             spread = over_seeds("seconds" if self.less[0] else "share", reached)  # whose interval ends nowhere, or at 1
-            finalists.append(
-                {"trial": place(one)[0]} | {key.rpartition("_")[2]: value for key, value in spread.items()}
-            )
+            finalists.append({"trial": number} | {key.rpartition("_")[2]: value for key, value in spread.items()})
         best = min(finalists, key=lambda one: one["mean"] * (1 if self.less[0] else -1))["trial"]
-        found = {"study": self.settings.study, "objectives": names, "keys": [*self.space], "best": best, "front": front}
-        return found | {"finalists": records(pd.DataFrame(finalists)), "trials": records(rows)}
+        found: dict[str, Any] = {"study": self.settings.study, "objectives": self.names, "keys": [*self.space]}
+        found |= {"best": best, "front": front, "finalists": records(pd.DataFrame(finalists))}
+        return found | {"trials": records(rows)}
 
     def best(self) -> Task:
         """The job of the trial that the summary calls so."""
@@ -362,21 +338,21 @@ class Study:
         return self.task(next(one for one in self.ranked()[0] if place(one)[0] == number))
 
     def pictures(self) -> list[Picture]:
-        """Optuna's own, of the trials that have their numbers, in the order in which they were asked."""
-        names, drawing = self.settings.objectives, optuna.visualization.matplotlib
-        points = optuna.create_study(directions=self.study.directions)
-        points.add_trials(sorted(self.ranked()[0], key=place))
-        first: dict[str, Any] = {"target": lambda one: one.values[0], "target_name": names[0]}
-        judge = {"evaluator": optuna.importance.FanovaImportanceEvaluator(seed=0)}
-        ways: list[Any] = [
-            ("history", "each trial, and the best until then", drawing.plot_optimization_history, first),
-            ("importance", f"what explains {names[0]}", drawing.plot_param_importances, first | judge),
-            ("keys", "each trial a line through its values", drawing.plot_parallel_coordinate, first),
-            ("front", "red: none betters it in both", drawing.plot_pareto_front, {"target_names": names}),
-        ]
+        """Optuna's own, of the trials that have their numbers, by the first of these."""
+        points, drawing = optuna.create_study(direction=self.study.directions[0]), optuna.visualization.matplotlib
+        for one in sorted(self.ranked()[0], key=place):
+            points.add_trial(create_trial(params=one.params, distributions=one.distributions, value=one.values[0]))
+        judge = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        ways: dict[str, Any] = {
+            "each trial, and the best until then": lambda: drawing.plot_optimization_history(points),
+            f"what explains {self.names[0]}": lambda: drawing.plot_param_importances(points, evaluator=judge),
+            "each trial a line, the darker the better": lambda: drawing.plot_parallel_coordinate(points),
+        }
+        if len(self.names) == 2:
+            ways["red: none betters both"] = lambda: drawing.plot_pareto_front(self.study, target_names=self.names)
         drawn = []
-        for name, words, draw, given in ways[: 4 if len(names) == 2 else 3]:
-            with plt.rc_context(), suppress(ValueError, RuntimeError):  # the importance of too few, or of all alike
-                drawn.append(Picture(png(draw(points, **given).figure), f"study_{name}", words))
+        for number, (words, draw) in enumerate(ways.items()):
+            with plt.rc_context({"savefig.bbox": "tight"}), suppress(ValueError, RuntimeError):  # of too few, all alike
+                drawn.append(Picture(png(draw().figure), f"study_{number}", words))
             plt.close("all")
         return drawn

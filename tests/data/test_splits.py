@@ -15,7 +15,16 @@ from defectcls.settings import SplitSettings
 
 
 def settings(**changed: Any) -> SplitSettings:
-    defaults = {"together": [], "published": True, "train": None, "val": 0.15, "test": 0.2, "folds": None, "fold": 0, "seed": None}
+    defaults = {
+        "together": [],
+        "published": True,
+        "train": None,
+        "val": 0.15,
+        "test": 0.2,
+        "folds": None,
+        "fold": 0,
+        "seed": None,
+    }
     protocol = {"anomalies": None, "hold_out_defect_type": None}
     return SplitSettings(**{**defaults, **protocol, **changed})
 

@@ -1,0 +1,356 @@
+"""A study: what it draws from, which trials are the best, and that each is done once whoever dies."""
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from defectcls.config import compose
+from defectcls.errors import UserError
+from defectcls.training import tuning
+from defectcls.training.jobs import Task
+from defectcls.training.tuning import Study, distributions_of
+from tests.conftest import Outcome, command, sentence
+from tests.deployment.conftest import free_port, postgresql  # noqa: F401  a fixture
+
+SPACE = ("optim.lr=tag(log,interval(1e-5,1e-3))", "optim.weight_decay=choice(0,0.1)")
+
+
+def numbers_of(words: list[str]) -> tuple[float, float]:
+    """AUROC and milliseconds of the stand-in: best at lr = 1e-4 and without decay, and the faster the smaller lr is."""
+    given = dict(word.split("=", 1) for word in words)
+    lr, decay = np.log10(float(given["optim.lr"])), float(given["optim.weight_decay"])
+    return float(1 - abs(lr + 4) / 4 - decay - int(given["seed"]) / 1000), float(10 + lr)
+
+
+def stand_in(task: Task, watch: Callable[[], bool]) -> dict[str, Any]:
+    """A job that is done at once; one with augment=texture fails."""
+    with (task.folder / "done").open("a") as done:
+        done.write("once\n")
+    if "augment=texture" in task.overrides:
+        return task.record("failed", "no photos")
+    auroc, cost = numbers_of(task.overrides)
+    return task.record("finished", objective={"val/auroc": auroc, "ms_per_photo": cost, "seconds": 1.5})
+
+
+@pytest.fixture
+def begin(tiny: list[str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """`tune` in the folder `study`, with jobs of the stand-in; the best has the numbers of another run."""
+    tested = json.loads((finished / "metrics.json").read_text())
+
+    def judge(verb: str, config: dict[str, Any], folder: Path, *_: Any, **__: Any) -> None:
+        (folder / "metrics.json").write_text(json.dumps(tested))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tuning, "run_job", stand_in)
+    monkeypatch.setattr("defectcls.config.do_job", judge)
+    monkeypatch.setattr(Study, "pictures", lambda self: [])
+    composed = compose(*tiny)
+    monkeypatch.setattr(tuning, "compose", lambda *words: composed)  # a fifth of a second each time
+    given = (*tiny, "lease_s=1", "finalists=2", "seeds=2")
+    return lambda *more, folder="study": command("tune", *given, f"hydra.run.dir={folder}", *more)
+
+
+def found(folder: str = "study") -> tuple[dict[str, Any], pd.DataFrame]:
+    """study.json, and its trials without the further seeds."""
+    summary = json.loads(Path(folder, "study.json").read_text())
+    trials = pd.DataFrame(summary["trials"])
+    return summary, trials[trials["repeat"] == 0].set_index("trial")
+
+
+def times_done() -> dict[str, int]:
+    """How often each job was done, by the folder in trials/."""
+    return {
+        str(file.parent.relative_to("study/trials")): len(file.read_text().split()) for file in Path().rglob("done")
+    }
+
+
+# --- the space --------------------------------------------------------------------------------------------------------
+
+
+def test_space_of_hydras_grammar() -> None:
+    space = {"a": "choice(224,448)", "b": "tag(log,interval(1e-5,1e-3))", "c": "range(1,8,3)", "d": "[],[0.5,1]"}
+    assert distributions_of(space | {"e": "int(interval(1,8))", "f": "tag(log,int(interval(1,64)))"}, False) == {
+        "a": CategoricalDistribution(["224", "448"]),
+        "b": FloatDistribution(1e-5, 1e-3, log=True),
+        "c": CategoricalDistribution(["1", "4", "7"]),
+        "d": CategoricalDistribution(["[]", "[0.5,1]"]),
+        "e": IntDistribution(1, 8),
+        "f": IntDistribution(1, 64, log=True),
+    }
+
+
+@pytest.mark.parametrize(
+    ("space", "discrete", "told"),
+    [
+        ({}, False, "there is nothing to search: add image_size=choice(224,448), or search=probe"),
+        (
+            {"seed": "choice(0,1)"},
+            False,
+            "seed=choice(0,1) is not to be searched, as trials have it in common",
+        ),
+        (
+            {"n_trials": "choice(5,6)"},
+            False,
+            "n_trials=choice(5,6) is not to be searched",
+        ),
+        ({"dataset.split.val": "choice(0.1,0.2)"}, False, "as trials have it in common"),
+        ({"optim.lr": "0.1"}, False, "space has optim.lr=0.1 ("),
+        ({"optim.lr": "interval(0.1,0.01)"}, False, "space has optim.lr=interval(0.1,0.01) ("),
+        ({"optim.lr": "tag(log,interval(0,1))"}, False, "space has optim.lr=tag(log,interval(0,1)) ("),
+        ({"image_size": "choice()"}, False, "empty choice is not legal"),
+        ({"optim.lr": "interval(0,1)"}, True, ", and takes choice(a,b), range(1,9,2)"),
+    ],
+)
+def test_what_is_no_space(space: dict[str, str], discrete: bool, told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        distributions_of(space, discrete)
+    assert told in str(caught.value)
+
+
+# --- whole studies, of jobs that are done at once ---------------------------------------------------------------------
+
+
+def test_the_best_is_repeated_and_nothing_is_done_twice(begin: Callable[..., Outcome]) -> None:
+    given = (*SPACE, "augment=none,gentle,texture")
+    begun = begin(*given, "n_trials=12")
+    assert begun.code == 0, begun.err
+    summary, trials = found()
+    assert sorted(trials.index) == [*range(12)]
+    failed = trials["augment"] == "texture"
+    assert (trials["state"] == failed.map({True: "fail", False: "complete"})).all()
+    assert set(trials["error"][failed]) == {"no photos"} and 0 < failed.sum() < 12
+    rows = trials[~failed]
+    expected = 1 - (np.log10(rows["optim.lr"]) + 4).abs() / 4 - rows["optim.weight_decay"].astype(float)
+    np.testing.assert_allclose(rows["val/auroc"], expected)
+    best = expected.sort_values(ascending=False).index[:2]
+    assert [one["trial"] for one in summary["finalists"]] == [*best]
+    for one in summary["finalists"]:  # of seed 1 a thousandth less
+        assert (one["mean"], one["n"]) == (pytest.approx(expected[one["trial"]] - 0.0005), 2)
+    assert summary["best"] == best[0]
+    assert f"Best: trial {best[0]}, " in begun.out and "On photos that no trial saw:\nCaught: " in begun.out
+    done = times_done()
+    assert done == {f"{trial}/0": 1 for trial in range(12)} | {f"{trial}/1": 1 for trial in best}
+
+    assert command("tune", "resume=study").code == 0  # nothing is left to do
+    assert times_done() == done
+    assert begin(*given, "n_trials=14").code == 0
+    assert len([place for place in times_done() if place.endswith("/0")]) == 14
+    assert set(times_done().values()) == {1}
+
+
+def test_grid_has_each_point_once_and_a_point_that_is_known_takes_its_numbers(begin: Callable[..., Outcome]) -> None:
+    grid = ("optim.lr=1e-4,2e-4", "optim.weight_decay=range(0,0.3,0.1)")
+    assert begin(*grid, "sampler=grid", "n_trials=50").code == 0
+    points = {(row["optim.lr"], row["optim.weight_decay"]) for _, row in found()[1].iterrows()}
+    assert points == {(lr, decay) for lr in ("0.0001", "0.0002") for decay in ("0.0", "0.1", "0.2")}
+    assert len(found()[1]) == 6
+    assert begin(*grid, "sampler=random", "n_trials=12", folder="random").code == 0
+    trials = found("random")[1]
+    same = trials["same_as"].dropna()
+    assert len(trials) == 12 and len(same) >= 6
+    assert not any(Path(f"random/trials/{trial}").exists() for trial in same.index)
+    assert (trials["val/auroc"][same.index].to_numpy() == trials["val/auroc"][same.astype(int)].to_numpy()).all()
+
+
+def test_front_of_two_objectives(begin: Callable[..., Outcome]) -> None:
+    given = ("objectives=[val/auroc,ms_per_photo]", "n_trials=15", "sampler=gp")
+    assert begin(*SPACE, *given).code == 0
+    summary, trials = found()
+    auroc, cost = trials["val/auroc"].to_numpy(), trials["ms_per_photo"].to_numpy()
+    better = (auroc >= auroc[:, None]) & (cost <= cost[:, None]) & ((auroc > auroc[:, None]) | (cost < cost[:, None]))
+    front = ~better.any(1)
+    assert summary["front"] == front.sum() > 1
+    assert front[: summary["front"]].all()
+    assert summary["best"] == trials.index[auroc.argmax()]
+
+
+def test_trial_that_falls_behind_ends_early(begin: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    """After five whole trials of AUROC 0.8 one of 0.9 goes on, and one of 0.7 ends in its second epoch."""
+    aurocs = [0.8] * 5 + [0.9, 0.7]
+    ended = []
+
+    def with_epochs(task: Task, watch: Callable[[], bool]) -> dict[str, Any]:
+        if task.number >= len(aurocs) or task.folder.name != "0":
+            return stand_in(task, watch)
+        rows = "epoch,val/auroc\n0,0.1\n"  # the probe, which is no epoch
+        for epoch in (1, 2, 3):
+            rows += f"{epoch},{0.6 if epoch == 1 else aurocs[task.number]}\n"
+            (task.folder / "metrics.csv").write_text(rows[:-3])  # while it is being written
+            assert not watch()
+            (task.folder / "metrics.csv").write_text(rows)
+            if watch():
+                ended.append((task.number, epoch))
+                return task.record("pruned")
+        return stand_in(task, watch)
+
+    monkeypatch.setattr(tuning, "run_job", with_epochs)
+    outcome = begin(*SPACE, "n_trials=7", "finalists=1", "seeds=1")
+    assert outcome.code == 0, outcome.err
+    assert ended == [(6, 2)]
+    trials = found()[1]
+    assert trials["state"][6] == "pruned" and trials["epochs"].sort_index().tolist() == [3] * 6 + [2]
+    assert "Trials that ended early saved 4.8 % of the epochs." in outcome.out  # one of 21
+
+
+def test_trial_of_a_dead_process_is_done_by_the_next(begin: Callable[..., Outcome]) -> None:
+    assert begin(*SPACE, "n_trials=3").code == 0
+    journal = "study/study.log"
+    lock = optuna.storages.journal.JournalFileOpenLock(journal)
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(journal, lock))
+    study = optuna.load_study(study_name="synthetic", storage=storage)
+    space = {
+        "optim.lr": FloatDistribution(1e-5, 1e-3, log=True),
+        "optim.weight_decay": CategoricalDistribution(["0", "0.1"]),
+    }
+    lost = study.ask(space)  # by somebody who says nothing more
+    assert begin(*SPACE, "n_trials=5").code == 0
+    trials = found()[1]
+    assert len(trials) == 5 and set(trials["state"]) == {"complete"}
+    assert trials["optim.lr"][lost.number] == lost.params["optim.lr"]
+    with pytest.raises(ValueError, match="FAIL"):  # it comes back, and is too late
+        study.tell(lost, 1.0)
+
+
+def test_two_processes_share_a_database(begin: Callable[..., Outcome], postgresql: str) -> None:  # noqa: F811
+    given = (*SPACE, "n_trials=4", f"storage={postgresql}", "study=shared")
+    assert begin(*given).code == 0
+    again = begin(*given, folder="elsewhere")
+    assert again.code == 0, again.err
+    assert found("elsewhere")[0]["trials"] == found()[0]["trials"]
+    assert len(found()[1]) == 4
+    assert not list(Path("elsewhere").rglob("done"))
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_grpc(begin: Callable[..., Outcome]) -> None:
+    port, storage = free_port(), optuna.storages.InMemoryStorage()
+    serve = {"host": "127.0.0.1", "port": port}
+    threading.Thread(target=optuna.storages.run_grpc_proxy_server, args=(storage,), kwargs=serve, daemon=True).start()
+    outcome = begin(*SPACE, "n_trials=2", f"storage=grpc://127.0.0.1:{port}")
+    assert outcome.code == 0, outcome.err
+    assert len(optuna.load_study(study_name="synthetic", storage=storage).trials) == 4
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_mistakes(begin: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sentence(begin()) == "there is nothing to search: add image_size=choice(224,448), or search=probe"
+    assert sentence(begin(*SPACE, "n_trials=0")).startswith("n_trials=0: it has to be greater than 0")
+    assert sentence(begin("seed=0,1")).startswith("seed=0,1 is not to be searched, ")
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "compose", compose)
+        assert "did you mean 'lr'" in sentence(begin("optim.lrr=0.1,0.2"))
+    assert sentence(begin(*SPACE, "objectives=[test/auroc]")).startswith("objectives=test/auroc: ")
+    assert "trainer.strategy=auto" in sentence(begin(*SPACE, "trainer.strategy=ddp"))
+    assert "leave dataset.split.folds=5" in sentence(begin(*SPACE, "dataset.split.folds=null"))
+    said = sentence(begin(*SPACE, f"storage=postgresql://nobody@127.0.0.1:{free_port()}/none"))
+    assert said.startswith("storage=postgresql://nobody@127.0.0.1:") and "cannot be used (" in said
+
+
+def test_another_study_is_not_joined(
+    begin: Callable[..., Outcome], tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert begin(*SPACE, "n_trials=1", "seeds=1").code == 0
+    other = "make it the same, or take hydra.run.dir=<new folder>"
+    said = sentence(begin(SPACE[0], "optim.weight_decay=choice(0,0.2)"))
+    assert said == (
+        "study=synthetic was begun with space.optim.weight_decay: choice(0,0.1), and here it is choice(0,0.2); " + other
+    )
+    assert "begun with batch_size: 32, and here it is 16; " in sentence(begin(*SPACE, "batch_size=16"))
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "versions", lambda: {"defectcls": "9.9"})
+        assert "begun with version: 0.1.0, and here it is 9.9; " in sentence(begin(*SPACE))
+    (photos,) = (word.partition("=")[2] for word in tiny if word.startswith("dataset.root="))
+    shutil.copytree(photos, "others")
+    with next(Path("others").rglob("*.jpg")).open("ab") as photo:
+        photo.write(b"another")
+    assert "begun with photos: " in sentence(begin(*SPACE, "dataset.root=others"))
+    Path("study/study.log").write_text("{\n" * 3)
+    assert "/study/study.log cannot be used (" in sentence(begin(*SPACE))
+
+
+# --- real jobs --------------------------------------------------------------------------------------------------------
+
+
+def started(folder: Path, *given: str) -> subprocess.Popen[bytes]:
+    """`tune` in a process of its own, which a test may kill."""
+    log = (folder.parent / "log").open("ab")
+    whole = [sys.executable, "-m", "defectcls.tune", *given, f"hydra.run.dir={folder}"]
+    return subprocess.Popen(whole, cwd=folder.parent, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+
+@pytest.mark.slow
+def test_killed_ten_times_and_joined_by_others(tiny: list[str], tmp_path: Path) -> None:
+    """Two processes, of which one after another is killed at a random moment: each trial is finished once."""
+    given = [word for word in tiny if not word.startswith(("finetune", "evaluation"))]
+    given += ["finetune=full", "finetune.stages.full.epochs=20", "optim.lr=1e-5,1e-4,1e-3,1e-2,0.1"]
+    given += ["batch_size=16,32", "sampler=grid", "n_trials=10", "finalists=2", "seeds=2", "lease_s=5", "prune=false"]
+    folder, random, kills = tmp_path / "study", np.random.default_rng(0), 0
+    workers = [started(folder, *given) for _ in range(2)]
+    finished_when: dict[Path, int] = {}
+    while any(worker.poll() is None for worker in workers):
+        status = {file: json.loads(file.read_text())["status"] for file in folder.glob("trials/*/*/job.json")}
+        for file in (file for file, one in status.items() if one == "finished"):
+            finished_when.setdefault(file, file.stat().st_mtime_ns)
+        if kills < 10 and "unfinished" in status.values():
+            time.sleep(random.uniform(0, 3))
+            victim = kills % 2
+            workers[victim].kill()
+            workers[victim].wait()
+            workers[victim] = started(folder, *given)
+            kills += 1
+        time.sleep(0.1)
+    for file in folder.glob("trials/*/*/job.json"):
+        finished_when.setdefault(file, file.stat().st_mtime_ns)
+    assert [worker.returncode for worker in workers] == [0, 0], (tmp_path / "log").read_text()[-3000:]
+    assert {file: file.stat().st_mtime_ns for file in finished_when} == finished_when  # none was done again
+    trials = pd.DataFrame(json.loads((folder / "study.json").read_text())["trials"])
+    points = trials[trials["repeat"] == 0]
+    assert len(points) == 10 and len(points[["optim.lr", "batch_size"]].drop_duplicates()) == 10
+    assert set(trials["state"]) == {"complete"} and (trials["repeat"] == 1).sum() == 2
+    assert (kills, len(finished_when)) == (10, 12)
+    best = json.loads((folder / "study.json").read_text())["best"]
+    metrics = json.loads((folder / f"trials/{best}/0/metrics.json").read_text())
+    tested = pd.read_csv(folder / f"trials/{best}/0/predictions.csv").query("split == 'test'")["path"]
+    seen = [
+        pd.read_csv(file)["path"]
+        for file in folder.glob("trials/*/*/predictions.csv")
+        if file.parent.parent.name != str(best)
+    ]
+    assert metrics["test"]["n"] == len(tested) == 18
+    assert not set(tested) & set(pd.concat(seen))
+    assert (folder / "study_keys.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_stopped_study_goes_on_at_once(tiny: list[str], tmp_path: Path) -> None:
+    given = (*tiny, "optim.lr=tag(log,interval(1e-5,1e-3))", "finetune.stages.full.epochs=30", "finetune.patience=null")
+    worker = started(tmp_path / "study", *given, "n_trials=2", "finalists=1", "seeds=1", "prune=false")
+    last = tmp_path / "study/trials/0/0/checkpoints/last.ckpt"
+    while not last.is_file():
+        time.sleep(0.05)
+        assert worker.poll() is None, (tmp_path / "log").read_text()
+    worker.terminate()
+    assert worker.wait(60) == 143
+    assert "resume=" in (tmp_path / "log").read_text().splitlines()[-1]
+    epochs = len(pd.read_csv(last.parents[1] / "metrics.csv"))
+    done = command("tune", f"resume={tmp_path / 'study'}")
+    assert done.code == 0, done.err
+    history = pd.read_csv(last.parents[1] / "metrics.csv")
+    assert (1 < epochs < 31 and history["epoch"].tolist() == [*range(1, 31)]) or history["epoch"].tolist() == [
+        *range(31)
+    ]
+    assert sorted(entry.name for entry in (tmp_path / "study/trials").iterdir()) == ["0", "1"]
