@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 TRUST = "trust=true"  # of the folder that `resume` names
 # Keys of Hydra's own, of functions, classes and modules, of databases, and presets that lie outside of conf/.
-CODE = re.compile(r"[\s+~]*(-|hydra|imports)|.*_target_|.*(verdicts|storage)[^=]*[=:]|[\w/+~]*(@[^=]*)?=.*(\.\./|\$)", re.DOTALL)
+CODE = re.compile(
+    r"[\s+~]*(-|hydra|imports|storage)|.*_target_|.*verdicts[^=]*[=:]|[\w/+~]*(@[^=]*)?=.*(\.\./|\$)", re.DOTALL
+)
 REFUSED = ("config_path", "config_name", "experimental_rerun", "hydra_help", "info", "shell_completion")  # of Hydra's
 RESUMED = ("train", "crossval", "auto", "tune")  # verbs that go on where they stopped
 PROCESSES, RANKS = ("WORLD_SIZE", "SLURM_NTASKS"), ("RANK", "SLURM_PROCID")  # of torchrun, of srun

@@ -91,13 +91,13 @@ def run_job(task: Task, watch: Callable[[], bool] | None = None) -> dict[str, An
         process = context.Process(target=_work, args=(task, dict(os.environ)))
         process.start()
         try:
-            process.join(None if watch is None else WATCH_S)
             while watch is not None and process.exitcode is None:
-                if watch():
+                process.join(WATCH_S)
+                if process.exitcode is None and watch():
                     process.terminate()
                     process.join()
                     return task.record(PRUNED)
-                process.join(WATCH_S)
+            process.join()
         except BaseException:
             process.terminate()  # if it has not got the same signal; it ends its dashboard
             process.join()
