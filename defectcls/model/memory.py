@@ -219,7 +219,7 @@ class Joined(nn.Module):
             others = folds != fold
             mean, deviation, weight, bias = weigh(np.stack(scores, 1)[others], defective[others])
             for own_values, values in ((self.mean, mean), (self.deviation, deviation), (self.weight, weight)):
-                own_values[fold, : len(values)] = torch.from_numpy(values)
+                own_values[fold, : len(values)] = torch.from_numpy(values).float()  # an Apple GPU has no float64
             self.bias[fold] = bias
         self.usual.fill_(distances[torch.from_numpy(~defective)].flatten(1).median(1).values.median())
         return of_members(self.join(said[:, None], remembered[:, None]), own)

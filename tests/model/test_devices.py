@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
+import pandas as pd
 import pytest
 import torch
 from timm.layers import BatchNormAct2d, SyncBatchNormAct
@@ -14,8 +15,9 @@ from defectcls.data.batches import Batch
 from defectcls.errors import UserError
 from defectcls.model.classifier import Classifier
 from defectcls.model.memory import Memory
-from defectcls.settings import TrainSettings
+from defectcls.settings import InspectSettings, TrainSettings
 from defectcls.training import build
+from defectcls.training.inspection import inspect
 from tests.conftest import composed
 
 GPU = torch.device("cuda", 0)
@@ -108,6 +110,17 @@ def test_what_the_first_process_has_solved_is_everybodys(monkeypatch: pytest.Mon
     for name, value in first.state_dict().items():
         if not name.startswith("backbone."):
             assert torch.equal(other.state_dict()[name], value), name
+
+
+def test_what_looks_inside_a_run_computes_where_the_run_did() -> None:
+    """Lightning leaves a classifier on the CPU after each evaluation."""
+    asked: list[torch.device] = []
+    strategy = SimpleNamespace(root_device=GPU)
+    parts = {"classifier": SimpleNamespace(to=asked.append), "trainer": SimpleNamespace(strategy=strategy)}
+    run: Any = SimpleNamespace(**parts, data=SimpleNamespace(settings=None))
+    nothing = InspectSettings(heat_maps=False, robustness=False, images=1)
+    assert inspect(run, pd.DataFrame(), nothing) == ({}, {})
+    assert asked == [GPU]
 
 
 # --- arguments of Lightning's Trainer ---------------------------------------------------------------------------------
