@@ -145,6 +145,14 @@ def of_serving(measured: pd.DataFrame) -> str:
     return f"{share:.2f} of ONNX Runtime's own speed in batches, a photo in {one:.0f} ms, of 32 clients in {many:.0f}"
 
 
+def of_labelling(needed: pd.DataFrame) -> str:
+    chosen = needed[(needed["rule"] == "both") & (needed["number"] == "auroc")]
+    span = f"{chosen['ratio'].min():.2f} to {chosen['ratio'].max():.2f}"
+    surely = (chosen["high"] < 1).sum()
+    sure = f"surely fewer in {surely} of {len(chosen)} sets"
+    return f"{span} of the labels at random until AUROC is nearly that of all, {sure}"
+
+
 STUDIES: dict[str, Study | Measurement] = {
     "crack_surface": Study(
         question="cracks in concrete by transfer learning, and how few labelled patches it takes",
@@ -288,6 +296,7 @@ STUDIES: dict[str, Study | Measurement] = {
     "promises": Measurement(
         "how often a promise that rests on scores out of fold is broken", "measure.py", "measured.csv", of_promises
     ),
+    "labelling": Measurement("which photos are worth a person's minute", "measure.py", "needed.csv", of_labelling),
     "speed": Measurement("what training costs", "make bench", "benchmarks.csv", of_speed),
     "export": Measurement("does a file decide as its checkpoint", "measure.py", "measured.csv", of_export),
     "precision": Measurement("whether bf16 costs quality", "trainer.precision=32,bf16", "runs.csv", of_precision),

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pandas as pd
 import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -295,3 +296,15 @@ def test_tables_of_promises_are_those_of_its_results_and_no_promise_is_surely_br
     tables = runpy.run_path(str(study / "measure.py"))["tables"]
     assert f"\n\n{tables(measured)}\n\n" in (study / "README.md").read_text(encoding="utf-8")
     assert (measured.loc[measured["procedure"] == "crossval", "broken_low"].dropna() <= 0.05).all()
+
+
+def test_table_of_labelling_is_the_one_its_results_give() -> None:
+    study = EXPERIMENTS / "labelling"
+    written = runpy.run_path(str(study / "measure.py"))["table"](pd.read_csv(study / "needed.csv"))
+    assert f"\n\n{written}\n\n" in (study / "README.md").read_text(encoding="utf-8")
+
+
+def test_labels_needed_are_read_between_the_counts() -> None:
+    needed = runpy.run_path(str(EXPERIMENTS / "labelling" / "measure.py"))["needed"]
+    curves = np.array([[0.4, 0.2, 0.0], [0.1, 0.0, 0.0], [0.4, 0.3, 0.1]])
+    assert needed(curves, np.array([10.0, 100.0, 1000.0]), np.full(3, 0.1)) == pytest.approx([10**2.5, 10, 1000])
