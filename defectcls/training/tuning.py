@@ -343,10 +343,11 @@ class Study:
         for one in sorted(self.ranked()[0], key=place):
             points.add_trial(create_trial(params=one.params, distributions=one.distributions, value=one.values[0]))
         judge = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        name = {"target_name": self.names[0]}
         ways: dict[str, Any] = {
-            "each trial, and the best until then": lambda: drawing.plot_optimization_history(points),
-            f"what explains {self.names[0]}": lambda: drawing.plot_param_importances(points, evaluator=judge),
-            "each trial a line, the darker the better": lambda: drawing.plot_parallel_coordinate(points),
+            "each trial, and the best until then": lambda: drawing.plot_optimization_history(points, **name),
+            f"what explains {self.names[0]}": lambda: drawing.plot_param_importances(points, evaluator=judge, **name),
+            "each trial a line, the darker the better": lambda: drawing.plot_parallel_coordinate(points, **name),
         }
         if len(self.names) == 2:
             ways["red: none betters both"] = lambda: drawing.plot_pareto_front(self.study, target_names=self.names)
