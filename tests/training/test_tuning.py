@@ -332,7 +332,7 @@ def test_killed_ten_times_and_joined_by_others(tiny: list[str], tmp_path: Path) 
     ]
     assert metrics["test"]["n"] == len(tested) == 18
     assert not set(tested) & set(pd.concat(seen))
-    assert (folder / "study_keys.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "study_2.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
@@ -350,7 +350,5 @@ def test_stopped_study_goes_on_at_once(tiny: list[str], tmp_path: Path) -> None:
     done = command("tune", f"resume={tmp_path / 'study'}")
     assert done.code == 0, done.err
     history = pd.read_csv(last.parents[1] / "metrics.csv")
-    assert (1 < epochs < 31 and history["epoch"].tolist() == [*range(1, 31)]) or history["epoch"].tolist() == [
-        *range(31)
-    ]
+    assert 0 < epochs < 30 and history["epoch"].tolist() == [*range(1, 31)]
     assert sorted(entry.name for entry in (tmp_path / "study/trials").iterdir()) == ["0", "1"]
