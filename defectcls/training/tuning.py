@@ -343,7 +343,7 @@ class Study:
         for one in sorted(self.ranked()[0], key=place):
             points.add_trial(create_trial(params=one.params, distributions=one.distributions, value=one.values[0]))
         judge = optuna.importance.FanovaImportanceEvaluator(seed=0)
-        name = {"target_name": self.names[0]}
+        name: Any = {"target_name": self.names[0]}
         ways: dict[str, Any] = {
             "each trial, and the best until then": lambda: drawing.plot_optimization_history(points, **name),
             f"what explains {self.names[0]}": lambda: drawing.plot_param_importances(points, evaluator=judge, **name),
