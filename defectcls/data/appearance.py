@@ -31,4 +31,6 @@ class Measured(BaseModel):
         low, high = np.array(self.low), np.array(self.high)
         beyond = np.stack([low - looks, looks - high], 1) / np.maximum(high - low, 0.02)[:, None]
         of, more = np.unravel_index(beyond.argmax(), beyond.shape)
-        return f"{[*LOOKS.values()][of][more]} than any measured" if beyond.max() > 0 else "looks like nothing measured"
+        return (
+            f"{[*LOOKS.values()][of][more]} than any measured" if beyond.max() > 0.01 else "looks like nothing measured"
+        )

@@ -7,8 +7,9 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from typing import Any
 
 import numpy as np
 import torch
@@ -125,22 +126,20 @@ class Deployed(nn.Module):
             seen = backbone.seen(body, backbone.normalise(image).to(dtype), with_map)
             return tuple(one.float() for one in seen)
 
-        self.network.look, self.look = look, look
+        self.network.look = look
+        compared = self.network.likeness and (lambda pixels: self.network.answer(pixels, look))
+        self.answer: Callable[..., Any] = compared or (lambda pixels: (self.network(pixels),))
         self.framed = Framed(backbone.image_size, resize, branches)
         self.outputs = [*outputs_of(network.classes, self.network.likeness), *[HEAT_MAP] * heat_map]
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         network, pixels = self.network, self.framed(image)
-
-        def answers() -> tuple[torch.Tensor, ...]:
-            return self.decided(*(network.answer(pixels, self.look) if network.likeness else [network(pixels)]))
-
         if network.joined is None or not self.heat_map:
-            return answers()
+            return self.decided(*self.answer(pixels))
         distances: list[torch.Tensor] = []
         with network.joined.memory.register_forward_hook(lambda *called: distances.append(called[-1])):
-            answered = answers()
-        return *answered, spread(network.joined.unusual(distances[0]), network.backbone.image_size)
+            answers = self.decided(*self.answer(pixels))
+        return *answers, spread(network.joined.unusual(distances[0]), network.backbone.image_size)
 
     def decided(self, logits: torch.Tensor, *compared: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """float32 (batch, classes), and what a `Likeness` gives -> all outputs but the heat map."""

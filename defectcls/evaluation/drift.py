@@ -47,7 +47,7 @@ class Drift:
         self._seen = list[tuple[float, str]]()  # of the window
 
     def windows(self, rows: pd.DataFrame) -> list[Window]:
-        """Those that the photos of a table complete: path, unlike (NaN of what does not count) and cause."""
+        """Those that the photos of a table complete, by path, unlike (NaN does not count) and cause."""
         known = rows.loc[rows["unlike"].notna(), ["unlike", "path", "cause"]]
         return [*filter(None, (self.add(*row) for row in known.itertuples(index=False)))]
 
@@ -73,7 +73,7 @@ class Drift:
         ways = gammaln(n + 1) - gammaln(counts + 1) - gammaln(n - counts + 1)
         chance = float(np.exp(ways + betaln(counts + outside, n - counts + inside) - betaln(outside, inside)).sum())
         low, high = betaincinv([max(k, 1), k + 1], [n - k + 1, max(n - k, 1)], [0.025, 0.975])
-        cause = max(Counter(filter(None, causes)).items(), key=lambda one: one[1], default=("", 0))[0]
+        cause = (Counter(filter(None, causes)).most_common(1) or [("", 0)])[0][0]
         since, self._seen = self._since, []
         self._since = since if chance <= OVER else ""
         return Window(n, k, float(low) if k else 0.0, float(high) if k < n else 1.0, min(chance, 1.0), since, cause)

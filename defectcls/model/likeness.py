@@ -13,7 +13,7 @@ from defectcls.model.backbone import in_pieces, one_by_one
 from defectcls.model.head import LEAST_DEVIATION
 from defectcls.model.memory import in_float32
 
-MOST = 10_000  # training photos that are remembered, and measured ones
+MOST, MEASURED = 10_000, 2_000  # training photos, and measured ones: 80 MB of distances
 DIMENSIONS = 64  # random ones: in principal ones new photos seem nearer than those of which these are made
 LEAST = 0.01  # deviation of an appearance
 TINY = 1e-30

@@ -30,7 +30,7 @@ from defectcls.model.backbone import PIECE
 from defectcls.model.classifier import Classifier
 from defectcls.model.features import FrozenFeatures, copy_of, extract_features
 from defectcls.model.head import FOLDS, fit_members, fit_probe
-from defectcls.model.likeness import MOST, appearance, fit_likeness
+from defectcls.model.likeness import MEASURED, MOST, appearance, fit_likeness
 from defectcls.model.network import Network
 from defectcls.settings import TrainSettings
 from defectcls.training.build import build_classifier, build_data, build_features, build_trainer, deal, with_compute
@@ -280,13 +280,13 @@ class TrainingRun(Run):
             keep_decision(best, self.decision, self.record.best)
 
     def _likeness(self, validation: pd.DataFrame) -> dict[str, Any]:
-        """What a `Likeness` is made of, of at most MOST training and validation photos each."""
+        """What a `Likeness` is made of, of at most MOST training and MEASURED validation photos."""
         classifier, data, generator = self.classifier, self.data, np.random.default_rng([self.settings.seed, 5])
         frozen, units = classifier.stored_features, data.samples["unit"].to_numpy()
         if frozen is None or frozen.weights != classifier.backbone.digest():
             frozen = FrozenFeatures(classifier.backbone, data.digests)
-        parts = data.part("train"), validation.drop_duplicates("unit").index.to_numpy()
-        taught, judged = (np.sort(generator.permutation(part)[:MOST]) for part in parts)
+        parts = (data.part("train"), MOST), (validation.drop_duplicates("unit").index.to_numpy(), MEASURED)
+        taught, judged = (np.sort(generator.permutation(part)[:most]) for part, most in parts)
 
         def seen(rows: np.ndarray) -> np.ndarray:
             image = data.images[rows]
