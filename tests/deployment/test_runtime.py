@@ -17,6 +17,7 @@ from PIL import Image
 
 import defectcls
 from defectcls.data.images import decode
+from defectcls.deployment.runtime import Metadata, predictor_of
 from defectcls.errors import UserError
 from tests.conftest import command
 from tests.deployment.exported import DECISION, METADATA, SIZE, built, write
@@ -252,3 +253,25 @@ except SystemExit as end:
     train = ["dataset=folder", f"dataset.root={photos}", f"hydra.run.dir={tmp_path / 'train'}"]
     done = without_training(verb.replace("predict", "train").format(", ".join(map(repr, train))), tmp_path)
     assert done.stderr.splitlines()[-1] == "error: this needs torch: pip install 'defectcls[train]'"
+
+
+def test_what_a_file_says_of_likeness_is_bounded(tmp_path: Path) -> None:
+    """A share beyond 1, and a photo that is not remembered; a file that only claims to compare is refused."""
+    ranges = {"low": [0] * 7, "high": [9] * 7}
+    measured = {"photos": 99, **ranges, "paths": ["good/1.png", "bad/2.png"]}
+    answers = {"p_sound": 0.9, "p_defective": 0.1, "score": 0.1, "prediction": 0, "decision": 0}
+    answers |= {"unlike": 7.5, "nearest_sound": 0, "nearest_defective": 99}
+
+    def run(names: list[str], photos: np.ndarray) -> list[np.ndarray]:
+        return [np.full(len(photos), answers.get(name, -3.0)) for name in names]
+
+    metadata = Metadata(**METADATA | {"measured": measured})
+    predictor = predictor_of(run, metadata, tmp_path, {})
+    assert predictor.predict(np.zeros((1, 8, 8, 3), np.uint8))[["unlike", "cause"]].to_numpy().tolist() == [
+        [1.0, "darker than any measured"]  # of five numbers that are all as low, the first
+    ]
+    assert predictor.nearest(np.zeros((3, *SIZE), np.uint8)) == ("good/1.png", "")
+    assert "it takes and answers" in refused(write(tmp_path / "m.onnx", METADATA | {"measured": measured}))
+    for wrong in ({"photos": 0}, {"low": [0] * 6}, {"high": ["nan"] * 7}, {"paths": 5}):
+        file = write(tmp_path / "m.onnx", METADATA | {"measured": measured | wrong})
+        assert refused(file).startswith("FILE is damaged, or of another version of defectcls: measured.")
