@@ -27,9 +27,13 @@ def _as_frame(given: Any) -> Any:
 
 def _as_addresses(given: Any) -> list[str]:
     addresses = [] if given is None else [str(one) for one in (given if isinstance(given, list | tuple) else [given])]
-    if any(re.search("://[^/@]*:[^/@]*@", one) for one in addresses):
+    return [*map(_without_password, addresses)]
+
+
+def _without_password(address: str) -> str:
+    if re.search("://[^/@]*:[^/]*@|[?&]password=", address):
         raise ValueError("a run keeps what is typed: leave the password to a file such as ~/.pgpass")
-    return addresses
+    return address
 
 
 def _present(named: Any) -> Any:
@@ -307,7 +311,7 @@ class TuneSettings(TrainSettings):
     finalists: PositiveInt
     seeds: PositiveInt
     study: Annotated[str, Text]
-    storage: str | None
+    storage: Annotated[str, AfterValidator(_without_password)] | None
     lease_s: Positive
 
 

@@ -52,7 +52,8 @@ def load_trained(
     here |= {} if precision is None else {"precision": precision}
     try:
         config = {"earlier": None} | about["config"]  # keys that files of before lack
-        config["dataset"] = {"verdicts": None} | config["dataset"]
+        dataset = {"verdicts": None} | config["dataset"]
+        config["dataset"] = dataset | {"split": {"seed": None} | dataset.get("split", {})}
         settings = TrainSettings(**config | {"trainer": config["trainer"] | here})
         decision = Decision.from_plain(about["decision"], len(network.classes)) if "decision" in about else None
         labels = {str(photo): str(label) for photo, label in about.get("overlay", {}).get("labels", {}).items()}

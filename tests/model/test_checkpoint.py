@@ -41,6 +41,15 @@ def test_a_checkpoint_that_makes_no_sense(
     assert str(error.value).startswith(begin + reason)
 
 
+def test_a_checkpoint_from_before_some_keys_were_is_still_read(finished: Path, tmp_path: Path) -> None:
+    content = torch.load(finished / "checkpoints/best.ckpt", weights_only=True)
+    config = content["defectcls"]["config"]
+    for keys, later in ((config, "earlier"), (config["dataset"], "verdicts"), (config["dataset"]["split"], "seed")):
+        del keys[later]
+    torch.save(content, tmp_path / "old.ckpt")
+    assert load_trained(tmp_path / "old.ckpt", "cpu").settings == load_trained(finished, "cpu").settings
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu_is_a_sentence(finished: Path) -> None:
     with pytest.raises(UserError, match="^a gpu is asked for, and torch finds none here: use auto or cpu$"):

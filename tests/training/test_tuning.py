@@ -256,6 +256,10 @@ def test_mistakes(begin: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
     assert sentence(begin(*SPACE, "objectives=[test/auroc]")).startswith("objectives=test/auroc: ")
     assert "trainer.strategy=auto" in sentence(begin(*SPACE, "trainer.strategy=ddp"))
     assert "leave dataset.split.folds=5" in sentence(begin(*SPACE, "dataset.split.folds=null"))
+    for address in ("postgresql://me:secret@host/db", "postgresql://me@host/db?password=secret"):
+        said = sentence(begin(*SPACE, f"storage={address}"))
+        assert said == "storage: a run keeps what is typed: leave the password to a file such as ~/.pgpass"
+    assert not Path("study").exists()  # nor is it kept by Hydra
     said = sentence(begin(*SPACE, f"storage=postgresql://nobody@127.0.0.1:{free_port()}/none"))
     assert said.startswith("storage=postgresql://nobody@127.0.0.1:") and "cannot be used (" in said
 
