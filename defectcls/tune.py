@@ -18,9 +18,9 @@ def tune(config: dict[str, Any], folder: Path) -> None:
     from defectcls.config import do_job, job_command
     from defectcls.files import locked, written_whole
     from defectcls.pages.render import print_page, write_page
-    from defectcls.pages.study import study_page
+    from defectcls.pages.study import study_page, study_pictures
     from defectcls.training.results import finished_metrics
-    from defectcls.training.tuning import Study
+    from defectcls.training.tuning import Study, place
 
     study, metrics = Study(settings, folder), None
     try:
@@ -30,11 +30,12 @@ def tune(config: dict[str, Any], folder: Path) -> None:
             do_job(best.verb, best.config, best.folder, best.arguments, alone=False)
             metrics = finished_metrics(best.folder)
     finally:
-        if study.ranked()[1]:
+        if ranked := study.ranked()[0]:
             summary = study.summary() | {"test": metrics and metrics["test"]}
             with written_whole(folder / "study.json") as unfinished:
                 unfinished.write_text(json.dumps(summary, indent=2), encoding="utf-8")
-            page = study_page(summary, study.pictures(), metrics, job_command())
+            pictures = study_pictures(study.study, sorted(ranked, key=place), study.names)
+            page = study_page(summary, pictures, metrics, job_command())
             write_page(page, folder / "study.html")
             print_page(page, folder / "study.html")
 

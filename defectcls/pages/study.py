@@ -1,10 +1,18 @@
 """The page of a study: its trials, the best first, what they depend on, and what the best says of new photos."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
+import matplotlib.pyplot as plt
+import optuna.visualization.matplotlib as drawing
+from optuna import Study, create_study
+from optuna.importance import FanovaImportanceEvaluator
+from optuna.trial import FrozenTrial, create_trial
+
 from defectcls.pages.blocks import Cell, Page, Picture, Section, Table, Text
+from defectcls.pages.pictures import png
 from defectcls.pages.wording import number, percent, plural, verdict
 
 NOTE = (
@@ -31,10 +39,10 @@ def study_page(summary: dict[str, Any], pictures: Sequence[Picture], test: dict[
         reached = f"{mean} ± {std} of {one['n']:.0f}\n{low} to {high}"
         finalists.append([Cell(str(one["trial"]), address=report), reached, settings[one["trial"]]])
     counts = Counter(one["state"] for one in points)
-    told = [f"{plural(len(points), 'trial')}: {', '.join(f'{count} {state}' for state, count in counts.items())}."]
-    told += [f"Best: trial {best['trial']}, {settings[best['trial']]}."]
-    told += [
-        f"It takes {number(best['ms_per_photo'])} ms a photo here, and {number(best['seconds'], 0)} s of training."
+    told = [
+        f"{plural(len(points), 'trial')}: {', '.join(f'{count} {state}' for state, count in counts.items())}.",
+        f"Best: trial {best['trial']}, {settings[best['trial']]}.",
+        f"It takes {number(best['ms_per_photo'])} ms a photo here, and {number(best['seconds'], 0)} s of training.",
     ]
     if counts["pruned"]:
         planned, done = (sum(one[key] or 0 for one in points) for key in ("planned", "epochs"))
@@ -48,3 +56,25 @@ def study_page(summary: dict[str, Any], pictures: Sequence[Picture], test: dict[
         Section("To repeat", Text(command, look="code")),
     ]
     return Page("Study", summary["study"], blocks)
+
+
+def study_pictures(study: Study, trials: Sequence[FrozenTrial], names: list[str]) -> list[Picture]:
+    """Optuna's own, of these trials in this order by the first number; and of two numbers the Pareto front."""
+    points = create_study(direction=study.directions[0])
+    for one in trials:
+        points.add_trial(create_trial(params=one.params, distributions=one.distributions, value=one.values[0]))
+    first: Any = {"target_name": names[0]}
+    importances = {"evaluator": FanovaImportanceEvaluator(seed=0)} | first
+    ways: dict[str, Callable[[], Any]] = {
+        "each trial, and the best until then": lambda: drawing.plot_optimization_history(points, **first),
+        f"what explains {names[0]}": lambda: drawing.plot_param_importances(points, **importances),
+        "each trial a line, the darker the better": lambda: drawing.plot_parallel_coordinate(points, **first),
+    }
+    if len(names) == 2:
+        ways["red: none betters both"] = lambda: drawing.plot_pareto_front(study, target_names=names)
+    drawn = []
+    for number_of, (words, draw) in enumerate(ways.items()):
+        with plt.rc_context({"savefig.bbox": "tight"}), suppress(ValueError, RuntimeError):  # of too few, all alike
+            drawn.append(Picture(png(draw().figure), f"study_{number_of}", words))
+        plt.close("all")
+    return drawn

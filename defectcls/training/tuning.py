@@ -18,15 +18,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import optuna
 import pandas as pd
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep
-from hydra.errors import HydraException
-from optuna import samplers
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -37,58 +31,21 @@ from defectcls.errors import UserError, one_line
 from defectcls.evaluation.metrics import METRICS, records
 from defectcls.evaluation.sweeps import over_seeds
 from defectcls.files import digest_of
-from defectcls.pages.blocks import Picture
-from defectcls.pages.pictures import png
-from defectcls.settings import TrainSettings, TuneSettings
+from defectcls.settings import TuneSettings
 from defectcls.training.jobs import PRUNED, Task, run_job
 from defectcls.training.results import objective_of, versions
 from defectcls.training.search import COST, try_once
+from defectcls.training.space import OWN, distributions_of, sampler_of
 
 log = logging.getLogger(__name__)
 
-OWN = {*TuneSettings.model_fields, "search"} - {*TrainSettings.model_fields} | {"resume"}  # no keys of a trial
-IN_COMMON = (*OWN, "dataset", "target", "evaluation", "decision", "seed", "logger", "hydra", "imports", "objective")
 MAY_CHANGE = (  # while a study goes on, or from machine to machine
     *("n_trials", "finalists", "seeds", "storage", "study", "lease_s", "resume", "logger.", "trainer.", "inspect."),
     *("dataset.root", "dataset.cache"),
 )
-SAMPLERS: dict[str, Any] = {"gp": samplers.GPSampler, "random": samplers.RandomSampler, "tpe": samplers.TPESampler}
 TOLD = (COST, "seconds", "epochs", "planned", "error", "same_as")  # of a trial, beside its numbers
 OVER = (optuna.exceptions.UpdateFinishedTrialError, ValueError)  # a trial that another process has told of, or taken up
 RUNNING, WAITING, COMPLETE, FAIL = TrialState.RUNNING, TrialState.WAITING, TrialState.COMPLETE, TrialState.FAIL
-
-
-class Grid(samplers.GridSampler):
-    """Optuna's own ends the study itself, by a call that ask and tell forbid."""
-
-    def after_trial(self, *_: Any) -> None:
-        """Nothing: who asks counts."""
-
-
-def distributions_of(space: dict[str, str], discrete: bool) -> dict[str, Any]:
-    """What Optuna draws from: `interval(…)` of Hydra's grammar, or else the values of `choice(…)`, `a,b`, `range(…)`.
-
-    Raises:
-        UserError: nothing is left to choose, a key that all trials have in common, or a value that is none of these.
-    """
-    found: dict[str, Any] = {}
-    for key, value in space.items():
-        if re.split("[.@/]", key.lstrip("+"))[0] in IN_COMMON:
-            raise UserError(f"{key}={value} is not to be searched, as trials have it in common: give one value")
-        try:
-            override = OverridesParser.create().parse_override(f"{key}={value}")
-            sweep: Any = override.value()
-            if isinstance(sweep, IntervalSweep) and not discrete:
-                kind: Any = IntDistribution if isinstance(sweep.start, int) else FloatDistribution
-                found[key] = kind(sweep.start, sweep.end, log="log" in sweep.tags)
-            else:
-                found[key] = CategoricalDistribution([*override.sweep_string_iterator()])
-        except (ValueError, HydraException) as error:
-            ways = "choice(a,b), range(1,9,2)" + ", interval(0,1), tag(log,interval(1e-5,1e-3))" * (not discrete)
-            raise UserError(f"space has {key}={value} ({one_line(error)}), and takes {ways}") from error
-    if not found:
-        raise UserError("there is nothing to search: add image_size=choice(224,448), or search=probe")
-    return found
 
 
 def open_storage(address: str | None, folder: Path) -> Any:
@@ -167,7 +124,7 @@ class Study:
             other = "hydra.run.dir=<new folder>" if settings.storage is None else "study=<new name>"
             told = f"{key}: {then.get(key)}, and here it is {now.get(key)}"
             raise UserError(f"study={settings.study} was begun with {told}; make it the same, or take {other}")
-        self._signs: dict[int, tuple[Any, float]] = {}  # the last sign of life of a trial, and since when it is known
+        self._signs: dict[tuple[int, Any], float] = {}  # since when each sign of life of a trial is known
 
     def task(self, trial: Any) -> Task:
         """The job that a trial is; photos that are set aside are the same for all. A UserError of an unknown key."""
@@ -201,10 +158,8 @@ class Study:
         """Do trials until there are as many as are wanted, then further seeds of the best; wait for what others do."""
         while True:
             for one in self.study.get_trials(deepcopy=False, states=(RUNNING,)):
-                sign, now = one.user_attrs.get("sign"), time.monotonic()
-                if self._signs.setdefault(one.number, (sign, now))[0] != sign:
-                    self._signs[one.number] = sign, now
-                if now - self._signs[one.number][1] > self.settings.lease_s:
+                known_since = self._signs.setdefault((one.number, one.user_attrs.get("sign")), time.monotonic())
+                if time.monotonic() - known_since > self.settings.lease_s:
                     self._hand_on(one)
             states = {one.state for one in self.trials()}
             if len(self.trials(repeats=False)) < self.wanted or WAITING in states:
@@ -216,10 +171,10 @@ class Study:
                 best, known = self.ranked()[0][: self.settings.finalists], {place(one) for one in self.trials()}
                 every = [(one, repeat) for repeat in range(1, self.settings.seeds) for one in best]
                 missing = [(one, repeat) for one, repeat in every if (place(one)[0], repeat) not in known]
-                for one, repeat in missing:
-                    self._add(one, repeat)
                 if not missing:
                     return
+                for one, repeat in missing:
+                    self._add(one, repeat)
 
     def _hand_on(self, trial: Any) -> None:
         """Have it done again, by whoever asks next."""
@@ -234,11 +189,8 @@ class Study:
 
     def _ask(self) -> optuna.Trial | None:
         """What to do next; None where that is known by now, or somebody else does it."""
-        seed = self.settings.seed + len(self.study.get_trials(deepcopy=False))  # goes on as if nothing had stopped it
-        if self.settings.sampler == "grid":
-            self.study.sampler = Grid({key: one.choices for key, one in self.space.items()}, self.settings.seed)
-        else:
-            self.study.sampler = SAMPLERS[self.settings.sampler](seed=seed)
+        asked = len(self.study.get_trials(deepcopy=False))
+        self.study.sampler = sampler_of(self.settings.sampler, self.space, self.settings.seed, asked)
         trial = self.study.ask(self.space)
         before = [one for one in self.trials() if one.number < trial.number]
         points = [one for one in before if place(one)[1] == 0]
@@ -328,32 +280,10 @@ class Study:
             spread = over_seeds("seconds" if self.less[0] else "share", reached)  # whose interval ends nowhere, or at 1
             finalists.append({"trial": number} | {key.rpartition("_")[2]: value for key, value in spread.items()})
         best = min(finalists, key=lambda one: one["mean"] * (1 if self.less[0] else -1))["trial"]
-        found: dict[str, Any] = {"study": self.settings.study, "objectives": self.names, "keys": [*self.space]}
-        found |= {"best": best, "front": front, "finalists": records(pd.DataFrame(finalists))}
-        return found | {"trials": records(rows)}
+        about = {"study": self.settings.study, "objectives": self.names, "keys": [*self.space], "best": best}
+        return about | {"front": front, "finalists": records(pd.DataFrame(finalists)), "trials": records(rows)}
 
     def best(self) -> Task:
         """The job of the trial that the summary calls so."""
         number = self.summary()["best"]
         return self.task(next(one for one in self.ranked()[0] if place(one)[0] == number))
-
-    def pictures(self) -> list[Picture]:
-        """Optuna's own, of the trials that have their numbers, by the first of these."""
-        points, drawing = optuna.create_study(direction=self.study.directions[0]), optuna.visualization.matplotlib
-        for one in sorted(self.ranked()[0], key=place):
-            points.add_trial(create_trial(params=one.params, distributions=one.distributions, value=one.values[0]))
-        judge = optuna.importance.FanovaImportanceEvaluator(seed=0)
-        name: Any = {"target_name": self.names[0]}
-        ways: dict[str, Any] = {
-            "each trial, and the best until then": lambda: drawing.plot_optimization_history(points, **name),
-            f"what explains {self.names[0]}": lambda: drawing.plot_param_importances(points, evaluator=judge, **name),
-            "each trial a line, the darker the better": lambda: drawing.plot_parallel_coordinate(points, **name),
-        }
-        if len(self.names) == 2:
-            ways["red: none betters both"] = lambda: drawing.plot_pareto_front(self.study, target_names=self.names)
-        drawn = []
-        for number, (words, draw) in enumerate(ways.items()):
-            with plt.rc_context({"savefig.bbox": "tight"}), suppress(ValueError, RuntimeError):  # of too few, all alike
-                drawn.append(Picture(png(draw().figure), f"study_{number}", words))
-            plt.close("all")
-        return drawn

@@ -20,7 +20,7 @@ from defectcls.config import compose
 from defectcls.errors import UserError
 from defectcls.training import tuning
 from defectcls.training.jobs import Task
-from defectcls.training.tuning import Study, distributions_of
+from defectcls.training.space import distributions_of
 from tests.conftest import Outcome, command, sentence
 from tests.deployment.conftest import free_port, postgresql  # noqa: F401  a fixture
 
@@ -55,7 +55,7 @@ def begin(tiny: list[str], finished: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tuning, "run_job", stand_in)
     monkeypatch.setattr("defectcls.config.do_job", judge)
-    monkeypatch.setattr(Study, "pictures", lambda self: [])
+    monkeypatch.setattr("defectcls.pages.study.study_pictures", lambda *_: [])
     composed = compose(*tiny)
     monkeypatch.setattr(tuning, "compose", lambda *words: composed)  # a fifth of a second each time
     given = (*tiny, "lease_s=1", "finalists=2", "seeds=2")

@@ -1,0 +1,57 @@
+"""The space of a study, in the grammar of Hydra's sweeps, as Optuna takes it; and how it is drawn from."""
+
+import re
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
+from hydra.errors import HydraException
+from optuna import samplers
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from defectcls.errors import UserError, one_line
+from defectcls.settings import TrainSettings, TuneSettings
+
+OWN = {*TuneSettings.model_fields, "search"} - {*TrainSettings.model_fields} | {"resume"}  # no keys of a trial
+IN_COMMON = (*OWN, "dataset", "target", "evaluation", "decision", "seed", "logger", "hydra", "imports", "objective")
+
+
+def distributions_of(space: dict[str, str], discrete: bool) -> dict[str, Any]:
+    """What Optuna draws from: `interval(…)` of Hydra's grammar, or else the values of `choice(…)`, `a,b`, `range(…)`.
+
+    Raises:
+        UserError: nothing is left to choose, a key that all trials have in common, or a value that is none of these.
+    """
+    found: dict[str, Any] = {}
+    for key, value in space.items():
+        if re.split("[.@/]", key.lstrip("+"))[0] in IN_COMMON:
+            raise UserError(f"{key}={value} is not to be searched, as trials have it in common: give one value")
+        try:
+            override = OverridesParser.create().parse_override(f"{key}={value}")
+            sweep: Any = override.value()
+            if isinstance(sweep, IntervalSweep) and not discrete:
+                kind: Any = IntDistribution if isinstance(sweep.start, int) else FloatDistribution
+                found[key] = kind(sweep.start, sweep.end, log="log" in sweep.tags)
+            else:
+                found[key] = CategoricalDistribution([*override.sweep_string_iterator()])
+        except (ValueError, HydraException) as error:
+            ways = "choice(a,b), range(1,9,2)" + ", interval(0,1), tag(log,interval(1e-5,1e-3))" * (not discrete)
+            raise UserError(f"space has {key}={value} ({one_line(error)}), and takes {ways}") from error
+    if not found:
+        raise UserError("there is nothing to search: add image_size=choice(224,448), or search=probe")
+    return found
+
+
+class Grid(samplers.GridSampler):
+    """Optuna's own ends the study itself, by a call that ask and tell forbid."""
+
+    def after_trial(self, *_: Any) -> None:
+        """Nothing: who asks counts."""
+
+
+def sampler_of(name: str, space: dict[str, Any], seed: int, asked: int) -> samplers.BaseSampler:
+    """A new one after so many trials goes on otherwise than it began, and as if nothing had stopped it."""
+    if name == "grid":
+        return Grid({key: one.choices for key, one in space.items()}, seed)
+    known: Any = {"gp": samplers.GPSampler, "random": samplers.RandomSampler, "tpe": samplers.TPESampler}
+    return known[name](seed=seed + asked)
