@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -30,16 +31,18 @@ def load_checkpoint(checkpoint: Path, device: Device, precision: Precision | Non
     network = trained.network.to(trained.device)
     infer = network.inference()  # for good: its weights will not change
     look = network.backbone.inference(network.joined is not None)
+    alone = threading.Lock()  # what looks into the backbone would see the photos of other threads, too
 
     def judge(pixels: np.ndarray) -> pd.DataFrame:
         image = torch.from_numpy(pixels)
-        with torch.inference_mode():
+        with alone, torch.inference_mode():
             answers = network.answer(image, look) if network.likeness else [infer(image)]
         logits, *compared = (one.cpu().numpy() for one in answers)
         return decided(logits, network.classes, decision).assign(**dict(zip(COMPARED, compared, strict=False)))
 
     def heat(pixels: np.ndarray) -> np.ndarray:
-        return heat_maps(network, torch.from_numpy(pixels))
+        with alone:
+            return heat_maps(network, torch.from_numpy(pixels))
 
     about = {
         "model": settings.model.name,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,18 @@ def test_predictions_are_those_of_the_run_in_any_batch_and_order(
     numbers = [column for column in predictor.columns if column not in ("path", "unlike", "cause", "error")]
     expected = expected.reset_index(drop=True)[numbers].astype({"decision": str})
     pd.testing.assert_frame_equal(found[numbers], expected, check_exact=True, check_dtype=False)
+
+
+def test_who_looks_at_heat_maps_hinders_no_decision(finished: Path, predictor: Predictor) -> None:
+    """A server does both at once, in threads of its own; the photos are others in each."""
+    photos = files(finished, judged(finished))[:8]
+    decided, heat = predictor.predict(photos[:4]), np.stack([*predictor.heat_maps(photos[4:])])
+    with ThreadPoolExecutor(4) as threads:
+        again = [threads.submit(predictor.predict, photos[:4]) for _ in range(8)]
+        maps = [threads.submit(lambda: np.stack([*predictor.heat_maps(photos[4:])])) for _ in range(8)]
+        for one in again:
+            pd.testing.assert_frame_equal(one.result(), decided)
+        assert all(np.array_equal(one.result(), heat) for one in maps)
 
 
 def test_a_photo_alone_has_the_bits_of_many_with_forty_classes() -> None:
