@@ -93,7 +93,10 @@ def test_a_run_takes_over_and_goes_again(plant: Plant) -> None:
     assert outcome.code == 0 and plant.at_work == "second"
     found = json.loads((plant.folder / "job/compare.json").read_text())
     assert found["images"] == 70  # 40 that both tested, and 30 of today that the file at work judged now
-    assert "On 70 photos that neither has seen: the run and the model at work: no difference is shown" in outcome.out
+    assert (
+        "On 70 photos that neither had learned from: the run and the model at work: no difference is shown"
+        in outcome.out
+    )
     assert plant.rows() == [("first", "later"), ("second", "")]
     assert plant.promote("back=true").code == 0 and plant.at_work == "first"
     page = (plant.serving / "history.html").read_text()
@@ -110,6 +113,19 @@ def test_one_that_is_worse_beyond_chance_is_refused_unless_told(plant: Plant) ->
     assert plant.at_work == "good" and plant.rows() == [("good", "")]
     assert plant.promote(f"run={bad}", "anyway=true").code == 0
     assert plant.at_work == "bad" and "Worse beyond chance" in (plant.serving / "history.html").read_text()
+
+
+def test_one_that_guesses_or_calls_photos_otherwise_is_told(plant: Plant) -> None:
+    plant.promote(f"run={plant.run('good', range(100))}")
+    guesses = plant.run("guesses", range(100), test={"n": 100, "intervals": {"auroc": [0.4, 0.7]}})
+    told = sentence(plant.promote(f"run={guesses}"))
+    assert "guesses is not promoted. Not surely better than chance: its AUROC is 0.400 to 0.700. On 100" in told
+    table = pd.read_csv(guesses / "predictions.csv")
+    table.loc[:4, ["label", "defective"]] = table.loc[5:9, ["label", "defective"]].to_numpy()
+    differ = int((table["label"] != pd.read_csv(guesses / "predictions.csv")["label"]).sum())
+    table.to_csv(guesses / "predictions.csv", index=False)
+    told = sentence(plant.promote(f"run={guesses}"))
+    assert differ and f"100 photos that neither had learned from, of which it calls {differ} otherwise: " in told
 
 
 def test_photos_that_either_has_learned_from_are_no_proof(plant: Plant) -> None:

@@ -151,7 +151,7 @@ def read_labels(given: str, format: str | None = None, root: Path | None = None)
     """The labels that a tool has given; without a format, those that `read_verdicts` takes, or of a run folder.
 
     Args:
-        root: folder of the photos, where the tool kept no digests.
+        root: folder of the photos, where the tool kept no digests, or a server keeps them by these.
 
     Raises:
         UserError: it is damaged, of another tool, or names a photo that is not in the folder.
@@ -171,7 +171,9 @@ def read_labels(given: str, format: str | None = None, root: Path | None = None)
     if rows.empty:
         raise UserError(f"input={given} holds no labels")
     lacking, place = rows["photo"] == "", root or path
-    here = images_in(place, "") if lacking.any() else []
+    here = images_in(place, "") if root or lacking.any() else []
+    kept = {Path(name).stem: name for name in here}  # as a server keeps them, by their digests
+    rows["name"] = rows["name"].where(rows["name"].isin(here), rows["photo"].map(kept).fillna(rows["name"]))
     known = pd.Series([*here, *here], [*here, *(SUFFIX.sub("", name) for name in here)], dtype=object)
     found = rows["name"].map(known[~known.index.duplicated(keep=False)])[lacking]
     refuse(rows["name"][lacking][found.isna()], f"input={given} names photos that root={place} lacks, or has twice")

@@ -19,11 +19,12 @@ from defectcls.deployment.gate import ExportSettings
 from defectcls.deployment.predictor import load
 from defectcls.errors import UserError
 from defectcls.evaluation.comparison import compare_predictions, unseen
-from defectcls.evaluation.metrics import METRICS
+from defectcls.evaluation.metrics import METRICS, defect_numbers
 from defectcls.evaluation.predictions import read_predictions
 from defectcls.files import copied_whole
 from defectcls.pages.comparison import comparison_page
 from defectcls.pages.render import write_page
+from defectcls.pages.wording import span
 from defectcls.settings import Settings, Text
 from defectcls.training.results import finished_metrics
 
@@ -66,7 +67,7 @@ class Shelf:
         took = [row for row in self.decisions.promotions(self.at_work) if row["until"] is not None]
         mine = [row for row in took if (row["model"], row["digest"], row["undoes"]) == (self.name, self.digest, None)]
         if not mine or not (self.versions / f"{mine[-1]['before']}.onnx").is_file():
-            raise UserError(f"nothing is known to have been at work before {self.file}: promote a run")
+            raise UserError(f"nothing is known to have been at work before {self.digest[:12]}: promote a run")
         said = f"Takes back what {mine[-1]['who']} promoted: {mine[-1]['why']}"
         return {"digest": mine[-1]["before"], "undoes": mine[-1]["id"], "run": "", "sentence": said}
 
@@ -106,7 +107,8 @@ def candidate(run: Path, settings: PromoteSettings, shelf: Shelf, folder: Path) 
 
 
 def _compared(run: Path, metrics: dict[str, Any], shelf: Shelf, root: Path | None, folder: Path) -> tuple[str, bool]:
-    """How a run and the model at work differ on photos that neither has seen; whether it is worse, or nobody can tell.
+    """How a run and the model at work differ on photos that neither has seen; whether it is worse, or nobody can tell,
+    or nothing shows that it is better than chance.
 
     What the run of the model at work judged without having learned from it counts; what is new since then it now
     judges itself.
@@ -134,7 +136,12 @@ def _compared(run: Path, metrics: dict[str, Any], shelf: Shelf, root: Path | Non
     write_page(page, folder / "compare.html")
     worse = [METRICS[one["metric"]].name for one in found["differences"] if one["better"] == OLD]
     said = f"Worse beyond chance in {', '.join(worse)}. " if worse else ""
-    return f"{said}On {found['images']} photos that neither has seen: {' '.join(page.said('verdict'))}", bool(worse)
+    ranks = defect_numbers(metrics["test"])["intervals"].get("auroc")
+    if guesses := bool(ranks and ranks[0] <= 0.5):
+        said += f"Not surely better than chance: its AUROC is {span('auroc', ranks)}. "
+    changed = f", of which it calls {found['relabelled']} otherwise" if found["relabelled"] else ""
+    on = f"On {found['images']} photos that neither had learned from{changed}: {' '.join(page.said('verdict'))}"
+    return said + on, bool(worse) or guesses
 
 
 def _finished(run: Path | None) -> dict[str, Any]:

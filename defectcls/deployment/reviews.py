@@ -38,11 +38,14 @@ Who = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_
 
 
 class Said(BaseModel):
-    """A verdict, or with `undoes` the id of one that is taken back; `seconds` that the person took."""
+    """A verdict: `label` is a class, or "" of who is unsure; or with `undoes` the id of one that is taken back.
+
+    `seconds` are those that the person took.
+    """
 
     who: Who
     photo: str
-    label: str = UNSURE
+    label: str | None = None
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     undoes: Annotated[int, Field(gt=0, lt=2**63)] | None = None
 
@@ -112,21 +115,23 @@ def add_reviews(app: FastAPI, line: Line, settings: ServeSettings) -> None:
     def say(said: Said) -> dict[str, int]:
         """What a person says of a photo: on the disk before it is answered, and not doubled where it is sent again."""
         row = decision(said.photo)
-        if said.label not in (UNSURE, *(known := at_work(row).classes)):
-            near = did_you_mean(said.label, known) or f", there are {', '.join(known)}"
-            raise HTTPException(422, f"there is no class '{said.label[:100]}'{near}")
+        label = UNSURE if said.undoes else str(said.label)
+        if label not in (UNSURE, *(known := at_work(row).classes)):
+            near = did_you_mean(label, known) or f", there are {', '.join(known)}, and '' of who is unsure"
+            raise HTTPException(422, f"there is no class '{label[:100]}'{near}")
         asked = sql.select(VERDICTS).where(VERDICTS.c.who == said.who, VERDICTS.c.photo == said.photo)
         with saying:
             last = [*rows(asked.where(STANDS).order_by(VERDICTS.c.id.desc()).limit(1))]
             sent = last[:1] if said.undoes is None else [*rows(asked.where(VERDICTS.c.undoes == said.undoes))]
-            if sent and (said.undoes or sent[0]["label"] == said.label):
+            if sent and (said.undoes or sent[0]["label"] == label):
                 return {"id": sent[0]["id"]}
             if said.undoes and said.undoes not in [one["id"] for one in last]:
                 raise HTTPException(409, f"verdict {said.undoes} is none of {said.who} on this photo that stands")
             if not said.undoes and not line.kept.find(row):
                 raise HTTPException(410, f"the photo of {row['name'][:100]} is no longer kept (keep, keep_gb)")
             copied = {key: row[key] for key in ("photo", "name", "model_digest", "reason", "chance")}
-            return {"id": line.decisions.add_verdict(copied | said.model_dump() | {"time": moment(datetime.now(UTC))})}
+            now = {"label": label, "time": moment(datetime.now(UTC))}
+            return {"id": line.decisions.add_verdict(copied | said.model_dump() | now)}
 
     @app.get("/api/review/photo/{photo}")
     def picture(photo: str, heat: bool = False, near: Literal["sound", "defective"] | None = None) -> Response:

@@ -17,7 +17,7 @@ def audited_page(found: dict[str, Any], plan: Path) -> Page:
     said, claim = f"{of}, {found['escapes']} are defective: of all accepted {rate('share')}.", percent(found["at_most"])
     claim = f"That at most {claim} of the accepted are defective"
     takes = f"takes {plural(found['more'] or 0, 'more photo')}: {plan}"
-    needed = {None: "no number of photos would show", 0: "is shown"}.get(found["more"], takes)
+    needed = {None: "no number of photos would show, more are found", 0: "is shown"}.get(found["more"], takes)
     of_all = f"Escape rate: {rate('escape_rate')} of all defects; about {found['caught'] or 0:.0f} were caught."
     disputed = f"People disagree on {plural(found['disputed'], 'photo')}: each counts as defective."
     blocks = [

@@ -191,7 +191,7 @@ def unlike_words(window: dict[str, Any] | None) -> str:
     if window is None:
         return "Whether photos look like those that it was measured on this model does not tell."
     low, high, chance = (percent(window[key]) for key in ("low", "high", "chance"))
-    mostly = f" (most are {window['cause']})" if window["cause"] else ""
+    mostly = f" (most often {window['cause']})" if window["cause"] else ""
     said = f"{window['beyond']:,} of {plural(window['photos'], 'photo')} ({low} to {high}) are more unlike"
     said += f" what it knows than 99 % of those it was measured on{mostly}"
     if not window["since"]:

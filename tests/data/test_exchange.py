@@ -87,6 +87,17 @@ def test_the_folders_are_a_dataset(labels: pd.DataFrame, tmp_path: Path) -> None
         assert (tmp_path / "out" / path).read_bytes() == (tmp_path / "photos" / path.split("/", 2)[2]).read_bytes()
 
 
+def test_photos_that_a_server_kept_are_found_by_their_digests(labels: pd.DataFrame, tmp_path: Path) -> None:
+    (kept := tmp_path / "kept/accept").mkdir(parents=True)
+    for photo, path in zip(labels["photo"], labels["path"], strict=True):
+        (kept / f"{photo}.png").write_bytes((tmp_path / "photos" / path).read_bytes())
+    write_predictions(labels.assign(path="part.png"), tmp_path / "said.csv")  # as a camera calls them all
+    sorted_ = moved(tmp_path, tmp_path / "said.csv", "week", "folders", f"root={tmp_path}/kept")
+    assert sorted_.code == 0, sorted_.err
+    found = {file.stem: file.parts[-3] for file in (tmp_path / "week").rglob("*.png")}
+    assert found == dict(zip(labels["photo"], labels["label"], strict=True))
+
+
 def test_a_model_s_word_is_a_pre_annotation_of_label_studio(labels: pd.DataFrame, tmp_path: Path) -> None:
     assert moved(tmp_path, tmp_path / "labels.csv", "tasks.json", "labelstudio").code == 0
     task = json.loads((tmp_path / "tasks.json").read_text())[1]

@@ -148,6 +148,8 @@ def test_what_cannot_be_said(served: Callable[..., Any]) -> None:
     photo = put(here, "a", decision="review", reason="review")
     gone = put(here, "b", kept=False, decision="review", reason="review")
     mine = say(here, FIRST, photo).json()["id"]
+    forgotten = here.client.post("/api/review/verdict", json={"who": SECOND, "photo": photo})
+    assert forgotten.status_code == 422 and forgotten.json()["error"].startswith("there is no class 'None', there are ")
     answers = {
         "there is no class 'crak', did you mean 'crack'?": say(here, FIRST, photo, "crak"),
         "no photo 'zz' was decided here: reload the page": say(here, FIRST, "zz"),
