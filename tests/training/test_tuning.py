@@ -355,4 +355,7 @@ def test_stopped_study_goes_on_at_once(tiny: list[str], tmp_path: Path) -> None:
     assert done.code == 0, done.err
     history = pd.read_csv(last.parents[1] / "metrics.csv")
     assert 0 < epochs < 30 and history["epoch"].tolist() == [*range(1, 31)]
-    assert sorted(entry.name for entry in (tmp_path / "study/trials").iterdir()) == ["0", "1"]
+    # Optuna's number 1 is the rest of trial 0, in the folder of that.
+    assert sorted(entry.name for entry in (tmp_path / "study/trials").iterdir()) == ["0", "2"]
+    trials = json.loads((tmp_path / "study/study.json").read_text())["trials"]
+    assert sorted((one["trial"], one["state"]) for one in trials) == [(0, "complete"), (2, "complete")]
