@@ -25,7 +25,7 @@ pytestmark = [
         reason="apt-get install slurm-wlm munge; the node's daemon runs as root",
     ),
 ]
-LIMIT_S = 300
+LIMIT_S = 900
 CONFIGURATION = """
 ClusterName=loopback
 SlurmctldHost={host}(127.0.0.1)
