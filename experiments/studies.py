@@ -153,6 +153,14 @@ def of_labelling(needed: pd.DataFrame) -> str:
     return f"{span} of the labels at random until AUROC is nearly that of all, {sure}"
 
 
+def of_month(days: pd.DataFrame) -> str:
+    harmless, changed = (days[days["month"] == month] for month in ("harmless", "changed"))
+    late = changed[changed["change"] & (changed["day"] >= 10)].groupby(["set", "seed"])["day"].min()
+    months = changed.groupby(["set", "seed"]).ngroups
+    quiet = f"{harmless['change'].sum()} alarms in {len(harmless):,} harmless days"
+    return f"failing light told on day {late.median():.0f} in the median, in {len(late)} of {months} months; {quiet}"
+
+
 STUDIES: dict[str, Study | Measurement] = {
     "crack_surface": Study(
         question="cracks in concrete by transfer learning, and how few labelled patches it takes",
@@ -297,6 +305,12 @@ STUDIES: dict[str, Study | Measurement] = {
         "how often a promise that rests on scores out of fold is broken", "measure.py", "measured.csv", of_promises
     ),
     "labelling": Measurement("which photos are worth a person's minute", "measure.py", "needed.csv", of_labelling),
+    "month": Measurement(
+        "a month in which light fails, a new defect comes and 3 % of labels are wrong",
+        "replay.py",
+        "days.csv",
+        of_month,
+    ),
     "speed": Measurement("what training costs", "make bench", "benchmarks.csv", of_speed),
     "export": Measurement("does a file decide as its checkpoint", "measure.py", "measured.csv", of_export),
     "precision": Measurement("whether bf16 costs quality", "trainer.precision=32,bf16", "runs.csv", of_precision),

@@ -308,3 +308,10 @@ def test_labels_needed_are_read_between_the_counts() -> None:
     needed = runpy.run_path(str(EXPERIMENTS / "labelling" / "measure.py"))["needed"]
     curves = np.array([[0.4, 0.2, 0.0], [0.1, 0.0, 0.0], [0.4, 0.3, 0.1]])
     assert needed(curves, np.array([10.0, 100.0, 1000.0]), np.full(3, 0.1)) == pytest.approx([10**2.5, 10, 1000])
+
+
+def test_tables_of_a_month_are_those_of_its_results() -> None:
+    study = EXPERIMENTS / "month"
+    found = {name: pd.read_csv(study / f"{name}.csv") for name in ("days", "audited", "retrained")}
+    written = runpy.run_path(str(study / "page.py"))["tables"](found)
+    assert f"\n\n{written}\n\n" in (study / "README.md").read_text(encoding="utf-8")
