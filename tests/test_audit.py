@@ -14,11 +14,11 @@ from scipy.ndimage import gaussian_filter
 from defectcls.data.findings import Finding, balance, table_of
 from defectcls.errors import UserError
 from defectcls.files import digest_of
-from defectcls.model import head
 from defectcls.model.head import doubt_labels
 from defectcls.pages.audit import audit_page, summarise
 from defectcls.pages.render import render_html
 from defectcls.settings import AuditSettings
+from defectcls.training import inspection
 from tests.conftest import Outcome, command, composed, sentence
 
 
@@ -235,7 +235,7 @@ def test_wrong_labels_that_were_planted_are_found(tmp_path: Path, monkeypatch: p
         of_label.extend(probabilities[np.arange(len(targets)), targets])
         return doubted, probabilities
 
-    monkeypatch.setattr(head, "doubt_labels", recorded)
+    monkeypatch.setattr(inspection, "doubt_labels", recorded)
     knobs = ("dataset=synthetic", f"dataset.root={tmp_path}", "dataset.wrong_labels=0.05", "trainer=cpu")
     found = audited(tmp_path / "run", *knobs, "audit.wrong_labels=true")
     samples = pd.read_csv(next(tmp_path.glob("*/samples.csv")), keep_default_na=False)
