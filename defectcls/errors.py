@@ -28,6 +28,7 @@ EXTRAS = {  # what `pip install defectcls` alone does not bring, by the extra th
     "line": "av httpx paho psycopg",
     "ray": "ray",
     "tune": "optuna",
+    "dashboard": "wandb_workspaces",
 }
 LOST = re.compile("closed by peer|reset by peer|broken pipe|connection refused|gloo|NCCL", re.IGNORECASE)
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)

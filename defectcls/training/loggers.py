@@ -19,6 +19,7 @@ from defectcls.settings import LoggerSettings
 
 log = logging.getLogger(__name__)
 
+AT_5, MATRIX, REPORT = "test/recall_at_5_overkill", "test/confusion_matrix", "report"  # keys of W&B
 GOES_ON = "logger=%s has failed, and the run goes on without it: %r"
 
 
@@ -124,6 +125,9 @@ def log_results(logger: Logger | None, folder: Path, metrics: dict[str, Any], pr
                 numbers |= {f"test/{name}_low": interval[0], f"test/{name}_high": interval[1]}
         if val.get("auroc") is not None:
             numbers["best/val_auroc"] = val["auroc"]  # of the checkpoint that is kept; val/auroc is of the last epoch
+        sound, defects = (predictions.loc[predictions["defective"] == kind, "score"] for kind in (False, True))
+        if len(sound) and len(defects):  # a ranking's number, as AUROC is: its threshold is of no use to anybody
+            numbers[AT_5] = float((defects > sound.nlargest(len(sound) // 20 + 1).iloc[-1]).mean())
         logger.log_metrics(numbers)
         if not isinstance(logger, WandbLogger):
             return
@@ -132,9 +136,9 @@ def log_results(logger: Logger | None, folder: Path, metrics: dict[str, Any], pr
         names, page = metrics["class_names"], folder / "report.html"
         truth, answers = (pd.Index(names).get_indexer(predictions[key]).tolist() for key in ("label", "prediction"))
         matrix = wandb.plot.confusion_matrix(y_true=truth, preds=answers, class_names=names)
-        logger.experiment.log({"test/confusion_matrix": matrix})
+        logger.experiment.log({MATRIX: matrix})
         if page.is_file():
-            logger.experiment.log({"report": wandb.Html(str(page), inject=False)})
+            logger.experiment.log({REPORT: wandb.Html(str(page), inject=False)})
 
     if logger is not None:
         _tell(logger, send)

@@ -32,14 +32,17 @@ LEFT = "no time was left"
 COST = "ms_per_photo"  # an objective of a study that is no number of METRICS
 
 
-def try_once(config: dict[str, Any], folder: Path) -> dict[str, float]:
+def try_once(config: dict[str, Any], folder: Path, about: dict[str, Any]) -> dict[str, float]:
     """A trial of a study: train, and judge validation photos, or all out of fold, but none that is to be tested.
+
+    Args:
+        about: of the study, which a dashboard is told beside the configuration.
 
     Returns:
         val/<number> for each number, ms_per_photo, and the seconds that it took.
     """
     settings = TrainSettings(**config)
-    with dashboard(settings.logger, folder, settings.model_dump(mode="json")) as logger:
+    with dashboard(settings.logger, folder, settings.model_dump(mode="json") | about) as logger:
         run = TrainingRun(settings, folder, logger)
         run.train()
         metrics, predictions = run.measure(["val"])

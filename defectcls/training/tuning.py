@@ -15,6 +15,7 @@ import re
 import time
 import warnings
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ class Study:
         for name in {*self.names} - {COST}:
             objective_of({}, name)  # a typo is told now
         self.less = [name == COST or METRICS[name.removeprefix("val/")].less_is_better for name in self.names]
+        self.ways: Any = ["minimize" if less else "maximize" for less in self.less]
         self.prunes = settings.prune and len(self.less) == 1 and not settings.finetune.solves
         data = DefectDataModule.from_settings(settings)
         data.prepare_data()
@@ -116,8 +118,7 @@ class Study:
         now = flat(settings.model_dump(mode="json") | {"space": space} | about)
         now = {key: value for key, value in now.items() if not key.startswith(MAY_CHANGE)}
         known: Any = {"storage": open_storage(settings.storage, folder), "study_name": settings.study}
-        ways: Any = ["minimize" if less else "maximize" for less in self.less]
-        self.study = optuna.create_study(**known, directions=ways, load_if_exists=True)
+        self.study = optuna.create_study(**known, directions=self.ways, load_if_exists=True)
         if (then := self.study.user_attrs.get("begun")) is None:
             self.study.set_user_attr("begun", then := now)
         for key in (key for key in then | now if then.get(key) != now.get(key)):
@@ -136,7 +137,9 @@ class Study:
         file = {"class": "logging.FileHandler", "filename": str(folder / "train.log")}
         logs = {"version": 1, "handlers": {"file": file}, "root": {"level": "INFO", "handlers": ["file"]}}
         again = [*words, f"{RUN_DIR}={quoted(str(folder))}", UNRECORDED]
-        return Task("train", job, folder, words, config, again, logs, try_once)
+        searched = {key.replace(".", "/"): value for key, value in trial.params.items()}  # W&B takes a dot for a path
+        about = {"searched": searched, "objectives": dict(zip(self.names, self.ways, strict=True))}
+        return Task("train", job, folder, words, config, again, logs, partial(try_once, about=about))
 
     def folder_of(self, trial: Any) -> Path:
         """Where a trial is done, on the machine that does it."""

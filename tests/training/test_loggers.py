@@ -387,8 +387,11 @@ def test_of_many_classes_the_numbers_of_defects_are_logged() -> None:
     logger: Any = SimpleNamespace(log_metrics=logged.update)
     part = {"auroc": 0.6, "accuracy": 0.5, "defect": {"auroc": 0.9}}
     part["intervals"] = {"auroc": [0.5, 0.7], "defect": {"auroc": [0.8, 0.95]}}
-    log_results(logger, Path(), {"val": part, "test": part}, pd.DataFrame())
+    scores = [*range(40), 37.5, 36, 100, 38.5]  # of 40 sound parts two may be rejected, those of 39 and 38
+    predictions = pd.DataFrame({"score": scores, "defective": [False] * 40 + [True] * 4})
+    log_results(logger, Path(), {"val": part, "test": part}, predictions)
     assert logged == {
+        "test/recall_at_5_overkill": 0.75,
         "test/auroc": 0.9,
         "test/auroc_low": 0.8,
         "test/auroc_high": 0.95,
