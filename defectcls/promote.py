@@ -9,8 +9,6 @@ from defectcls.training.command import run_verb
 
 def promote(config: dict[str, Any], folder: Path) -> None:
     """Put the file in place, and write history.html beside the database; compare.html lies in the job's own folder."""
-    from sqlalchemy import URL
-
     from defectcls.deployment.decisions import Decisions
     from defectcls.deployment.promotions import PromoteSettings, Shelf, candidate
     from defectcls.pages.history import history_page
@@ -20,8 +18,7 @@ def promote(config: dict[str, Any], folder: Path) -> None:
     models, page = settings.folder / "models", settings.folder / "history.html"
     models.mkdir(parents=True, exist_ok=True)
     with locked(models / "promote.lock", f"another promotion is under way in {models}: wait for it", wait=False):
-        database = settings.database or URL.create("sqlite", database=str(settings.folder / "decisions.sqlite"))
-        decisions = Decisions(database)
+        decisions = Decisions(settings.database or settings.folder / "decisions.sqlite")
         shelf = Shelf(settings, decisions)
         row = candidate(settings.run, settings, shelf, folder) if settings.run else shelf.before()
         shelf.take_over(row | {"who": settings.who, "why": settings.why})

@@ -26,7 +26,6 @@ def serve(config: dict[str, Any], folder: Path, page: str = "", listed: Any = ()
     """
     import uvicorn
     from PIL import Image
-    from sqlalchemy import URL
 
     from defectcls.deployment.connections import Connection
     from defectcls.deployment.decisions import Decisions, Kept
@@ -47,7 +46,7 @@ def serve(config: dict[str, Any], folder: Path, page: str = "", listed: Any = ()
             place = f"host={settings.host} port={settings.port}"
             raise UserError(f"{place} cannot be listened at ({error.strerror}): give another port") from error
         Image.MAX_IMAGE_PIXELS = int(settings.max_megapixels * 1e6 / 2)  # Pillow refuses from twice this on
-        decisions = Decisions(settings.database or URL.create("sqlite", database=str(folder / "decisions.sqlite")))
+        decisions = Decisions(settings.database or folder / "decisions.sqlite")
         kept = Kept(folder / "photos", settings.keep, settings.keep_gb)
         connections, cameras = sources_of(settings.sources, lambda *photos: line.decide(*photos), decisions)
         connections += sinks_of(settings.sinks, decisions, kept)

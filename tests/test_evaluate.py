@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from sklearn import metrics as sk
 
+from defectcls.data.verdicts import VERDICTS
 from defectcls.deployment.decisions import Decisions, moment
 from defectcls.deployment.predictor import load
 from defectcls.errors import UserError
@@ -388,8 +389,8 @@ def test_what_people_say_of_accepted_photos_is_the_escape_rate_as_it_is_now(tmp_
     said = {"time": row["time"], "who": "ann", "name": "", "model_digest": "", "seconds": 1.0, "undoes": None}
     for n in (*range(50), *range(200, 220)):
         label, chance = ("defective" if n < 1 or n >= 204 else "sound"), (0.25 if n < 200 else None)
-        store.add_verdict(said | {"photo": photos[n], "label": label, "reason": "audit", "chance": chance})
-    store.add_verdict(said | {"photo": photos[1], "label": "defective", "reason": "", "chance": 0.25, "who": "bob"})
+        store.add([said | {"photo": photos[n], "label": label, "reason": "audit", "chance": chance}], VERDICTS)
+    store.add([said | {"photo": photos[1], "label": "defective", "reason": "", "chance": 0.25, "who": "bob"}], VERDICTS)
     outcome = evaluate(tmp_path / "now", f"checkpoint={model}", f"audited={tmp_path}/decisions.sqlite")
     assert outcome.code == 0, outcome.err
     found = json.loads((tmp_path / "now/audited.json").read_text())
@@ -398,21 +399,12 @@ def test_what_people_say_of_accepted_photos_is_the_escape_rate_as_it_is_now(tmp_
     assert found["more"] is None and len(pd.read_csv(tmp_path / "now/plan.csv")) == 0
     assert "50 of 200 accepted photos were drawn and looked at, 2 are defective: of all accepted 4.0 %" in outcome.out
 
-    lone = tmp_path / "shift.csv"
-    lone.write_text("label,chance\n" + "sound,0.02\n" * 300)
-    assert evaluate(tmp_path / "csv", f"checkpoint={model}", f"audited={lone}").code == 0
-    found = json.loads((tmp_path / "csv/audited.json").read_text())
-    assert found["more"] == 0 and found["share_interval"][1] == pytest.approx(1 - 0.05 ** (1 / 300))
-    mistakes = {
-        "label,chance\nsond,0.02": "has the label 'sond', which is no class of the model, did you mean 'sound'?",
-        "label,chance\nsound,0": "has a chance not above 0, or above 1: 0.0",
-    }
-    for text, told in mistakes.items():
-        lone.write_text(text)
-        assert told in sentence(evaluate(tmp_path / "wrong", f"checkpoint={model}", f"audited={lone}"))
-    none = ("audited=none.sqlite is not there", f"checkpoint={model}", "audited=none.sqlite")
-    needs = ("needs checkpoint=", f"predictions={lone}", "audited=none.sqlite")
+    store.add([said | {"photo": photos[2], "label": "sond", "reason": "", "chance": None}], VERDICTS)
+    wrong = ("has the label 'sond', which is no class of the model, did you mean 'sound'?", f"checkpoint={model}")
+    wrong = (*wrong, f"audited={tmp_path}/decisions.sqlite")
+    none = ("none.sqlite is not there", f"checkpoint={model}", "audited=none.sqlite")
+    needs = ("needs checkpoint=", "predictions=none.csv", "audited=none.sqlite")
     other = exported.write(tmp_path / "other.onnx", exported.METADATA | {"seed": 4})
     late = ("has no decision of this model", f"checkpoint={other}", f"audited={tmp_path}/decisions.sqlite")
-    for told, *arguments in (none, needs, late):
+    for told, *arguments in (wrong, none, needs, late):
         assert told in sentence(evaluate(tmp_path / "wrong", *arguments))

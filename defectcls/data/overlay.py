@@ -25,27 +25,24 @@ def read_verdicts(address: str) -> pd.DataFrame:
         UserError: it is not there, damaged, or of other columns.
     """
     file, kinds = Path(address).expanduser(), "give a .csv with the columns photo and label, or a database of serve"
-    if file.suffix.lower() in TABLES and file.is_file():
+    if file.suffix.lower() in TABLES:
         rows = read_table(file, ("photo", "label", "name", "path"), required=("photo",))
         if "label" not in rows:
             raise UserError(f"{file} has no column 'label': {kinds}")
         return rows.assign(photo=rows["photo"].str.lower())
     import sqlalchemy as sql  # not of every installation
 
+    from defectcls.data.verdicts import STANDING, address_of
+
+    url = address_of(address, there=True)
     try:
-        url = sql.make_url(address) if "://" in address else sql.URL.create("sqlite", database=str(file))
-        if url.drivername == "postgresql":  # whose default is a driver of before
-            url = url.set(drivername="postgresql+psycopg")
-        if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
-            raise UserError(f"{address} is not there: {kinds}")
         with sql.create_engine(url, poolclass=sql.NullPool).connect() as connection:
-            columns = ["id", "who", "photo", "name", "label", "undoes"]
-            rows = pd.read_sql_table("verdicts", connection, columns=columns).sort_values("id")
-    except (sql.exc.SQLAlchemyError, ValueError, KeyError) as error:
+            found = connection.execute(STANDING)
+            return pd.DataFrame(found.all(), columns=[*found.keys()])
+    except (sql.exc.SQLAlchemyError, ImportError) as error:
         why = one_line(getattr(error, "orig", None) or error)
-        raise UserError(f"{address} holds no verdicts that can be read ({why}): {kinds}") from error
-    stand = rows[rows["undoes"].isna() & ~rows["id"].isin(rows["undoes"])]
-    return stand.drop_duplicates(["photo", "who"], keep="last")[["photo", "label", "name", "who"]]
+        named = url if "://" in address else address
+        raise UserError(f"{named} holds no verdicts that can be read ({why}): {kinds}") from error
 
 
 def lay_over(

@@ -13,7 +13,7 @@
 | `reason`                 | why a person should look at it: review, doubted, unlike, audit; "" where nobody need      |
 | `chance`                 | with which it was drawn into the audit; NULL of what was not                              |
 
-What people say of photos are rows of `verdicts`. No row is ever changed: who takes a verdict back adds one.
+What people say of photos are rows of `defectcls.data.verdicts`. No row is ever changed.
 """
 
 import math
@@ -27,10 +27,11 @@ from typing import Any, Literal
 import imagecodecs
 import numpy as np
 import sqlalchemy as sql
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from defectcls import files
 from defectcls.data.samples import IMAGE_SUFFIXES, writable
+from defectcls.data.verdicts import NUMBER, TABLES, address_of
 from defectcls.errors import UserError
 from defectcls.evaluation.predictions import ACCEPT, REJECT, REVIEW
 from defectcls.files import written_whole
@@ -45,9 +46,6 @@ BUSY_S = 30  # that a writer of SQLite waits for another process's
 TEXTS = ("time", "source", "name", "photo", "model", "model_digest", "decision", "prediction", "error", "cause")
 INDEXED = ("time", "source", "photo", "reason")
 UNASKED = {"reason": "", "chance": None}  # of a photo that nobody need look at
-UNSURE = ""  # the label of who cannot say
-NUMBER = sql.BigInteger().with_variant(sql.Integer, "sqlite")  # whose own numbers are called so
-TABLES = sql.MetaData()
 DECISIONS = sql.Table(
     "decisions",
     TABLES,
@@ -56,20 +54,6 @@ DECISIONS = sql.Table(
     *(sql.Column(name, sql.Double) for name in ("score", "seconds", "unlike", "chance")),
     sqlite_autoincrement=True,
 )
-VERDICTS = sql.Table(
-    "verdicts",
-    TABLES,
-    sql.Column("id", NUMBER, primary_key=True),
-    *(sql.Column(name, sql.Text, nullable=False) for name in ("time", "who", "name", "label", "model_digest")),
-    sql.Column("photo", sql.Text, nullable=False, index=True),
-    sql.Column("reason", sql.Text, nullable=False),  # why it was asked for, as of its decision
-    sql.Column("chance", sql.Double),  # with which it was drawn into an audit; NULL of what was not
-    sql.Column("seconds", sql.Double),  # that the person took
-    sql.Column("undoes", NUMBER, index=True),  # the id of the row that this one takes back
-    sqlite_autoincrement=True,
-)
-UNDOING = VERDICTS.alias()
-STANDS = VERDICTS.c.undoes.is_(None) & ~sql.exists().where(UNDOING.c.undoes == VERDICTS.c.id)  # and is not undone
 PROMOTIONS = sql.Table(
     "promotions",
     TABLES,
@@ -88,54 +72,41 @@ class Decisions:
     """The rows of a database, for many threads. What the database refuses raises SQLAlchemyError.
 
     Args:
-        url: of SQLAlchemy, as `sqlite:///decisions.sqlite` or `postgresql://user@host/name`; tables are made.
+        given: an address of SQLAlchemy, as postgresql://user@host/name, or the file of an SQLite one; tables are made.
 
     Raises:
         UserError: it is no such address, its driver is not installed, nobody answers there, or its tables are others.
     """
 
-    def __init__(self, url: str | sql.URL) -> None:
-        self._writing = threading.Lock()
+    def __init__(self, given: str | Path) -> None:
+        self._writing, url = threading.Lock(), address_of(given)
         try:
-            address = sql.make_url(url)
-            if address.drivername == "postgresql":  # whose default is a driver of before
-                address = address.set(drivername="postgresql+psycopg")
-            lite = address.get_backend_name() == "sqlite"
+            lite = url.get_backend_name() == "sqlite"
             options: dict[str, Any] = {"connect_args": {"timeout": BUSY_S}} if lite else {"pool_pre_ping": True}
-            self._engine = sql.create_engine(address, **options)
+            self._engine = sql.create_engine(url, **options)
             if lite:
                 sql.event.listen(self._engine, "connect", _durable)
             there = sql.inspect(self._engine)
             for table in (one for one in TABLES.sorted_tables if there.has_table(one.name)):
                 if lacking := {*table.columns.keys()} - {one["name"] for one in there.get_columns(table.name)}:
                     raise UserError(
-                        f"database={address.render_as_string()} is of another tool or version: its table "
-                        f"{table.name} lacks {', '.join(sorted(lacking))}; give another one, or a new folder"
+                        f"database={url} is of another tool or version: its table {table.name} lacks "
+                        f"{', '.join(sorted(lacking))}; give another one, or a new folder"
                     )
             TABLES.create_all(self._engine)
         except (SQLAlchemyError, ImportError) as error:
-            known = not isinstance(error, ArgumentError)
-            shown = address.render_as_string(hide_password=True) if known else "<address>"
-            why = f"cannot be used ({reason_of(error)}): start it, or give one such as sqlite:///decisions.sqlite"
-            raise UserError(f"database={shown} {why}") from error
+            why = f"cannot be used ({reason_of(error)}): start it, or give one such as decisions.sqlite"
+            raise UserError(f"database={url} {why}") from error
 
-    def add(self, rows: list[dict[str, Any]]) -> list[int]:
-        """Commit rows, all or none; their ids, in order. Each has each column but `id` and those of UNASKED."""
-        return self._add(DECISIONS, [UNASKED | row for row in rows])
-
-    def add_verdict(self, row: dict[str, Any]) -> int:
-        """Commit what somebody says of a photo; its id. It has a value for each column of `verdicts` but `id`."""
-        return self._add(VERDICTS, [row])[0]
-
-    def verdicts(self) -> list[dict[str, Any]]:
-        """What stands: of each photo and person the last row that is not taken back, the oldest first."""
-        found = self.rows(sql.select(VERDICTS).where(STANDS).order_by(VERDICTS.c.id))
-        last = {(row["photo"], row["who"]): row for row in found}
-        return sorted(last.values(), key=lambda row: row["id"])
-
-    def add_promotion(self, row: dict[str, Any]) -> int:
-        """Commit that a version of a model is to take over from the one `before`; its id."""
-        return self._add(PROMOTIONS, [row])[0]
+    def add(self, rows: list[dict[str, Any]], table: sql.Table = DECISIONS) -> list[int]:
+        """Commit rows, all or none; their ids, in order. Each has each column of the table but `id` and of UNASKED."""
+        names = [column.name for column in table.columns if column.name != "id"]
+        values = [{name: _storable((UNASKED | row)[name]) for name in names} for row in rows]
+        asked = sql.insert(table).returning(table.c.id, sort_by_parameter_order=True)
+        with self._writing, self._engine.begin() as connection:
+            if connection.dialect.name == "postgresql":  # else a later id may be visible before an earlier one
+                connection.execute(sql.text(f"LOCK TABLE {table.name} IN EXCLUSIVE MODE"))
+            return list(connection.execute(asked, values).scalars()) if values else []
 
     def promotions(self, at_work: dict[str, str]) -> list[dict[str, Any]]:
         """All of them, with `until`: the time of the next one, "" of what is at work, None of what never took over.
@@ -146,7 +117,7 @@ class Decisions:
         Args:
             at_work: the digest of each model's file; of one that is not told the last row is believed.
         """
-        rows, later = self._found(sql.select(PROMOTIONS).order_by(PROMOTIONS.c.id.desc())), dict[str, tuple[str, str]]()
+        rows, later = self.rows(sql.select(PROMOTIONS).order_by(PROMOTIONS.c.id.desc())), dict[str, tuple[str, str]]()
         for row in rows:
             following, time = later.get(row["model"], (at_work.get(row["model"], row["digest"]), ""))
             row["until"] = time if following == row["digest"] else None
@@ -157,37 +128,37 @@ class Decisions:
         """Of each `model` and `model_digest` how many `rows` of decisions there are, the times of first and last."""
         of, time = DECISIONS.c, DECISIONS.c.time
         counted = sql.func.count().label("rows"), sql.func.min(time).label("first"), sql.func.max(time).label("last")
-        return self._found(sql.select(of.model, of.model_digest, *counted).group_by(of.model, of.model_digest))
+        return self.rows(sql.select(of.model, of.model_digest, *counted).group_by(of.model, of.model_digest))
 
     def recent(self, count: int) -> list[dict[str, Any]]:
         """The last rows, the newest first."""
-        return self._found(sql.select(DECISIONS).order_by(DECISIONS.c.id.desc()).limit(count))
+        return self.rows(sql.select(DECISIONS).order_by(DECISIONS.c.id.desc()).limit(count))
 
     def after(self, last: int, limit: int) -> list[dict[str, Any]]:
         """The rows behind an id, the oldest first."""
-        return self._found(sql.select(DECISIONS).where(DECISIONS.c.id > last).order_by(DECISIONS.c.id).limit(limit))
+        return self.rows(sql.select(DECISIONS).where(DECISIONS.c.id > last).order_by(DECISIONS.c.id).limit(limit))
 
     def counts(self, since: datetime) -> dict[str, int]:
         """How many rows there are of each decision since an aware time; those without one are `unreadable`."""
         kind, times = DECISIONS.c.decision, DECISIONS.c.time >= moment(since)
-        found = self._found(sql.select(kind, sql.func.count().label("rows")).where(times).group_by(kind))
+        found = self.rows(sql.select(kind, sql.func.count().label("rows")).where(times).group_by(kind))
         return dict.fromkeys(KINDS, 0) | {row["decision"] or UNREADABLE: row["rows"] for row in found}
 
     def judged(self, source: str) -> set[tuple[str, str]]:
         """Name and digest of every photo of a source."""
         asked = sql.select(DECISIONS.c.name, DECISIONS.c.photo).where(DECISIONS.c.source == source).distinct()
-        return {(row["name"], row["photo"]) for row in self._found(asked)}
+        return {(row["name"], row["photo"]) for row in self.rows(asked)}
 
     def of_model(self, digest: str, since: datetime) -> list[dict[str, Any]]:
         """The last decision of a version of a model on each photo since a time: photo, name, decision, score."""
         of = DECISIONS.c
         rows = (of.model_digest == digest, of.decision != "", of.time >= moment(since))
         last = sql.select(sql.func.max(of.id)).where(*rows).group_by(of.photo)
-        return self._found(sql.select(of.photo, of.name, of.decision, of.score).where(of.id.in_(last)).order_by(of.id))
+        return self.rows(sql.select(of.photo, of.name, of.decision, of.score).where(of.id.in_(last)).order_by(of.id))
 
     def cursor(self, sink: str) -> int | None:
         """The last id that a sink has delivered; None of a new one."""
-        found = self._found(sql.select(DELIVERIES.c.last).filter_by(sink=sink))
+        found = self.rows(sql.select(DELIVERIES.c.last).filter_by(sink=sink))
         return found[0]["last"] if found else None
 
     def move_cursor(self, sink: str, last: int) -> None:
@@ -196,22 +167,14 @@ class Decisions:
             if not connection.execute(sql.update(DELIVERIES).filter_by(sink=sink).values(last=last)).rowcount:
                 connection.execute(sql.insert(DELIVERIES).values(sink=sink, last=last))
 
-    def _add(self, table: sql.Table, rows: list[dict[str, Any]]) -> list[int]:
-        names = [column.name for column in table.columns if column.name != "id"]
-        values = [{name: _storable(row[name]) for name in names} for row in rows]
-        asked = sql.insert(table).returning(table.c.id, sort_by_parameter_order=True)
-        with self._writing, self._engine.begin() as connection:
-            if connection.dialect.name == "postgresql":  # else a later id may be visible before an earlier one
-                connection.execute(sql.text(f"LOCK TABLE {table.name} IN EXCLUSIVE MODE"))
-            return list(connection.execute(asked, values).scalars()) if values else []
+    def rows(self, asked: "sql.Select[Any]") -> list[dict[str, Any]]:
+        """All that a query finds."""
+        return [*self.stream(asked)]
 
-    def rows(self, asked: "sql.Select[Any]") -> Iterator[dict[str, Any]]:
+    def stream(self, asked: "sql.Select[Any]") -> Iterator[dict[str, Any]]:
         """What a query finds, read as far as it is asked for."""
         with self._engine.connect().execution_options(yield_per=100) as connection:
             yield from map(dict, connection.execute(asked).mappings())
-
-    def _found(self, asked: "sql.Select[Any]") -> list[dict[str, Any]]:
-        return [*self.rows(asked)]
 
 
 class Kept:

@@ -14,7 +14,7 @@ import pandas as pd
 from pydantic import Field
 
 from defectcls.config import presets
-from defectcls.deployment.decisions import Decisions, moment
+from defectcls.deployment.decisions import PROMOTIONS, Decisions, moment
 from defectcls.deployment.gate import ExportSettings
 from defectcls.deployment.predictor import load
 from defectcls.errors import UserError
@@ -76,7 +76,7 @@ class Shelf:
         if self.digest and not (kept := self.versions / f"{self.digest}.onnx").is_file():  # no promotion brought it
             copied_whole(self.file, kept)
         now = {"time": moment(datetime.now(UTC)), "model": self.name, "before": self.digest}
-        self.decisions.add_promotion(now | row)
+        self.decisions.add([now | row], PROMOTIONS)
         copied_whole(self.versions / f"{row['digest']}.onnx", self.file)
         self.at_work[self.name] = self.digest = row["digest"]
 

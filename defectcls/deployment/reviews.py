@@ -21,7 +21,8 @@ from pydantic import BaseModel, Field, StringConstraints
 from starlette.exceptions import HTTPException
 
 from defectcls.data.images import open_photo, without_borders
-from defectcls.deployment.decisions import DECISIONS, STANDS, UNSURE, VERDICTS, moment
+from defectcls.data.verdicts import STANDING, STANDS, UNSURE, VERDICTS
+from defectcls.deployment.decisions import DECISIONS, moment
 from defectcls.deployment.door import ServeSettings
 from defectcls.deployment.line import REASONS, Line
 from defectcls.deployment.predictor import Predictor
@@ -62,7 +63,7 @@ def waits(who: str, second_share: float) -> "sql.ColumnElement[bool]":
 
 def add_reviews(app: FastAPI, line: Line, settings: ServeSettings) -> None:
     """What the page /review asks for."""
-    saying, rows, second_share = threading.Lock(), line.decisions.rows, settings.second_share
+    saying, rows, second_share = threading.Lock(), line.decisions.stream, settings.second_share
     root = settings.root and settings.root.resolve()
 
     def decision(photo: str) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def add_reviews(app: FastAPI, line: Line, settings: ServeSettings) -> None:
         reason, count = DECISIONS.c.reason, sql.func.count().label("count")
         found = rows(sql.select(reason, count).where(waits(who, second_share)).group_by(reason))
         waiting = dict.fromkeys(ORDER, 0) | {row["reason"]: row["count"] for row in found}
-        every = line.decisions.verdicts()
+        every = [*rows(STANDING)]
         mine, others = ({v["photo"]: v for v in every if (v["who"] == who) is own} for own in (True, False))
         pairs = [(v["label"], others[photo]["label"]) for photo, v in mine.items() if photo in others]
         both = np.array([pair for pair in pairs if UNSURE not in pair], str).reshape(-1, 2)
@@ -131,7 +132,7 @@ def add_reviews(app: FastAPI, line: Line, settings: ServeSettings) -> None:
                 raise HTTPException(410, f"the photo of {row['name'][:100]} is no longer kept (keep, keep_gb)")
             copied = {key: row[key] for key in ("photo", "name", "model_digest", "reason", "chance")}
             now = {"label": label, "time": moment(datetime.now(UTC))}
-            return {"id": line.decisions.add_verdict(copied | said.model_dump() | now)}
+            return {"id": line.decisions.add([copied | said.model_dump() | now], VERDICTS)[0]}
 
     @app.get("/api/review/photo/{photo}")
     def picture(photo: str, heat: bool = False, near: Literal["sound", "defective"] | None = None) -> Response:

@@ -11,6 +11,7 @@ import pytest
 
 from defectcls.data.exchange import FORMATS, read_labels
 from defectcls.data.folder import Folder
+from defectcls.data.verdicts import VERDICTS
 from defectcls.deployment.decisions import digest_of
 from defectcls.errors import UserError
 from defectcls.evaluation.predictions import write_predictions
@@ -119,7 +120,7 @@ def test_what_stands_in_a_database_goes_out(labels: pd.DataFrame, tmp_path: Path
     decisions = Decisions(f"sqlite:///{tmp_path}/rows.sqlite")
     said = [("ann", 0, "good"), ("bob", 0, "good"), ("ann", 1, "x"), ("ann", 1, "crack"), ("ann", 2, "")]
     for who, row, label in said:
-        decisions.add_verdict(verdict(who=who, photo=labels["photo"][row], name=labels["path"][row], label=label))
+        decisions.add([verdict(who=who, photo=labels["photo"][row], name=labels["path"][row], label=label)], VERDICTS)
     assert moved(tmp_path, tmp_path / "rows.sqlite", "coco.json", "coco").code == 0
     content = json.loads((tmp_path / "coco.json").read_text())
     names = {one["id"]: one["name"] for one in content["categories"]}

@@ -14,6 +14,7 @@ import torch
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.folder import Folder
 from defectcls.data.overlay import lay_over, read_verdicts
+from defectcls.data.verdicts import STANDING, VERDICTS
 from defectcls.deployment.decisions import Decisions, digest_of
 from defectcls.errors import UserError
 from defectcls.settings import TrainSettings
@@ -115,11 +116,11 @@ def test_a_database_says_what_its_decisions_say(tmp_path: Path) -> None:
         row: dict[str, Any] = {"who": rng.choice(["ann", "bob"]), "photo": rng.choice(["aa", "bb", "cc"]) * 16}
         row |= {"label": rng.choice(["good", "crack", ""]), "name": f"{number}.png", "time": "", "model_digest": ""}
         undoes = number if number % 3 == 2 else None  # the row before
-        decisions.add_verdict(row | {"reason": "review", "chance": None, "seconds": 1.0, "undoes": undoes})
-    expected = pd.DataFrame(decisions.verdicts())[["photo", "label", "name", "who"]]
+        decisions.add([row | {"reason": "review", "chance": None, "seconds": 1.0, "undoes": undoes}], VERDICTS)
+    expected = pd.DataFrame(decisions.rows(STANDING))
     before = {file.name for file in tmp_path.iterdir()}
     for given in (address, str(tmp_path / "decisions.sqlite")):
-        pd.testing.assert_frame_equal(read_verdicts(given).reset_index(drop=True), expected, check_dtype=False)
+        pd.testing.assert_frame_equal(read_verdicts(given), expected, check_dtype=False)
     assert len(expected) > 3
     assert {file.name for file in tmp_path.iterdir()} == before
 
@@ -134,11 +135,11 @@ def test_each_mistake_is_one_sentence(root: Path, tmp_path: Path) -> None:
     other = table(tmp_path / "other.csv", ("ab" * 16, "good"))
     one = digest(root / "good/00.png")
     for given, said in {
-        str(tmp_path / "nowhere.csv"): f"{tmp_path}/nowhere.csv is not there: give a .csv with the columns photo and",
-        f"sqlite:///{tmp_path}/nowhere.sqlite": f"sqlite:///{tmp_path}/nowhere.sqlite is not there: give a .csv",
+        str(tmp_path / "nowhere.csv"): f"table={tmp_path}/nowhere.csv is not a file",
+        f"sqlite:///{tmp_path}/nowhere.sqlite": f"sqlite:///{tmp_path}/nowhere.sqlite is not there: give a database",
         "nonsense://x": "nonsense://x holds no verdicts that can be read (Can't load plugin",
-        str(foreign): f"{foreign} holds no verdicts that can be read ('who'): give",
-        str(empty): f"{empty} holds no verdicts that can be read (Table verdicts not found): give",
+        str(foreign): f"{foreign} holds no verdicts that can be read (no such column: verdicts.time): give",
+        str(empty): f"{empty} holds no verdicts that can be read (no such table: verdicts): give",
         str(tmp_path / "text.sqlite"): f"{tmp_path}/text.sqlite holds no verdicts that can be read (file is not a data",
         other: f"dataset.verdicts={other}: none of 1 verdicts is on a photo of this dataset: give",
         table(

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sql
 
-from defectcls.deployment.decisions import VERDICTS, digest_of
+from defectcls.data.verdicts import STANDING, VERDICTS
+from defectcls.deployment.decisions import digest_of
 from tests.deployment import test_page, test_server
 from tests.deployment.conftest import grey
 from tests.deployment.line import wait_until
@@ -43,7 +44,7 @@ def shows(here: Any, name: str) -> None:
 
 
 def said(here: Any) -> list[tuple[str, str, str]]:
-    return [(one["who"], one["name"], one["label"]) for one in here.server.line.decisions.verdicts()]
+    return [(one["who"], one["name"], one["label"]) for one in here.server.line.decisions.rows(STANDING)]
 
 
 @pytest.mark.slow
@@ -84,7 +85,7 @@ def test_by_keyboard_alone(opened: Callable[..., Any]) -> None:
     expected = {"180.png": "crack", "140.png": "crack", "120.png": "crack", "100.png": "sound", "160.png": "sound"}
     assert {name: label for _, name, label in said(here)} == expected
     here.page.wait_for_selector("#judged:text-is('You judged 5.')")
-    assert all(0 < one["seconds"] < 60 for one in here.server.line.decisions.verdicts())
+    assert all(0 < one["seconds"] < 60 for one in here.server.line.decisions.rows(STANDING))
     here.server.client.post("/predict?name=new.png", content=grey(110))
     shows(here, "new.png")  # it appears by itself
     press("?")
@@ -171,7 +172,7 @@ def test_what_the_server_does_not_answer_is_sent_again(opened: Callable[..., Any
     shows(here, "100.png")
     wait_until(lambda: [name for _, name, _ in said(here)] == ["140.png", "120.png"])
     here.page.wait_for_selector("#lost", state="hidden")
-    assert len([*here.server.line.decisions.rows(sql.select(VERDICTS))]) == 2
+    assert len(here.server.line.decisions.rows(sql.select(VERDICTS))) == 2
     assert here.mistakes == []
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from defectcls.data.verdicts import STANDING
 from defectcls.deployment.decisions import digest_of
 from defectcls.deployment.line import asked_for
 from tests.deployment import test_server
@@ -125,22 +126,22 @@ def test_a_verdict_is_a_row_once_and_can_be_taken_back(served: Callable[..., Any
     photo = put(here, "a", decision="review", reason="review", chance=0.25)
     first = say(here, f" {FIRST} ", photo, seconds=2.5).json()["id"]
     assert say(here, FIRST, photo).json()["id"] == first  # sent again: its answer was lost
-    [stands] = here.line.decisions.verdicts()
+    [stands] = here.line.decisions.rows(STANDING)
     expected = {"who": FIRST, "photo": photo, "name": "a", "label": "crack", "model_digest": "cd" * 32}
     expected |= {"reason": "review", "chance": 0.25, "seconds": 2.5, "undoes": None, "id": first}
     assert {key: stands[key] for key in expected} == expected
     assert state(here)["last"]["verdict"] == first
     undone = say(here, FIRST, photo, "", undoes=first).json()["id"]
     assert say(here, FIRST, photo, "", undoes=first).json()["id"] == undone
-    assert here.line.decisions.verdicts() == []
+    assert here.line.decisions.rows(STANDING) == []
     assert waiting(here) == ["a"]
     assert state(here)["last"] is None
     second = say(here, FIRST, photo).json()["id"]
     third = say(here, FIRST, photo, "sound").json()["id"]  # another mind
     assert first < undone < second < third
-    assert [one["label"] for one in here.line.decisions.verdicts()] == ["sound"]
+    assert [one["label"] for one in here.line.decisions.rows(STANDING)] == ["sound"]
     say(here, FIRST, photo, "", undoes=third)
-    assert [one["id"] for one in here.line.decisions.verdicts()] == [second]
+    assert [one["id"] for one in here.line.decisions.rows(STANDING)] == [second]
 
 
 def test_what_cannot_be_said(served: Callable[..., Any]) -> None:
@@ -160,7 +161,7 @@ def test_what_cannot_be_said(served: Callable[..., Any]) -> None:
     assert [answer.status_code for answer in answers.values()] == [422, 404, 410, 409]
     for bad in ({"who": " "}, {"seconds": -1}, {"seconds": "NaN"}, {"undoes": 2**63}):
         assert say(here, **{"who": FIRST, "photo": photo, **bad}).status_code == 400
-    assert len(here.line.decisions.verdicts()) == 1
+    assert len(here.line.decisions.rows(STANDING)) == 1
     assert (
         here.client.get(f"/api/review/photo/{gone}").json()["error"]
         == "the photo of b is not there (keep, keep_gb, root)"

@@ -19,9 +19,9 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sql
-from sqlalchemy import URL
 
-from defectcls.deployment.decisions import VERDICTS, Decisions
+from defectcls.data.verdicts import VERDICTS
+from defectcls.deployment.decisions import Decisions
 from tests.conftest import CHECKOUT, command, sentence
 from tests.deployment import test_decisions
 from tests.deployment.conftest import grey
@@ -102,7 +102,7 @@ def test_it_answers_what_is_under_way_and_ends(start: Callable[..., Server], mod
     for client in clients:
         client.join(60)
     assert set(answers) == {200}
-    rows = Decisions(URL.create("sqlite", database=f"{tmp_path}/{KEPT}/decisions.sqlite")).after(0, 10**6)
+    rows = Decisions(tmp_path / KEPT / "decisions.sqlite").after(0, 10**6)
     assert len(rows) == 2 + 64 * len(answers)
     again = start(f"model={model}")  # knows what was before
     assert again.client.get("/api/recent", params={"n": 1}).json() == rows[-1:]
@@ -221,7 +221,7 @@ def test_what_a_full_disk_does_not_take_is_not_told(start: Callable[..., Server]
     assert server.client.get("/api/recent", params={"n": 1}).json()[0]["name"] == [*told.values()][-1]
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)  # room is made
     assert server.client.post("/predict", params={"name": "last"}, content=grey(102)).status_code == 200
-    rows = Decisions(URL.create("sqlite", database=f"{tmp_path}/{KEPT}/decisions.sqlite")).after(0, 10_000)
+    rows = Decisions(tmp_path / KEPT / "decisions.sqlite").after(0, 10_000)
     assert len(told) > 20
     assert {row["id"]: row["name"] for row in rows[:-1]} == told
     assert rows[-1]["name"] == "last"
@@ -239,7 +239,10 @@ def test_a_folder_is_of_one_server(start: Callable[..., Server], model: Path, tm
         ([], "give model=<run folder or .onnx file>, or promote a run first: python -m defectcls.promote"),
         (["model={model}", "models={{a: b}}"], "give model=<run folder or .onnx file>"),
         (["model=nowhere"], "nowhere is no .ckpt or .onnx file"),
-        (["model={model}", "database=rows"], "database=<address> cannot be used (Could not parse SQLAlchemy URL"),
+        (
+            ["model={model}", "database=://rows"],
+            "no address of a database: give one such as postgresql://user@host/name",
+        ),
         (["model={model}", "ports=1"], "unknown key 'ports', did you mean 'port'?"),
         (["model={model}", "port=abc"], "port=abc: it has to be a valid integer"),
         (["model={model}", "keep=some"], "keep=some: it has to be 'none', 'reject', 'review' or 'all'"),

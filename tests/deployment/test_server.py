@@ -25,7 +25,7 @@ from PIL import Image
 from sqlalchemy.exc import OperationalError
 
 from defectcls.data.appearance import SEEN, Measured
-from defectcls.deployment.decisions import Decisions, Kept, digest_of
+from defectcls.deployment.decisions import PROMOTIONS, Decisions, Kept, digest_of
 from defectcls.deployment.door import ServeSettings
 from defectcls.deployment.line import Line, Model
 from defectcls.deployment.predictor import Predictor
@@ -101,8 +101,8 @@ def test_three_ways_to_send_photos_have_one_answer(served: Callable[..., Any]) -
 def test_the_history_tells_who_brought_which_version_and_how_many_it_decided(served: Callable[..., Any]) -> None:
     here = served()
     row = {"time": "2026-03-01", "model": "part", "undoes": None, "run": "", "sentence": "Nothing was at work."}
-    here.line.decisions.add_promotion(row | {"who": "<ann>", "why": "first", "digest": "c0", "before": ""})
-    here.line.decisions.add_promotion(row | {"who": "bob", "why": "more photos", "digest": "d0", "before": "c0"})
+    here.line.decisions.add([row | {"who": "<ann>", "why": "first", "digest": "c0", "before": ""}], PROMOTIONS)
+    here.line.decisions.add([row | {"who": "bob", "why": "more photos", "digest": "d0", "before": "c0"}], PROMOTIONS)
     here.client.post("/predict", files=files(51, 102, 204))
     page = here.client.get("/history").text
     rows = [re.findall(r"<td[^>]*>\s*([^<]*?)\s*<", one) for one in page.split("<tr>") if "2026-03-01" in one]
