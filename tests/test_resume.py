@@ -220,6 +220,24 @@ def test_a_run_goes_on_as_it_was_begun_or_not_at_all(finished: Path, tmp_path: P
     assert (folder / ".hydra/hydra.yaml").read_bytes() == record  # what was typed in vain is not typed again
 
 
+def test_a_run_from_before_some_keys_were_goes_on(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, folder := tmp_path / "run")
+    (folder / "metrics.json").unlink()
+    last = torch.load(folder / LAST, weights_only=True)
+    dataset = last["defectcls"]["config"]["dataset"]
+    for keys, later in ((last["defectcls"]["config"], "earlier"), (dataset, "verdicts"), (dataset["split"], "seed")):
+        del keys[later]
+    torch.save(last, folder / LAST)
+    file = folder / ".hydra/config.yaml"
+    file.write_text("".join(line for line in file.open() if not line.strip().startswith(("verdicts:", "earlier:"))))
+    arguments = (f"resume={folder}", "logger=csv", "inspect.heat_maps=false", "inspect.robustness=false")
+    assert command("train", *arguments).code == 0
+    assert (
+        json.loads((folder / "metrics.json").read_text())["test"]
+        == (json.loads((finished / "metrics.json").read_text())["test"])
+    )
+
+
 @pytest.mark.parametrize("content", [b"", b'{"test": {', b"[1]", b"{}", b"\xff\xfe"])
 def test_numbers_of_a_run_that_are_damaged(finished: Path, tmp_path: Path, content: bytes) -> None:
     shutil.copytree(finished / ".hydra", tmp_path / ".hydra")

@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 COMMITTED = 256  # rows at most that are committed together
 DOUBTED = "doubted"  # what a table lists
 REASONS = (REVIEW, DOUBTED, "unlike", "audit")  # to ask a person: the first counts
-FAR = 0.99  # how unlike a photo is that a person should look at
 RECENT = 100  # photos as a model sees them that stay in memory for who looks at them: 60 MB of 448 px
 BEFORE = 1000  # decisions by which a new start goes on to look for a change
 UNLIKE = prometheus.Gauge("defectcls_unlike", "Share of the last window beyond 99 % of the measured photos", ["model"])
@@ -238,7 +237,7 @@ class Line:
 def asked_for(row: dict[str, Any], accept_below: float | None, share: float) -> dict[str, Any]:
     """`reason` and `chance` of a decided row: why a person should look at it, and the chance of what is drawn."""
     chance = chances(np.array([row["score"]]), accept_below if row["decision"] == ACCEPT else None, share)
-    left, far = row["decision"] == REVIEW, (row["unlike"] or 0) >= FAR
+    left, far = row["decision"] == REVIEW, row["cause"] != ""
     audited = not left and bool(drawn([row["photo"]], chance)[0])
     reasons = itertools.compress(REASONS, (left, row["source"].startswith(f"{DOUBTED}:"), far, audited))
     return {"reason": next(reasons, ""), "chance": float(chance[0]) if audited else None}

@@ -51,9 +51,7 @@ def load_trained(
     here: dict[str, Any] = {"accelerator": device, "devices": 1, "strategy": "auto", "workers": 0}
     here |= {} if precision is None else {"precision": precision}
     try:
-        config = {"earlier": None} | about["config"]  # keys that files of before lack
-        dataset = {"verdicts": None} | config["dataset"]
-        config["dataset"] = dataset | {"split": {"seed": None} | dataset.get("split", {})}
+        config = completed(about["config"])
         settings = TrainSettings(**config | {"trainer": config["trainer"] | here})
         decision = Decision.from_plain(about["decision"], len(network.classes)) if "decision" in about else None
         labels = {str(photo): str(label) for photo, label in about.get("overlay", {}).get("labels", {}).items()}
@@ -64,6 +62,12 @@ def load_trained(
     network.backbone.precision = settings.trainer.precision  # type: ignore[assignment]  # no longer auto
     place = find_device(device, settings.trainer.precision)
     return Trained(file, network, settings, about, decision, labels, place)
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a run, with the keys that runs of before lack."""
+    dataset = {"verdicts": []} | config["dataset"]
+    return {"earlier": None} | config | {"dataset": dataset | {"split": {"seed": None} | dataset.get("split", {})}}
 
 
 def load_network(checkpoint: Path, for_trainer: bool = False) -> tuple[Network, dict[str, Any]]:

@@ -1,6 +1,6 @@
 """How unlike a photo is what a model has learned from: its distance, in features and appearance, from the nearest."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -8,10 +8,15 @@ from scipy.linalg import block_diag
 from torch import nn
 
 from defectcls.data.appearance import SEEN, Measured
+from defectcls.data.samples import writable
 from defectcls.errors import UserError
-from defectcls.model.backbone import in_pieces, one_by_one
+from defectcls.model.backbone import Backbone, in_pieces, one_by_one
+from defectcls.model.features import FrozenFeatures
 from defectcls.model.head import LEAST_DEVIATION
 from defectcls.model.memory import in_float32
+
+if TYPE_CHECKING:
+    from defectcls.data.datamodule import DefectDataModule
 
 MOST, MEASURED = 10_000, 2_000  # training photos, and measured ones: 80 MB of distances
 DIMENSIONS = 64  # random ones: in principal ones new photos seem nearer than those of which these are made
@@ -80,6 +85,37 @@ def appearance(image: torch.Tensor) -> torch.Tensor:
 def squared_distances(points: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
     """float32 (points, dimensions), (photos, dimensions) -> (points, photos)."""
     return torch.addmm(points.square().sum(1, keepdim=True) + bank.square().sum(1), points, bank.T, alpha=-2)
+
+
+def learn_likeness(
+    backbone: Backbone, stored: FrozenFeatures | None, data: "DefectDataModule", measured: np.ndarray
+) -> dict[str, Any]:
+    """`likeness`, what one is made of, of at most MOST training photos and MEASURED of the rows `measured`; or nothing.
+
+    Args:
+        stored: features that are used where they are of the backbone's weights of now.
+    """
+    generator, units = np.random.default_rng([data.seed, 5]), data.samples["unit"].to_numpy()
+    same = stored is not None and stored.weights == backbone.digest()
+    frozen = stored if stored and same else FrozenFeatures(backbone, data.digests)
+    parts = (data.part("train"), MOST), (measured, MEASURED)
+    taught, judged = (np.sort(generator.permutation(part)[:most]) for part, most in parts)
+
+    def seen(rows: np.ndarray) -> np.ndarray:
+        image = data.images[rows]
+        both = frozen.look({"image": image, "index": torch.from_numpy(rows)})[0].cpu(), appearance(image).cpu()
+        return torch.hstack(both).numpy()
+
+    split = ([*map(seen, np.array_split(part, len(part) // data.batch_size + 1))] for part in (taught, judged))
+    of_taught, of_judged = map(np.concatenate, split)
+    kept: dict[str, Any] = fit_likeness(of_taught, of_judged, units[judged, None] == units[taught])
+    if not len(kept["distances"]):
+        return {}
+    kept["defective"] = torch.from_numpy(data.samples["defective"].to_numpy(bool)[taught])
+    looks = np.hstack([of_judged[:, -len(SEEN) :], data.images.records["file"][judged]])
+    paths, photos = [*map(writable, data.samples["path"][taught])], len(kept["distances"])
+    about = Measured(photos=photos, low=looks.min(0).tolist(), high=looks.max(0).tolist(), paths=paths)
+    return {"likeness": kept | {"measured": about.model_dump()}}
 
 
 def fit_likeness(taught: np.ndarray, judged: np.ndarray, tied: np.ndarray) -> dict[str, torch.Tensor]:

@@ -15,11 +15,9 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from defectcls.config import flat
-from defectcls.data.appearance import SEEN, Measured
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.findings import remember_seen
 from defectcls.data.masks import mask_sizes
-from defectcls.data.samples import writable
 from defectcls.data.splits import PARTS
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision, refuse_missing_kind
@@ -27,10 +25,11 @@ from defectcls.evaluation.evaluate import evaluate
 from defectcls.evaluation.predictions import PROBABILITY, predictions_table, probabilities_of
 from defectcls.files import written_whole
 from defectcls.model.backbone import PIECE
+from defectcls.model.checkpoint import completed
 from defectcls.model.classifier import Classifier
-from defectcls.model.features import FrozenFeatures, copy_of, extract_features
+from defectcls.model.features import copy_of, extract_features
 from defectcls.model.head import FOLDS, fit_members, fit_probe
-from defectcls.model.likeness import MEASURED, MOST, appearance, fit_likeness
+from defectcls.model.likeness import learn_likeness
 from defectcls.model.network import Network
 from defectcls.settings import TrainSettings
 from defectcls.training.build import build_classifier, build_data, build_features, build_trainer, deal, with_compute
@@ -157,7 +156,7 @@ class TrainingRun(Run):
         remembered: dict[str, Any] = {}
         if self.record.last.is_file():
             remembered = read_checkpoint(self.record.last)["defectcls"]
-            then = flat(remembered["config"])
+            then = flat(completed(remembered["config"]))
             found = {name for name in ("image_size", "evaluation") if getattr(settings, name) == "auto"}
             if found:  # as it was then: photos may have come since
                 settings = TrainSettings(**settings.model_dump() | {name: then[name] for name in found})
@@ -276,33 +275,10 @@ class TrainingRun(Run):
         best["defectcls"]["seen"] = remember_seen(self.data, self.classifier.folds)
         if self.trainer.is_global_zero:
             if type(self.classifier).forward is Network.forward:  # another one may look at anything
-                best["defectcls"] |= self._likeness(validation)
+                measured = validation.drop_duplicates("unit").index.to_numpy()
+                frozen = self.classifier.stored_features
+                best["defectcls"] |= learn_likeness(self.classifier.backbone, frozen, self.data, measured)
             keep_decision(best, self.decision, self.record.best)
-
-    def _likeness(self, validation: pd.DataFrame) -> dict[str, Any]:
-        """What a `Likeness` is made of, of at most MOST training and MEASURED validation photos."""
-        classifier, data, generator = self.classifier, self.data, np.random.default_rng([self.settings.seed, 5])
-        frozen, units = classifier.stored_features, data.samples["unit"].to_numpy()
-        if frozen is None or frozen.weights != classifier.backbone.digest():
-            frozen = FrozenFeatures(classifier.backbone, data.digests)
-        parts = (data.part("train"), MOST), (validation.drop_duplicates("unit").index.to_numpy(), MEASURED)
-        taught, judged = (np.sort(generator.permutation(part)[:most]) for part, most in parts)
-
-        def seen(rows: np.ndarray) -> np.ndarray:
-            image = data.images[rows]
-            both = frozen.look({"image": image, "index": torch.from_numpy(rows)})[0].cpu(), appearance(image).cpu()
-            return torch.hstack(both).numpy()
-
-        split = ([*map(seen, np.array_split(part, len(part) // data.batch_size + 1))] for part in (taught, judged))
-        of_taught, of_judged = map(np.concatenate, split)
-        kept: dict[str, Any] = fit_likeness(of_taught, of_judged, units[judged, None] == units[taught])
-        if not len(kept["distances"]):
-            return {}
-        kept["defective"] = torch.from_numpy(data.samples["defective"].to_numpy(bool)[taught])
-        looks = np.hstack([of_judged[:, -len(SEEN) :], data.images.records["file"][judged]])
-        paths, photos = [*map(writable, data.samples["path"][taught])], len(kept["distances"])
-        measured = Measured(photos=photos, low=looks.min(0).tolist(), high=looks.max(0).tolist(), paths=paths)
-        return {"likeness": kept | {"measured": measured.model_dump()}}
 
 
 def keep_decision(content: dict[str, Any], decision: Decision, path: Path) -> None:

@@ -50,8 +50,8 @@ def test_why_a_photo_is_asked_about() -> None:
     """Of share 0.1 a rejected one is drawn where its digest begins below 0x19999999; near the threshold all are."""
     drawn, other = "00" * 16, "ff" * 16
 
-    def of(decision: str, photo: str, score: float, source: str = "http", unlike: float | None = None) -> Any:
-        one = {"decision": decision, "photo": photo, "score": score, "source": source, "unlike": unlike}
+    def of(decision: str, photo: str, score: float, source: str = "http", cause: str = "") -> Any:
+        one = {"decision": decision, "photo": photo, "score": score, "source": source, "cause": cause}
         return [*asked_for(one, 0.5, 0.1).values()]
 
     assert of("review", drawn, 0.6) == ["review", None]
@@ -59,8 +59,7 @@ def test_why_a_photo_is_asked_about() -> None:
     assert of("accept", drawn, 0.1) == ["audit", pytest.approx(0.1 * (1 + 9 * 0.2))]
     assert of("accept", other[:31] + "0", 0.5) == ["audit", 1.0]
     assert of("reject", drawn, 0.9) == ["audit", pytest.approx(0.1)]
-    assert of("accept", drawn, 0.0, unlike=0.99) == ["unlike", pytest.approx(0.1)]
-    assert of("accept", other, 0.0, unlike=0.98) == ["", None]
+    assert of("accept", drawn, 0.0, cause="darker than any measured") == ["unlike", pytest.approx(0.1)]
     assert of("reject", other, 0.9, source="doubted:list") == ["doubted", None]
 
 
