@@ -1,6 +1,5 @@
 """Find copies, leaks, likely wrong labels, unreadable and plain photos: python -m defectcls.audit dataset=<name>."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ def audit(config: dict[str, Any], folder: Path) -> int:
     from defectcls.model.hardware import find_device
     from defectcls.model.head import FOLDS
     from defectcls.pages.audit import audit_page, summarise
-    from defectcls.pages.render import print_page, write_page
+    from defectcls.pages.render import leave
     from defectcls.tables import DEFECTIVE, SOUND
     from defectcls.training.build import deal
     from defectcls.training.inspection import find_doubted_labels
@@ -62,11 +61,8 @@ def audit(config: dict[str, Any], folder: Path) -> int:
     table = table_of(findings, samples)
     summary = summarise(settings.dataset.name, table, balance(samples), leaks, notes)
     table.to_csv(folder / "audit.csv", index=False)
-    page = audit_page(summary, table, data.root, data.settings.depth)
-    write_page(page, folder / "audit.html")
     about = {"left_out": samples.attrs.get("left_out", {}), **provenance(settings.seed, config, device)}
-    (folder / "audit.json").write_text(json.dumps(summary | about, indent=2), encoding="utf-8")
-    print_page(page, folder / "audit.html")
+    leave(audit_page(summary, table, data.root, data.settings.depth), summary | about, folder / "audit.html")
     return int(leaks > 0)
 
 

@@ -1,6 +1,5 @@
 """Which run is better, and whether chance explains it: python -m defectcls.compare <run> <run>."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ def compare(config: dict[str, Any], folder: Path) -> None:
     names = short_names(files := [file.resolve() for file in files])
     from defectcls.evaluation.predictions import read_predictions
     from defectcls.pages.comparison import comparison_page
-    from defectcls.pages.render import print_page, write_page
+    from defectcls.pages.render import leave
 
     tables, counts = unseen({name: read_predictions(file) for name, file in zip(names, files, strict=True)})
     found = counts | compare_predictions(
@@ -28,9 +27,7 @@ def compare(config: dict[str, Any], folder: Path) -> None:
     )
     page = comparison_page(found)
     found |= {"runs": dict(zip(names, map(str, files), strict=True)), "verdict": page.said("verdict")}
-    (folder / "compare.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
-    write_page(page, folder / "compare.html")
-    print_page(page, folder / "compare.html")
+    leave(page, found, folder / "compare.html")
 
 
 def short_names(files: list[Path]) -> list[str]:

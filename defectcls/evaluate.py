@@ -1,6 +1,5 @@
 """Measure a trained model again, on its own test part or another dataset; or any table of predictions."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +50,7 @@ def _audited(settings: "EvaluateSettings", audited: str, folder: Path) -> None:
     from defectcls.deployment.predictor import load
     from defectcls.evaluation.audited import audit
     from defectcls.pages.audited import audited_page
-    from defectcls.pages.render import print_page, write_page
+    from defectcls.pages.render import leave
 
     assert settings.checkpoint is not None
     predictor = load(settings.checkpoint, settings.device, settings.precision)
@@ -59,11 +58,8 @@ def _audited(settings: "EvaluateSettings", audited: str, folder: Path) -> None:
     promised = (one.target for one in predictor.decision.promises if one.rate == "escape_rate")
     found, plan = audit(photos, predictor.decision.accept_below, settings.at_most, next(promised, None))
     found |= {"audited": audited, "checkpoint": str(settings.checkpoint), "disputed": disputed}
-    (folder / "audited.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
     plan[["photo", "name", "score", "chance"]].to_csv(folder / "plan.csv", index=False)
-    page = audited_page(found, folder / "plan.csv")
-    write_page(page, folder / "audited.html")
-    print_page(page, folder / "audited.html")
+    leave(audited_page(found, folder / "plan.csv"), found, folder / "audited.html")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """A trained model as one file that decides without PyTorch: python -m defectcls.export checkpoint=<run>."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,10 @@ def export(config: dict[str, Any], folder: Path) -> int:
     refuse_output(output, suffix, settings.overwrite)
     from defectcls.deployment.export import export_model
     from defectcls.pages.export import export_page
-    from defectcls.pages.render import print_page, write_page
+    from defectcls.pages.render import leave
 
     found = export_model(settings, output, folder)
-    (folder / "export.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
-    page = export_page(found)
-    write_page(page, folder / "export.html")
-    print_page(page, folder / "export.html")
+    leave(export_page(found), found, folder / "export.html")
     return int(bool(found["refused"]))
 
 

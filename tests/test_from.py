@@ -48,7 +48,8 @@ def test_its_test_photos_stay_and_what_is_new_is_told(tiny: list[str], tmp_path:
     table = pd.read_csv(before / "predictions.csv").drop(columns="photo")
     table.to_csv(before / "predictions.csv", index=False)
     assert "kept no digests of photos" in sentence(command("train", *how, f"from={before}"))
-    assert "is no folder of a finished run" in sentence(command("train", *how, f"from={tmp_path}"))
+    wrong = command("train", *how, "dataset.root=nowhere", f"from={tmp_path}")  # told before photos are looked for
+    assert "is no folder of a finished run" in sentence(wrong)
     folded = command("train", *how, f"from={after}", "dataset.split.folds=5")
     assert "from=<run> keeps the test photos of that run" in sentence(folded)
 

@@ -90,7 +90,7 @@ def test_a_run_takes_over_and_goes_again(plant: Plant) -> None:
     first, second = plant.run("first", range(60), 20), plant.run("second", range(20, 90))
     assert plant.promote(f"run={first}").code == 0 and plant.at_work == "first"
     outcome = plant.promote(f"run={second}")
-    assert outcome.code == 0 and plant.at_work == "second"
+    assert outcome.code == 0 and plant.at_work == "second" and "second is held against" in outcome.err
     found = json.loads((plant.folder / "job/compare.json").read_text())
     assert found["images"] == 70  # 40 that both tested, and 30 of today that the file at work judged now
     assert (
@@ -101,7 +101,7 @@ def test_a_run_takes_over_and_goes_again(plant: Plant) -> None:
     assert plant.promote("back=true").code == 0 and plant.at_work == "first"
     page = (plant.serving / "history.html").read_text()
     assert "Takes back what ann promoted: because" in page and page.count("at work</td>") == 1
-    assert "nothing is known to have been at work before" in sentence(plant.promote("back=true"))
+    assert "tile: no version from before " in sentence(plant.promote("back=true"))
     assert plant.rows() == [("first", "later"), ("second", "later"), ("", "")]
 
 

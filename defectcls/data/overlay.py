@@ -75,6 +75,7 @@ def lay_over(
     for label in agreed[~agreed.isin([*known])]:
         path = samples["path"][agreed.index[agreed == label][0]]
         hint = did_you_mean(label, known) or f"; there are {', '.join(known)}"
+        hint += " (sound and defective are of target=defect)" if label in (SOUND, DEFECTIVE) else ""
         raise UserError(f"dataset.verdicts: {path} is called '{label}', which is no class here{hint}")
     laid, truth = samples.copy(), agreed.map(known).astype(bool)
     laid.loc[agreed.index, "defective"] = truth

@@ -6,6 +6,7 @@ predictions table of its run, which tells what it has seen. Neither needs torch 
 
 import hashlib
 import json
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,20 +17,20 @@ from pydantic import Field
 from defectcls.config import presets
 from defectcls.deployment.decisions import PROMOTIONS, Decisions, moment
 from defectcls.deployment.gate import ExportSettings
-from defectcls.deployment.predictor import load
+from defectcls.deployment.predictor import Predictor, load
 from defectcls.errors import UserError
 from defectcls.evaluation.comparison import compare_predictions, unseen
-from defectcls.evaluation.metrics import METRICS, defect_numbers
 from defectcls.evaluation.predictions import read_predictions
 from defectcls.files import copied_whole
-from defectcls.pages.comparison import comparison_page
+from defectcls.pages.comparison import AT_WORK, comparison_page, promotion_words
 from defectcls.pages.render import write_page
-from defectcls.pages.wording import span
 from defectcls.settings import Settings, Text
-from defectcls.training.results import finished_metrics
+from defectcls.training.results import finished_run
+
+log = logging.getLogger(__name__)
 
 HELD = ["recall", "overkill_rate", "auroc"]  # in what a new version may not be worse
-OLD, NEW = "the model at work", "the run"
+NEW = "the run"
 Words = Annotated[str, Text, Field(min_length=1)]
 
 
@@ -58,7 +59,9 @@ class Shelf:
         self.at_work = found = {file.stem: _digest_of(file) for file in folder.glob("*.onnx")}
         if settings.name is None and (len(found) > 1 or not (found or settings.run)):
             raise UserError(f"{folder} holds {', '.join(sorted(found)) or 'no model'}: give name=<model>")
-        self.name = settings.name or next(iter(found), None) or _finished(settings.run)["dataset"]
+        self.name = (
+            settings.name or next(iter(found), None) or finished_run("run", settings.run or Path())[0]["dataset"]
+        )
         self.file, self.versions = folder / f"{self.name}.onnx", folder / self.name
         self.digest = found.get(self.name, "")
 
@@ -67,7 +70,8 @@ class Shelf:
         took = [row for row in self.decisions.promotions(self.at_work) if row["until"] is not None]
         mine = [row for row in took if (row["model"], row["digest"], row["undoes"]) == (self.name, self.digest, None)]
         if not mine or not (self.versions / f"{mine[-1]['before']}.onnx").is_file():
-            raise UserError(f"nothing is known to have been at work before {self.digest[:12]}: promote a run")
+            known = f"{self.name}: no version from before {self.digest[:12]}, which is at work, is known and kept"
+            raise UserError(f"{known}: run=<run folder> promotes a run, also one that was at work")
         said = f"Takes back what {mine[-1]['who']} promoted: {mine[-1]['why']}"
         return {"digest": mine[-1]["before"], "undoes": mine[-1]["id"], "run": "", "sentence": said}
 
@@ -89,11 +93,28 @@ def candidate(run: Path, settings: PromoteSettings, shelf: Shelf, folder: Path) 
     """
     from defectcls.deployment.export import export_model  # imports torch
 
-    metrics, said = _finished(run), "Nothing was at work."
+    (metrics, rows), said, worse = finished_run("run", run), "Nothing was at work.", False
+    if not metrics["test"]["n"]:
+        raise UserError(f"run={run} is no folder of a finished run that was tested")
+    log.info("%s is held against the model at work, then exported through the gate: that takes minutes", run)
     if shelf.digest:
-        said, worse = _compared(run, metrics, shelf, settings.root, folder)
-        if worse and not settings.anyway:
-            raise UserError(f"{run} is not promoted. {said} anyway=true promotes it all the same")
+        at_work = load(shelf.file, "cpu")
+        classes = dict(zip(metrics["class_names"], metrics["defective_classes"], strict=True))
+        ours, theirs = (metrics["dataset"], classes), (at_work.about["dataset"], at_work.classes)
+        if ours != theirs:
+            told = [f"{', '.join(names)} of dataset={dataset}" for dataset, names in (ours, theirs)]
+            raise UserError(f"{run} tells {told[0]}, and {shelf.file} {told[1]}: give another folder or name")
+        root = settings.root or Path(metrics["config"]["dataset"]["root"])
+        try:
+            found = _compared(rows, root, at_work, shelf)
+        except UserError as error:
+            said, worse = str(error), True
+        else:
+            said, worse = promotion_words(found, metrics)
+            (folder / "compare.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+            write_page(comparison_page(found), folder / "compare.html")
+    if worse and not settings.anyway:
+        raise UserError(f"{run} is not promoted. {said} anyway=true promotes it all the same")
     how = {"checkpoint": run, "root": settings.root, "heat_map": "head" in metrics}
     file, table = folder / "model.onnx", run / "predictions.csv"
     if refused := export_model(ExportSettings(**presets("export") | how), file, folder)["refused"]:
@@ -106,51 +127,22 @@ def candidate(run: Path, settings: PromoteSettings, shelf: Shelf, folder: Path) 
     return {"digest": digest, "undoes": None, "run": str(run.resolve()), "sentence": said}
 
 
-def _compared(run: Path, metrics: dict[str, Any], shelf: Shelf, root: Path | None, folder: Path) -> tuple[str, bool]:
-    """How a run and the model at work differ on photos that neither has seen; whether it is worse, or nobody can tell,
-    or nothing shows that it is better than chance.
+def _compared(rows: pd.DataFrame, root: Path, at_work: Predictor, shelf: Shelf) -> dict[str, Any]:
+    """How a run and the model at work differ on photos that neither has seen; a UserError where there are none.
 
     What the run of the model at work judged without having learned from it counts; what is new since then it now
     judges itself.
     """
-    at_work, rows = load(shelf.file, "cpu"), read_predictions(run / "predictions.csv")
-    classes = dict(zip(metrics["class_names"], metrics["defective_classes"], strict=True))
-    ours, theirs = (metrics["dataset"], classes), (at_work.about["dataset"], at_work.classes)
-    if ours != theirs:
-        told = [f"{', '.join(names)} of dataset={dataset}" for dataset, names in (ours, theirs)]
-        raise UserError(f"{run} tells {told[0]}, and {shelf.file} {told[1]}: give another folder or name")
     if not (known := shelf.versions / f"{shelf.digest}.csv").is_file():
-        return f"Nothing tells which photos {shelf.file} has learned from.", True
+        raise UserError(f"Nothing tells which photos {shelf.file} has learned from.")
     before = read_predictions(known)
     new = rows[(rows["split"] == "test") & ~rows["photo"].isin(before["photo"])].drop_duplicates("photo")
-    place = root or Path(metrics["config"]["dataset"]["root"])
-    judged = at_work.predict([str(place / path) for path in new["path"]]).drop(columns="path").set_index(new.index)
+    judged = at_work.predict([str(root / path) for path in new["path"]]).drop(columns="path").set_index(new.index)
     asked = new[["path", "photo", "label", "defective", "split"]].join(judged[judged.pop("error") == ""], how="inner")
-    tables, counts = unseen({NEW: rows, OLD: pd.concat([before, asked], ignore_index=True)})
-    try:
-        found = counts | compare_predictions(tables, HELD)
-    except UserError:
-        return "There is no photo that neither it nor the model at work has seen.", True
-    page = comparison_page(found)
-    (folder / "compare.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
-    write_page(page, folder / "compare.html")
-    worse = [METRICS[one["metric"]].name for one in found["differences"] if one["better"] == OLD]
-    said = f"Worse beyond chance in {', '.join(worse)}. " if worse else ""
-    ranks = defect_numbers(metrics["test"])["intervals"].get("auroc")
-    if guesses := bool(ranks and ranks[0] <= 0.5):
-        said += f"Not surely better than chance: its AUROC is {span('auroc', ranks)}. "
-    changed = f", of which it calls {found['relabelled']} otherwise" if found["relabelled"] else ""
-    on = f"On {found['images']} photos that neither had learned from{changed}: {' '.join(page.said('verdict'))}"
-    return said + on, bool(worse) or guesses
-
-
-def _finished(run: Path | None) -> dict[str, Any]:
-    metrics = finished_metrics(run) if run else None
-    if not run or not metrics or not metrics["test"]["n"]:
-        raise UserError(f"run={run} is no folder of a finished run that was tested")
-    if "photo" not in pd.read_csv(run / "predictions.csv", nrows=0):
-        raise UserError(f"run={run} is of a version that kept no digests of photos: train it again")
-    return metrics
+    tables, counts = unseen({NEW: rows, AT_WORK: pd.concat([before, asked], ignore_index=True)})
+    if tables[NEW].merge(tables[AT_WORK], on="path").empty:
+        raise UserError("There is no photo that neither it nor the model at work has seen.")
+    return counts | compare_predictions(tables, HELD)
 
 
 def _digest_of(file: Path) -> str:

@@ -4,9 +4,11 @@ from itertools import combinations
 from math import comb
 from typing import Any
 
-from defectcls.evaluation.metrics import METRICS
+from defectcls.evaluation.metrics import METRICS, defect_numbers
 from defectcls.pages.blocks import Page, Section, Table, Text
 from defectcls.pages.wording import difference, plural, shown, span
+
+AT_WORK = "the model at work"
 
 
 def comparison_page(found: dict[str, Any]) -> Page:
@@ -37,6 +39,19 @@ def comparison_page(found: dict[str, Any]) -> Page:
         Section("The runs", Table([*numbers.values()], ["number", *runs], terminal=True)),
     ]
     return Page("Comparison", " · ".join(runs), blocks)
+
+
+def promotion_words(found: dict[str, Any], metrics: dict[str, Any]) -> tuple[str, bool]:
+    """What speaks for or against a run beside the model AT_WORK; and whether it is worse, or may be mere chance."""
+    worse = [METRICS[one["metric"]].name for one in found["differences"] if one["better"] == AT_WORK]
+    said = f"Worse beyond chance in {', '.join(worse)}. " if worse else ""
+    ranks = defect_numbers(metrics["test"])["intervals"].get("auroc")
+    if guesses := bool(ranks and ranks[0] <= 0.5):
+        said += f"Not surely better than chance: its AUROC is {span('auroc', ranks)}. "
+    changed = f", of which it calls {found['relabelled']} otherwise" if found["relabelled"] else ""
+    verdict = " ".join(_verdict([*found["left_out"]], found["differences"]))
+    said += f"On {found['images']} photos that neither had learned from{changed}: {verdict}"
+    return said, bool(worse) or guesses
 
 
 def _verdict(runs: list[str], differences: list[dict[str, Any]]) -> list[str]:

@@ -42,7 +42,7 @@ def gallery_page(
     took = f"{summary['seconds']:.1f} s, {speed:.1f} photos per second" if speed else ""
     hot = "Beside a photo what speaks for a defect, from nothing to its strongest point." if heat else ""
     some = f"{len(photos):,} of {read:,} photos are shown; {summary['output']} has all." if len(photos) < read else ""
-    score = "The score is the probability of being defective. What is unlike all that was measured comes first."
+    score = "What is unlike all that was measured comes first, then the highest score, the probability of a defect."
     drift, table = unlike_words(summary["unlike"]), f"table: {summary['output']}"
     calm = bool(summary["unlike"]) and not summary["unlike"]["since"]
     reasons = Table(unreadable[["path", "error"]].to_numpy().tolist(), ["path", "reason"], words=True, terminal=True)
@@ -51,7 +51,7 @@ def gallery_page(
         Text(f"{plural(read, 'photo')}: {counts}.", look="verdict", terminal=True),
         Text(*not_promised(decision), "" if calm else drift, look="caveats", terminal=True),
         Text(*decision_words(decision), drift if calm else "", left_out, took, table, look="note", terminal=True),
-        Section("The photos, highest scores first", Text(some, score, hot, look="note"), Photos(photos)),
+        Section("The photos", Text(some, score, hot, look="note"), Photos(photos)),
         Section(lost, reasons),
         making(summary),
     ]

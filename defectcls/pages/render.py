@@ -1,8 +1,10 @@
 """A page of blocks as one self-contained HTML file, and its short form in the terminal."""
 
 import base64
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -30,6 +32,13 @@ def write_page(page: Page, file: Path) -> None:
     for path, content in (contents | {file: render_html(page).encode()}).items():
         with written_whole(path) as unfinished:
             unfinished.write_bytes(content)
+
+
+def leave(page: Page, numbers: dict[str, Any], file: Path) -> None:
+    """The page as a file, what it is of beside that as JSON, and what it says in the terminal."""
+    file.with_suffix(".json").write_text(json.dumps(numbers, indent=2), encoding="utf-8")
+    write_page(page, file)
+    print_page(page, file)
 
 
 def print_page(page: Page, file: Path | None) -> None:

@@ -50,25 +50,30 @@ def objective_of(metrics: dict[str, Any], objective: str | None) -> float | None
     return defect_numbers(metrics[part]).get(name) if metrics else None
 
 
-def earlier_run(run: Path, samples: pd.DataFrame) -> tuple[dict[Any, str], dict[str, Any]]:
-    """The part of each photo in an earlier run, by its digest, but for what was judged out of fold; and what is new.
+def finished_run(key: str, run: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+    """metrics.json and the predictions table of a run that `key` names.
 
     Raises:
         UserError: it is not finished, or of a version that kept no digests of photos.
     """
     if (metrics := finished_metrics(run)) is None:
-        raise UserError(f"from={run} is no folder of a finished run")
+        raise UserError(f"{key}={run} is no folder of a finished run that was tested")
     table = read_predictions(run / "predictions.csv")
     if "photo" not in table:
-        raise UserError(
-            f"from={run} is of a version that kept no digests of photos: repeat it first, or leave from= out"
-        )
+        raise UserError(f"{key}={run} is of a version that kept no digests of photos: train it again")
+    return metrics, table
+
+
+def since_run(
+    metrics: dict[str, Any], table: pd.DataFrame, samples: pd.DataFrame
+) -> tuple[dict[Any, str], dict[str, Any]]:
+    """The part of each photo in a finished run, by its digest, but for what was judged out of fold; and what is new."""
     known = table.drop_duplicates("photo").set_index("photo")
     parts = known["split"][~known["split"].isin([*metrics.get("out_of_fold", ["test"])])]
     before, tested = samples["photo"].map(known["label"]), samples["photo"][samples["photo"].map(parts) == "test"]
     changed = samples.assign(before=before)[before.notna() & (before != samples["label"])]
     gone = ~known.index.isin(samples["photo"])
-    found = {"run": str(run), "new": int(before.isna().sum()), "gone": int(gone.sum()), "tested": tested.nunique()}
+    found = {"new": int(before.isna().sum()), "gone": int(gone.sum()), "tested": tested.nunique()}
     return dict(parts), found | {"relabelled": records(changed[["path", "before", "label"]])}
 
 

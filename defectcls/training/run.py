@@ -34,7 +34,7 @@ from defectcls.model.network import Network
 from defectcls.settings import TrainSettings
 from defectcls.training.build import build_classifier, build_data, build_features, build_trainer, deal, with_compute
 from defectcls.training.record import Record, read_checkpoint, stage_summary
-from defectcls.training.results import earlier_run, provenance
+from defectcls.training.results import finished_run, provenance, since_run
 
 log = logging.getLogger(__name__)
 
@@ -168,14 +168,17 @@ class TrainingRun(Run):
                         f"this run was begun with {key}={then.get(key)}, and now it is {now.get(key)}: leave that out "
                         f"of resume={folder}, or begin another run"
                     )
+        run = settings.earlier
+        earlier = None if run is None else finished_run("from", run)  # told before photos are read
         settings = with_compute(settings)
         trainer = build_trainer(settings, folder, logger, self.record)
         if data is None:
             overlay = remembered.get("overlay")  # verdicts may have come since
             data = build_data(settings, split=False, device=trainer.strategy.root_device, overlay=overlay)
         since: dict[str, Any] = {}
-        if settings.earlier is not None:
-            data.kept, since["from"] = earlier_run(settings.earlier, data.samples)
+        if earlier is not None:
+            data.kept, new = since_run(*earlier, data.samples)
+            since["from"] = {"run": str(run)} | new
         evaluation = deal(settings, data, learns=True)
         judging = data.part("train" if evaluation == "crossval" else "val")
         refuse_missing_kind(settings.decision, data.samples["defective"].to_numpy(bool)[judging])
