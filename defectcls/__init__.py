@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from defectcls.config import compose
+    from defectcls.data.archive import Archive
     from defectcls.data.casting import Casting
     from defectcls.data.concrete_crack import ConcreteCrack
     from defectcls.data.datamodule import DefectDataModule
@@ -34,13 +35,13 @@ if TYPE_CHECKING:
     from defectcls.training.command import RunFolder, run
 
 __version__ = "0.1.0"
-__all__ = ["Casting", "Classifier", "ConcreteCrack", "DefectDataModule", "Folder", "MVTec", "MagneticTile", "Predictor"]
-__all__ += ["Railway", "RailwayComponents", "RunFolder", "Synthetic", "Table", "UserError"]
+__all__ = ["Archive", "Casting", "Classifier", "ConcreteCrack", "DefectDataModule", "Folder", "MVTec", "MagneticTile"]
+__all__ += ["Predictor", "Railway", "RailwayComponents", "RunFolder", "Synthetic", "Table", "UserError"]
 __all__ += ["classifier", "compose", "datamodule", "load", "run"]
 _HOMES = """
-    config.compose data.casting.Casting data.concrete_crack.ConcreteCrack data.datamodule.DefectDataModule
-    data.folder.Folder data.magnetic_tile.MagneticTile data.mvtec.MVTec data.railway.Railway
-    data.railway_components.RailwayComponents data.synthetic.Synthetic data.table.Table
+    config.compose data.archive.Archive data.casting.Casting data.concrete_crack.ConcreteCrack
+    data.datamodule.DefectDataModule data.folder.Folder data.magnetic_tile.MagneticTile data.mvtec.MVTec
+    data.railway.Railway data.railway_components.RailwayComponents data.synthetic.Synthetic data.table.Table
     deployment.predictor.Predictor deployment.predictor.load
     errors.UserError model.classifier.Classifier training.command.RunFolder training.command.run
 """

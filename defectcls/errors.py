@@ -27,6 +27,7 @@ EXTRAS = {  # what `pip install defectcls` alone does not bring, by the extra th
     "serve": "fastapi uvicorn multipart sqlalchemy prometheus_client",
     "line": "av httpx paho psycopg",
     "ray": "ray",
+    "table": "pyarrow",
     "tune": "optuna",
     "dashboard": "wandb_workspaces",
 }

@@ -49,6 +49,11 @@ def read_table(table: Path, columns: Sequence[str], required: Sequence[str] = ()
         raise UserError(f"reading {table} needs pyarrow: pip install 'defectcls[table]'") from None
     except (OSError, ValueError) as error:  # what pandas and pyarrow raise for a broken file
         raise UserError(f"cannot read {table} as Parquet or as CSV in UTF-8: {str(error).strip()}") from error
+    return checked(rows, table, columns, required)
+
+
+def checked(rows: pd.DataFrame, table: Path, columns: Sequence[str], required: Sequence[str] = ()) -> pd.DataFrame:
+    """Such rows, of texts, with names and words as they are written here; see `read_table`."""
     names = [name.casefold() if name.casefold() in columns else name for name in rows.columns]
     refuse({name for name in names if names.count(name) > 1}, f"{table} has a column twice, of which one must go")
     rows = rows.set_axis(names, axis=1).reset_index(drop=True)

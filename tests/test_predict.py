@@ -1,6 +1,7 @@
 """`predict` as a person types it: the table in each format, the page, the summary, the exit status, each mistake."""
 
 import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,29 @@ def test_a_pattern_and_one_photo(finished: Path, photos: Path, tmp_path: Path, m
     assert one["path"].tolist() == ["3.png"]
     assert one[NUMBERS].to_numpy().tolist() == some[NUMBERS][-1:].to_numpy().tolist()
     assert (tmp_path / "some/gallery.html").read_text().count("data:image/jpeg") == 4
+
+
+def test_photos_in_archives_are_judged_as_in_folders(finished: Path, photos: Path, tmp_path: Path) -> None:
+    """Two of twelve cannot be read; a tar file, a folder of Parquet files, and the page with heat maps."""
+    names = sorted(file.relative_to(photos).as_posix() for file in photos.rglob("*.png"))
+    with tarfile.open(tmp_path / "all.tar", "w") as file:
+        for name in reversed(names):
+            file.add(photos / name, name)
+    (tmp_path / "shards").mkdir()
+    content = pd.DataFrame({"image": [(photos / name).read_bytes() for name in names]})
+    for start in (0, 5):
+        content[start : start + 5 + 2 * start].to_parquet(tmp_path / f"shards/{start}.parquet", row_group_size=2)
+    for given, folder in ((photos, "plain"), (tmp_path / "all.tar", "tar"), (tmp_path / "shards", "parquet")):
+        assert predict(finished, given, tmp_path / folder, "heat_maps=true", "gallery=3").code == 1
+    plain, tar, parquet = (table(tmp_path / folder / "predictions.csv") for folder in ("plain", "tar", "parquet"))
+    assert tar["path"].tolist() == [f"all.tar/{name}" for name in names]
+    assert parquet["path"].tolist() == [
+        f"{row // 5 and 5}.parquet/{row if row < 5 else row - 5:08d}" for row in range(12)
+    ]
+    for other in (tar, parquet):
+        pd.testing.assert_frame_equal(other.drop(columns="path"), plain.drop(columns="path"), check_exact=True)
+    pages = [(tmp_path / folder / "gallery.html").read_text() for folder in ("plain", "tar", "parquet")]
+    assert {page.count("data:image/jpeg") for page in pages} == {6}
 
 
 def test_heat_maps_stand_beside_the_photos_of_the_page(finished: Path, photos: Path, tmp_path: Path) -> None:

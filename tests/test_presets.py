@@ -23,6 +23,7 @@ PARSED_AS |= {"labels": LabelsSettings}
 GIVEN = {  # what a preset leaves to the command line
     "loss/own": ["loss._target_=torch.nn.MultiMarginLoss"],
     "model/timm": ["model.name=resnet18"],
+    "dataset/archive": ["dataset.root=shards"],
     "dataset/folder": ["dataset.root=photos"],
     "dataset/table": ["dataset.table=parts.csv"],
 }

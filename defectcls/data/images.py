@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+import os
 import warnings
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageFile
 
+from defectcls.data.shards import read_member
 from defectcls.errors import UserError
 
 Resize = Literal["squash", "pad"]
@@ -149,10 +151,13 @@ def read_file(path: Path | str) -> bytes:
         UnreadableImageError: it has gone, is a folder, or may not be read.
     """
     try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123  a path object costs as much as reading a small file
-            return file.read()
-    except OSError as error:
-        raise UnreadableImageError(error.strerror or str(error)) from None
+        try:
+            with open(path, "rb", buffering=0) as file:  # noqa: PTH123  a path object costs as much as a small file
+                return file.read()
+        except (NotADirectoryError, FileNotFoundError):
+            return read_member(str(path))
+    except (OSError, UserError, ValueError) as error:
+        raise UnreadableImageError(getattr(error, "strerror", None) or str(error)) from None
 
 
 def further_pages(count: int) -> str:
@@ -252,9 +257,11 @@ def typical_size(files: list[str]) -> tuple[int, int]:
     """
     shapes = []
     for file in files[:: math.ceil(len(files) / 100)]:
-        with contextlib.suppress(Exception), Image.open(file, formats=FORMATS) as image:  # reading says what is damaged
-            turned = _orientation(image) in (5, 6, 7, 8)  # a TIFF's size is told as it is held
-            shapes.append(image.size if turned else image.size[::-1])
+        with contextlib.suppress(Exception):  # reading says what is damaged
+            head = file if os.path.isfile(file) else io.BytesIO(read_file(file))  # noqa: PTH113  of an archive, the whole
+            with Image.open(head, formats=FORMATS) as image:
+                turned = _orientation(image) in (5, 6, 7, 8)  # a TIFF's size is told as it is held
+                shapes.append(image.size if turned else image.size[::-1])
     heights, widths = np.array(shapes or [(BUDGET, BUDGET)], float).T
     pixels = min(BUDGET**2, np.median(heights * widths))
     aspect = np.exp(np.median(np.log(heights / widths)))  # 1 of as many tall as wide ones

@@ -17,6 +17,7 @@ from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
 from defectcls.data.images import DEPTHS, UnreadableImageError, decode, framed, open_photo, read_file
+from defectcls.data.shards import file_of
 from defectcls.data.store import Rows, Store
 from defectcls.data.threads import map_in_threads
 from defectcls.errors import UserError
@@ -215,7 +216,7 @@ def choose_place(needed: int, stored: int, settings: DatasetSettings, device: to
 def _stamp(path: str) -> bytes:
     """Key of a file in the state that it is in, by path, size and time; none where it is not there."""
     with contextlib.suppress(OSError):
-        about = os.stat(path)  # noqa: PTH116  a path object costs more than the question
+        about = os.stat(file_of(path))  # noqa: PTH116  a path object costs more than the question
         return digest_of(f"{os.path.abspath(path)}\0{about.st_size}\0{about.st_mtime_ns}".encode())  # noqa: PTH100
     return b""
 

@@ -17,7 +17,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from itertools import filterfalse
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -57,12 +57,19 @@ def folders_in(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_left_behind(entry.name))
 
 
-def images_in(root: Path, folder: str, left_out: Counter[str] | None = None, below: bool = True) -> list[str]:
+def images_in(
+    root: Path,
+    folder: str,
+    left_out: Counter[str] | None = None,
+    below: bool = True,
+    suffixes: Set[str] = IMAGE_SUFFIXES,
+) -> list[str]:
     """Image files under `root/folder`, relative to `root`, with forward slashes, sorted; each linked folder once.
 
     Args:
         left_out: to which the visible files of other kinds are added by suffix, since a million are not walked twice.
         below: at any depth; False: those in the folder itself.
+        suffixes: of the files that are sought.
 
     Raises:
         UserError: a folder cannot be read.
@@ -79,7 +86,7 @@ def images_in(root: Path, folder: str, left_out: Counter[str] | None = None, bel
         prefix = "" if inside == "." else f"{inside}/"
         for name in filterfalse(is_left_behind, files):
             suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122  a path object for each of a million takes 10 s
-            if suffix in IMAGE_SUFFIXES:
+            if suffix in suffixes:
                 found.append(prefix + name)
             else:
                 others[writable(suffix) or "without suffix"] += 1

@@ -1,7 +1,6 @@
 """Your own table of images: a CSV file with a header or a Parquet file; see `defectcls.tables` for the kinds."""
 
 import ntpath
-import os
 import posixpath
 from pathlib import Path
 
@@ -9,8 +8,11 @@ import pandas as pd
 
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.samples import Names, folded
+from defectcls.data.shards import file_of
 from defectcls.errors import UserError
 from defectcls.tables import OPTIONAL_COLUMNS, read_table, refuse
+
+COLUMNS = ("path", "label", "defective", *OPTIONAL_COLUMNS)
 
 
 class Table(DefectDataModule):
@@ -36,23 +38,28 @@ class Table(DefectDataModule):
 
     def list_samples(self) -> pd.DataFrame:
         table, root = self.table, self.root
-        rows = read_table(table, ("path", "label", "defective", *OPTIONAL_COLUMNS), required=("path", "label"))
-        if self.labels is not None:
-            known = rows["label"].map(folded).isin(set(map(folded, self.labels)))
-            refuse(rows["label"][~known].unique(), f"{table} has labels that dataset.labels does not name")
+        rows = read_table(table, COLUMNS, required=("path", "label"))
         for column in rows.columns.intersection(["path", "mask"]):
             cells = [posixpath.normpath(cell.replace("\\", "/")) if cell else "" for cell in rows[column]]
             outside = (cell for cell in cells if cell.startswith(("/", "../")) or ntpath.isabs(cell))
             refuse(outside, f"{table} has {column}s outside root={root}")
-            missing = (cell for cell in cells if cell and not os.path.isfile(f"{root}/{cell}"))  # noqa: PTH113  million
+            missing = (cell for cell in cells if cell and not file_of(f"{root}/{cell}"))
             refuse(missing, f"{table} has {column}s that are not in root={root}")
             rows[column] = cells
         refuse(rows["path"][rows["path"].duplicated()].unique(), f"{table} has images more than once")
-        if "defective" not in rows:
-            rows["defective"] = ~rows["label"].map(folded).isin(set(map(folded, self.sound)))
-            if rows["defective"].all():
-                labels = ", ".join(sorted(set(rows["label"]))[:10])
-                raise UserError(f"{table} has the labels {labels}, none of them sound: dataset.sound=[<label>]")
-        named = rows.get("defect_type", rows["label"])
-        rows["defect_type"] = named.where(named != "", rows["label"])
-        return rows[rows.columns.intersection(["path", "defective", *OPTIONAL_COLUMNS])]
+        return labelled(rows, table, self.sound, self.labels)
+
+
+def labelled(rows: pd.DataFrame, table: Path, sound: list[str], labels: list[str] | None) -> pd.DataFrame:
+    """The sample table of rows with a `label`; see `Table`."""
+    if labels is not None:
+        known = rows["label"].map(folded).isin(set(map(folded, labels)))
+        refuse(rows["label"][~known].unique(), f"{table} has labels that dataset.labels does not name")
+    if "defective" not in rows:
+        rows["defective"] = ~rows["label"].map(folded).isin(set(map(folded, sound)))
+        if rows["defective"].all():
+            found = ", ".join(sorted(set(rows["label"]))[:10])
+            raise UserError(f"{table} has the labels {found}, none of them sound: dataset.sound=[<label>]")
+    named = rows.get("defect_type", rows["label"])
+    rows["defect_type"] = named.where(named != "", rows["label"])
+    return rows[rows.columns.intersection(["path", "defective", *OPTIONAL_COLUMNS])]

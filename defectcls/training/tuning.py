@@ -28,6 +28,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from defectcls.arguments import RUN_DIR, UNRECORDED, quoted
 from defectcls.config import compose, flat, job_overrides, plain
 from defectcls.data.datamodule import DefectDataModule
+from defectcls.data.shards import file_of
 from defectcls.errors import UserError, one_line
 from defectcls.evaluation.metrics import METRICS, records
 from defectcls.evaluation.sweeps import over_seeds
@@ -113,7 +114,7 @@ class Study:
         self.held_out = [f"dataset.split.folds={'null' if published else split.folds}", f"dataset.split.seed={dealt}"]
         first = {key: one.choices[0] if hasattr(one, "choices") else one.low for key, one in self.space.items()}
         self.task(create_trial(params=first, distributions=self.space, values=[0.0] * len(self.less)))  # and one here
-        photos["bytes"] = [(data.root / path).stat().st_size for path in photos["path"]]
+        photos["bytes"] = [Path(file_of(f"{data.root}/{path}")).stat().st_size for path in photos["path"]]
         about = {"version": versions().get("defectcls"), "photos": digest_of(photos.to_csv(index=False).encode()).hex()}
         now = flat(settings.model_dump(mode="json") | {"space": space} | about)
         now = {key: value for key, value in now.items() if not key.startswith(MAY_CHANGE)}
