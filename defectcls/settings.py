@@ -302,6 +302,14 @@ class AutoSettings(TrainSettings):
     evaluation: Literal["crossval"]
 
 
+class RaySettings(Settings):
+    """Where, and what a task or an actor takes of a node."""
+
+    address: Annotated[str, Text] | None
+    num_cpus: Positive
+    num_gpus: NonNegative
+
+
 class TuneSettings(TrainSettings):
     n_trials: PositiveInt
     space: dict[str, Annotated[str, Text]]
@@ -313,6 +321,8 @@ class TuneSettings(TrainSettings):
     study: Annotated[str, Text]
     storage: Annotated[str, AfterValidator(_without_password)] | None
     lease_s: Positive
+    ray: RaySettings
+    workers: PositiveInt
 
 
 class TrainedSettings(Settings):

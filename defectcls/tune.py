@@ -15,16 +15,20 @@ def tune(config: dict[str, Any], folder: Path) -> None:
     settings = TuneSettings(**config)
     if settings.trainer.strategy != "auto":
         raise UserError("a trial trains on one device: leave trainer.strategy=auto")
-    from defectcls.config import do_job, job_command
+    from defectcls.cluster import on_ray
+    from defectcls.config import JOB, do_job, job_command
     from defectcls.files import locked, written_whole
     from defectcls.pages.render import print_page, write_page
     from defectcls.pages.study import study_page, study_pictures
     from defectcls.training.results import finished_metrics
-    from defectcls.training.tuning import Study, place
+    from defectcls.training.tuning import Study, place, take_part
 
     study, metrics = Study(settings, folder), None
     try:
-        study.run()
+        if settings.ray.address is None:
+            study.run()
+        else:
+            on_ray(do_job, [("tune", config, folder, JOB[1:], False, take_part)] * settings.workers, settings.ray)
         best = study.best()
         with locked(best.folder / "job.lock", f"trial {best.number} is being done by another process"):
             do_job(best.verb, best.config, best.folder, best.arguments, alone=False)

@@ -25,7 +25,7 @@ def configuration() -> str:
     """Markdown: the verbs' own keys, then each group with its presets."""
     verbs = [section(file, f"The verb {file.stem}") for file in sorted(CONF.glob("*.yaml")) if has_help(file)]
     base = section(CONF / "dataset_base.yaml", "What every dataset has")
-    groups = [group(folder) for folder in sorted(CONF.iterdir()) if folder.is_dir()]
+    groups = [group(folder) for folder in sorted({file.parent for file in CONF.glob("*/**/*.yaml")})]
     return "\n".join([INTRODUCTION, "## Verbs", *verbs, "## Datasets", base, *groups])
 
 
@@ -36,8 +36,10 @@ def has_help(file: Path) -> bool:
 
 def group(folder: Path) -> str:
     """A heading, and every preset with the comments that say what it is for."""
-    presets = [section(file, f"{folder.name}={file.stem}") for file in sorted(folder.glob("*.yaml"))]
-    return "\n".join([f"## {folder.name}", *presets])
+    presets = [
+        section(file, f"{folder.relative_to(CONF).as_posix()}={file.stem}") for file in sorted(folder.glob("*.yaml"))
+    ]
+    return "\n".join([f"## {folder.relative_to(CONF).as_posix()}", *presets])
 
 
 def section(file: Path, title: str) -> str:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 TRUST = "trust=true"  # of the folder that `resume` names
 # Keys of Hydra's own, of functions, classes and modules, of databases, and presets that lie outside of conf/.
 CODE = re.compile(
-    r"[\s+~]*(-|hydra|imports|storage)|.*_target_|.*verdicts[^=]*[=:]|[\w/+~]*(@[^=]*)?=.*(\.\./|\$)", re.DOTALL
+    r"[\s+~]*(-|hydra|imports|storage|ray)|.*_target_|.*verdicts[^=]*[=:]|[\w/+~]*(@[^=]*)?=.*(\.\./|\$)", re.DOTALL
 )
 REFUSED = ("config_path", "config_name", "experimental_rerun", "hydra_help", "info", "shell_completion")  # of Hydra's
 RESUMED = ("train", "crossval", "auto", "tune")  # verbs that go on where they stopped
@@ -188,7 +188,8 @@ def _run(hydra: Any, verb: str, overrides: list[str], begun: list[Path], alone: 
 
 def _sweep(hydra: Any, verb: str, overrides: list[str], begun: list[Path]) -> int:
     """Every job, by whichever launcher, and then their table; a UserError where the folder is another sweep's."""
-    folder = Path(hydra.compose_config(verb, overrides, RunMode.MULTIRUN).hydra.sweep.dir)
+    composed = hydra.compose_config(verb, overrides, RunMode.MULTIRUN).hydra
+    folder, launcher = Path(composed.sweep.dir), plain(composed.launcher)
     command = [*searchpath(overrides), *(override for override in overrides if not override.startswith("hydra"))]
     if folder.is_dir() and any(folder.iterdir()):
         known = recorded_command(folder) if (folder / SWEEP).is_file() else None
@@ -198,10 +199,17 @@ def _sweep(hydra: Any, verb: str, overrides: list[str], begun: list[Path]) -> in
     with locked(folder / "sweep.lock", f"the sweep in {folder} is running: wait for it, or stop it", wait=False):
         begun.append(folder)
         here, lost = f"{SWEEP_DIR}={quoted(str(folder))}", None
+        collected: list[Task] | None = [] if launcher.pop("_target_") == "ray" else None
+        if collected is not None:
+            overrides = [word for word in overrides if not re.match("[+~]*hydra[/.]launcher", word)]
         try:
-            hydra.multirun(verb, functools.partial(_sweep_job, verb), [*overrides, here])
+            hydra.multirun(verb, functools.partial(_sweep_job, verb, collected), [*overrides, here])
+            if collected:
+                from defectcls.cluster import RaySettings, on_ray
+
+                on_ray(run_job, [(task,) for task in collected], RaySettings(**launcher))
         except Exception as error:
-            if not type(error).__module__.startswith("submitit"):
+            if not type(error).__module__.startswith(("submitit", "ray")):
                 raise
             lost = f"the cluster has lost a job ({one_line(error)}): resume={folder} does what is not finished"
             print(f"error: {lost}", file=sys.stderr)
@@ -216,14 +224,18 @@ def repetition(folder: Path) -> list[str]:
     return [*searchpath(overrides.hydra), *overrides.task, f"{RUN_DIR}={quoted(str(folder))}", UNRECORDED]
 
 
-def _sweep_job(verb: str, config: DictConfig) -> float:
-    """One job, wherever a launcher has put it; what the sweeper is told, of a failed job nan."""
+def _sweep_job(verb: str, collected: list[Task] | None, config: DictConfig) -> float:
+    """One job, wherever a launcher has put it, or collected; what the sweeper is told, of one without a number nan."""
     state, values = HydraConfig.get(), plain(config)
     folder = Path(state.runtime.output_dir)
     if "logger" in values:
         values["logger"]["group"] = values["logger"]["group"] or state.sweep.dir
     logs = plain(state.job_logging)
-    done = run_job(Task(verb, state.job.num, folder, list(state.overrides.task), values, repetition(folder), logs))
+    task = Task(verb, state.job.num, folder, list(state.overrides.task), values, repetition(folder), logs)
+    if collected is not None:
+        collected.append(task)
+        return float("nan")
+    done = run_job(task)
     return float("nan") if done["objective"] is None else done["objective"]
 
 

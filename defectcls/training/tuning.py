@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 MAY_CHANGE = (  # while a study goes on, or from machine to machine
     *("n_trials", "finalists", "seeds", "storage", "study", "lease_s", "resume", "logger.", "trainer.", "inspect."),
-    *("dataset.root", "dataset.cache"),
+    *("dataset.root", "dataset.cache", "ray.", "workers"),
 )
 TOLD = (COST, "seconds", "epochs", "planned", "error", "same_as")  # of a trial, beside its numbers
 OVER = (optuna.exceptions.UpdateFinishedTrialError, ValueError)  # a trial that another process has told of, or taken up
@@ -291,3 +291,8 @@ class Study:
         """The job of the trial that the summary calls so."""
         number = self.summary()["best"]
         return self.task(next(one for one in self.ranked()[0] if place(one)[0] == number))
+
+
+def take_part(config: dict[str, Any], folder: Path) -> None:
+    """Do trials of a study that was begun, until there are enough."""
+    Study(TuneSettings(**config), folder).run()
