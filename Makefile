@@ -1,6 +1,7 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Nothing but Python >= 3.11 and a package registry is needed.
 PYTHON ?= python3
 BIN := .venv/bin
+TESTS := $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -17,7 +18,7 @@ test: .venv/installed  ## lint, arrows, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(TESTS)
 
 .PHONY: docs
 docs: .venv/installed  ## the site, into build/site
@@ -25,8 +26,8 @@ docs: .venv/installed  ## the site, into build/site
 
 .PHONY: test-slow
 test-slow: .venv/installed  ## what takes longer, or needs DEFECTCLS_DATA and DEFECTCLS_WEIGHTS
-	$(BIN)/pytest -m 'slow and not realdata'
-	if [ -n "$$DEFECTCLS_DATA" ]; then $(BIN)/pytest -m realdata; fi
+	$(TESTS) -m 'slow and not realdata'
+	if [ -n "$$DEFECTCLS_DATA" ]; then $(TESTS) -m realdata; fi
 
 # Random weights cost what others cost.
 SPEED := $(BIN)/python -m benchmarks.speed --write experiments/speed/benchmarks.csv

@@ -142,6 +142,7 @@ def test_a_signal_ends_the_search_and_the_best_is_kept(
     assert command("auto", f"resume={tmp_path}").out.startswith("this run is finished:")
 
 
+@pytest.mark.slow
 def test_too_few_minutes_keep_the_default_and_it_goes_on_with_more(
     typed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None
 ) -> None:

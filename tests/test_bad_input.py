@@ -282,7 +282,7 @@ MEMORY = {
 }
 
 
-@pytest.mark.parametrize("kind", MEMORY)
+@pytest.mark.parametrize("kind", ["gpu", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("cpu", "windows"))])
 def test_batch_that_does_not_fit_into_memory(photos: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     def forward(*_: Any) -> None:
         raise MEMORY[kind]

@@ -176,7 +176,7 @@ PARTS = {
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", ["a model", pytest.param("a timm model", marks=pytest.mark.slow)])
 def test_a_network_of_ones_own_is_loaded_where_the_user_has_imported_it(tiny: list[str], own: Path, part: str) -> None:
     forget()
     done = command("train", *tiny, *PARTS[part], "finetune=full", f"hydra.run.dir={own / 'run'}")

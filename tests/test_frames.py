@@ -46,7 +46,7 @@ def of(photos: Path) -> tuple[str, ...]:
     return "dataset=mvtec", f"dataset.root={photos}", "dataset.categories=[part]", "dataset.split.published=false"
 
 
-@pytest.fixture(scope="module", params=["squash", "pad"])
+@pytest.fixture(scope="module", params=[pytest.param("squash", marks=pytest.mark.slow), "pad"])
 def run(request: pytest.FixtureRequest, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run with image_size=auto: a probe, an epoch of all weights, heat maps, robustness, the report."""
     folder = tmp_path_factory.mktemp("run")

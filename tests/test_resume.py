@@ -109,14 +109,12 @@ MOMENTS = {
     ("recipe", "moment"),
     [
         ("ema", "in the midst of epoch 2"),
-        ("full", "between best and last"),
-        ("impatient", "while it measures"),
         *(
             pytest.param(recipe, moment, marks=pytest.mark.slow)
             for moment, recipes in {
                 "in the midst of epoch 2": ("random", "sgd", "gradual"),
-                "while it measures": ("random", "full", "ema"),
-                "between best and last": ("random", "rollback", "impatient"),
+                "while it measures": ("random", "full", "ema", "impatient"),
+                "between best and last": ("random", "rollback", "impatient", "full"),
             }.items()
             for recipe in recipes
         ),
@@ -140,6 +138,7 @@ def test_cut_and_resumed_is_the_same_run(
     assert_same_run(expected, tmp_path)
 
 
+@pytest.mark.slow
 def test_cut_twice_and_before_the_first_epoch(
     tiny: list[str], straight: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +276,7 @@ def test_stopped_by_a_signal_it_says_what_goes_on_and_does(
     assert_same_run(straight("full"), tmp_path)
 
 
+@pytest.mark.slow
 def test_stopped_while_torch_is_imported(tiny: list[str], tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "defectcls.train", *tiny, f"hydra.run.dir={tmp_path}/run"]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:

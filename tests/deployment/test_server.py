@@ -298,6 +298,7 @@ def test_too_many_requests_at_once_are_told_to_come_again(served: Callable[..., 
     assert here.client.post("/predict", content=grey(9)).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_client_that_stalls_or_hangs_up_disturbs_nobody(served: Callable[..., Any]) -> None:
     here = served(stalled_s=0.5, max_requests=2)
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nsome"

@@ -87,6 +87,7 @@ def test_interval_of_a_paired_share_worked_by_hand():
     assert found["better"] == ""
 
 
+@pytest.mark.slow
 def test_auroc_difference_is_as_wide_as_that_of_delong():
     tables = runs(3, n=2000, skills=(2.2, 2))
     placements = []

@@ -90,7 +90,10 @@ def test_what_cannot_be_folded_stays_right(network: nn.Module) -> None:
         assert torch.equal(folded(network)(image), network(image))
 
 
-@pytest.mark.parametrize(("name", "side"), [("mobilenetv2_100", 64), ("resnet18", 64), ("test_resnet.r160_in1k", 32)])
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("mobilenetv2_100", 64), pytest.param("resnet18", 64, marks=pytest.mark.slow), ("test_resnet.r160_in1k", 32)],
+)
 def test_an_image_has_the_same_features_in_whatever_batch(name: str, side: int) -> None:
     """Bit for bit: what is stored from one run is what another would compute."""
     backbone = Backbone(name, None, (side, side)).eval()
