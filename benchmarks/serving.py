@@ -140,16 +140,17 @@ def answered(port: int, request: bytes) -> tuple[int, bytes]:
 
 
 @contextmanager
-def served(model: Path) -> Iterator[tuple[int, int]]:
-    """Port and process id of a server that keeps no photos."""
+def served(model: Path, *given: str, verb: str = "serve") -> Iterator[tuple[int, int, Path]]:
+    """Port, process id and folder of a server with these settings."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "defectcls.serve", f"model={model}", "port=0", f"folder={folder}", "keep=none"]
-        process = subprocess.Popen([*command, f"hydra.run.dir={folder}/run"], stderr=subprocess.PIPE, text=True)
+        own = ("port=0", f"hydra.run.dir={folder}/run", f"folder={folder}", *given)
+        command = [sys.executable, "-m", f"defectcls.{verb}", f"model={model}", *own]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
         try:
-            told = next(line for line in process.stderr if "http://" in line)
+            told = next(found for line in process.stderr if (found := re.search(r"http://[^/ ]*:(\d+)", line)))
             threading.Thread(target=process.stderr.read, daemon=True).start()
-            yield int(told.split("http://")[1].split()[0].split(":")[1]), process.pid
+            yield int(told[1]), process.pid, Path(folder)
         finally:
             process.terminate()
             process.wait(60)
@@ -218,7 +219,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="CSV that the results are added to")
     given = parser.parse_args()
     rows = list[dict[str, float]]()
-    with served(given.model) as (port, process):
+    with served(given.model, "keep=none") as (port, process, _):
         _, told = answered(port, _post("/model", b"", method="GET"))
         about = json.loads(told)
         some = photos(tuple(about["image_size"]))

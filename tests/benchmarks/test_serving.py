@@ -15,7 +15,7 @@ from tests.deployment.exported import write
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    with served(write(tmp_path_factory.mktemp("model") / "part.onnx")) as (port, _):
+    with served(write(tmp_path_factory.mktemp("model") / "part.onnx")) as (port, _, _):
         yield port
 
 
