@@ -20,7 +20,7 @@ from defectcls.deployment.decisions import Keep, reason_of
 from defectcls.deployment.sinks import Sinks
 from defectcls.deployment.sources import Sources
 from defectcls.errors import UserError, explain, first_mistake
-from defectcls.settings import Device, Precision, Settings, Text
+from defectcls.settings import Text, TrainedSettings
 
 READ = 2**30
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -36,7 +36,7 @@ REQUESTS = prometheus.Counter("defectcls_requests", "Requests", ["status"])
 SECONDS = prometheus.Histogram("defectcls_seconds", "From a POST to its answer")
 
 
-class ServeSettings(Settings):
+class ServeSettings(TrainedSettings):
     """Of the verb, see conf/serve.yaml."""
 
     checkpoint: Path | None
@@ -51,7 +51,6 @@ class ServeSettings(Settings):
     audit_share: Share
     second_share: Share
     blind: bool
-    root: Path | None
     batch_size: PositiveInt
     deadline_ms: NonNegativeFloat
     max_mb: PositiveFloat
@@ -62,9 +61,6 @@ class ServeSettings(Settings):
     window: PositiveInt
     sources: Sources
     sinks: Sinks
-    imports: list[str]
-    device: Device
-    precision: Precision | None
 
     def model_post_init(self, _: Any) -> None:
         if self.checkpoint is not None and self.models:

@@ -27,7 +27,7 @@ from defectcls.deployment.door import ServeSettings
 from defectcls.deployment.line import REASONS, Line
 from defectcls.deployment.predictor import Predictor
 from defectcls.errors import did_you_mean
-from defectcls.evaluation.agreement import kappa
+from defectcls.evaluation.intervals import kappa
 from defectcls.evaluation.metrics import plain
 from defectcls.pages.photos import jpeg, overlay
 

@@ -1,9 +1,7 @@
 """The escape rate as it is now: people look at some of what was accepted, each photo drawn with a known chance.
 
-A photo weighs the inverse of its chance. Shares have a mid-p interval of weighted counts: that of Fay and Feuer
-(Statistics in Medicine 16, 1997) with the middle of Fay and Kim (Biometrical Journal 59, 2017), of betas instead of
-gammas. Of equal chances it is the mid-p interval of the binomial distribution; where none is found it ends at
-1 - 0.05^(1/n), and each photo counts as the rarest drawn would.
+A photo weighs the inverse of its chance. Where none is found, each photo counts as the rarest drawn would, and the
+interval of n photos of equal chances ends at 1 - 0.05^(1/n).
 """
 
 import math
@@ -13,9 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
-from scipy.special import betainc, expit
 
-from defectcls.evaluation.intervals import NOTHING, Interval
+from defectcls.evaluation.intervals import share_interval
 from defectcls.evaluation.metrics import plain
 from defectcls.evaluation.predictions import ACCEPT
 
@@ -43,37 +40,6 @@ def places(photos: Iterable[str]) -> np.ndarray:
 def drawn(photos: Iterable[str], chances: np.ndarray) -> np.ndarray:
     """Which photos are audited, bool (photos,): by the digest alone, so that every process draws the same ones."""
     return places(photos) < chances
-
-
-def share_interval(
-    hits: float, squares: float, heaviest: float, misses: float, weight: float = 1.0, level: float = 0.95
-) -> Interval:
-    """Of the share of hits among hits and misses; NaN where there are none of either.
-
-    Args:
-        hits: sum of their weights, 1 / chance, and `squares` of the squares.
-        heaviest: the largest weight that a hit could have had which was not drawn.
-        misses: how many there are, and `weight` of each in the mean.
-    """
-    if not hits and not misses:
-        return NOTHING
-    unseen = (squares + heaviest**2) / (hits + heaviest)  # the weight of one more
-
-    def below(odds: float, hits: float, squares: float, more: int) -> float:
-        """The probability that the odds of a hit are lower, given these hits, and the misses and `more`."""
-        size = squares / hits  # the weight of one
-        return float(betainc(hits / size, misses + more, odds / (odds + size / weight)))
-
-    def excess(logit: float, probability: float) -> float:
-        odds = math.exp(logit)
-        low = below(odds, hits, squares, 1) if hits else 1.0
-        high = below(odds, hits + unseen, squares + unseen**2, 0) if misses else 0.0
-        return (low + high) / 2 - probability
-
-    def limit(probability: float) -> float:
-        return float(expit(brentq(excess, -60, 60, (probability,))))
-
-    return limit((1 - level) / 2) if hits else 0.0, limit((1 + level) / 2) if misses else 1.0
 
 
 def audit(

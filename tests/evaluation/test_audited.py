@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy.stats import binom
 
-from defectcls.evaluation.audited import audit, chances, drawn, share_interval
-from defectcls.evaluation.intervals import proportion_interval
+from defectcls.evaluation.audited import audit, chances, drawn
+from defectcls.evaluation.intervals import proportion_interval, share_interval
 
 
 def test_the_nearer_to_the_threshold_the_likelier():

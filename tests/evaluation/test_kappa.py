@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from defectcls.evaluation.agreement import kappa
+from defectcls.evaluation.intervals import kappa
 
 
 def test_kappa_and_its_interval_by_hand() -> None:
