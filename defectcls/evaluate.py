@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 from defectcls.training.command import run_verb
 
 if TYPE_CHECKING:
-    from defectcls.settings import EvaluateSettings
+    from defectcls.evaluation.evaluate import EvaluateSettings
 
 
 def evaluate(config: dict[str, Any], folder: Path) -> None:
     """Write metrics.json, predictions.csv, the pictures and the report."""
-    from defectcls.settings import EvaluateSettings
+    from defectcls.evaluation.evaluate import EvaluateSettings, evaluate_table
 
     settings = EvaluateSettings(**config)
     if settings.audited is not None:
@@ -23,7 +23,6 @@ def evaluate(config: dict[str, Any], folder: Path) -> None:
     heat: dict[str, Any] = {}
     if settings.predictions is not None:
         from defectcls.data.splits import PARTS
-        from defectcls.evaluation.evaluate import evaluate_table
         from defectcls.evaluation.predictions import read_predictions
 
         table = settings.predictions

@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -332,28 +331,3 @@ class TrainedSettings(Settings):
     imports: list[str]
     device: Device
     precision: Precision | None
-
-
-class EvaluateSettings(TrainedSettings):
-    checkpoint: Path | None
-    predictions: Path | None
-    audited: Annotated[str, Text] | None
-    since: AwareDatetime
-    at_most: Inside
-    part: Literal["train", "val", "test", "all"] | None
-    augment: AugmentSettings
-    dataset: DatasetSettings | None
-    decision: DecisionSettings | None
-    update_checkpoint: bool
-    inspect: InspectSettings
-    seen: Literal["leave_out", "keep"]
-
-    def model_post_init(self, _: Any) -> None:
-        if (self.checkpoint is None) == (self.predictions is None):
-            raise ValueError("give checkpoint=<run folder> or predictions=<csv>, one of both")
-        if self.audited is not None and self.checkpoint is None:
-            raise ValueError(
-                "audited=<database or csv> needs checkpoint=<the .onnx file or run that accepted the photos>"
-            )
-        if self.update_checkpoint and (self.checkpoint is None or self.decision is None):
-            raise ValueError("update_checkpoint=true needs checkpoint=<run folder> and decision=<policy>")

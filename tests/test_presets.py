@@ -12,7 +12,8 @@ from defectcls.data.exchange import LabelsSettings
 from defectcls.data.synthetic import Synthetic
 from defectcls.deployment.gate import ExportSettings
 from defectcls.deployment.watching import PredictSettings
-from defectcls.settings import EvaluateSettings, TrainSettings, TuneSettings
+from defectcls.evaluation.evaluate import EvaluateSettings
+from defectcls.settings import TrainSettings, TuneSettings
 from defectcls.training.tuning import distributions_of
 from tests.conftest import command, composed
 
