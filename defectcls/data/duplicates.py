@@ -12,6 +12,7 @@ Three sieves, by products of matrices, each on what the one before lets through:
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -21,12 +22,26 @@ from scipy.ndimage import gaussian_filter, uniform_filter
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from defectcls.data.reading import HALF, THUMBNAIL, Images
+from defectcls.data.images import framed
 from defectcls.data.store import Rows
 from defectcls.data.threads import map_in_threads
 from defectcls.files import digest_of
 
+if TYPE_CHECKING:
+    from defectcls.data.reading import Images  # imports torch
+
 NO_PAIRS = np.zeros((0, 2), dtype=np.int64)
+
+THUMBNAIL = 128  # pixels of the square that twins are found by, whatever image_size a model sees
+FINEST = 256  # pixels of the side that twins are compared at, by a thumbnail of half of it
+LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # of red, green and blue, ITU-R BT.601
+COARSE = 6  # highest frequency of a spectrum, in cycles a frame: what a re-encoding leaves alone
+
+_DOWN, _ACROSS = np.r_[: COARSE + 1, -COARSE:0], np.arange(COARSE + 1)  # cycles a frame, in the order of `rfft2`
+_RADIUS = np.hypot(_DOWN[:, None], _ACROSS)
+_KEPT = (_RADIUS <= COARSE) & (_RADIUS >= 1)
+HALF = _KEPT & ((_ACROSS > 0) | (_DOWN[:, None] > 0))  # the frequencies that say all of a real image, each once
+_WINDOW = np.outer(np.hanning(THUMBNAIL + 2)[1:-1], np.hanning(THUMBNAIL + 2)[1:-1]).astype(np.float32)
 
 FURTHEST_SHIFT = 0.08  # of the frame's side
 NEAR, NEAR_AT_WORST = 0.94, 0.89  # `agreements` from which a pair is near-identical, overall and where it is least
@@ -83,7 +98,23 @@ def split_units(identical: np.ndarray, group: pd.Series | None, near: np.ndarray
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
-def near_identical_pairs(images: Images) -> np.ndarray:
+def fingerprint(upright: np.ndarray, shorter: int) -> tuple[int, np.ndarray, np.ndarray]:
+    """By which twins are found: pixels of the side that a photo is compared at, its grey values float32 (THUMBNAIL,
+    THUMBNAIL), and their coarse spectrum, complex64 of the shape of HALF.
+
+    Args:
+        upright: as `Opened.pixels` gives it, of a photo whose `shorter` side has so many pixels.
+    """
+    side = 2 ** round(np.log2(np.clip(shorter, 8, FINEST)))
+    grid = min(side, THUMBNAIL)
+    frame = framed(upright, (grid, grid), "squash", "bilinear")
+    frame = frame.repeat(THUMBNAIL // grid, 1).repeat(THUMBNAIL // grid, 2)
+    grey = np.tensordot(LUMINANCE, frame.astype(np.float32), 1)
+    windowed = (grey - (grey * _WINDOW).sum() / _WINDOW.sum()) * _WINDOW
+    return side, grey, np.where(_KEPT, fft.rfft2(windowed)[_DOWN[:, None], _ACROSS], 0) / _WINDOW.sum()
+
+
+def near_identical_pairs(images: "Images") -> np.ndarray:
     """(image, first of its twins) for every image but the first of near-identical ones, positions (pairs, 2).
 
     Of copies only the first is looked at. What is found of a set is remembered in the store of its images.
@@ -97,7 +128,7 @@ def near_identical_pairs(images: Images) -> np.ndarray:
         candidates = candidate_pairs(records["spectrum"][files])
         candidates[:, :2] = files[candidates[:, :2]]
         sides = records["side"][candidates[:, :2]].min(axis=1)
-        near = [_near(candidates[sides == side], side, images.thumbnails) for side in np.unique(sides)]
+        near = [near_of(candidates[sides == side], side, images.thumbnails) for side in np.unique(sides)]
         twin = first_of(split_units(np.arange(len(digests)), None, np.concatenate([NO_PAIRS, *near])))
         remembered.add(of_set, [twin])
     twin = remembered[remembered.find(of_set)][0]
@@ -177,7 +208,7 @@ def detail_of(grey: np.ndarray, scale: float) -> np.ndarray:
     return detail / np.hypot(contrast, NOISE)
 
 
-def _near(pairs: np.ndarray, side: int, thumbnails: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def near_of(pairs: np.ndarray, side: int, thumbnails: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Those pairs (pairs, 2) of candidates (candidates, 3) that are near-identical.
 
     The smaller image of each counts as `side` pixels; thumbnails are uint8 (images, THUMBNAIL, THUMBNAIL).

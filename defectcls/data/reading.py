@@ -12,10 +12,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from scipy import fft
 from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
+from defectcls.data.duplicates import HALF, THUMBNAIL, fingerprint
 from defectcls.data.images import DEPTHS, UnreadableImageError, decode, framed, open_photo, read_file
 from defectcls.data.shards import file_of
 from defectcls.data.store import Rows, Store
@@ -28,17 +28,6 @@ Place = Literal["off", "ram", "disk", "device"]
 
 AT_ONCE = 2**27  # bytes of pixels that are decoded before they are stored, and that go to a device together
 VERSION = 10  # of what is kept and how it is computed; to be raised when `decode` comes to give other pixels
-
-THUMBNAIL = 128  # pixels of the square that twins are found by, whatever image_size a model sees
-FINEST = 256  # pixels of the side that twins are compared at, by a thumbnail of half of it
-LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # of red, green and blue, ITU-R BT.601
-CYCLES = 6  # highest frequency of a spectrum, in cycles a frame: what a re-encoding leaves alone
-
-_DOWN, _ACROSS = np.r_[: CYCLES + 1, -CYCLES:0], np.arange(CYCLES + 1)  # cycles a frame, in the order of `rfft2`
-_RADIUS = np.hypot(_DOWN[:, None], _ACROSS)
-_KEPT = (_RADIUS <= CYCLES) & (_RADIUS >= 1)
-HALF = _KEPT & ((_ACROSS > 0) | (_DOWN[:, None] > 0))  # the frequencies that say all of a real image, each once
-_WINDOW = np.outer(np.hanning(THUMBNAIL + 2)[1:-1], np.hanning(THUMBNAIL + 2)[1:-1]).astype(np.float32)
 
 RECORD = np.dtype(
     [
@@ -177,13 +166,7 @@ class Images:
             pixels = framed(pixels, self.size, self.resize)
         except UnreadableImageError as error:
             return error
-        side = 2 ** round(np.log2(np.clip(min(opened.shape), 8, FINEST)))
-        grid = min(side, THUMBNAIL)
-        frame = framed(upright, (grid, grid), "squash", "bilinear")
-        frame = frame.repeat(THUMBNAIL // grid, 1).repeat(THUMBNAIL // grid, 2)
-        grey = np.tensordot(LUMINANCE, frame.astype(np.float32), 1)
-        windowed = (grey - (grey * _WINDOW).sum() / _WINDOW.sum()) * _WINDOW
-        spectrum = np.where(_KEPT, fft.rfft2(windowed)[_DOWN[:, None], _ACROSS], 0) / _WINDOW.sum()
+        side, grey, spectrum = fingerprint(upright, min(opened.shape))
         record = np.array((side, opened.paged, opened.file, opened.depth, grey.std(), spectrum), RECORD)
         return Photo(digest_of(content), record, grey.round().astype(np.uint8), pixels)
 

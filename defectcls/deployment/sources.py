@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from datetime import UTC, datetime
 from functools import partial
@@ -11,7 +12,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from defectcls.data.images import UnreadableImageError, read_file
+from defectcls.data.duplicates import FINEST, PLAIN, candidate_pairs, fingerprint, near_of
+from defectcls.data.images import UnreadableImageError, open_photo, read_file
 from defectcls.data.inputs import Photos
 from defectcls.data.samples import writable
 from defectcls.deployment.connections import Connection, ConnectionSettings, DifferentNames, Words
@@ -23,6 +25,7 @@ from defectcls.settings import Positive
 log = logging.getLogger(__name__)
 
 ANSWER_S = 10.0  # that a camera may take to answer, and until its next frame
+LATELY = 50  # photos that the next one is compared with, in up to 0.2 s of a core
 FRAME_S = 5.0  # that a trigger waits for a frame
 # Of FFmpeg's, those that open no other files that a file names, as playlists do.
 FORMATS = "mov,matroska,avi,asf,flv,mpegts,mpeg,mpegvideo,mjpeg,mpjpeg,h264,hevc,rtsp,rtp,sdp,v4l2"
@@ -87,16 +90,45 @@ def _judge_folder(
 def judge_listed(
     photos: Photos, label: str, decide: Decide, decisions: Decisions, _: threading.Event
 ) -> Generator[None]:
-    """Each photo of a list once, in its order, also across restarts; one that cannot be read is told."""
-    judged = decisions.judged(label)
+    """Each photo of a list once, in its order, also across restarts; one that cannot be read is told.
+
+    Of a folder, of which nobody has asked for one or the other, near twins are judged once, and told.
+    """
+    judged, lately = decisions.judged(label), Lately() if label.startswith("folder:") else None
     for name in photos.names:
         try:
             content = read_file(photos.root / name)
-            if (writable(name), digest_of(content)) not in judged:
+            if twin := lately and lately.twin_of(writable(name), content):
+                log.info("%s is left out: a near twin of %s", writable(name), twin)
+            elif (writable(name), digest_of(content)) not in judged:
                 decide([(writable(name), content)], label, None)
         except UnreadableImageError as error:
             log.warning("%s is left out: %s", writable(name), error)
         yield
+
+
+class Lately:
+    """The last photos, of which copies and near twins are told."""
+
+    def __init__(self) -> None:
+        self._known = deque[tuple[str, int, np.ndarray, np.ndarray]](maxlen=LATELY)
+
+    def twin_of(self, name: str, content: bytes) -> str:
+        """The name of one that this is a near twin of; or "", and if it can be read it is one of them from now on."""
+        try:
+            opened = open_photo(content, FINEST)
+            side, grey, spectrum = fingerprint(opened.pixels(opened.depth or "8"), min(opened.shape))
+        except UnreadableImageError:
+            return ""
+        names, sides, thumbnails, spectra = zip(*self._known, (name, side, grey.round(), spectrum), strict=True)
+        pairs = candidate_pairs(np.stack(spectra))
+        pairs = pairs[(pairs[:, 1] == len(self._known)) & (grey.std() >= PLAIN)]
+        for pair in pairs:
+            side = min(sides[pair[0]], sides[pair[1]])
+            if len(near_of(pair[None], side, lambda rows: np.stack([thumbnails[row] for row in rows]))):
+                return names[pair[0]]
+        self._known.append((name, side, grey.round(), spectrum))
+        return ""
 
 
 class CameraSource:

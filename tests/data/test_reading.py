@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from defectcls.data import reading
-from defectcls.data.duplicates import near_identical_pairs
+from defectcls.data.duplicates import COARSE, THUMBNAIL, near_identical_pairs
 from defectcls.data.images import decode
-from defectcls.data.reading import CYCLES, THUMBNAIL, Images, choose_place
+from defectcls.data.reading import Images, choose_place
 from defectcls.data.store import Rows
 from defectcls.errors import UserError
 from tests.data.test_datamodule import module
@@ -158,9 +158,9 @@ def test_a_record_tells_what_the_file_is(root: Path) -> None:
     window = np.outer(np.hanning(THUMBNAIL + 2)[1:-1], np.hanning(THUMBNAIL + 2)[1:-1])
     level = (grey * window).sum() / window.sum()
     rows, columns = np.mgrid[:THUMBNAIL, :THUMBNAIL] / THUMBNAIL
-    spectrum = np.zeros((2 * CYCLES + 1, CYCLES + 1), complex)
-    for down, across in ((down, across) for down in range(-CYCLES, CYCLES + 1) for across in range(CYCLES + 1)):
-        if 1 <= np.hypot(down, across) <= CYCLES:  # of -1 cycles down the last row, and so on
+    spectrum = np.zeros((2 * COARSE + 1, COARSE + 1), complex)
+    for down, across in ((down, across) for down in range(-COARSE, COARSE + 1) for across in range(COARSE + 1)):
+        if 1 <= np.hypot(down, across) <= COARSE:  # of -1 cycles down the last row, and so on
             wave = np.exp(-2j * np.pi * (down * rows + across * columns))
             spectrum[down, across] = ((grey - level) * window * wave).sum() / window.sum()
     assert np.allclose(images.records["spectrum"][0], spectrum, atol=2e-3 * np.abs(spectrum).max())

@@ -21,9 +21,10 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.exc import OperationalError
 
+from defectcls.data.inputs import Photos
 from defectcls.deployment import sources
 from defectcls.deployment.door import ServeSettings
-from defectcls.deployment.sources import Sources, sources_of
+from defectcls.deployment.sources import Sources, judge_listed, sources_of
 from defectcls.errors import UserError, explain
 from tests.conftest import composed
 from tests.deployment.conftest import free_port
@@ -474,3 +475,23 @@ def test_a_trigger_over_http_is_one_decision(line: SmallLine, camera: Camera, tm
         assert len(line.photos) == 1
         assert client.get("/health").json()["sources"]["camera:it"]["judged"] == 1
         assert client.post("/trigger/that").json() == {"error": "there is no camera 'that': there are it"}
+
+
+def test_of_near_twins_in_a_folder_one_is_asked_about(line: SmallLine, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    photos = [Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).resize((128, 128), 3) for _ in range(3)]
+    for number, photo in enumerate(photos):
+        photo.save(tmp_path / f"{number}.png")
+    photos[0].save(tmp_path / "0_again.jpg", quality=90)
+    darker = photos[1].point(lambda value: 0.9 * value + 10)
+    darker.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "2_a.png")
+    for name in ("3.png", "4.png"):
+        Image.new("RGB", (40, 40), (90, 90, 90)).save(tmp_path / name)  # on which there is nothing to compare
+    (tmp_path / "5.png").write_bytes(b"none")
+    names = sorted(file.name for file in tmp_path.glob("*.*g"))
+    given = Photos(tmp_path, names, {}), "folder:photos", line.decide, line.decisions, threading.Event()
+    for _ in range(2):  # a second start finds all done
+        assert len([*judge_listed(*given)]) == len(names)
+        assert [one["name"] for one in line.decisions.after(0, 99)] == [f"{number}.png" for number in range(6)]
+    [*judge_listed(given[0], "doubted:photos", *given[2:])]  # somebody has asked for each
+    assert [one["name"] for one in line.decisions.after(6, 99)] == names
