@@ -16,6 +16,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -111,6 +112,20 @@ def space_of(words: list[str]) -> list[str]:
     rest = [word for word, one in parsed if not one.is_sweep_override()]
     entries = ",".join(f"{key}:{quoted(value)}" for key, value in searched.items())
     return [*rest, *[f"++space={{{entries}}}"] * bool(entries)]
+
+
+def swept(word: str, intervals: bool) -> Any:
+    """Of `key=<several values>` each as one types it; of an interval, where there may be one, its start, end and tags.
+
+    Raises:
+        ValueError: it has one value, or is none of Hydra's grammar.
+    """
+    try:
+        override = OverridesParser.create().parse_override(word)
+        sweep = override.value()
+        return sweep if intervals and isinstance(sweep, IntervalSweep) else [*override.sweep_string_iterator()]
+    except HydraException as error:
+        raise ValueError(str(error)) from error
 
 
 def _is_further(word: str) -> bool:

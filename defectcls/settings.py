@@ -26,10 +26,10 @@ def _as_frame(given: Any) -> Any:
 
 def _as_addresses(given: Any) -> list[str]:
     addresses = [] if given is None else [str(one) for one in (given if isinstance(given, list | tuple) else [given])]
-    return [*map(_without_password, addresses)]
+    return [*map(without_password, addresses)]
 
 
-def _without_password(address: str) -> str:
+def without_password(address: str) -> str:
     if re.search("://[^/@]*:[^/]*@|[?&]password=", address):
         raise ValueError("a run keeps what is typed: leave the password to a file such as ~/.pgpass")
     return address
@@ -307,21 +307,6 @@ class RaySettings(Settings):
     address: Annotated[str, Text] | None
     num_cpus: Positive
     num_gpus: NonNegative
-
-
-class TuneSettings(TrainSettings):
-    n_trials: PositiveInt
-    space: dict[str, Annotated[str, Text]]
-    sampler: Literal["tpe", "gp", "random", "grid"]
-    objectives: Annotated[list[Annotated[str, Field(pattern="^(val/.+|ms_per_photo)$")]], Field(min_length=1)]
-    prune: bool
-    finalists: PositiveInt
-    seeds: PositiveInt
-    study: Annotated[str, Text]
-    storage: Annotated[str, AfterValidator(_without_password)] | None
-    lease_s: Positive
-    ray: RaySettings
-    workers: PositiveInt
 
 
 class TrainedSettings(Settings):

@@ -10,7 +10,7 @@ from defectcls.training.command import run_verb
 
 def tune(config: dict[str, Any], folder: Path) -> None:
     """Do trials until there are enough; then the best, an ordinary run, judges the photos that were set aside."""
-    from defectcls.settings import TuneSettings
+    from defectcls.training.tuning import Study, TuneSettings, take_part
 
     settings = TuneSettings(**config)
     if settings.trainer.strategy != "auto":
@@ -21,7 +21,6 @@ def tune(config: dict[str, Any], folder: Path) -> None:
     from defectcls.pages.render import print_page, write_page
     from defectcls.pages.study import study_page, study_pictures
     from defectcls.training.results import finished_metrics
-    from defectcls.training.tuning import Study, place, take_part
 
     study, metrics = Study(settings, folder), None
     try:
@@ -29,8 +28,9 @@ def tune(config: dict[str, Any], folder: Path) -> None:
             study.run()
         else:
             on_ray(do_job, [("tune", config, folder, JOB[1:], False, take_part)] * settings.workers, settings.ray)
-        best = study.best()
-        with locked(best.folder / "job.lock", f"trial {best.number} is being done by another process"):
+        number = study.summary()["best"]
+        best = study.task((number, 0), study.ranked()[0][number].params)
+        with locked(best.folder / "job.lock", f"trial {number} is being done by another process"):
             do_job(best.verb, best.config, best.folder, best.arguments, alone=False)
             metrics = finished_metrics(best.folder)
     finally:
@@ -38,7 +38,7 @@ def tune(config: dict[str, Any], folder: Path) -> None:
             summary = study.summary() | {"test": metrics and metrics["test"]}
             with written_whole(folder / "study.json") as unfinished:
                 unfinished.write_text(json.dumps(summary, indent=2), encoding="utf-8")
-            pictures = study_pictures(study.study, sorted(ranked, key=place), study.names)
+            pictures = study_pictures([one for _, one in sorted(ranked.items())], study.ways, study.names)
             page = study_page(summary, pictures, metrics, job_command())
             write_page(page, folder / "study.html")
             print_page(page, folder / "study.html")

@@ -1,13 +1,13 @@
 """The page of a study: its trials, the best first, what they depend on, and what the best says of new photos."""
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import matplotlib.pyplot as plt
 import optuna.visualization.matplotlib as drawing
-from optuna import Study, create_study
+import pandas as pd
+from optuna import create_study
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, create_trial
 
@@ -24,57 +24,62 @@ NOTE = (
 
 def study_page(summary: dict[str, Any], pictures: Sequence[Picture], test: dict[str, Any] | None, command: str) -> Page:
     """The page of study.json; `test` are the metrics of the best, with what was set aside, once it is measured."""
-    names, points = summary["objectives"], [one for one in summary["trials"] if one["repeat"] == 0]
-    rows, settings, columns = [], {}, [*names, "ms_per_photo", "seconds"]
-    for place, one in enumerate(points):
-        values = {key: f"{one[key]:.3g}" if isinstance(one[key], float) else one[key] for key in summary["keys"]}
-        settings[one["trial"]] = said = ", ".join(f"{key}={value}" for key, value in values.items())
-        state = one["error"] or one["state"] + ", on the front" * (len(names) > 1 and place < summary["front"])
-        rows.append([one["trial"], *(number(one[column]) for column in columns), said, state])
-    best = next(one for one in points if one["trial"] == summary["best"])
-    finalists = []
+    names, keys, best, finalists = summary["objectives"], summary["keys"], summary["best"], []
+    points = pd.DataFrame(summary["trials"]).query("repeat == 0").set_index("trial")
+    rows = points[[*dict.fromkeys([*names, "ms_per_photo", "seconds"])]].map(number)
+    rows[keys] = points[keys].map(lambda value: f"{value:.3g}" if isinstance(value, float) else str(value))
+    front = [", on the front" * (len(names) > 1 and place < summary["front"]) for place in range(len(points))]
+    rows["state"] = points["error"].fillna(points["state"] + front)
     for one in summary["finalists"]:
         mean, std, low, high = (number(one[key]) for key in ("mean", "std", "low", "high"))
-        report = f"trials/{best['trial']}/0/report.html" if test and one["trial"] == best["trial"] else ""
-        reached = f"{mean} ± {std} of {one['n']:.0f}\n{low} to {high}"
-        finalists.append([Cell(str(one["trial"]), address=report), reached, settings[one["trial"]]])
-    counts = Counter(one["state"] for one in points)
+        report = f"trials/{best}/0/report.html" if test and one["trial"] == best else ""
+        reached = f"{mean} ± {std} of {one['n']:.0f}\n{low} to {high}" if one["n"] > 1 else mean
+        finalists.append([Cell(str(one["trial"]), address=report), reached, *rows.loc[one["trial"], keys]])
+    counts = ", ".join(f"{count} {state}" for state, count in points["state"].value_counts().items())
+    again = summary["drawn"] - len(points)
     told = [
-        f"{plural(len(points), 'trial')}: {', '.join(f'{count} {state}' for state, count in counts.items())}.",
-        f"Best: trial {best['trial']}, {settings[best['trial']]}.",
-        f"It takes {number(best['ms_per_photo'])} ms a photo here, and {number(best['seconds'], 0)} s of training.",
+        f"{plural(len(points), 'trial')}: {counts}{f'; {again} were drawn again' * bool(again)}.",
+        f"Best: trial {best}, {', '.join(f'{key}={rows.loc[best, key]}' for key in keys)}.",
+        f"It takes {rows.loc[best, 'ms_per_photo']} ms a photo here, and {rows.loc[best, 'seconds']} s of training.",
     ]
-    if counts["pruned"]:
-        planned, done = (sum(one[key] or 0 for one in points) for key in ("planned", "epochs"))
-        told += [f"Trials that ended early saved {percent(1 - done / planned)} of the epochs."]
+    if "pruned" in counts:
+        saved = 1 - points["epochs"].sum() / points["planned"].sum()
+        told += [f"Trials that ended early saved {percent(saved)} of the epochs."]
     told += ["On photos that no trial saw:", *verdict(test)] if test else ["It has not judged what was set aside yet."]
+    best_few = Table(finalists, ["trial", names[0], *keys], terminal=True)
     blocks = [
         Text(*told, look="verdict", terminal=True),
-        Section("The best, with further seeds", Table(finalists, ["trial", names[0], "setting"], terminal=True)),
+        Section("The best, with further seeds", best_few),
         Section("What it depends on", *pictures, Text(NOTE, look="note")),
-        Section("The trials, best first", Table(rows, ["trial", *columns, "setting", "state"])),
+        Section("The trials, best first", Table(rows.reset_index().to_numpy().tolist(), ["trial", *rows.columns])),
         Section("To repeat", Text(command, look="code")),
     ]
     return Page("Study", summary["study"], blocks)
 
 
-def study_pictures(study: Study, trials: Sequence[FrozenTrial], names: list[str]) -> list[Picture]:
-    """Optuna's own, of these trials in this order by the first number; and of two numbers the Pareto front."""
-    points = create_study(direction=study.directions[0])
+def study_pictures(trials: Iterable[FrozenTrial], ways: Any, names: list[str]) -> list[Picture]:
+    """Optuna's own, of these trials in this order, by the first number; and of two numbers the Pareto front."""
+    study, both = create_study(directions=ways[:1]), create_study(directions=ways)
     for one in trials:
-        points.add_trial(create_trial(params=one.params, distributions=one.distributions, value=one.values[0]))
+        known: Any = {"params": one.params, "distributions": one.distributions}
+        study.add_trial(create_trial(value=one.values[0], **known))
+        both.add_trial(create_trial(values=one.values, **known))
     first: Any = {"target_name": names[0]}
-    importances = {"evaluator": FanovaImportanceEvaluator(seed=0)} | first
-    ways: dict[str, Callable[[], Any]] = {
-        "each trial, and the best until then": lambda: drawing.plot_optimization_history(points, **first),
-        f"what explains {names[0]}": lambda: drawing.plot_param_importances(points, **importances),
-        "each trial a line, the darker the better": lambda: drawing.plot_parallel_coordinate(points, **first),
+    least: Any = first | {"evaluator": FanovaImportanceEvaluator(seed=0)}
+    pictures: dict[str, Callable[[], Any]] = {
+        f"{names[0]} of each trial, and the best until then": lambda: drawing.plot_optimization_history(study, **first),
+        f"what explains {names[0]}": lambda: drawing.plot_param_importances(study, **least),
+        "each trial a line, the darker the better": lambda: drawing.plot_parallel_coordinate(study, **first),
     }
     if len(names) == 2:
-        ways["red: none betters both"] = lambda: drawing.plot_pareto_front(study, target_names=names)
+        pictures["red: no other betters it in both"] = lambda: drawing.plot_pareto_front(both, target_names=names)
     drawn = []
-    for number_of, (words, draw) in enumerate(ways.items()):
+    for place, (words, draw) in enumerate(pictures.items()):
         with plt.rc_context({"savefig.bbox": "tight"}), suppress(ValueError, RuntimeError):  # of too few, all alike
-            drawn.append(Picture(png(draw().figure), f"study_{number_of}", words))
+            (figure := draw().figure).set_size_inches(7.2, 3.2)
+            for axes in figure.axes:
+                axes.set(facecolor="white", title="")
+            figure.axes[0].set_title(words, fontsize=10)
+            drawn.append(Picture(png(figure), f"study_{place}", words))
         plt.close("all")
     return drawn

@@ -4,8 +4,9 @@
         study.log                       Optuna's journal, where `storage` names no database
         trials/<number>/<repeat>/       a job as a sweep has it; repeat 0 is the trial, others are of further seeds
 
-Who does a trial gives signs of life. One without them is told as failed, without an error, and a copy waits for whoever
-is next, who finds in its folder how far it came.
+Who does a trial gives signs of life, as Optuna itself has them for databases only. A trial without them is told as
+failed, without an error, and a copy waits for whoever is next. A point that is asked again, as a copy or by chance,
+keeps its first number, and so its folder, which knows how far it came.
 """
 
 import io
@@ -14,40 +15,63 @@ import math
 import re
 import time
 import warnings
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
+from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import optuna
 import pandas as pd
+from optuna import samplers
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from pydantic import AfterValidator, Field, PositiveInt
 
 from defectcls.arguments import RUN_DIR, UNRECORDED, quoted
-from defectcls.config import compose, flat, job_overrides, plain
+from defectcls.config import compose, flat, job_overrides, plain, swept
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.shards import file_of
 from defectcls.errors import UserError, one_line
 from defectcls.evaluation.metrics import METRICS, records
 from defectcls.evaluation.sweeps import over_seeds
 from defectcls.files import digest_of
-from defectcls.settings import TuneSettings
+from defectcls.settings import Positive, RaySettings, Text, TrainSettings, without_password
 from defectcls.training.jobs import PRUNED, Task, run_job
 from defectcls.training.results import objective_of, versions
 from defectcls.training.search import COST, try_once
-from defectcls.training.space import OWN, distributions_of, sampler_of
 
 log = logging.getLogger(__name__)
 
+
+class TuneSettings(TrainSettings):
+    n_trials: PositiveInt
+    space: dict[str, Annotated[str, Text]]
+    sampler: Literal["tpe", "gp", "random", "grid"]
+    objectives: Annotated[list[Annotated[str, Field(pattern="^(val/.+|ms_per_photo)$")]], Field(min_length=1)]
+    prune: bool
+    finalists: PositiveInt
+    seeds: PositiveInt
+    study: Annotated[str, Text]
+    storage: Annotated[str, AfterValidator(without_password)] | None
+    lease_s: Positive
+    ray: RaySettings
+    workers: PositiveInt
+
+
+OWN = {*TuneSettings.model_fields, "search"} - {*TrainSettings.model_fields} | {"resume"}  # no keys of a trial
+IN_COMMON = (*OWN, "dataset", "target", "evaluation", "decision", "seed", "logger", "hydra", "imports", "objective")
 MAY_CHANGE = (  # while a study goes on, or from machine to machine
     *("n_trials", "finalists", "seeds", "storage", "study", "lease_s", "resume", "logger.", "trainer.", "inspect."),
     *("dataset.root", "dataset.cache", "ray.", "workers"),
 )
-TOLD = (COST, "seconds", "epochs", "planned", "error", "same_as")  # of a trial, beside its numbers
 OVER = (optuna.exceptions.UpdateFinishedTrialError, ValueError)  # a trial that another process has told of, or taken up
 RUNNING, WAITING, COMPLETE, FAIL = TrialState.RUNNING, TrialState.WAITING, TrialState.COMPLETE, TrialState.FAIL
+
+Place = tuple[int, int]  # the number of a trial, and which repeat
 
 
 def open_storage(address: str | None, folder: Path) -> Any:
@@ -68,9 +92,29 @@ def open_storage(address: str | None, folder: Path) -> Any:
         raise UserError(f"storage={address or journal} cannot be used ({one_line(error)}): {known}") from error
 
 
-def place(trial: Any) -> tuple[int, int]:
-    """The number that a trial is known by, and which repeat it is."""
-    return trial.user_attrs.get("job", trial.number), trial.user_attrs.get("repeat", 0)
+def distributions_of(space: dict[str, str], discrete: bool) -> dict[str, Any]:
+    """What Optuna draws from: `interval(…)` of Hydra's grammar, or else the values of `choice(…)`, `a,b`, `range(…)`.
+
+    Raises:
+        UserError: nothing is left to choose, a key that all trials have in common, or a value that is none of these.
+    """
+    found: dict[str, Any] = {}
+    for key, value in space.items():
+        if re.split("[.@/]", key.lstrip("+"))[0] in IN_COMMON:
+            raise UserError(f"{key}={value} is not to be searched, as trials have it in common: give one value")
+        try:
+            sweep = swept(f"{key}={value}", not discrete)
+            if isinstance(sweep, list):
+                found[key] = CategoricalDistribution(sweep)
+            else:
+                kind: Any = IntDistribution if isinstance(sweep.start, int) else FloatDistribution
+                found[key] = kind(sweep.start, sweep.end, log="log" in sweep.tags)
+        except ValueError as error:
+            ways = "choice(a,b), range(1,9,2)" + ", interval(0,1), tag(log,interval(1e-5,1e-3))" * (not discrete)
+            raise UserError(f"space has {key}={value} ({one_line(error)}), and takes {ways}") from error
+    if not found:
+        raise UserError("there is nothing to search: add image_size=choice(224,448), or search=probe")
+    return found
 
 
 def epochs_of(folder: Path) -> pd.DataFrame:
@@ -92,19 +136,17 @@ class Study:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.settings, self.folder, self.names = settings, folder, settings.objectives
-        self.wanted, split, grid = settings.n_trials, settings.dataset.split, settings.sampler == "grid"
         self.typed = [word for word in job_overrides() if re.split("[.=]", word.lstrip("+"))[0] not in OWN]
         given = {word.partition("=")[0] for word in self.typed}
         space = {key: value for key, value in settings.space.items() if key not in given}
-        self.space = distributions_of(space, grid)
-        if grid:
+        self.space, self.wanted = distributions_of(space, settings.sampler == "grid"), settings.n_trials
+        if settings.sampler == "grid":
             self.wanted = min(self.wanted, math.prod(len(one.choices) for one in self.space.values()))
         for name in {*self.names} - {COST}:
             objective_of({}, name)  # a typo is told now
         self.less = [name == COST or METRICS[name.removeprefix("val/")].less_is_better for name in self.names]
         self.ways: Any = ["minimize" if less else "maximize" for less in self.less]
-        self.prunes = settings.prune and len(self.less) == 1 and not settings.finetune.solves
-        data = DefectDataModule.from_settings(settings)
+        data, split = DefectDataModule.from_settings(settings), settings.dataset.split
         data.prepare_data()
         photos = data.sample_table()
         published = split.published and "test" in set(photos.get("split", []))
@@ -113,13 +155,14 @@ class Study:
         dealt = settings.seed if split.seed is None else split.seed
         self.held_out = [f"dataset.split.folds={'null' if published else split.folds}", f"dataset.split.seed={dealt}"]
         first = {key: one.choices[0] if hasattr(one, "choices") else one.low for key, one in self.space.items()}
-        self.task(create_trial(params=first, distributions=self.space, values=[0.0] * len(self.less)))  # and one here
+        self.task((0, 0), first)  # an unknown key is told now
         photos["bytes"] = [Path(file_of(f"{data.root}/{path}")).stat().st_size for path in photos["path"]]
         about = {"version": versions().get("defectcls"), "photos": digest_of(photos.to_csv(index=False).encode()).hex()}
         now = flat(settings.model_dump(mode="json") | {"space": space} | about)
         now = {key: value for key, value in now.items() if not key.startswith(MAY_CHANGE)}
         known: Any = {"storage": open_storage(settings.storage, folder), "study_name": settings.study}
         self.study = optuna.create_study(**known, directions=self.ways, load_if_exists=True)
+        self.study.stop = lambda: None  # type: ignore[method-assign]  # a grid would call it: here, who asks counts
         if (then := self.study.user_attrs.get("begun")) is None:
             self.study.set_user_attr("begun", then := now)
         for key in (key for key in then | now if then.get(key) != now.get(key)):
@@ -127,36 +170,37 @@ class Study:
             told = f"{key}: {then.get(key)}, and here it is {now.get(key)}"
             raise UserError(f"study={settings.study} was begun with {told}; make it the same, or take {other}")
         self._signs: dict[tuple[int, Any], float] = {}  # since when each sign of life of a trial is known
+        self._begun = time.monotonic(), len(self.trials())
 
-    def task(self, trial: Any) -> Task:
-        """The job that a trial is; photos that are set aside are the same for all. A UserError of an unknown key."""
-        (job, repeat), folder, logger = place(trial), self.folder_of(trial), self.settings.logger
-        words = [*self.typed, *self.held_out, f"seed={self.settings.seed + repeat}"]
-        words += [f"{key}={value}" for key, value in trial.params.items()]
+    def task(self, place: Place, params: dict[str, Any]) -> Task:
+        """The job of a trial; photos that are set aside are the same for all. A UserError of an unknown key."""
+        folder, logger = self.folder.joinpath("trials", *map(str, place)), self.settings.logger
+        words = [*self.typed, *self.held_out, f"seed={self.settings.seed + place[1]}"]
+        words += [f"{key}={value}" for key, value in params.items()]
         config = plain(compose(*words))
         config["logger"] |= {"group": logger.group or str(self.folder), "job_type": logger.job_type}
         file = {"class": "logging.FileHandler", "filename": str(folder / "train.log")}
         logs = {"version": 1, "handlers": {"file": file}, "root": {"level": "INFO", "handlers": ["file"]}}
         again = [*words, f"{RUN_DIR}={quoted(str(folder))}", UNRECORDED]
-        searched = {key.replace(".", "/"): value for key, value in trial.params.items()}  # W&B takes a dot for a path
+        searched = {key.replace(".", "/"): value for key, value in params.items()}  # W&B takes a dot for a path
         about = {"searched": searched, "objectives": dict(zip(self.names, self.ways, strict=True))}
-        return Task("train", job, folder, words, config, again, logs, partial(try_once, about=about))
+        return Task("train", place[0], folder, words, config, again, logs, partial(try_once, about=about))
 
-    def folder_of(self, trial: Any) -> Path:
-        """Where a trial is done, on the machine that does it."""
-        return self.folder.joinpath("trials", *map(str, place(trial)))
+    def trials(self) -> list[tuple[Place, FrozenTrial]]:
+        """All but those that another process took up, or that were one too many."""
+        first: dict[Any, int] = {}
+        every = self.study.get_trials(deepcopy=False)
+        places = [(first.setdefault(frozenset(one.params.items()), one.number), _repeat(one)) for one in every]
+        alive = [one.state != FAIL or "told" in one.user_attrs for one in every]
+        return list(compress(zip(places, every, strict=True), alive))
 
-    def trials(self, repeats: bool = True) -> list[FrozenTrial]:
-        """All but those that another process took up, or that were one too many; with or without the further seeds."""
-        every = [one for one in self.study.get_trials(deepcopy=False) if one.state != FAIL or "error" in one.user_attrs]
-        return [one for one in every if repeats or place(one)[1] == 0]
-
-    def ranked(self) -> tuple[list[FrozenTrial], int]:
+    def ranked(self) -> tuple[dict[int, FrozenTrial], int]:
         """Each point that has its numbers; first those that none betters in all of them, so many, then by the first."""
-        done = [one for one in self.trials(False) if one.state == COMPLETE and "same_as" not in one.user_attrs]
-        costs = np.array([one.values for one in done]).reshape(-1, len(self.less)) * np.where(self.less, 1, -1)
+        done = {place[0]: one for place, one in self.trials() if place[1] == 0 and one.state == COMPLETE}
+        costs = np.array([one.values for one in done.values()]).reshape(-1, len(self.less)) * np.where(self.less, 1, -1)
         behind = np.array([any((other <= one).all() and (other < one).any() for other in costs) for one in costs], bool)
-        return [done[row] for row in np.lexsort((costs[:, 0], behind))], int((~behind).sum())
+        ranked = np.array([*done], int)[np.lexsort((costs[:, 0], behind))]
+        return {number: done[number] for number in ranked.tolist()}, int((~behind).sum())
 
     def run(self) -> None:
         """Do trials until there are as many as are wanted, then further seeds of the best; wait for what others do."""
@@ -164,102 +208,93 @@ class Study:
             for one in self.study.get_trials(deepcopy=False, states=(RUNNING,)):
                 known_since = self._signs.setdefault((one.number, one.user_attrs.get("sign")), time.monotonic())
                 if time.monotonic() - known_since > self.settings.lease_s:
-                    self._hand_on(one)
-            states = {one.state for one in self.trials()}
-            if len(self.trials(repeats=False)) < self.wanted or WAITING in states:
-                if (trial := self._ask()) is not None:
-                    self._do(trial)
+                    self._hand_on(one.number)
+            places, states = [place for place, _ in self.trials()], {one.state for _, one in self.trials()}
+            if _drawn(places) < self.wanted or WAITING in states:
+                self._next()
             elif RUNNING in states:
                 time.sleep(1)
             else:
-                best, known = self.ranked()[0][: self.settings.finalists], {place(one) for one in self.trials()}
-                every = [(one, repeat) for repeat in range(1, self.settings.seeds) for one in best]
-                missing = [(one, repeat) for one, repeat in every if (place(one)[0], repeat) not in known]
-                if not missing:
+                best = [*self.ranked()[0].items()][: self.settings.finalists]
+                every = [(number, one, repeat) for repeat in range(1, self.settings.seeds) for number, one in best]
+                if not (missing := [each for each in every if (each[0], each[2]) not in places]):
                     return
-                for one, repeat in missing:
+                for _, one, repeat in missing:
                     self._add(one, repeat)
 
-    def _hand_on(self, trial: Any) -> None:
+    def _hand_on(self, number: int) -> None:
         """Have it done again, by whoever asks next."""
         with suppress(*OVER):
-            self.study.tell(trial.number, state=FAIL)
-            self._add(self.study.get_trials(deepcopy=False)[trial.number], place(trial)[1])
+            self.study.tell(number, state=FAIL)
+            self._add(one := self.study.get_trials(deepcopy=False)[number], _repeat(one))
 
     def _add(self, trial: FrozenTrial, repeat: int) -> None:
         known: Any = {"params": trial.params, "distributions": trial.distributions, "system_attrs": trial.system_attrs}
-        about = {"job": place(trial)[0], "repeat": repeat}
-        self.study.add_trial(create_trial(state=WAITING, user_attrs=about, **known))
+        self.study.add_trial(create_trial(state=WAITING, user_attrs={"repeat": repeat}, **known))
 
-    def _ask(self) -> optuna.Trial | None:
-        """What to do next; None where that is known by now, or somebody else does it."""
-        asked = len(self.study.get_trials(deepcopy=False))
-        self.study.sampler = sampler_of(self.settings.sampler, self.space, self.settings.seed, asked)
+    def _next(self) -> None:
+        """Do what is to be done next, unless somebody else does it meanwhile."""
+        if self.settings.sampler == "grid":
+            grid = {key: one.choices for key, one in self.space.items()}
+            self.study.sampler = samplers.GridSampler(grid, self.settings.seed)
+        else:  # it goes on otherwise than it began, and as if nothing had stopped it
+            kinds: Any = {"gp": samplers.GPSampler, "random": samplers.RandomSampler, "tpe": samplers.TPESampler}
+            asked = len(self.study.get_trials(deepcopy=False))
+            self.study.sampler = kinds[self.settings.sampler](seed=self.settings.seed + asked)
         trial = self.study.ask(self.space)
-        before = [one for one in self.trials() if one.number < trial.number]
-        points = [one for one in before if place(one)[1] == 0]
-        known = [one for one in points if one.state == COMPLETE and one.params == trial.params]
-        if place(trial) in map(place, before) or (place(trial)[1] == 0 and len(points) >= self.wanted):
+        *before, place = (place for place, one in self.trials() if one.number <= trial.number)
+        if place in before if place[1] else _drawn(before) >= self.wanted:
             self.study.tell(trial, state=FAIL)
-        elif known and place(trial)[1] == 0:
-            trial.set_user_attr("same_as", place(known[0])[0])
-            self.study.tell(trial, known[0].values)
         else:
-            return trial
-        return None
+            self._do(trial, place)
 
-    def _do(self, trial: optuna.Trial) -> None:
+    def _do(self, trial: optuna.Trial, place: Place) -> None:
         """The trial as a job; what came of it is told."""
-        folder, self._signed, self._told = self.folder_of(trial), time.monotonic(), 0
-        folder.mkdir(parents=True, exist_ok=True)
-        about: dict[str, Any] = {}
-        values: Any = None
-        state = FAIL
+        self._signed, self._reported, state = time.monotonic(), 0, FAIL
         try:
-            task = self.task(trial)
-            done = run_job(task, lambda: self._watch(trial))
-            about = done["objective"] or {}
-            about["planned"] = sum(stage["epochs"] for stage in task.config["finetune"]["stages"].values() if stage)
+            task = self.task(place, trial.params)
+            task.folder.mkdir(parents=True, exist_ok=True)
+            done = run_job(task, lambda: self._watch(trial, task))
+            told = done["objective"] or {"error": done["error"]}
+            told["planned"] = sum(stage["epochs"] for stage in task.config["finetune"]["stages"].values() if stage)
+            told["epochs"] = len(epochs_of(task.folder))
             if done["status"] == PRUNED:
                 state = TrialState.PRUNED
-            elif None in (reached := [about.get(name) for name in self.names]):
-                about["error"] = done["error"] or f"{', '.join(self.names)}: not defined for these photos"
+            elif all(told.get(name) is not None for name in self.names):
+                state = COMPLETE
             else:
-                values, state = reached, COMPLETE
+                told["error"] = done["error"] or f"{', '.join(self.names)}: not defined for these photos"
         except UserError as error:
-            about["error"] = str(error)
+            told = {"error": str(error)}
         except BaseException:
-            self._hand_on(trial)
+            self._hand_on(trial.number)
             raise
-        about["epochs"] = len(epochs_of(folder))
         with suppress(*OVER):
-            for key in about.keys() & {*TOLD}:
-                trial.set_user_attr(key, about[key])
-            self.study.tell(trial, values, state)
-        every, best = self.trials(), self.ranked()[0][:1]
-        finished = [one for one in every if one.state.is_finished()]
-        left = self.wanted + self.settings.finalists * (self.settings.seeds - 1) - len(finished)
-        seconds = sum(one.duration.total_seconds() for one in finished if one.duration) / max(1, len(finished))
-        minutes = left * seconds / (1 + sum(one.state == RUNNING for one in every)) / 60
-        said = [f"trial {place(one)[0]}, {self.names[0]} {one.values[0]:.4g}" for one in best] or ["none"]
-        log.info("%d done, at most %d to do in %.1f min; best so far: %s", len(finished), left, minutes, *said)
+            trial.set_user_attr("told", told)
+            self.study.tell(trial, [told[name] for name in self.names] if state == COMPLETE else None, state)
+        finished = sum(one.state.is_finished() for _, one in self.trials())
+        left = self.wanted + self.settings.finalists * (self.settings.seeds - 1) - finished
+        minutes = left * (time.monotonic() - self._begun[0]) / max(1, finished - self._begun[1]) / 60
+        best = [f"trial {at}, {self.names[0]} {one.values[0]:.4g}" for at, one in self.ranked()[0].items()] or ["none"]
+        log.info("%d done, at most %d to do in %.1f min; best so far: %s", finished, left, minutes, best[0])
 
-    def _watch(self, trial: optuna.Trial) -> bool:
+    def _watch(self, trial: optuna.Trial, task: Task) -> bool:
         """Give a sign of life and tell of the epochs; whether the trial is to end for what they are."""
         try:
             if time.monotonic() - self._signed > self.settings.lease_s / 4:
                 self._signed = time.monotonic()
                 trial.set_user_attr("sign", self._signed)
-            if not self.prunes or (rows := epochs_of(self.folder_of(trial))[self._told :]).empty:
+            if not self.settings.prune or len(self.names) > 1 or task.folder.name != "0":
                 return False
-            self._told += len(rows)
-            column = "val/calibrated_loss" if self.less[0] else "val/auroc"  # for an objective that no epoch has
-            column = self.names[0] if self.names[0] in rows else column
-            for epoch, value in zip(rows["epoch"], rows[column], strict=True):
+            new = epochs_of(task.folder)[self._reported :]
+            self._reported += len(new)
+            for epoch, value in zip(
+                new["epoch"], new.get(self.names[0], ()), strict=False
+            ):  # epochs know not every number
                 trial.report(value, int(epoch))
-            return trial.should_prune()
+            return len(new) > 0 and trial.should_prune()
         except Exception as error:  # of whichever driver: the job does not need it
-            log.warning("trial %d cannot tell of itself: %s", place(trial)[0], one_line(error))
+            log.warning("trial %d cannot tell of itself: %s", task.number, one_line(error))
             return False
 
     def summary(self) -> dict[str, Any]:
@@ -270,27 +305,35 @@ class Study:
         """
         every, (ranked, front) = self.trials(), self.ranked()
         if not ranked:
-            errors = [one.user_attrs["error"] for one in every if one.state == FAIL] or ["they are not finished"]
-            raise UserError(f"none of {len(every)} trials has its numbers: {errors[0]}")
-        every = ranked + [one for one in every if one not in ranked]
-        rows = pd.DataFrame([one.params | one.user_attrs for one in every]).reindex(columns=[*self.space, *TOLD])
-        rows[["trial", "repeat"]] = [place(one) for one in every]
-        rows["state"] = [one.state.name.lower() for one in every]
-        rows[self.names] = [one.values if one.state == COMPLETE else [np.nan] * len(self.names) for one in every]
+            errors = [one.user_attrs["told"]["error"] for _, one in every if one.state == FAIL]
+            raise UserError(f"none of {len(every)} trials has its numbers: {[*errors, 'they are not finished'][0]}")
+        kept = ["error", COST, "seconds", "epochs", "planned", *self.names]
+        rows = pd.DataFrame(
+            {"trial": number, "repeat": repeat, "state": one.state.name.lower()}
+            | one.params
+            | {key: one.user_attrs.get("told", {}).get(key) for key in kept}
+            for (number, repeat), one in every
+        ).drop_duplicates(["trial", "repeat"], keep="last")
+        better = rows["trial"].map({number: place for place, number in enumerate(ranked)})
+        rows = rows.iloc[np.lexsort((better, rows["repeat"]))]
         finalists = []
-        for one in ranked[: self.settings.finalists]:
-            number = place(one)[0]
-            reached = rows.loc[rows["trial"] == number, self.names[0]]
-            spread = over_seeds("seconds" if self.less[0] else "share", reached)  # whose interval ends nowhere, or at 1
+        for number in [*ranked][: self.settings.finalists]:
+            kind = "seconds" if self.less[0] else "share"  # whose interval ends nowhere, or at 1
+            spread = over_seeds(kind, rows.loc[rows["trial"] == number, self.names[0]])
             finalists.append({"trial": number} | {key.rpartition("_")[2]: value for key, value in spread.items()})
-        best = min(finalists, key=lambda one: one["mean"] * (1 if self.less[0] else -1))["trial"]
-        about = {"study": self.settings.study, "objectives": self.names, "keys": [*self.space], "best": best}
-        return about | {"front": front, "finalists": records(pd.DataFrame(finalists)), "trials": records(rows)}
+        finalists.sort(key=lambda one: one["mean"] * (1 if self.less[0] else -1))
+        about = {"study": self.settings.study, "objectives": self.names, "keys": [*self.space], "front": front}
+        about |= {"best": finalists[0]["trial"], "drawn": _drawn(place for place, _ in every)}
+        return about | {"finalists": records(pd.DataFrame(finalists)), "trials": records(rows)}
 
-    def best(self) -> Task:
-        """The job of the trial that the summary calls so."""
-        number = self.summary()["best"]
-        return self.task(next(one for one in self.ranked()[0] if place(one)[0] == number))
+
+def _repeat(trial: FrozenTrial) -> int:
+    return trial.user_attrs.get("repeat", 0)
+
+
+def _drawn(places: Iterable[Place]) -> int:
+    """How many are trials of the space, and no repeats."""
+    return sum(repeat == 0 for _, repeat in places)
 
 
 def take_part(config: dict[str, Any], folder: Path) -> None:

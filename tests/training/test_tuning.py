@@ -20,7 +20,7 @@ from defectcls.config import compose
 from defectcls.errors import UserError
 from defectcls.training import tuning
 from defectcls.training.jobs import Task
-from defectcls.training.space import distributions_of
+from defectcls.training.tuning import distributions_of
 from tests.conftest import Outcome, command, sentence
 from tests.deployment.conftest import free_port, postgresql  # noqa: F401  a fixture
 
@@ -36,6 +36,8 @@ def numbers_of(words: list[str]) -> tuple[float, float]:
 
 def stand_in(task: Task, watch: Callable[[], bool]) -> dict[str, Any]:
     """A job that is done at once; one with augment=texture fails."""
+    if (record := task.folder / "job.json").is_file() and (known := json.loads(record.read_text()))["objective"]:
+        return known
     with (task.folder / "done").open("a") as done:
         done.write("once\n")
     if "augment=texture" in task.overrides:
@@ -157,11 +159,10 @@ def test_grid_has_each_point_once_and_a_point_that_is_known_takes_its_numbers(be
     assert points == {(lr, decay) for lr in ("0.0001", "0.0002") for decay in ("0.0", "0.1", "0.2")}
     assert len(found()[1]) == 6
     assert begin(*grid, "sampler=random", "n_trials=12", folder="random").code == 0
-    trials = found("random")[1]
-    same = trials["same_as"].dropna()
-    assert len(trials) == 12 and len(same) >= 6
-    assert not any(Path(f"random/trials/{trial}").exists() for trial in same.index)
-    assert (trials["val/auroc"][same.index].to_numpy() == trials["val/auroc"][same.astype(int)].to_numpy()).all()
+    summary, trials = found("random")
+    assert summary["drawn"] == 12 and len(trials) <= 6
+    assert len(trials[["optim.lr", "optim.weight_decay"]].drop_duplicates()) == len(trials)
+    assert {entry.name for entry in Path("random/trials").iterdir()} == {*map(str, trials.index)}
 
 
 def test_front_of_two_objectives(begin: Callable[..., Outcome]) -> None:
