@@ -120,8 +120,8 @@ def explain(error: BaseException, way_on: str = AGAIN) -> str | None:
 
 
 def one_line(error: BaseException) -> str:
-    """What a foreign error says, in 200 characters at most; its name where it says nothing."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """What a foreign error says, or a database's driver, in 200 characters; its name where it says nothing."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())[:200] or type(error).__name__
 
 
 def first_mistake(error: Any) -> str:

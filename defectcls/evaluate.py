@@ -1,12 +1,9 @@
 """Measure a trained model again, on its own test part or another dataset; or any table of predictions."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from defectcls.training.command import run_verb
-
-if TYPE_CHECKING:
-    from defectcls.evaluation.evaluate import EvaluateSettings
 
 
 def evaluate(config: dict[str, Any], folder: Path) -> None:
@@ -15,7 +12,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> None:
 
     settings = EvaluateSettings(**config)
     if settings.audited is not None:
-        _audited(settings, settings.audited, folder)
+        _audited(settings, folder)
         return
     from defectcls.pages.report import report_page
     from defectcls.training.results import provenance, write_results
@@ -43,20 +40,20 @@ def evaluate(config: dict[str, Any], folder: Path) -> None:
     write_results(folder, metrics, predictions, report_page(metrics, predictions, root, heat=heat))
 
 
-def _audited(settings: "EvaluateSettings", audited: str, folder: Path) -> None:
+def _audited(settings: Any, folder: Path) -> None:
     """Write audited.json, audited.html and plan.csv."""
-    from defectcls.deployment.audits import audited_photos
+    from defectcls.deployment.decisions import audited_photos
     from defectcls.deployment.predictor import load
     from defectcls.evaluation.audited import audit
     from defectcls.pages.audited import audited_page
     from defectcls.pages.render import leave
 
-    assert settings.checkpoint is not None
     predictor = load(settings.checkpoint, settings.device, settings.precision)
-    photos, disputed = audited_photos(audited, predictor.classes, predictor.about["digest"], settings.since)
+    of = predictor.classes, predictor.about["digest"]
+    photos, disputed = audited_photos(settings.audited, *of, settings.since)
     promised = (one.target for one in predictor.decision.promises if one.rate == "escape_rate")
     found, plan = audit(photos, predictor.decision.accept_below, settings.at_most, next(promised, None))
-    found |= {"audited": audited, "checkpoint": str(settings.checkpoint), "disputed": disputed}
+    found |= {"audited": settings.audited, "checkpoint": str(settings.checkpoint), "disputed": disputed}
     plan[["photo", "name", "score", "chance"]].to_csv(folder / "plan.csv", index=False)
     leave(audited_page(found, folder / "plan.csv"), found, folder / "audited.html")
 

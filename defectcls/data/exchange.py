@@ -97,14 +97,12 @@ def _to_cvat(rows: Rows, file: Path, _: Path) -> None:
 def _from_cvat(file: Path) -> Rows:
     with ZipFile(file) as archive:  # nothing of which is unpacked
         texts = {name: archive.read(name).decode().split("\n") for name in archive.namelist() if name.endswith(".txt")}
-    classes = dict(enumerate(texts.pop("synsets.txt")))
-    lines = [
-        (part, *line.rpartition(" ")[::2]) for part, some in texts.items() for line in some if line.rstrip() == line
-    ]
-    said = [
-        (Path(part).stem, re.sub('^"(.*)"', r"\1", name), classes[int(number)]) for part, name, number in lines if name
-    ]
-    return [{"split": split, "name": name, "label": label} for split, name, label in said]
+    classes, rows = dict(enumerate(texts.pop("synsets.txt"))), []
+    for part, lines in texts.items():
+        for name, _, number in (line.rpartition(" ") for line in lines if line and line.rstrip() == line):
+            name = re.sub('^"(.*)"', r"\1", name)
+            rows.append({"split": Path(part).stem, "name": name, "label": classes[int(number)]})
+    return rows
 
 
 def _to_folders(rows: Rows, folder: Path, root: Path) -> None:
@@ -135,9 +133,7 @@ def _from_imagefolder(folder: Path) -> Rows:
     return rows
 
 
-FORMATS: dict[
-    str, tuple[str, Callable[..., Any], Callable[[Any], Rows]]
-] = {  # suffix, "" of a folder; to it and from it
+FORMATS: dict[str, tuple[str, Callable[..., Any], Callable[[Any], Rows]]] = {  # suffix ("": a folder), to it, from it
     "labelstudio": (".json", _to_label_studio, _from_label_studio),
     "fiftyone": (".json", _to_fiftyone, _from_fiftyone),
     "coco": (".json", _to_coco, _from_coco),

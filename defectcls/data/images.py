@@ -53,7 +53,7 @@ class Opened(NamedTuple):
 
     @property
     def file(self) -> tuple[float, int]:
-        """Logarithm of its pixels, and bits a colour: size and depth of `defectcls.data.appearance.LOOKS`."""
+        """Logarithm of its pixels, and bits a colour: size and depth of `defectcls.evaluation.drift.LOOKS`."""
         return math.log(math.prod(self.shape)), {"": 8, "float": 32}.get(self.depth) or int(self.depth)
 
     @property

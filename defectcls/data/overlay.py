@@ -40,9 +40,8 @@ def read_verdicts(address: str) -> pd.DataFrame:
             found = connection.execute(STANDING)
             return pd.DataFrame(found.all(), columns=[*found.keys()])
     except (sql.exc.SQLAlchemyError, ImportError) as error:
-        why = one_line(getattr(error, "orig", None) or error)
         named = url if "://" in address else address
-        raise UserError(f"{named} holds no verdicts that can be read ({why}): {kinds}") from error
+        raise UserError(f"{named} holds no verdicts that can be read ({one_line(error)}): {kinds}") from error
 
 
 def lay_over(

@@ -9,8 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, model_validator
 from sqlalchemy.exc import SQLAlchemyError
 
-from defectcls.deployment.decisions import reason_of
-from defectcls.errors import UserError, did_you_mean
+from defectcls.errors import UserError, did_you_mean, one_line
 from defectcls.settings import Settings, Text
 
 log = logging.getLogger(__name__)
@@ -80,7 +79,7 @@ class Connection(threading.Thread):
                             return
                 return
             except Exception as error:  # whatever it is, what comes later must not be lost
-                reason = reason_of(error)
+                reason = one_line(error)
                 if not self.away:
                     known = isinstance(error, OSError | UserError | SQLAlchemyError)
                     log.warning("%s is away, waiting for it: %s", self.label, reason, exc_info=not known)

@@ -26,13 +26,14 @@ from typing import Any, Literal
 
 import imagecodecs
 import numpy as np
+import pandas as pd
 import sqlalchemy as sql
 from sqlalchemy.exc import SQLAlchemyError
 
 from defectcls import files
 from defectcls.data.samples import IMAGE_SUFFIXES, writable
-from defectcls.data.verdicts import NUMBER, TABLES, address_of
-from defectcls.errors import UserError
+from defectcls.data.verdicts import NUMBER, STANDING, TABLES, UNSURE, address_of
+from defectcls.errors import UserError, did_you_mean, one_line
 from defectcls.evaluation.predictions import ACCEPT, REJECT, REVIEW
 from defectcls.files import written_whole
 
@@ -95,7 +96,7 @@ class Decisions:
                     )
             TABLES.create_all(self._engine)
         except (SQLAlchemyError, ImportError) as error:
-            why = f"cannot be used ({reason_of(error)}): start it, or give one such as decisions.sqlite"
+            why = f"cannot be used ({one_line(error)}): start it, or give one such as decisions.sqlite"
             raise UserError(f"database={url} {why}") from error
 
     def add(self, rows: list[dict[str, Any]], table: sql.Table = DECISIONS) -> list[int]:
@@ -233,10 +234,31 @@ class Kept:
             self._held -= size
 
 
-def reason_of(error: BaseException) -> str:
-    """The first line of what a database's driver says, or another error; its name where it says nothing."""
-    said = str(getattr(error, "orig", None) or error).strip()
-    return said.partition("\n")[0] or type(error).__name__
+def audited_photos(address: str, classes: dict[str, bool], digest: str, since: datetime) -> tuple[pd.DataFrame, int]:
+    """What `defectcls.evaluation.audited.audit` takes, and on how many photos people disagree.
+
+    Args:
+        address: of a database.
+        digest: of the model's file, whose decisions since a time count.
+
+    Raises:
+        UserError: it is not there, or knows no decision of this model, or a label is none of its classes.
+    """
+    address_of(address, there=True)
+    database = Decisions(address)
+    decided = pd.DataFrame(database.of_model(digest, since))
+    if decided.empty:
+        of = f"audited={address} has no decision of this model ({digest[:12]}) since {since}"
+        raise UserError(f"{of}: checkpoint=<the very file that was served>")
+    said = pd.DataFrame(database.rows(STANDING), columns=["photo", "label", "chance"]).astype({"chance": float})
+    said = said[said["label"] != UNSURE]
+    for label in said["label"][~said["label"].isin([*classes])]:
+        near = did_you_mean(label, classes) or f": there are {', '.join(classes)}"
+        raise UserError(f"audited={address} has the label '{label}', which is no class of the model{near}")
+    of_photo = said.assign(defective=said["label"].map(classes)).groupby("photo")
+    found = of_photo.agg(defective=("defective", "max"), said=("defective", "nunique"), chance=("chance", "max"))
+    joined = decided.join(found, on="photo")
+    return joined, int((joined["said"] > 1).sum())
 
 
 def digest_of(photo: bytes | np.ndarray) -> str:

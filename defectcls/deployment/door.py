@@ -16,10 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from defectcls.deployment.decisions import Keep, reason_of
+from defectcls.deployment.decisions import Keep
 from defectcls.deployment.sinks import Sinks
 from defectcls.deployment.sources import Sources
-from defectcls.errors import UserError, explain, first_mistake
+from defectcls.errors import UserError, explain, first_mistake, one_line
 from defectcls.settings import Text, TrainedSettings
 
 READ = 2**30
@@ -136,7 +136,7 @@ def sentence(_: Request | None, error: Exception) -> JSONResponse:
     elif isinstance(error, WRONG):
         said = f"{first_mistake(error)} (/openapi.json says what is taken)"
     elif isinstance(error, TROUBLE):
-        status, said = 503, explain(error, "ask again") or reason_of(error)
+        status, said = 503, explain(error, "ask again") or one_line(error)
     elif not isinstance(error, MISTAKES):
         status, said = 500, "a bug: the server's log says more"
     return JSONResponse({"error": said}, status)

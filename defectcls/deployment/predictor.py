@@ -11,12 +11,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from defectcls.data.appearance import SEEN, Measured
 from defectcls.data.images import Depth, Photo, Resize, UnreadableImageError, framed, open_photo
 from defectcls.data.threads import map_in_threads
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import Decision
-from defectcls.evaluation.drift import Drift, beyond_from
+from defectcls.evaluation.drift import SEEN, Drift, Measured, beyond_from
 from defectcls.evaluation.predictions import PROBABILITY
 
 if TYPE_CHECKING:

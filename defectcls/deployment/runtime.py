@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from defectcls.data.appearance import Measured
 from defectcls.data.images import Depth, Resize
 from defectcls.deployment.predictor import COMPARED, Predictor
 from defectcls.errors import UserError, first_mistake, one_line
 from defectcls.evaluation.decision import Decision
+from defectcls.evaluation.drift import Measured
 from defectcls.evaluation.predictions import ACCEPT, PROBABILITY, REJECT, REVIEW
 from defectcls.files import checkpoint_file
 

@@ -8,14 +8,44 @@ Ramdas and Rinaldo 2022).
 
 import math
 from collections import Counter
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, Field, FiniteFloat, PositiveInt
 
 QUANTILE = 0.99
 ALARM = 1000  # windows from one false alarm to the next, on average at least
 OVER = 0.05  # a change is over where chance alone brings as many photos beyond the quantile so often
+LOOKS = {  # words for less and for more, of what the model sees and of the file
+    "brightness": ("darker", "brighter"),
+    "contrast": ("of less contrast", "of more contrast"),
+    "sharpness": ("more blurred", "sharper or noisier"),
+    "colour": ("paler", "more colourful"),
+    "redness": ("bluer", "redder"),
+    "size": ("smaller", "larger"),
+    "depth": ("of fewer bits", "of more bits"),
+}
+SEEN = [*LOOKS][:5]  # see `defectcls.model.likeness.appearance`; the others are of `defectcls.data.images.Opened.file`
+Numbers = Annotated[list[FiniteFloat], Field(min_length=len(LOOKS), max_length=len(LOOKS))]
+
+
+class Measured(BaseModel):
+    """What a model was measured on: so many independent photos, and the ends of their LOOKS; and what it remembers."""
+
+    photos: PositiveInt
+    low: Numbers
+    high: Numbers
+    paths: list[str]
+
+    def cause(self, looks: np.ndarray) -> str:
+        """In which of LOOKS a photo is farthest beyond all of them, in widths of their range."""
+        low, high = np.array(self.low), np.array(self.high)
+        beyond = np.stack([low - looks, looks - high], 1) / np.maximum(high - low, 0.02)[:, None]
+        of, more = np.unravel_index(beyond.argmax(), beyond.shape)
+        if beyond.max() <= 0.01:
+            return "looks like nothing measured"
+        return f"{[*LOOKS.values()][of][more]} than any measured"
 
 
 class Window(NamedTuple):

@@ -7,9 +7,9 @@ import torch
 from scipy.linalg import block_diag
 from torch import nn
 
-from defectcls.data.appearance import SEEN, Measured
 from defectcls.data.samples import writable
 from defectcls.errors import UserError
+from defectcls.evaluation.drift import SEEN, Measured
 from defectcls.model.backbone import Backbone, in_pieces, one_by_one
 from defectcls.model.features import FrozenFeatures
 from defectcls.model.head import LEAST_DEVIATION

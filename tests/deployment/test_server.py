@@ -24,12 +24,12 @@ import uvicorn
 from PIL import Image
 from sqlalchemy.exc import OperationalError
 
-from defectcls.data.appearance import SEEN, Measured
 from defectcls.deployment.decisions import PROMOTIONS, Decisions, Kept, digest_of
 from defectcls.deployment.door import ServeSettings
 from defectcls.deployment.line import Line, Model
 from defectcls.deployment.predictor import Predictor
 from defectcls.deployment.server import app_of
+from defectcls.evaluation.drift import SEEN, Measured
 from tests.conftest import composed
 from tests.deployment.conftest import by_brightness, grey
 from tests.deployment.line import wait_until

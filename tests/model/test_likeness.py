@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from defectcls.data.appearance import LOOKS, SEEN, Measured
 from defectcls.errors import UserError
+from defectcls.evaluation.drift import LOOKS, SEEN, Measured
 from defectcls.model.likeness import DIMENSIONS, Likeness, appearance, fit_likeness
 
 DIMENSION = DIMENSIONS + len(SEEN)
