@@ -143,7 +143,7 @@ def answered(port: int, request: bytes) -> tuple[int, bytes]:
 def served(model: Path, *given: str, verb: str = "serve") -> Iterator[tuple[int, int, Path]]:
     """Port, process id and folder of a server with these settings."""
     with tempfile.TemporaryDirectory() as folder:
-        own = ("port=0", f"hydra.run.dir={folder}/run", f"folder={folder}", *given)
+        own = ("port=0", f"folder={folder}", *given)
         command = [sys.executable, "-m", f"defectcls.{verb}", f"model={model}", *own]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
