@@ -125,7 +125,7 @@ def near_identical_pairs(images: "Images") -> np.ndarray:
     if remembered.find(of_set)[0] < 0:
         files = np.unique(first_of(digests))
         files = files[records["spread"][files] >= PLAIN]
-        candidates = candidate_pairs(records["spectrum"][files])
+        candidates = candidate_pairs(images.spectra(files))
         candidates[:, :2] = files[candidates[:, :2]]
         sides = records["side"][candidates[:, :2]].min(axis=1)
         near = [near_of(candidates[sides == side], side, images.thumbnails) for side in np.unique(sides)]

@@ -36,7 +36,6 @@ RECORD = np.dtype(
         ("file", "f4", 2),  # see `Opened`
         ("depth", "U5"),  # the least of DEPTHS that holds its values; "" of 8 bits
         ("spread", "f4"),  # standard deviation of the grey values, 0..255, at this depth
-        ("spectrum", "c8", HALF.shape),  # coarse Fourier spectrum of the windowed grey image, in grey values
     ]
 )
 
@@ -46,6 +45,7 @@ class Photo(NamedTuple):
 
     digest: bytes
     record: np.ndarray
+    spectrum: np.ndarray  # coarse Fourier spectrum of the windowed grey image, in grey values
     thumbnail: np.ndarray
     pixels: np.ndarray
 
@@ -66,6 +66,8 @@ class Images:
 
     records: np.ndarray
     positions: np.ndarray  # of each image among the pixels, int64 (images,)
+    errors: dict[int, str]
+    digests: list[bytes]
 
     def __init__(self, paths: list[str], settings: DatasetSettings, size: Frame, device: torch.device) -> None:
         self.paths, self.size, self.resize, self.depth = paths, size, settings.resize, settings.depth
@@ -73,7 +75,9 @@ class Images:
         look = f"{VERSION}-{max(*size, THUMBNAIL)}"  # a large JPEG is decoded at a fraction
         self.known_files = Rows(store, f"files-{VERSION}", (), "V16")
         self.known_records = Rows(store, f"records-{look}", (), RECORD)
+        self.known_spectra = Rows(store, f"spectra-{look}", HALF.shape, np.complex64)
         self.known_thumbnails = Rows(store, f"thumbnails-{look}", (THUMBNAIL, THUMBNAIL), np.uint8)
+        self.twins = "near_identical" in settings.split.together  # of what they are found by 17 kB a photo are kept
         shape = (3, *size)
         pixels = Rows(store, f"pixels-{VERSION}-{size[0]}-{size[1]}-{settings.resize}", shape, np.uint8)
         self.nbytes = len(paths) * math.prod(shape)  # of all pixels
@@ -83,8 +87,9 @@ class Images:
         elif self.place == "ram" or self.nbytes > store.max_bytes:
             pixels = Rows(Store(None), "pixels", shape, np.uint8)
         self.pixels: Rows | torch.Tensor = pixels
+        self._rows = pixels
         self._batch = AT_ONCE // math.prod(shape) + 1  # images
-        self._read_all(pixels)
+        self._read_all()
         if self.place == "device":
             self.pixels = torch.empty((len(self.paths), *shape), dtype=torch.uint8, device=device)
             for start in range(0, len(self.paths), self._batch):
@@ -110,13 +115,24 @@ class Images:
         """The whole frame in grey, uint8 (rows, THUMBNAIL, THUMBNAIL)."""
         return self.known_thumbnails[self.known_thumbnails.find([self.digests[row] for row in rows])]
 
-    def _read_all(self, pixels: Rows) -> None:
-        self.errors: dict[int, str] = {}
+    def spectra(self, rows: np.ndarray) -> np.ndarray:
+        """What twins are sought by first, complex64 (rows, *HALF.shape); photos are read anew where it was not kept."""
+        if not self.twins:
+            errors, digests, positions, self.twins = self.errors, self.digests, self.positions, True
+            self._read_all()
+            if self.digests != digests:
+                raise UserError("some photos have changed since the start of this run: start anew")
+            self.errors, self.positions = errors, positions
+        return self.known_spectra[self.known_spectra.find([self.digests[row] for row in rows])]
+
+    def _read_all(self) -> None:
+        pixels = self._rows
+        self.errors = {}
         self.digests = [b""] * len(self.paths)
         stamps = [_stamp(path) for path in self.paths]
         while self._look_up(stamps, pixels):  # a second time those of more than 8 bits, at the depth of all
             with pixels.lock():
-                for known in (self.known_files, self.known_records, self.known_thumbnails):
+                for known in (self.known_files, self.known_records, self.known_spectra, self.known_thumbnails):
                     known.take_up()
                 rows = self._look_up(stamps, pixels)
                 for start in tqdm(range(0, len(rows), self._batch), "reading", disable=None, leave=False):
@@ -138,7 +154,9 @@ class Images:
             self.depth = max(set(depths) - {""}, key=DEPTHS.index, default="8")
         keys = [_key(*of_row, self.depth) for of_row in zip(self.digests, depths, strict=True)]
         self.positions = pixels.find(keys)
-        lacking = np.minimum.reduce([known, self.known_thumbnails.find(self.digests), self.positions]) < 0
+        lacking = np.minimum(known, self.positions) < 0
+        for rows in (self.known_spectra, self.known_thumbnails) if self.twins else ():
+            lacking |= rows.find(self.digests) < 0
         return np.flatnonzero(~failed & lacking).tolist()
 
     def _read(self, rows: list[int], stamps: list[bytes], pixels: Rows) -> None:
@@ -152,7 +170,9 @@ class Images:
         digests = [photo.digest for photo in whole.values()]
         self.known_files.add([stamps[row] for row in whole], digests)
         self.known_records.add(digests, [photo.record for photo in whole.values()])
-        self.known_thumbnails.add(digests, [photo.thumbnail for photo in whole.values()])
+        if self.twins:
+            self.known_spectra.add(digests, [photo.spectrum for photo in whole.values()])
+            self.known_thumbnails.add(digests, [photo.thumbnail for photo in whole.values()])
         keys = [_key(photo.digest, str(photo.record["depth"]), self.depth) for photo in whole.values()]
         pixels.add(keys, [photo.pixels.reshape(-1)[: pixels.row_bytes] for photo in whole.values()])
 
@@ -167,8 +187,8 @@ class Images:
         except UnreadableImageError as error:
             return error
         side, grey, spectrum = fingerprint(upright, min(opened.shape))
-        record = np.array((side, opened.paged, opened.file, opened.depth, grey.std(), spectrum), RECORD)
-        return Photo(digest_of(content), record, grey.round().astype(np.uint8), pixels)
+        record = np.array((side, opened.paged, opened.file, opened.depth, grey.std()), RECORD)
+        return Photo(digest_of(content), record, spectrum, grey.round().astype(np.uint8), pixels)
 
     def _decode(self, row: int) -> np.ndarray:
         with contextlib.suppress(UnreadableImageError):

@@ -18,6 +18,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,9 @@ class Rows:
         self.name = "-".join(map(str, (kind, *shape, self.dtype.name)))
         self._blocks: list[np.ndarray] = []  # (rows, *shape): a map of each file, or what is in memory alone
         self._files: dict[Path, int] = {}  # the number of each file's block
-        self._positions: dict[bytes, int] = {}
-        self._sums: dict[int, int] = {}  # checksums by position, of what has not been looked at
+        self._sums: list[np.ndarray] = []  # checksums of each block, uint32 (rows,)
+        self._right: list[np.ndarray] = []  # of each block, int8 (rows,): 1 right, -1 damaged, 0 not looked at
+        self._index: list[tuple[np.ndarray, np.ndarray]] = []  # keys, sorted, and positions; what is newest comes last
         self._own = Path()  # file
         self.take_up()
 
@@ -115,31 +117,40 @@ class Rows:
 
     def find(self, keys: Sequence[bytes]) -> np.ndarray:
         """Position of each key's row, int64 (keys,); -1 where it is not known, or damaged."""
-        found = np.array([self._positions.get(key, -1) for key in keys], np.int64)
-        new = list(self._sums.keys() & set(found.tolist()))
-        right = (map_in_threads if len(self.shape) > 1 else map)(self._is_right, new)  # pixels are worth a thread
-        damaged = [position for position, is_right in zip(new, right, strict=True) if not is_right]
-        for row in np.flatnonzero(np.isin(found, damaged)).tolist():
-            self._positions.pop(keys[row], None)
-            found[row] = -1
-        used = set((found // PLACES).tolist())
+        found = self._places(keys)
+        used = dict(_by_block(found))
+        for number, rows in used.items():
+            places, right = found[rows] % PLACES, self._right[number]
+            new = np.unique(places[right[places] == 0])
+            look = map_in_threads if len(self.shape) > 1 else map  # pixels are worth a thread
+            right[new] = [*look(partial(self._is_right, number), new.tolist())]
         for path in {path for path, number in self._files.items() if number in used} - self.store.in_use:
             self.store.in_use.add(path)
             with contextlib.suppress(OSError):  # of another user, or deleted to make room
                 os.utime(path)
+        return self._places(keys)
+
+    def _places(self, keys: Sequence[bytes]) -> np.ndarray:
+        """As `find`, of rows that may not have been looked at."""
+        wanted, found = np.array(keys, "S16"), np.full(len(keys), -1, np.int64)
+        for known, positions in self._index:
+            at = np.searchsorted(known, wanted).clip(max=len(known) - 1)
+            hit = known[at] == wanted
+            found[hit] = positions[at[hit]]
+        for number, rows in _by_block(found):
+            found[rows[self._right[number][found[rows] % PLACES] < 0]] = -1
         return found
 
     def __getitem__(self, positions: np.ndarray) -> np.ndarray:
         """The rows at these positions, (positions, *shape), as an array of the caller's own; 0 at -1."""
         taken = np.zeros((len(positions), *self.shape), self.dtype)
-        blocks, places = np.divmod(positions, PLACES)
-        for number in np.unique(blocks[positions >= 0]):
-            taken[blocks == number] = self._blocks[number][places[blocks == number]]
+        for number, rows in _by_block(positions):
+            taken[rows] = self._blocks[number][positions[rows] % PLACES]
         return taken
 
     def add(self, keys: Sequence[bytes], values: Sequence[np.ndarray | bytes] | np.ndarray) -> None:
         """Keep the rows of those keys that are not known yet."""
-        new = {key: row for row, key in enumerate(keys) if key not in self._positions}
+        new = {key: row for row, (key, at) in enumerate(zip(keys, self._places(keys), strict=True)) if at < 0}
         if not new:
             return
         values = np.array([values[row] for row in new.values()], self.dtype).reshape(len(new), *self.shape)
@@ -178,11 +189,25 @@ class Rows:
             self._add_block(number, known, block, records[known:count])
 
     def _add_block(self, number: int, known: int, block: np.ndarray, records: np.ndarray) -> None:
-        self._blocks[number : number + 1] = [block]
-        positions = range(number * PLACES + known, number * PLACES + len(block))
-        self._positions.update(zip(records["key"].tolist(), positions, strict=True))
-        self._sums.update(zip(positions, records["sum"].tolist(), strict=True))
+        keys = np.frombuffer(records["key"].tobytes(), "S16")[::-1]  # of two rows of one key the newer is found
+        positions = number * PLACES + np.arange(known, len(block))[::-1]
+        while self._index and len(self._index[-1][0]) <= len(keys):  # so that there are few, and each key moves seldom
+            keys, positions = map(np.append, (keys, positions), self._index.pop())
+        order = np.argsort(keys, kind="stable")
+        self._index.append((keys[order], positions[order]))
+        sums, right = records["sum"], np.zeros(len(records), np.int8)
+        if known:
+            sums, right = np.append(self._sums[number], sums), np.append(self._right[number], right)
+        for kept, new in ((self._blocks, block), (self._sums, sums), (self._right, right)):
+            kept[number : number + 1] = [new]
 
-    def _is_right(self, position: int) -> bool:
-        number, place = divmod(position, PLACES)
-        return zlib.crc32(self._blocks[number][place]) == self._sums.pop(position)
+    def _is_right(self, number: int, place: int) -> int:
+        return 1 if zlib.crc32(self._blocks[number][place]) == self._sums[number][place] else -1
+
+
+def _by_block(positions: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """The number of each block, and which of the positions are in it, int64 (rows,); without -1."""
+    order = np.argsort(positions, kind="stable")
+    numbers, starts = np.unique(positions[order] // PLACES, return_index=True)
+    parts = zip(numbers.tolist(), np.split(order, starts[1:]), strict=False)  # of nothing np.split makes one part
+    return ((number, rows) for number, rows in parts if number >= 0)

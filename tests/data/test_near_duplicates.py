@@ -138,7 +138,7 @@ def test_candidates_are_those_of_an_exhaustive_search(tmp_path: Path) -> None:
     """Hashing may add what is no twin; it must not lose one, whatever their number."""
     paths, twins = drawn(tmp_path, image_count=400, image_side=64, difficulty=0.5, near_duplicates=0.25)
     images = read(paths, tmp_path / "cache")
-    pairs = {tuple(pair) for pair in candidate_pairs(images.records["spectrum"])[:, :2].tolist()}
+    pairs = {tuple(pair) for pair in candidate_pairs(images.spectra(np.arange(len(images.paths))))[:, :2].tolist()}
     assert twins <= pairs
     assert len(pairs) < 2 * len(twins)
 

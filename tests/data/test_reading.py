@@ -144,6 +144,28 @@ def test_another_size_way_or_order_gives_its_own_pixels(root: Path, options: Any
     assert np.array_equal(images[np.arange(len(rows))].numpy(), expected(root, rows, **plain))
 
 
+def test_what_twins_are_found_by_is_read_when_they_are_sought(root: Path, reads: list[str]) -> None:
+    """A set of which they are not: 17 kB a photo are neither computed nor kept, until an audit asks."""
+    plain, sought = (read(root, split={"together": some}) for some in (["identical"], ["near_identical"]))
+    assert (plain.known_spectra.nbytes, plain.known_thumbnails.nbytes) == (0, 0)
+    assert sorted(reads) == sorted(2 * [f"{row:02d}.bmp" for row in EVERY])
+    again, positions = read(root, split={"together": ["identical"]}), plain.positions
+    for images in (plain, again):
+        assert near_identical_pairs(images).tolist() == near_identical_pairs(sought).tolist()
+        assert np.array_equal(images.spectra(EVERY), sought.spectra(EVERY))
+        assert np.array_equal(images.thumbnails(EVERY), sought.thumbnails(EVERY))
+        assert np.array_equal(images[EVERY], expected(root))
+    assert len(reads) == 24  # what another has kept is taken up
+    alone = read(root, split={"together": ["identical"]}, cache_dir=root / "other")
+    assert np.array_equal(alone.spectra(EVERY), sought.spectra(EVERY))
+    assert len(reads) == 48
+    assert plain.positions is positions
+    off = read(root, split={"together": ["identical"]}, cache="off")
+    Image.new("RGB", (9, 9)).save(root / "03.bmp")
+    with pytest.raises(UserError, match="^some photos have changed since the start of this run: start anew$"):
+        off.spectra(EVERY)
+
+
 def test_a_record_tells_what_the_file_is(root: Path) -> None:
     """The spectrum against the definition of the Fourier transform, frequency by frequency."""
     grey = np.random.default_rng(0).integers(0, 256, (THUMBNAIL, THUMBNAIL), dtype=np.uint8)
@@ -163,7 +185,7 @@ def test_a_record_tells_what_the_file_is(root: Path) -> None:
         if 1 <= np.hypot(down, across) <= COARSE:  # of -1 cycles down the last row, and so on
             wave = np.exp(-2j * np.pi * (down * rows + across * columns))
             spectrum[down, across] = ((grey - level) * window * wave).sum() / window.sum()
-    assert np.allclose(images.records["spectrum"][0], spectrum, atol=2e-3 * np.abs(spectrum).max())
+    assert np.allclose(images.spectra(np.array([0]))[0], spectrum, atol=2e-3 * np.abs(spectrum).max())
 
 
 def test_unreadable_files_are_told_at_every_run(root: Path, reads: list[str]) -> None:
