@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,13 +50,22 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     if settings.heat_maps:
         next(predictor.heat_maps([np.zeros((8, 8), np.uint8)]))  # refuses before anything is predicted
     start = time.perf_counter()
-    (watch if settings.watch else _write)(predictor, photos, settings, output)
+    before = (watch if settings.watch else _write)(predictor, photos, settings, output)
     seconds = time.perf_counter() - start
-    rows = read_output(output)  # of all times that it was watched
-    unreadable, read = rows[rows["error"] != ""], rows[rows["error"] == ""]
+    counts = Counter[str]()  # of all times that it was watched
+    for rows in read_output(output, settings.watch):
+        counts.update(rows["decision"])  # "" of what could not be read
+    read, lost, best, drift = counts.total() - counts[""], pd.DataFrame(), pd.DataFrame(), []
+    window = predictor.drift(read)
+    for rows in read_output(output, settings.watch):
+        known = rows[rows["error"] == ""]
+        drift += window.windows(known)
+        lost = pd.concat([lost, rows[rows["error"] != ""]])[:100]  # the table has all
+        best = pd.concat([best, known])
+        strange = best[best["cause"] != ""].nlargest(settings.gallery // 4, "unlike")
+        best = best.loc[strange.index.union(best.nlargest(settings.gallery, "score").index)]
     if predictor.paged:
         log.warning(further_pages(predictor.paged))
-    drift = predictor.drift(len(read)).windows(read)
     summary = {
         "checkpoint": str(settings.checkpoint),
         "input": settings.input,
@@ -64,47 +74,58 @@ def predict(config: dict[str, Any], folder: Path) -> int:
         "defective_classes": list(predictor.classes.values()),
         "decision": predictor.decision.plain(),
         "depth": predictor.depth,
-        "images": len(rows),
-        "read": len(read),
-        "unreadable": len(unreadable),
-        **{decision: int((read["decision"] == decision).sum()) for decision in (ACCEPT, REVIEW, REJECT)},
+        "images": counts.total(),
+        "read": read,
+        "unreadable": counts[""],
+        **{decision: counts[decision] for decision in (ACCEPT, REVIEW, REJECT)},
         "output": str(output),
         "root": str(photos.root),
         "left_out": photos.left_out,
         "further_pages": predictor.paged,
         "unlike": drift[0]._asdict() if drift else None,
         "seconds": seconds,
-        "images_per_second": None if settings.watch else len(rows) / seconds,
+        "images_per_second": None if settings.watch else (counts.total() - (before or 0)) / seconds,
         **provenance(predictor.about["seed"], {}, predictor.about["device"]),
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
-    strange = read[read["cause"] != ""].nlargest(settings.gallery // 4, "unlike")
-    shown = pd.concat([strange, read.drop(strange.index).nlargest(settings.gallery - len(strange), "score")])
+    shown = pd.concat([strange, best.drop(strange.index).nlargest(settings.gallery - len(strange), "score")])
     heat = _heat(predictor, photos.root, list(shown["path"])) if settings.heat_maps else {}
-    page = gallery_page(shown, unreadable[:100], photos.root, summary, heat)  # the table has all that were not read
+    page = gallery_page(shown, lost, photos.root, summary, heat)
     file = folder / "gallery.html" if settings.gallery else None
     if file:
         write_page(page, file)
     print_page(page, file)
-    return int(len(unreadable) > 0)
+    return int(counts[""] > 0)
 
 
-def _write(predictor: "Predictor", photos: "Photos", settings: "PredictSettings", output: Path) -> None:
-    """Batch by batch, so that memory is bounded; `<output>.part` is what a killed process leaves."""
+def _write(predictor: "Predictor", photos: "Photos", settings: "PredictSettings", output: Path) -> int:
+    """Batch by batch, so that memory is bounded; how many rows `<output>.<model>.part` had, which a kill leaves."""
+    import pandas as pd
     from tqdm import tqdm
 
     from defectcls.data.samples import writable
-    from defectcls.deployment.watching import append
+    from defectcls.deployment.watching import AT_ONCE, append, mend_table
+    from defectcls.errors import UserError
 
-    names = map(writable, photos.names)
-    paths = (os.path.join(photos.root, name) for name in photos.names)  # noqa: PTH118  quick, and names may be absolute
-    part = output.with_name(f"{output.name}.part")
-    part.unlink(missing_ok=True)
-    with tqdm(total=len(photos.names), unit="img", disable=None) as progress:
+    part, done = output.with_name(f"{output.name}.{predictor.about['digest'][:8]}.part"), 0
+    anew = f"{part} is of other photos or of another version: type the command, without resume"
+    if settings.resume and part.is_file():
+        mend_table(part, predictor.columns, anew)
+        for rows in pd.read_csv(part, usecols=["path"], dtype=str, keep_default_na=False, chunksize=AT_ONCE):
+            if rows["path"].tolist() != [*map(writable, photos.names[done : done + len(rows)])]:
+                raise UserError(anew)
+            done += len(rows)
+        log.info("%s has %d of %d photos: going on after them", part, done, len(photos.names))
+    else:
+        part.unlink(missing_ok=True)
+    names = map(writable, photos.names[done:])
+    paths = (os.path.join(photos.root, name) for name in photos.names[done:])  # noqa: PTH118  names may be absolute
+    with tqdm(total=len(photos.names), initial=done, unit="img", disable=None) as progress:
         for rows in predictor.stream(paths, settings.batch_size):
             append(rows.assign(path=list(itertools.islice(names, len(rows)))), part)
             progress.update(len(rows))
     part.replace(output)
+    return done
 
 
 def _heat(predictor: "Predictor", root: Path, paths: list[str]) -> dict[str, Any]:

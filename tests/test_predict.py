@@ -1,6 +1,9 @@
 """`predict` as a person types it: the table in each format, the page, the summary, the exit status, each mistake."""
 
+import hashlib
 import json
+import re
+import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from defectcls.deployment import watching
 from defectcls.deployment.checkpoints import decided
 from defectcls.deployment.predictor import Predictor
 from defectcls.evaluation.predictions import read_predictions
@@ -72,7 +76,7 @@ def test_all_photos_are_rows_and_counted(finished: Path, photos: Path, tmp_path:
     assert summary["left_out"] == {".txt": 2, ".cr2": 1}
     assert "beside the photos: 2 .txt, 1 .cr2" in outcome.out
     assert summary["output"] == str(tmp_path / "predictions.csv")
-    assert not (tmp_path / "predictions.csv.part").exists()
+    assert not [*tmp_path.glob("*.part")]
     page = (tmp_path / "gallery.html").read_text()
     assert page.count("<figure ") == 10
     assert "empty &lt;b&gt;.png" in page
@@ -202,11 +206,59 @@ def test_what_was_written_before_a_failure_is_kept_as_a_part(
         raise ZeroDivisionError
 
     monkeypatch.setattr(Predictor, "stream", failing)
-    (tmp_path / "out.csv.part").write_text("of another day")
+    digest = hashlib.sha256((finished / "checkpoints/best.ckpt").read_bytes()).hexdigest()
+    part = tmp_path / f"out.csv.{digest[:8]}.part"
+    part.write_text("of another day")
     with pytest.raises(ZeroDivisionError):
         predict(finished, photos, tmp_path / "run", f"output={output}", "batch_size=3")
     assert not output.exists()
-    assert table(tmp_path / "out.csv.part")["path"].tolist() == ["0/0.png", "0/2.png", "0/4.png"]
+    assert table(part)["path"].tolist() == ["0/0.png", "0/2.png", "0/4.png"]
+
+
+def test_a_predict_that_was_stopped_goes_on(finished: Path, photos: Path, tmp_path: Path) -> None:
+    """After a row that is torn; to the table, page and counts of one that was not. Of other photos it does not."""
+    assert predict(finished, photos, tmp_path / "whole", "batch_size=3", "gallery=4").code == 1
+    digest = json.loads((tmp_path / "whole/summary.json").read_text())["digest"]
+    whole = (tmp_path / "whole/predictions.csv").read_bytes()
+    for number, kept in enumerate((0, 300, 1100, len(whole) - 3)):
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "whole/.hydra", folder / ".hydra")
+        part = folder / f"predictions.csv.{digest[:8]}.part"
+        part.write_bytes(whole[:kept])
+        outcome = command("predict", f"resume={folder}")
+        assert outcome.code == 1
+        rows = whole[:kept].count(b"\n") - 1
+        assert f"has {max(rows, 0)} of 12 photos: going on after them" in outcome.err
+        assert (folder / "predictions.csv").read_bytes() == whole
+        assert not part.exists()
+        summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", str(number))]
+        for name in ("images", "read", "unreadable", "accept", "reject", "unlike"):
+            assert summaries[0][name] == summaries[1][name]
+        pages = [(tmp_path / name / "gallery.html").read_text() for name in ("whole", str(number))]
+        assert [page.count("<figure ") for page in pages] == [4, 4]
+        part.write_bytes(whole[:1100].replace(b"0/2.png", b"0/3.png"))
+        (folder / "predictions.csv").unlink()
+        told = f"{part} is of other photos or of another version: type the command, without resume"
+        assert sentence(command("predict", f"resume={folder}")) == told
+        part.write_bytes(b"of another tool\n")
+        assert sentence(command("predict", f"resume={folder}")) == told
+
+
+def test_a_long_table_is_looked_at_in_parts(
+    finished: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is said of it, and shown, is what one look at the whole gives."""
+    pages, summaries = [], []
+    for number, at_once in enumerate((100_000, 4, 1)):
+        monkeypatch.setattr(watching, "AT_ONCE", at_once)
+        predict(finished, photos, tmp_path / str(number), "gallery=4")
+        page = (tmp_path / f"{number}/gallery.html").read_text()
+        pages.append(re.findall(r"[01]/\w+\.png|not an image|empty file", page))
+        told = json.loads((tmp_path / f"{number}/summary.json").read_text())
+        summaries.append({name: told[name] for name in ("images", "read", "unreadable", "accept", "reject", "unlike")})
+    assert pages[0] == pages[1] == pages[2] != []
+    assert summaries[0] == summaries[1] == summaries[2]
+    assert summaries[0]["unlike"]["photos"] == 10
 
 
 def test_a_name_that_is_no_text_is_written_all_the_same(finished: Path, photos: Path, tmp_path: Path) -> None:

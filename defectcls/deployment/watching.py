@@ -6,6 +6,7 @@ So a folder can be watched: a model judges each version of a photo once, also ac
 import contextlib
 import csv
 import logging
+import mmap
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TOGETHER = 16  # photos that are in memory at once
+BLOCK, AT_ONCE = 2**24, 100_000  # bytes and rows of a table that are looked at together
 State = tuple[str, int]  # MODIFIED and bytes: they tell a version of a file from the next, and a whole one from a part
 Version = tuple[str, str, bytes]  # name as it is written, relative to the folder; MODIFIED; content
 MODIFIED = "modified"  # column of the output: when the file was last changed, UTC, to the nanosecond
@@ -48,6 +50,7 @@ class PredictSettings(TrainedSettings):
     gallery: NonNegativeInt
     heat_maps: bool
     watch: bool
+    resume: Path | None
     watch_seconds: Positive
     window: PositiveInt
 
@@ -160,12 +163,14 @@ def mend_table(output: Path, columns: list[str], refusal: str) -> None:
     """
     header = pd.DataFrame(columns=columns)
     append(header, output)
-    content = output.read_bytes()
-    if not content.startswith(header.to_csv(**CSV).encode()):  # before a foreign file loses its last row
-        raise UserError(refusal)
-    whole = content.rfind(b"\n") + 1
-    while content.count(b'"', 0, whole) % 2:  # a name within quotes may hold the end of a line
-        whole = content.rfind(b"\n", 0, whole - 1) + 1
+    with output.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if (
+            not content[: len(line := header.to_csv(**CSV).encode())] == line
+        ):  # before a foreign file loses its last row
+            raise UserError(refusal)
+        whole = content.rfind(b"\n") + 1
+        while sum(content[at : min(at + BLOCK, whole)].count(b'"') for at in range(0, whole, BLOCK)) % 2:
+            whole = content.rfind(b"\n", 0, whole - 1) + 1  # a name within quotes may hold the end of a line
     os.truncate(output, whole)
 
 
@@ -176,7 +181,8 @@ def append(rows: pd.DataFrame, output: Path) -> None:
         file.write(text.encode())
 
 
-def read_output(output: Path) -> pd.DataFrame:
-    """The last row of each photo, as text but for score and unlike."""
-    rows = pd.read_csv(output, dtype=str, keep_default_na=False).drop_duplicates("path", keep="last")
-    return rows.assign(score=pd.to_numeric(rows["score"]), unlike=pd.to_numeric(rows["unlike"]))
+def read_output(output: Path, watched: bool = True) -> Iterator[pd.DataFrame]:
+    """The rows, as text but for score and unlike, some at a time; of a watch all, and the last one of each photo."""
+    with pd.read_csv(output, dtype=str, keep_default_na=False, chunksize=AT_ONCE) as tables:
+        for rows in [pd.concat(tables).drop_duplicates("path", keep="last")] if watched else tables:
+            yield rows.assign(score=pd.to_numeric(rows["score"]), unlike=pd.to_numeric(rows["unlike"]))

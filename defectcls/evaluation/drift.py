@@ -73,8 +73,8 @@ class Drift:
         self._bets = np.sqrt(self._count / (self._count - np.arange(self._count) - 0.5)).tolist()  # by how many nearer
         self._sum, self._usual = sum(self._bets), sum(self._bets) / self._count  # of the urn, and at its beginning
         self._evidence = self._recent = 0.0
-        self._first = self._since = ""
-        self._seen = list[tuple[float, str]]()  # of the window
+        self._first, self._since, self._far = "", "", beyond_from(measured)
+        self._causes, self._beyond = Counter[str](), 0  # of the window
 
     def windows(self, rows: pd.DataFrame) -> list[Window]:
         """Those that the photos of a table complete, by path, unlike (NaN does not count) and cause."""
@@ -90,20 +90,21 @@ class Drift:
         self._recent, self._evidence = self._recent * gain, (self._evidence + 1) * gain
         if self._evidence >= ALARM * self.window:
             self._since, self._recent, self._evidence = self._since or self._first, 0.0, 0.0
-        self._seen.append((unlike, cause))
-        return self._close() if len(self._seen) == self.window else None
+        self._causes[cause] += 1
+        self._beyond += unlike >= self._far
+        return self._close() if self._causes.total() == self.window else None
 
     def _close(self) -> Window:
         from scipy.special import betaincinv, betaln, gammaln
 
-        unlike, causes = zip(*self._seen, strict=True)
-        n, k = len(unlike), int(np.sum(np.array(unlike) >= beyond_from(self.measured)))
-        inside = round(beyond_from(self.measured) * len(self._bets))
+        n, k = self._causes.total(), int(self._beyond)
+        inside = round(self._far * len(self._bets))
         outside, counts = len(self._bets) - inside, np.arange(k, n + 1)
         ways = gammaln(n + 1) - gammaln(counts + 1) - gammaln(n - counts + 1)
         chance = float(np.exp(ways + betaln(counts + outside, n - counts + inside) - betaln(outside, inside)).sum())
         low, high = betaincinv([max(k, 1), k + 1], [n - k + 1, max(n - k, 1)], [0.025, 0.975])
-        cause = (Counter(filter(None, causes)).most_common(1) or [("", 0)])[0][0]
-        since, self._seen = self._since, []
+        del self._causes[""]
+        cause = (self._causes.most_common(1) or [("", 0)])[0][0]
+        since, self._causes, self._beyond = self._since, Counter[str](), 0
         self._since = since if chance <= OVER else ""
         return Window(n, k, float(low) if k else 0.0, float(high) if k < n else 1.0, min(chance, 1.0), since, cause)

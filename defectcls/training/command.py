@@ -33,7 +33,7 @@ CODE = re.compile(
     r"[\s+~]*(-|hydra|imports|storage|ray)|.*_target_|.*verdicts[^=]*[=:]|[\w/+~]*(@[^=]*)?=.*(\.\./|\$)", re.DOTALL
 )
 REFUSED = ("config_path", "config_name", "experimental_rerun", "hydra_help", "info", "shell_completion")  # of Hydra's
-RESUMED = ("train", "crossval", "auto", "tune")  # verbs that go on where they stopped
+RESUMED = ("train", "crossval", "auto", "tune", "predict")  # verbs that go on where they stopped
 PROCESSES, RANKS = ("WORLD_SIZE", "SLURM_NTASKS"), ("RANK", "SLURM_PROCID")  # of torchrun, of srun
 NUMBERS = ("metrics", "audit", "compare", "summary", "export", "audited", "study")  # what the verbs call their JSON
 

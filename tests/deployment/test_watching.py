@@ -263,7 +263,7 @@ def test_a_photo_that_is_copied_slowly_is_waited_for(watched: Until, folder: Pat
     (folder / "3.png").write_bytes(b"")
     threading.Timer(0.3, lambda: (folder / "3.png").write_text("pixels")).start()
     assert watched(StandIn(), folder, tmp_path / "out.csv", 6)[-1] == "3.png"
-    found = read_output(tmp_path / "out.csv")
+    (found,) = read_output(tmp_path / "out.csv")
     assert (len(found), set(found["error"])) == (5, {""})
 
 
@@ -278,10 +278,10 @@ def test_another_model_judges_all_photos_anew(watched: Until, folder: Path, tmp_
 def test_the_latest_row_of_each_photo_counts(tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     append(rows([]), output)
-    assert len(read_output(output)) == 0
+    assert [len(rows) for rows in read_output(output)] == [0]
     append(rows(["a.png", "b.png"]).assign(score=[0.25, np.nan], error=["", "empty file"]), output)
     append(rows(["b.png"], "2001-09-09T01:46:41Z").assign(score=0.75), output)
-    found = read_output(output)
+    (found,) = read_output(output)
     assert found[["path", "score", "error"]].to_numpy().tolist() == [["a.png", 0.25, ""], ["b.png", 0.75, ""]]
 
 
@@ -300,7 +300,7 @@ def test_more_photos_than_are_read_ahead_keep_their_rows(watched: Until, finishe
     predictor = load(finished, "cpu")
     names = watched(predictor, tmp_path / "in", tmp_path / "out.csv", 200, seconds=60)
     assert sorted(names) == [f"{number:03}.png" for number in range(200)]
-    found = read_output(tmp_path / "out.csv").sort_values("path")
+    found = pd.concat(read_output(tmp_path / "out.csv")).sort_values("path")
     expected = predictor.predict([tmp_path / "in" / name for name in found["path"]])
     assert found["score"].tolist() == expected["score"].tolist()
 
