@@ -93,36 +93,24 @@ def test_a_run(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert exported.code in ((0,) if name == "32" else (0, 1)), exported.err  # 1: half precision decided otherwise
 
 
+def over_all(folder: Path, *given: str) -> Path:
+    """The folder of a run on all GPUs of this machine."""
+    how = ("trainer=ddp", "trainer.accelerator=gpu", f"hydra.run.dir={folder}")
+    outcome = process("defectcls.train", *given, *how, cwd=CHECKOUT)
+    assert outcome.code == 0, outcome.err
+    return folder
+
+
 def test_a_run_over_all_gpus(tiny: list[str], tmp_path: Path) -> None:
     """Measures what one GPU does, every photo once."""
     given = (*tiny, *GPU, "finetune=probe", "model.head=joined", "trainer.precision=32")
     assert command("train", *given, f"hydra.run.dir={tmp_path / 'one'}").code == 0
-    outcome = process(
-        "defectcls.train",
-        *given,
-        "trainer=ddp",
-        "trainer.accelerator=gpu",
-        f"hydra.run.dir={tmp_path / 'all'}",
-        cwd=CHECKOUT,
-    )
-    assert outcome.code == 0, outcome.err
     one = json.loads((tmp_path / "one/metrics.json").read_text())["test"]
-    shared = keep(f"{torch.cuda.device_count()} GPUs", tmp_path / "all")["test"]
+    shared = keep(f"{torch.cuda.device_count()} GPUs", over_all(tmp_path / "all", *given))["test"]
     assert one["n"] == shared["n"]
     assert one["auroc"] == pytest.approx(shared["auroc"], abs=1e-3)
     assert pd.read_csv(tmp_path / "all/predictions.csv")["path"].is_unique
-    full = process(
-        "defectcls.train",
-        *tiny,
-        *GPU,
-        *FULL,
-        "trainer=ddp",
-        "trainer.accelerator=gpu",
-        f"hydra.run.dir={tmp_path / 'full'}",
-        cwd=CHECKOUT,
-    )
-    assert full.code == 0, full.err
-    keep(f"{torch.cuda.device_count()} GPUs, trained", tmp_path / "full")
+    keep(f"{torch.cuda.device_count()} GPUs, trained", over_all(tmp_path / "full", *tiny, *GPU, *FULL))
 
 
 def test_two_runs_of_one_seed_are_one(tiny: list[str], tmp_path: Path) -> None:

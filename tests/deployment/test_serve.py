@@ -108,6 +108,17 @@ def test_it_answers_what_is_under_way_and_ends(start: Callable[..., Server], mod
     assert again.client.get("/api/recent", params={"n": 1}).json() == rows[-1:]
 
 
+def killed_while(server: Server, does: Callable[[httpx.URL, str], None], each: list[str], seconds: float) -> None:
+    """Killed so long after several have begun to ask, who then end."""
+    threads = [threading.Thread(target=does, args=(server.client.base_url, one)) for one in each]
+    for thread in threads:
+        thread.start()
+    time.sleep(seconds)
+    server.kill()
+    for thread in threads:
+        thread.join(60)
+
+
 def photos(*values: int) -> list[Any]:
     return [("files", (f"{value}.png", grey(value))) for value in values]
 
@@ -187,13 +198,7 @@ def test_what_was_answered_is_there_once_after_a_kill(
 
     for kill in range(KILLS if database == "sqlite" else 3):
         server = start(f"model={model}", f"database={url}", "keep=all")
-        clients = [threading.Thread(target=ask, args=(server.client.base_url, f"{kill}-{one}")) for one in range(4)]
-        for client in clients:
-            client.start()
-        time.sleep(drawn.uniform(0.02, 1))
-        server.kill()
-        for client in clients:
-            client.join(60)
+        killed_while(server, ask, [f"{kill}-{one}" for one in range(4)], drawn.uniform(0.02, 1))
     rows = [row for row in Decisions(url).after(0, 10**7) if row["name"] in sent]
     there = Counter((row["id"], f"{row['name']} {row['decision']}") for row in rows)
     assert len(told) > 10 * KILLS if database == "sqlite" else told
@@ -287,13 +292,7 @@ def test_what_people_said_is_there_once_after_a_kill(start: Callable[..., Server
 
     for _ in range(KILLS):
         server = start(f"model={model}", f"database={url}", "second_share=1")
-        people = [threading.Thread(target=judge, args=(server.client.base_url, who)) for who in ("anna", "ben")]
-        for one in people:
-            one.start()
-        time.sleep(drawn.uniform(0.02, 0.5))
-        server.kill()
-        for one in people:
-            one.join(60)
+        killed_while(server, judge, ["anna", "ben"], drawn.uniform(0.02, 0.5))
     rows = {one["id"]: one for one in Decisions(url).rows(sql.select(VERDICTS))}
     assert len(told) > 4 * KILLS
     assert all({key: rows[number][key] for key in one} == one for number, one in told.items())
