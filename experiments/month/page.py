@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -90,7 +91,8 @@ def draw(found: dict[str, pd.DataFrame], file: Path) -> None:
 
     days, audited, retrained = found["days"], found["audited"], found["retrained"]
     sets = [name for name in SETS if name in set(days["set"])]
-    figure, axes = plt.subplots(len(sets), 4, figsize=(16, 3.4 * len(sets)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(sets), 4, figsize=(16, 4.4 * len(sets)), squeeze=False, layout="constrained")
+    below: Any = {"fontsize": 7, "ncols": 1, "loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
     for (photos, by_day, escapes, again), name in zip(axes, sets, strict=True):
         stock = Stock(name, 0, HERE)
         row = stock.rows(3, "new" if stock.set.new else "defect")[0]
@@ -113,7 +115,7 @@ def draw(found: dict[str, pd.DataFrame], file: Path) -> None:
         for day in (10, 15) if stock.set.new else (10,):
             by_day.axvline(day - 0.5, color="grey", linewidth=0.8)
         by_day.set(xlabel="day", ylim=(-0.03, 1.03), title="what is told")
-        by_day.legend(fontsize=7, loc="upper left")
+        by_day.legend(**below)
         of = audited[(audited["set"] == name) & (audited["month"] == "changed")]
         for wrong, colour, shift in ((0, "tab:blue", -0.1), (of["wrong"].max(), "tab:orange", 0.1)):
             mean = of[of["wrong"] == wrong].groupby("first", sort=True).mean(numeric_only=True)
@@ -125,7 +127,7 @@ def draw(found: dict[str, pd.DataFrame], file: Path) -> None:
         labels = [f"{first:.0f} to {last:.0f}" for first, last in zip(mean.index, mean["last"], strict=True)]
         escapes.set_xticks(np.arange(len(mean)), labels)
         escapes.set(xlabel="days", title="defects among the accepted, %", ylim=(0, None))
-        escapes.legend(fontsize=7)
+        escapes.legend(**below)
         mean = retrained[retrained["set"] == name].groupby("verdicts").mean(numeric_only=True)
         for number, colour, label in (
             ("escape_rate", "tab:red", "escape rate"),
@@ -137,7 +139,7 @@ def draw(found: dict[str, pd.DataFrame], file: Path) -> None:
             )
         again.set_xticks(np.arange(len(mean)), mean.index.astype(str))
         again.set(xlabel="verdicts learned from", title="after training again, %", ylim=(0, None))
-        again.legend(fontsize=7)
+        again.legend(**below)
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=80)
     Image.open(drawn).convert("RGB").save(file, quality=70)
