@@ -21,6 +21,7 @@ from scipy import fft
 from scipy.ndimage import gaussian_filter, uniform_filter
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from tqdm import tqdm
 
 from defectcls.data.images import framed
 from defectcls.data.store import Rows
@@ -59,6 +60,7 @@ WORST_SHARE = 5  # percent of all places that may agree less
 COARSE_GRID = np.linspace(-FURTHEST_SHIFT, FURTHEST_SHIFT, 7)
 GRID = np.linspace(-FURTHEST_SHIFT, FURTHEST_SHIFT, 33)  # shifts that tell CYCLES apart
 AT_ONCE, BLOCK = 64, 1024  # images or pairs that a thread has in memory; images compared with all others at once
+AT_MOST = 2**26  # products of images that are in memory, which with their order take 24 bytes each
 VERSION = b"3"  # of what is found: pairs of another version are not found in the store
 
 FLIPS = (np.s_[:, :], np.s_[:, ::-1], np.s_[::-1, ::-1], np.s_[::-1, :])  # as it is, mirrored, turned by 180°, both
@@ -153,8 +155,9 @@ def candidate_pairs(spectra: np.ndarray) -> np.ndarray:
     usual = np.sqrt((np.abs(views) ** 2).mean(axis=0)) if count > FEW else np.float32(1)
     phased = _of_norm_1(views / (usual + 1e-3))
     found: list[np.ndarray] = []
-    for start in range(0, count, BLOCK):
-        alike = whitened[start : min(start + BLOCK, count)] @ whitened.T  # (images of the block, views)
+    block = min(BLOCK, AT_MOST // count + 1)
+    for start in tqdm(range(0, count, block), "near twins", disable=None, leave=False):  # in time as the square of all
+        alike = whitened[start : min(start + block, count)] @ whitened.T  # (images of the block, views)
         rows = np.arange(len(alike))
         alike[np.concatenate([rows, rows]), np.concatenate([start + rows, start + rows + count])] = -2  # itself
         nearest = np.argpartition(-alike, min(NEIGHBOURS, 2 * count) - 1, axis=1)[:, :NEIGHBOURS]

@@ -14,7 +14,7 @@ import simplejpeg
 from PIL import ExifTags, Image, ImageFile
 
 from defectcls.data.shards import read_member
-from defectcls.errors import UserError
+from defectcls.errors import UserError, one_line
 
 Resize = Literal["squash", "pad"]
 Depth = Literal["auto", "8", "10", "12", "14", "16", "float"]
@@ -156,8 +156,8 @@ def read_file(path: Path | str) -> bytes:
                 return file.read()
         except (NotADirectoryError, FileNotFoundError):
             return read_member(str(path))
-    except (OSError, UserError, ValueError) as error:
-        raise UnreadableImageError(getattr(error, "strerror", None) or str(error)) from None
+    except Exception as error:  # pyarrow raises what it likes
+        raise UnreadableImageError(getattr(error, "strerror", None) or one_line(error)) from None
 
 
 def further_pages(count: int) -> str:

@@ -11,7 +11,7 @@ import re
 import tarfile
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,7 @@ def read_member(path: str) -> bytes:
     """Content of a photo in an archive.
 
     Raises:
-        OSError: there is none.
-        UserError, ValueError: the archive is damaged.
+        Exception: there is none, or the archive is damaged; of pyarrow any.
     """
     found = file_of(path)
     archive, key = Path(found), hash(path[len(found) + 1 :])
@@ -63,15 +62,10 @@ def read_member(path: str) -> bytes:
         return file.read(other)
 
 
-def photos_in(root: Path, files: Iterable[str], left_out: Counter[str]) -> list[str]:
+def photos_in(root: Path, files: Sequence[str], left_out: Counter[str]) -> list[str]:
     """The files, relative to `root`, and in place of each archive the photos in it."""
-    found = list[str]()
-    for name in files:
-        if is_archive(root / name):
-            found += [f"{name}/{photo}" for photo in list_archive(root / name, (), left_out)["path"]]
-        else:
-            found.append(name)
-    return found
+    listed = {name: list_archive(root / name, (), left_out)["path"] for name in files if is_archive(root / name)}
+    return [one for name in files for one in (f"{name}/" + listed[name] if name in listed else [name])]
 
 
 def list_archive(path: Path, columns: Sequence[str] = (), left_out: Counter[str] | None = None) -> pd.DataFrame:
@@ -87,7 +81,7 @@ def list_archive(path: Path, columns: Sequence[str] = (), left_out: Counter[str]
     of_kind = _list_tar if path.suffix.lower() == ".tar" else _list_parquet
     try:
         rows, places = of_kind(path, columns, Counter() if left_out is None else left_out)
-    except (tarfile.TarError, OSError, OverflowError, RecursionError, TypeError, ValueError) as error:
+    except (tarfile.TarError, ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"cannot read the archive {path}: {one_line(error)}") from error
     if not len(places):
         raise UserError(f"the archive {path} holds no photo: leave it out")

@@ -244,6 +244,10 @@ def test_a_damaged_row_group_and_an_empty_cell_are_photos_that_cannot_be_read(tm
     with pytest.raises(UnreadableImageError):
         read_file(f"{tmp_path}/a.parquet/00000000")
     assert read_file(f"{tmp_path}/a.parquet/00000002") == contents[2]
+    pq.write_table(table.slice(0, 1), tmp_path / "a.parquet")  # by another process, meanwhile
+    shards._row_group.cache_clear()
+    with pytest.raises(UnreadableImageError):
+        read_file(f"{tmp_path}/a.parquet/00000003")
 
 
 def test_what_is_not_there_is_told_as_of_files(tmp_path: Path) -> None:

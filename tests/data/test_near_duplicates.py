@@ -198,3 +198,16 @@ def test_copies_in_the_concrete_patches_are_re_encoded_too(tmp_path: Path) -> No
     paths = [*planted, *(path for path in others if path not in planted)]
     pairs = found(paths, tmp_path)
     assert {(0, 1), (2, 3), (4, 5), (6, 7)} <= pairs
+
+
+def test_pairs_do_not_depend_on_how_many_are_compared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    spectra = generator.normal(size=(90, *duplicates.HALF.shape)) + 1j * generator.normal(
+        size=(90, *duplicates.HALF.shape)
+    )
+    spectra = np.where(duplicates.HALF, spectra, 0).astype(np.complex64)
+    spectra[60:] = spectra[:30] * 1.1
+    whole = candidate_pairs(spectra)
+    assert {(row, row + 60) for row in range(30)} <= {tuple(pair) for pair in whole[:, :2].tolist()}
+    monkeypatch.setattr(duplicates, "AT_MOST", 200)
+    assert np.array_equal(candidate_pairs(spectra), whole)
