@@ -26,7 +26,9 @@ from defectcls.settings import DatasetSettings, Frame
 
 Place = Literal["off", "ram", "disk", "device"]
 
-AT_ONCE = 2**27  # bytes of pixels that are decoded before they are stored, and that go to a device together
+AT_ONCE = (
+    2**27
+)  # bytes of pixels and thumbnails that are decoded before they are stored, and that go to a device together
 VERSION = 10  # of what is kept and how it is computed; to be raised when `decode` comes to give other pixels
 
 RECORD = np.dtype(
@@ -88,7 +90,7 @@ class Images:
             pixels = Rows(Store(None), "pixels", shape, np.uint8)
         self.pixels: Rows | torch.Tensor = pixels
         self._rows = pixels
-        self._batch = AT_ONCE // math.prod(shape) + 1  # images
+        self._batch = AT_ONCE // (math.prod(shape) + THUMBNAIL**2) + 1  # images
         self._read_all()
         if self.place == "device":
             self.pixels = torch.empty((len(self.paths), *shape), dtype=torch.uint8, device=device)
