@@ -211,8 +211,10 @@ def test_power_lost_at_a_hundred_moments_leaves_a_whole_model_and_a_true_record(
     read = partial(load, device="cpu")
     model, decisions = Model("tile", file, read, 8, 0), Decisions(f"sqlite:///{tmp_path}/decisions.sqlite")
     decisions._engine.dispose()  # not to be shared with who is killed
-    seen, generator = set(), random.Random(0)
-    for _ in range(100):
+    seen, generator, rounds = set(), random.Random(0), 0
+    # On a busy machine a hundred may end before each version has been at work, and one was cut off before its file.
+    while rounds < 100 or (rounds < 2000 and not {*digests, True, False} <= seen):
+        rounds += 1
         killed = multiprocessing.get_context("fork").Process(target=rotate, args=(tmp_path, digests), daemon=True)
         killed.start()
         end = time.monotonic() + generator.uniform(0.02, 0.2)
@@ -232,7 +234,7 @@ def test_power_lost_at_a_hundred_moments_leaves_a_whole_model_and_a_true_record(
         assert not took or took[-1]["digest"] == now
         seen |= {now, *(row["until"] is None for row in rows)}
         decisions._engine.dispose()
-    assert {*digests, True, False} <= seen  # some were cut off between the record and the file
+    assert {*digests, True, False} <= seen
 
 
 @pytest.mark.slow

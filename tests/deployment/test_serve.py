@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -108,11 +108,12 @@ def test_it_answers_what_is_under_way_and_ends(start: Callable[..., Server], mod
     assert again.client.get("/api/recent", params={"n": 1}).json() == rows[-1:]
 
 
-def killed_while(server: Server, does: Callable[[httpx.URL, str], None], each: list[str], seconds: float) -> None:
-    """Killed so long after several have begun to ask, who then end."""
-    threads = [threading.Thread(target=does, args=(server.client.base_url, one)) for one in each]
+def killed_while(server: Server, does: Callable[..., None], each: list[str], told: Sized, seconds: float) -> None:
+    """Killed so long after several who ask have been told the first thing; they end."""
+    threads, before = [threading.Thread(target=does, args=(server.client.base_url, one)) for one in each], len(told)
     for thread in threads:
         thread.start()
+    wait_until(lambda: len(told) > before)
     time.sleep(seconds)
     server.kill()
     for thread in threads:
@@ -198,10 +199,9 @@ def test_what_was_answered_is_there_once_after_a_kill(
 
     for kill in range(KILLS if database == "sqlite" else 3):
         server = start(f"model={model}", f"database={url}", "keep=all")
-        killed_while(server, ask, [f"{kill}-{one}" for one in range(4)], drawn.uniform(0.02, 1))
+        killed_while(server, ask, [f"{kill}-{one}" for one in range(4)], told, drawn.uniform(0, 1))
     rows = [row for row in Decisions(url).after(0, 10**7) if row["name"] in sent]
     there = Counter((row["id"], f"{row['name']} {row['decision']}") for row in rows)
-    assert len(told) > 10 * KILLS if database == "sqlite" else told
     assert set(there.values()) == {1} == set(told.values())
     assert not told - there
     assert max(Counter(row["name"] for row in rows).values()) == 1
@@ -292,12 +292,11 @@ def test_what_people_said_is_there_once_after_a_kill(start: Callable[..., Server
 
     for _ in range(KILLS):
         server = start(f"model={model}", f"database={url}", "second_share=1")
-        killed_while(server, judge, ["anna", "ben"], drawn.uniform(0.02, 0.5))
+        killed_while(server, judge, ["anna", "ben"], told, drawn.uniform(0, 0.5))
     rows = {one["id"]: one for one in Decisions(url).rows(sql.select(VERDICTS))}
-    assert len(told) > 4 * KILLS
     assert all({key: rows[number][key] for key in one} == one for number, one in told.items())
     assert len(rows) - len(told) <= len(unanswered)  # committed, and the answer lost
-    assert max(Counter(one["undoes"] for one in rows.values() if one["undoes"]).values()) == 1
+    assert max(Counter(one["undoes"] for one in rows.values() if one["undoes"]).values(), default=1) == 1
     stands = Counter((one["who"], one["photo"]) for one in rows.values() if not one["undoes"])
     stands.subtract((one["who"], one["photo"]) for one in rows.values() if one["undoes"])
     assert {*stands.values()} <= {0, 1}
