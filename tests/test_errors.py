@@ -188,3 +188,15 @@ def test_an_extra_brings_every_module_that_a_sentence_says_it_brings() -> None:
         for module in modules.split():
             names = {name.lower().replace("_", "-") for name in homes.get(module, [])}
             assert not names or names & brought, (extra, module)
+
+
+def test_database_that_goes_away_is_one_sentence() -> None:
+    from sqlalchemy.exc import OperationalError
+
+    error = OperationalError("SELECT 1", None, Exception("server closed the connection"))
+    told = explain(error, "resume=runs/tune/a goes on")
+    assert (
+        told is not None
+        and told.startswith("the database does not answer (")
+        and told.endswith("resume=runs/tune/a goes on")
+    )

@@ -26,10 +26,11 @@ def study_page(summary: dict[str, Any], pictures: Sequence[Picture], test: dict[
     """The page of study.json; `test` are the metrics of the best, with what was set aside, once it is measured."""
     names, keys, best, finalists = summary["objectives"], summary["keys"], summary["best"], []
     points = pd.DataFrame(summary["trials"]).query("repeat == 0").set_index("trial")
-    rows = points[[*dict.fromkeys([*names, "ms_per_photo", "seconds"])]].map(number)
+    rows = points[[*dict.fromkeys([*names, "ms_per_photo"])]].map(number)
+    rows["seconds"] = points["seconds"].map(lambda seconds: number(seconds, 1))
     rows[keys] = points[keys].map(lambda value: f"{value:.3g}" if isinstance(value, float) else str(value))
     front = [", on the front" * (len(names) > 1 and place < summary["front"]) for place in range(len(points))]
-    rows["state"] = points["error"].fillna(points["state"] + front)
+    rows["state"] = points["state"] + front
     for one in summary["finalists"]:
         mean, std, low, high = (number(one[key]) for key in ("mean", "std", "low", "high"))
         report = f"trials/{best}/0/report.html" if test and one["trial"] == best else ""
@@ -49,6 +50,7 @@ def study_page(summary: dict[str, Any], pictures: Sequence[Picture], test: dict[
     best_few = Table(finalists, ["trial", names[0], *keys], terminal=True)
     blocks = [
         Text(*told, look="verdict", terminal=True),
+        Text(*(f"trial {at} failed: {said}" for at, said in points["error"].dropna().items()), look="caveats"),
         Section("The best, with further seeds", best_few),
         Section("What it depends on", *pictures, Text(NOTE, look="note")),
         Section("The trials, best first", Table(rows.reset_index().to_numpy().tolist(), ["trial", *rows.columns])),
@@ -79,6 +81,7 @@ def study_pictures(trials: Iterable[FrozenTrial], ways: Any, names: list[str]) -
             (figure := draw().figure).set_size_inches(7.2, 3.2)
             for axes in figure.axes:
                 axes.set(facecolor="white", title="")
+                axes.set_title("", loc="left")
             figure.axes[0].set_title(words, fontsize=10)
             drawn.append(Picture(png(figure), f"study_{place}", words))
         plt.close("all")

@@ -23,6 +23,7 @@ from defectcls.training.jobs import Task
 from defectcls.training.tuning import distributions_of
 from tests.conftest import Outcome, command, sentence
 from tests.deployment.conftest import free_port, postgresql  # noqa: F401  a fixture
+from tests.deployment.line import wait_until
 
 SPACE = ("optim.lr=tag(log,interval(1e-5,1e-3))", "optim.weight_decay=choice(0,0.1)")
 
@@ -338,6 +339,48 @@ def test_killed_ten_times_and_joined_by_others(tiny: list[str], tmp_path: Path) 
     assert metrics["test"]["n"] == len(tested) == 18
     assert not set(tested) & set(pd.concat(seen))
     assert (folder / "study_2.png").read_bytes().startswith(b"\x89PNG")
+
+
+def jobs_of(folder: Path) -> dict[str, str]:
+    """What became of each job, by its folder in trials/."""
+    return {
+        str(file.parent.relative_to(folder / "trials")): json.loads(file.read_text())["status"]
+        for file in folder.glob("trials/*/*/job.json")
+    }
+
+
+@pytest.mark.slow
+def test_process_that_joins_through_a_database_is_killed(
+    tiny: list[str],
+    tmp_path: Path,
+    postgresql: str,  # noqa: F811
+) -> None:
+    """Two processes without a common folder: what the killed one was at is done by the other, each trial once."""
+    given = [word for word in tiny if not word.startswith(("finetune", "evaluation"))]
+    given += [
+        "finetune=full",
+        "finetune.stages.full.epochs=20",
+        "optim.lr=1e-6,1e-5,1e-4,1e-3,1e-2,0.1",
+        "batch_size=16,32",
+    ]
+    given += ["sampler=grid", "n_trials=12", "finalists=1", "seeds=2", "lease_s=60", "prune=false"]
+    given += [f"storage={postgresql}", "study=joined"]
+    one, other = tmp_path / "one", tmp_path / "other"
+    stays = started(one, *given)
+    wait_until(lambda: "finished" in jobs_of(one).values(), 300)
+    joins = started(other, *given)
+    wait_until(lambda: "finished" in jobs_of(other).values(), 300)
+    wait_until(lambda: "unfinished" in jobs_of(other).values(), 300)
+    joins.kill()
+    joins.wait()
+    left = jobs_of(other)
+    assert stays.wait(600) == 0, (tmp_path / "log").read_text()[-3000:]
+    assert jobs_of(other) == left and [*left.values()].count("unfinished") == 1
+    finished = [place for jobs in (left, jobs_of(one)) for place, status in jobs.items() if status == "finished"]
+    assert len(finished) == len(set(finished)) == 13
+    trials = pd.DataFrame(json.loads((one / "study.json").read_text())["trials"])
+    assert set(trials["state"]) == {"complete"} and (trials["repeat"] == 0).sum() == 12
+    assert len(trials.loc[trials["repeat"] == 0, ["optim.lr", "batch_size"]].drop_duplicates()) == 12
 
 
 @pytest.mark.slow
