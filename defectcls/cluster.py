@@ -1,84 +1,65 @@
-"""Work for a Ray cluster, or for a Ray of this machine alone: tasks do there what this process would do here."""
+"""What this process would do, done by tasks of a Ray cluster, or of a Ray of this machine alone."""
 
 import logging
 import os
 import signal
 import socket
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from defectcls.errors import UserError, one_line
 from defectcls.settings import RaySettings
 
-TAKEN_ALONG = ("DEFECTCLS_", "WANDB_", "HYDRA_FULL_ERROR")  # variables of the environment
+TAKEN_ALONG = ("DEFECTCLS_", "WANDB_", "PYTHONPATH", "HYDRA_FULL_ERROR")  # variables of the environment
 
 
 @contextmanager
 def connected(settings: RaySettings) -> Iterator[Any]:
-    """Ray; what it does for the block ends with it.
-
-    Raises:
-        UserError: nothing answers at the address, or that of a task, which comes with Ray's own errors around it.
-    """
+    """Ray, while the block lasts. A UserError where nothing answers, or that of a task, out of Ray's own around it."""
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to its makers
-    variables = {name: value for name, value in os.environ.items() if name.startswith(TAKEN_ALONG)}
-    main, handler = threading.current_thread() is threading.main_thread(), signal.getsignal(signal.SIGTERM)
-    own: Any = {"include_dashboard": False} if settings.address == "local" else {}
+    there = {"env_vars": {name: value for name, value in os.environ.items() if name.startswith(TAKEN_ALONG)}}
+    handler, (host, _, port) = signal.getsignal(signal.SIGTERM), str(settings.address).rpartition(":")
     try:
-        if (host := str(settings.address).rpartition(":"))[0] and "//" not in host[0]:  # it would try for ten minutes
-            socket.create_connection((host[0], int(host[2])), timeout=10).close()
-        ray.init(settings.address, runtime_env={"env_vars": variables}, logging_level=logging.ERROR, **own)
+        if host and "//" not in host:  # Ray would try for ten minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(settings.address, runtime_env=there, logging_level=logging.ERROR, include_dashboard=False)
     except Exception as error:  # it has one for each way in which nobody answers
         known = "auto is the cluster that this machine is in (ray start), host:port another one, local a new one here"
         raise UserError(f"no Ray answers at address={settings.address} ({one_line(error)}): {known}") from error
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, handler)  # it has put one of its own there
+    with suppress(ValueError):  # in a thread
+        signal.signal(signal.SIGTERM, handler)  # in place of Ray's
     try:
         yield ray
     except ray.exceptions.RayError as error:
         cause: Any = error
-        while isinstance(cause, ray.exceptions.RayError):
+        while cause and type(cause) is not UserError:
             cause = getattr(cause, "cause", None) or cause.__cause__
         raise cause or error from error
     finally:
         ray.shutdown()
 
 
-def on_ray(function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], settings: RaySettings) -> None:
-    """Call a function with each of them, all of which are done before the error of one is raised.
-
-    One whose node dies is done anew on another, three times at most.
-    """
+def on_ray(function: Callable[..., Any], arguments: list[tuple[Any, ...]], settings: RaySettings) -> None:
+    """Call it with each of them, elsewhere again where a node dies, three times at most; errors wait for all others."""
     with connected(settings) as ray:
-        task = ray.remote(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus)(_there)
-        left = [task.remote(str(Path.cwd()), function, some) for some in arguments]
-        errors = []
-        while left:
-            ended, left = ray.wait(left)
-            try:
-                ray.get(ended)
-            except ray.exceptions.RayError as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
+        task = ray.remote(**settings.model_dump(exclude={"address"}))(_there)
+        begun = [task.remote(Path.cwd(), function, some) for some in arguments]
+        ray.wait(begun, num_returns=len(begun))
+        ray.get(begun)
 
 
-def _there(folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """In a process of Ray's on any node, from the folder in which the command was typed."""
-    see(folder)
+def _there(folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    refuse_unseen(folder)
     os.chdir(folder)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     function(*arguments)
 
 
-def see(folder: str | Path) -> None:
-    """A UserError where this node does not see a folder of the machine that the work comes from."""
-    if not os.path.isdir(folder):  # noqa: PTH112  of a drive that is being lost a path object may raise
-        node = f"{socket.gethostname()}, a node of the cluster,"
-        raise UserError(f"{node} does not see {folder}: mount it there, under the same name")
+def refuse_unseen(folder: Path) -> None:
+    """Raise a UserError where this node lacks a folder of the machine at which the command was typed."""
+    if not folder.is_dir():
+        raise UserError(f"the node {socket.gethostname()} does not see {folder}: mount it there by the same name")

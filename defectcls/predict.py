@@ -36,7 +36,8 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     from defectcls.files import checkpoint_file, refuse_output
 
     output = settings.output or folder / "predictions.csv"
-    refuse_output(output, ".csv", settings.overwrite or settings.watch)
+    if (by_ray := settings.ray.address) is None:
+        refuse_output(output, ".csv", settings.overwrite or settings.watch)
     photos = Photos(Path(settings.input), [], {}) if settings.watch else list_inputs(settings.input, settings.root)
     checkpoint_file(settings.checkpoint)  # told before torch is imported
     from defectcls.deployment.predictor import load
@@ -49,8 +50,11 @@ def predict(config: dict[str, Any], folder: Path) -> int:
         keep_freed_memory(one_heap=True)
     if settings.heat_maps:
         next(predictor.heat_maps([np.zeros((8, 8), np.uint8)]))  # refuses before anything is predicted
+    write: Any = watch if settings.watch else _write
+    if by_ray:
+        from defectcls.deployment.actors import write
     start = time.perf_counter()
-    before = (watch if settings.watch else _write)(predictor, photos, settings, output)
+    before = write(predictor, photos, settings, output)
     seconds = time.perf_counter() - start
     counts = Counter[str]()  # of all times that it was watched
     for rows in read_output(output, settings.watch):

@@ -302,8 +302,6 @@ class AutoSettings(TrainSettings):
 
 
 class RaySettings(Settings):
-    """Where, and what a task or an actor takes of a node."""
-
     address: Annotated[str, Text] | None
     num_cpus: Positive
     num_gpus: NonNegative

@@ -10,7 +10,7 @@ from defectcls.training.command import run_verb
 
 def tune(config: dict[str, Any], folder: Path) -> None:
     """Do trials until there are enough; then the best, an ordinary run, judges the photos that were set aside."""
-    from defectcls.training.tuning import Study, TuneSettings, take_part
+    from defectcls.training.tuning import Study, TuneSettings
 
     settings = TuneSettings(**config)
     if settings.trainer.strategy != "auto":
@@ -27,7 +27,8 @@ def tune(config: dict[str, Any], folder: Path) -> None:
         if settings.ray.address is None:
             study.run()
         else:
-            on_ray(do_job, [("tune", config, folder, JOB[1:], False, take_part)] * settings.workers, settings.ray)
+            part = "tune", config, folder, JOB[1:], False, lambda *_: Study(settings, folder).run()
+            on_ray(do_job, [part] * settings.workers, settings.ray)
         number = study.summary()["best"]
         best = study.task((number, 0), study.ranked()[0][number].params)
         with locked(best.folder / "job.lock", f"trial {number} is being done by another process"):

@@ -1,6 +1,7 @@
 """Sweeps and studies by tasks of Ray, whose jobs are recorded as everywhere."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +11,7 @@ from tests.conftest import command, process, sentence
 from tests.deployment.conftest import free_port
 from tests.test_slurm import FAILING
 
-pytest.importorskip("ray", reason="there is no Ray here: pip install 'defectcls[ray]'")
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="there is no Ray here: pip install 'defectcls[ray]'")
 # Nothing is sent, nothing left at home; and what Ray does does not stand behind all other tests.
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
 SHORT = ("finetune=full", "finetune.patience=null", "finetune.stages.full.epochs=1")

@@ -25,7 +25,7 @@ from defectcls.errors import Stopped, UserError
 from defectcls.evaluation.predictions import ACCEPT
 from defectcls.files import locked
 from defectcls.pages.wording import unlike_words
-from defectcls.settings import Positive, Text, TrainedSettings
+from defectcls.settings import Positive, RaySettings, Text, TrainedSettings
 
 if TYPE_CHECKING:
     from defectcls.deployment.predictor import Predictor
@@ -53,12 +53,18 @@ class PredictSettings(TrainedSettings):
     resume: Path | None
     watch_seconds: Positive
     window: PositiveInt
+    ray: RaySettings
+    shard: PositiveInt
 
     def model_post_init(self, _: Any) -> None:
         if self.heat_maps and not self.gallery:
             raise ValueError("heat_maps=true shows them in the gallery: gallery=200, not 0")
         if self.watch and (self.output is None or not Path(self.input).is_dir()):
             raise ValueError("watch=true needs input=<folder>, and output=<file>.csv to remember what is predicted")
+        if self.ray.address and (self.watch or self.overwrite or self.output is None or self.output.suffix == ".csv"):
+            raise ValueError(
+                "ray.address needs output=<folder>, which goes on, and neither watch=true nor overwrite=true"
+            )
 
 
 class Watched:
@@ -183,6 +189,9 @@ def append(rows: pd.DataFrame, output: Path) -> None:
 
 def read_output(output: Path, watched: bool = True) -> Iterator[pd.DataFrame]:
     """The rows, as text but for score and unlike, some at a time; of a watch all, and the last one of each photo."""
+    if output.is_dir():  # of actors
+        yield from map(pd.read_parquet, sorted(output.glob("0*")))
+        return
     with pd.read_csv(output, dtype=str, keep_default_na=False, chunksize=AT_ONCE) as tables:
         for rows in [pd.concat(tables).drop_duplicates("path", keep="last")] if watched else tables:
             yield rows.assign(score=pd.to_numeric(rows["score"]), unlike=pd.to_numeric(rows["unlike"]))

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,7 +190,7 @@ def _run(hydra: Any, verb: str, overrides: list[str], begun: list[Path], alone: 
 def _sweep(hydra: Any, verb: str, overrides: list[str], begun: list[Path]) -> int:
     """Every job, by whichever launcher, and then their table; a UserError where the folder is another sweep's."""
     composed = hydra.compose_config(verb, overrides, RunMode.MULTIRUN).hydra
-    folder, launcher = Path(composed.sweep.dir), plain(composed.launcher)
+    folder = Path(composed.sweep.dir)
     command = [*searchpath(overrides), *(override for override in overrides if not override.startswith("hydra"))]
     if folder.is_dir() and any(folder.iterdir()):
         known = recorded_command(folder) if (folder / SWEEP).is_file() else None
@@ -199,15 +200,16 @@ def _sweep(hydra: Any, verb: str, overrides: list[str], begun: list[Path]) -> in
     with locked(folder / "sweep.lock", f"the sweep in {folder} is running: wait for it, or stop it", wait=False):
         begun.append(folder)
         here, lost = f"{SWEEP_DIR}={quoted(str(folder))}", None
-        collected: list[Task] | None = [] if launcher.pop("_target_") == "ray" else None
-        if collected is not None:
+        tasks = list[Task]()
+        if by_ray := "_target_" not in composed.launcher:  # Hydra composes the jobs, and takes no launcher of others
             overrides = [word for word in overrides if not re.match("[+~]*hydra[/.]launcher", word)]
         try:
-            hydra.multirun(verb, functools.partial(_sweep_job, verb, collected), [*overrides, here])
-            if collected:
+            do = functools.partial(_sweep_job, verb, tasks.append if by_ray else run_job)
+            hydra.multirun(verb, do, [*overrides, here])
+            if by_ray:
                 from defectcls.cluster import RaySettings, on_ray
 
-                on_ray(run_job, [(task,) for task in collected], RaySettings(**launcher))
+                on_ray(run_job, [(task,) for task in tasks], RaySettings(**plain(composed.launcher)))
         except Exception as error:
             if not type(error).__module__.startswith(("submitit", "ray")):
                 raise
@@ -224,19 +226,15 @@ def repetition(folder: Path) -> list[str]:
     return [*searchpath(overrides.hydra), *overrides.task, f"{RUN_DIR}={quoted(str(folder))}", UNRECORDED]
 
 
-def _sweep_job(verb: str, collected: list[Task] | None, config: DictConfig) -> float:
-    """One job, wherever a launcher has put it, or collected; what the sweeper is told, of one without a number nan."""
+def _sweep_job(verb: str, do: Callable[[Task], Any], config: DictConfig) -> float:
+    """One job, wherever a launcher has put it; what the sweeper is told, of a failed job nan."""
     state, values = HydraConfig.get(), plain(config)
     folder = Path(state.runtime.output_dir)
     if "logger" in values:
         values["logger"]["group"] = values["logger"]["group"] or state.sweep.dir
     logs = plain(state.job_logging)
-    task = Task(verb, state.job.num, folder, list(state.overrides.task), values, repetition(folder), logs)
-    if collected is not None:
-        collected.append(task)
-        return float("nan")
-    done = run_job(task)
-    return float("nan") if done["objective"] is None else done["objective"]
+    done = do(Task(verb, state.job.num, folder, list(state.overrides.task), values, repetition(folder), logs))
+    return float("nan") if done is None or done["objective"] is None else done["objective"]
 
 
 def resumed(typed: list[str]) -> tuple[list[str], bool]:

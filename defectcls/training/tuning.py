@@ -334,8 +334,3 @@ def _repeat(trial: FrozenTrial) -> int:
 def _drawn(places: Iterable[Place]) -> int:
     """How many are trials of the space, and no repeats."""
     return sum(repeat == 0 for _, repeat in places)
-
-
-def take_part(config: dict[str, Any], folder: Path) -> None:
-    """Do trials of a study that was begun, until there are enough."""
-    Study(TuneSettings(**config), folder).run()
