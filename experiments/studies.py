@@ -126,6 +126,12 @@ def of_many_images(timings: pd.DataFrame) -> str:
     return f"{most['images']:,} rows to the first batch: {most['seconds']:.0f} s, {most['mib_beyond_imports']:.0f} MiB"
 
 
+def of_tables(measured: pd.DataFrame) -> str:
+    most = measured[(measured["kind"] == "tar") & (measured["rows"] == measured["rows"].max())].set_index("phase")
+    told = (f"{phase} {row['cpu_seconds']:.0f} s" for phase, row in most.iterrows())
+    return f"{most['rows'].iloc[0]:,} photos in tar files: {', '.join(told)}, at most {most['mib'].max():,} MiB"
+
+
 def of_promises(results: pd.DataFrame) -> str:
     given = results[results["procedure"].isin(["crossval", "joined"]) & (results["given"] > 0)]
     all_of_them, most = given["broken"].sum() / given["given"].sum(), (given["broken"] / given["given"]).max()
@@ -318,5 +324,6 @@ STUDIES: dict[str, Study | Measurement] = {
     "runtime": Measurement("what a file needs to decide without torch", "measure.py", "measured.csv", of_runtime),
     "serving": Measurement("how fast and how steady the server is", "benchmarks.serving", "measured.csv", of_serving),
     "augmentation": Measurement("batches, or image by image", "compare.py", "timings.csv", of_augmentation),
+    "tables": Measurement("what millions of photos in archives take", "measure.py", "measured.csv", of_tables),
     "many_images": Measurement("a table of a million rows", "measure.py", "timings.csv", of_many_images),
 }

@@ -251,7 +251,8 @@ def test_bf16_costs_no_quality() -> None:
 
 
 @pytest.mark.parametrize(
-    "study, script", [("auto", "measure.py"), ("export", "measure.py"), ("finetuning", "collect.py")]
+    "study, script",
+    [("auto", "measure.py"), ("export", "measure.py"), ("finetuning", "collect.py"), ("tables", "measure.py")],
 )
 def test_table_is_the_one_that_what_was_measured_gives(study: str, script: str, collect: ModuleType) -> None:
     table = runpy.run_path(str(EXPERIMENTS / study / script))["table"]
