@@ -151,6 +151,21 @@ def of_serving(measured: pd.DataFrame) -> str:
     return f"{share:.2f} of ONNX Runtime's own speed in batches, a photo in {one:.0f} ms, of 32 clients in {many:.0f}"
 
 
+def of_tune(measured: pd.DataFrame) -> str:
+    of = {search: rows.set_index(["set", "seed"]) for search, rows in measured.groupby("search")}
+    saved = 1 - (of["tpe, pruned"]["epochs"] / of["tpe"]["epochs"]).mean()
+    losses = ["val_loss", "test_loss"]
+    behind = (of["tpe"][losses] - of["grid"][losses]).groupby("set").mean()
+    spans = [f"{behind[column].min():+.3f} to {behind[column].max():+.3f}" for column in behind]
+    where = f"{spans[0]} on what judges trials, {spans[1]} on new photos"
+    return f"loss of TPE's best - the grid's: {where}; pruning saves {saved:.0%} of the epochs"
+
+
+def of_reviewing(measured: pd.DataFrame) -> str:
+    after = measured[measured["what"].str.endswith("after a verdict")]
+    return f"the next photo {after['median'].min():.0f} to {after['median'].max():.0f} ms after a verdict"
+
+
 def of_labelling(needed: pd.DataFrame) -> str:
     chosen = needed[(needed["rule"] == "both") & (needed["number"] == "auroc")]
     span = f"{chosen['ratio'].min():.2f} to {chosen['ratio'].max():.2f}"
@@ -317,6 +332,8 @@ STUDIES: dict[str, Study | Measurement] = {
         "days.csv",
         of_month,
     ),
+    "tune": Measurement("a search beside a grid, and pruning", "measure.py", "measured.csv", of_tune),
+    "reviewing": Measurement("how long a reviewer waits", "benchmarks.reviewing", "measured.csv", of_reviewing),
     "speed": Measurement("what training costs", "make bench", "benchmarks.csv", of_speed),
     "export": Measurement("does a file decide as its checkpoint", "measure.py", "measured.csv", of_export),
     "precision": Measurement("whether bf16 costs quality", "trainer.precision=32,bf16", "runs.csv", of_precision),
