@@ -115,7 +115,7 @@ def explain(error: BaseException, way_on: str = AGAIN) -> str | None:
     if isinstance(error, RuntimeError) and LOST.search(str(error)):
         return f"another process of this run has ended, and said why: {way_on} ({reason})"
     if type(error).__name__ in ("OperationalError", "StorageInternalError", "_InactiveRpcError"):  # of whichever driver
-        return f"the database does not answer ({one_line(error)}): {way_on}"
+        return f"the database cannot be used ({one_line(error)}): {way_on}"
     # Pydantic's, which is not imported for its sake: --help has to be quick. One called Settings is W&B's own.
     wrong_value = type(error).__name__ == "ValidationError" and getattr(error, "title", "Settings") != "Settings"
     return _wrong_value(error) if wrong_value else None

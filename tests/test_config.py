@@ -323,7 +323,11 @@ def test_wrong_value_names_every_way_out(tmp_path: Path) -> None:
 def test_help_shows_every_key_without_a_dataset(tmp_path: Path) -> None:
     found = process("defectcls.train", "--help", cwd=tmp_path)
     assert (found.code, found.err) == (0, "")
-    for text in ("batch_size: 32", "dataset: casting, concrete_crack, folder, ", "python -m defectcls.train -m "):
+    for text in (
+        "batch_size: 32",
+        "dataset: archive, casting, concrete_crack, folder, ",
+        "python -m defectcls.train -m ",
+    ):
         assert text in found.out
 
 

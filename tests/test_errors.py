@@ -197,6 +197,6 @@ def test_database_that_goes_away_is_one_sentence() -> None:
     told = explain(error, "resume=runs/tune/a goes on")
     assert (
         told is not None
-        and told.startswith("the database does not answer (")
+        and told.startswith("the database cannot be used (")
         and told.endswith("resume=runs/tune/a goes on")
     )

@@ -56,7 +56,7 @@ def test_compose_takes_presets_of_ones_own_and_leaves_others_hydra_alone(tmp_pat
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ((), "dataset is not set: add dataset=<name>; there are casting"),
+        ((), "dataset is not set: add dataset=<name>; there are archive, casting"),
         (("dataset=synthetic", "sed=1"), "unknown key 'sed', did you mean 'seed'"),
         (
             ("dataset=synthetic", "trainer.devcies=2"),

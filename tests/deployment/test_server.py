@@ -160,7 +160,10 @@ def test_a_row_that_cannot_be_committed_is_not_told(
 
     monkeypatch.setattr(here.line._commit, "_handle", full)
     answer = here.client.post("/predict", content=grey(51))
-    assert (answer.status_code, answer.json()) == (503, {"error": "database or disk is full"})
+    assert (answer.status_code, answer.json()) == (
+        503,
+        {"error": "the database cannot be used (database or disk is full): ask again"},
+    )
     monkeypatch.undo()
     assert here.client.post("/predict", content=grey(51)).status_code == 200
     monkeypatch.setattr(here.line.kept, "add", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
