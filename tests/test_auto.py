@@ -108,6 +108,7 @@ def test_what_is_kept_is_an_ordinary_run(searched: Path, tmp_path: Path) -> None
     assert command("evaluate", *given, f"hydra.run.dir={tmp_path}").code == 0
 
 
+@pytest.mark.slow
 def test_what_is_typed_holds_for_all(quick: list[str], tmp_path: Path, no_pictures: None) -> None:
     candidates = ["", "model=resnet18", "image_size=auto*2"]
     given = (*quick, f"candidates=[{','.join(map(repr, candidates))}]", f"hydra.run.dir={tmp_path}")
@@ -120,6 +121,7 @@ def test_what_is_typed_holds_for_all(quick: list[str], tmp_path: Path, no_pictur
     }
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_search_and_the_best_is_kept(
     typed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None
 ) -> None:

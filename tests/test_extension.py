@@ -130,6 +130,7 @@ def test_a_run_finishes_with_an_argument_of_the_trainer(tiny: list[str], tmp_pat
     assert (tmp_path / "run/metrics.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_gradients_of_several_batches_make_one_step(tiny: list[str], tmp_path: Path) -> None:
     """A stage ends after its epochs all the same."""
@@ -228,6 +229,7 @@ def test_a_dataset_of_ones_own(tiny: list[str], own: Path) -> None:
         assert first == second
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_a_sweeper_is_told_the_objective(tiny: list[str], tmp_path: Path) -> None:
     config = composed(*tiny, "finetune=probe", "objective=test/recall")

@@ -186,6 +186,7 @@ def test_predicted_and_shown(crossvalidated: Path, tmp_path: Path) -> None:
     assert len(pd.read_csv(tmp_path / "predictions.csv")) == 20
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_cross_validated_models_are_cross_validated(tiny: list[str], tmp_path: Path) -> None:
     """The photos of a fold of the verb are for the test; the others are dealt once more, and choose the decision."""
@@ -255,6 +256,7 @@ def test_a_part_that_is_asked_for_is_tested_by_the_kept_model(train: Callable[..
 # --- few photos -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("good", "scratch"), [(12, 2), (2, 12), (4, 4), (3, 3)])
 def test_a_few_photos_of_a_class_are_enough(good: int, scratch: int, train: Callable[..., Any], tmp_path: Path) -> None:
     done = train(*folder_of(tmp_path, good=good, scratch=scratch), "model.head=linear")

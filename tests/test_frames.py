@@ -95,6 +95,7 @@ def test_a_predictor_has_the_frame_and_maps_of_its_shape(run: Path, photos: Path
     assert predictor.judge(seen.numpy())["score"].tolist() == pytest.approx(rows["score"].tolist(), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_with_auto_goes_on_at_its_own_size_though_other_photos_came(photos: Path, tmp_path: Path) -> None:
     folder, more = tmp_path / "run", (*MODEL, *QUICK, "inspect.heat_maps=false", "inspect.robustness=false")
     arguments = (*of(photos), *more, *TUNED, f"hydra.run.dir={folder}")

@@ -54,6 +54,7 @@ def test_its_test_photos_stay_and_what_is_new_is_told(tiny: list[str], tmp_path:
     assert "from=<run> keeps the test photos of that run" in sentence(folded)
 
 
+@pytest.mark.slow
 def test_of_a_run_that_set_nothing_aside_nothing_stays(crossvalidated: Path, tiny: list[str], tmp_path: Path) -> None:
     outcome = command("train", *tiny, "finetune=probe", f"from={crossvalidated}", f"hydra.run.dir={tmp_path}/new")
     found = json.loads((tmp_path / "new/metrics.json").read_text())["from"]

@@ -207,6 +207,7 @@ def test_collapsed_stage_is_rolled_back_to_the_probe(tiny: list[str], tmp_path: 
     assert "stage 'full' did not better what came before it: rolled back" in outcome.err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_stage_after_a_collapsed_one_starts_from_the_probe(tiny: list[str], tmp_path: Path) -> None:
     """Its learning rate is next to nothing: what it starts from is what it ends with."""
@@ -305,6 +306,7 @@ def test_ema_is_the_average_of_the_steps(tiny: list[str], tmp_path: Path, monkey
 # --- frozen features --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_second_probe_of_the_same_images_computes_no_feature(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

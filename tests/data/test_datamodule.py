@@ -468,6 +468,7 @@ def test_near_identical_images_stay_in_one_part_unless_told_otherwise(
     assert "near-identical" not in caplog.text
 
 
+@pytest.mark.slow
 def test_copies_and_groups_are_kept_together_only_where_asked_for(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos", good=30, dent=30)
     for image in (root / "good").glob("00?.png"):

@@ -134,6 +134,7 @@ def test_an_image_and_its_smaller_version_are_twins(tmp_path: Path) -> None:
 # --- the sieves -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_candidates_are_those_of_an_exhaustive_search(tmp_path: Path) -> None:
     """Hashing may add what is no twin; it must not lose one, whatever their number."""
     paths, twins = drawn(tmp_path, image_count=400, image_side=64, difficulty=0.5, near_duplicates=0.25)

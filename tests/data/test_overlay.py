@@ -206,6 +206,7 @@ def test_labels_that_a_stranger_remembers_are_labels_or_damage(
     assert sentence(outcome).startswith(f"{tmp_path}/best.ckpt is damaged, or of another version of defectcls")
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_takes_the_verdicts_of_its_beginning_and_by_trust_alone(
     corrected: tuple[Path, Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -300,6 +300,7 @@ def test_a_checkpoint_alone_needs_photos(finished: Path, tmp_path: Path) -> None
     assert told == f"{alone} lies in no run folder whose photos could be judged: photos=<folder>"
 
 
+@pytest.mark.slow
 def test_a_cross_validated_run_has_no_photos_to_choose_on(crossvalidated: Path, tmp_path: Path) -> None:
     told = sentence(exported(crossvalidated, tmp_path / "run", "precision=int8", "rethreshold=true"))
     assert told.startswith("rethreshold=true needs photos that the model has not learned from")
@@ -327,6 +328,7 @@ class Branching(Network):
         return super().forward(image, folds) * (2 if image.sum() > 0 else 1)
 
 
+@pytest.mark.slow
 def test_what_torch_cannot_follow_is_refused_in_a_sentence() -> None:
     network = network_of(TINY, "linear", TWO, (32, 32))
     network.__class__ = Branching

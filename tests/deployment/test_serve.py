@@ -232,6 +232,7 @@ def test_what_a_full_disk_does_not_take_is_not_told(start: Callable[..., Server]
     assert rows[-1]["name"] == "last"
 
 
+@pytest.mark.slow
 def test_a_folder_is_of_one_server(start: Callable[..., Server], model: Path, tmp_path: Path) -> None:
     start(f"model={model}")
     outcome = command("serve", f"folder={tmp_path}/{KEPT}", "port=0", f"model={model}")

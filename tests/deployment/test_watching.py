@@ -293,6 +293,7 @@ def test_two_watchers_of_one_output_are_refused(watched: Until, folder: Path, tm
         watched(StandIn(), folder, tmp_path / "out.csv", 1)
 
 
+@pytest.mark.slow
 def test_more_photos_than_are_read_ahead_keep_their_rows(watched: Until, finished: Path, tmp_path: Path) -> None:
     shades = [(number, 255 - number, 90) for number in range(200)]
     for number, shade in enumerate(shades):

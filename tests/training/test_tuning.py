@@ -225,6 +225,7 @@ def test_trial_of_a_dead_process_is_done_by_the_next(begin: Callable[..., Outcom
         study.tell(lost, 1.0)
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_database(begin: Callable[..., Outcome], postgresql: str) -> None:  # noqa: F811
     given = (*SPACE, "n_trials=4", f"storage={postgresql}", "study=shared")
     assert begin(*given).code == 0
@@ -235,6 +236,7 @@ def test_two_processes_share_a_database(begin: Callable[..., Outcome], postgresq
     assert not list(Path("elsewhere").rglob("done"))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_grpc(begin: Callable[..., Outcome]) -> None:
     port, storage = free_port(), optuna.storages.InMemoryStorage()
