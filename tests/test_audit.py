@@ -107,6 +107,7 @@ def test_every_fault_is_named_once(tmp_path: Path) -> None:
     assert found.summary["left_out"] == {".txt": 1, "without suffix": 1}
 
 
+@pytest.mark.slow
 def test_the_split_of_the_audit_is_the_one_that_train_makes(tmp_path: Path, tiny: list[str]) -> None:
     assert command("train", *tiny, "evaluation=holdout", f"hydra.run.dir={tmp_path / 'trained'}").code == 0
     trained = pd.read_csv(tmp_path / "trained" / "predictions.csv")
@@ -160,6 +161,7 @@ def test_status_is_0_where_copies_stand_together_and_1_where_they_do_not(tmp_pat
         assert kind not in set(pairs["kind"])
 
 
+@pytest.mark.slow
 def test_one_class_is_still_searched_for_copies(tmp_path: Path) -> None:
     root = with_copies(tmp_path / "photos")
     for image in (root / "bad").iterdir():

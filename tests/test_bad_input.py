@@ -231,6 +231,7 @@ NO_SPACE = "no space left on the disk; what was written is kept: make room, then
 FULL = ("finetune=full", "finetune.stages.full.epochs=2")
 
 
+@pytest.mark.slow
 def test_disk_is_full_while_a_checkpoint_is_written(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second epoch does not fit; what the first one left is whole, and the run goes on once there is room."""
     saved, earlier = [], {}

@@ -277,6 +277,7 @@ def test_another_decision_without_training(finished: Path, tmp_path: Path) -> No
     assert test["score"].to_numpy() == pytest.approx(part_of(finished, "test")["score"].to_numpy(), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_the_same_policy_on_the_kept_validation_images_is_the_same_decision(tiny: list[str], tmp_path: Path) -> None:
     """Promises included: images of one photo count as one in both."""
     run = ("finetune=probe", "decision=review", f"hydra.run.dir={tmp_path / 'run'}")

@@ -332,6 +332,7 @@ def test_a_part_for_training_that_is_asked_for_sets_the_others_aside(train: Call
     assert rows["split"].value_counts()["train"] == 12
 
 
+@pytest.mark.slow
 def test_a_decision_is_chosen_anew_out_of_fold_and_new_photos_are_judged_alone(
     train: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -94,6 +94,7 @@ def test_modules_are_trained_by_a_plain_trainer(tiny: list[str], tmp_path: Path)
 # --- verbs as functions -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_verb_leaves_its_folder_and_the_process_as_it_was(tiny: list[str], tmp_path: Path) -> None:
     before = sys.argv, Path.cwd(), signal.getsignal(signal.SIGINT), sys.modules["__main__"]
     run = defectcls.run("train", *tiny, "finetune=full", "finetune.stages.full.epochs=1", f"hydra.run.dir={tmp_path}/a")

@@ -113,6 +113,7 @@ def test_a_process_is_killed_and_the_run_goes_on(tiny: list[str], tmp_path: Path
     assert pd.read_csv(folder / "predictions.csv")["path"].is_unique
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("several", [{"WORLD_SIZE": "2"}, {"SLURM_NTASKS": "4"}])
 def test_processes_started_from_outside_need_one_folder(
     tiny: list[str], monkeypatch: pytest.MonkeyPatch, several: dict[str, str]

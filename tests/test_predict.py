@@ -269,6 +269,7 @@ def test_a_name_that_is_no_text_is_written_all_the_same(finished: Path, photos: 
     assert table(tmp_path / "run/predictions.csv")[["path", "error"]].to_numpy().tolist() == [["caf\\udce9.png", ""]]
 
 
+@pytest.mark.slow
 def test_mistakes_are_told_without_torch(tmp_path: Path) -> None:
     outcome = process("defectcls.predict", "checkpoint=run", "input=photos", cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")
     assert sentence(outcome).startswith("input=photos is not there")

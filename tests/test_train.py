@@ -193,6 +193,7 @@ def test_probe_leaves_the_backbone_as_it_was(tiny: list[str], tmp_path: Path) ->
     assert changed == {"head.mean", "head.std", "head.linear.weight", "head.linear.bias"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_collapsed_stage_is_rolled_back_to_the_probe(tiny: list[str], tmp_path: Path) -> None:
     probe = run(tmp_path / "probe", *tiny, "finetune=probe", "model.head=linear")

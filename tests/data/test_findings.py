@@ -45,6 +45,7 @@ def trained(photos: list[tuple[str, Image.Image]], tmp_path_factory: pytest.Temp
     return opened(root)
 
 
+@pytest.mark.slow
 def test_seen_photos_are_found_among_new_ones(
     trained: DefectDataModule, photos: list[tuple[str, Image.Image]], tmp_path: Path
 ) -> None:

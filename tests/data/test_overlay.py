@@ -175,6 +175,7 @@ def corrected(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tupl
     return folder / "run", verdicts, data.samples["path"][rows].tolist()
 
 
+@pytest.mark.slow
 def test_a_run_remembers_the_labels_and_opens_nothing_to_measure_them_again(
     corrected: tuple[Path, Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

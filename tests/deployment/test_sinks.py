@@ -140,6 +140,7 @@ class Receiver:
         self.server.server_close()
 
 
+@pytest.mark.slow
 def test_a_webhook_that_refuses_hangs_hangs_up_and_returns_gets_every_decision_in_order(
     line: SmallLine, started: Callable[..., Connection], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -294,6 +294,7 @@ def test_only_the_classifier_looks_at_a_part_that_is_turned(weight: list[float])
     assert found == pytest.approx(odds_of(plain.joined, logits, remembered).mean(1), rel=1e-3, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_evaluation_gives_the_same_bits_in_any_batch() -> None:
     model, given = joining(test_views=2), images(20)
     folds = torch.arange(20) % 4 - 1

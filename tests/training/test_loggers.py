@@ -153,6 +153,7 @@ def test_confusion_matrix_is_that_of_the_run(logged: OfflineRun, finished: Path)
     assert [[found[truth, answer] for answer in names] for truth in names] == expected
 
 
+@pytest.mark.slow
 def test_crashed_run_ends_as_failed_and_its_resumption_goes_on_with_it(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
