@@ -65,7 +65,7 @@ def predict(config: dict[str, Any], folder: Path) -> int:
         known = rows[rows["error"] == ""]
         drift += window.windows(known)
         lost = pd.concat([lost, rows[rows["error"] != ""]])[:100]  # the table has all
-        best = pd.concat([best, known])
+        best = pd.concat([best, known], ignore_index=True)  # files of actors count anew
         strange = best[best["cause"] != ""].nlargest(settings.gallery // 4, "unlike")
         best = best.loc[strange.index.union(best.nlargest(settings.gallery, "score").index)]
     if predictor.paged:
