@@ -95,7 +95,8 @@ def measure(phase: str, folder: Path, cache: Path, run: Path) -> dict:
             data._read(samples)
         if phase == "split":  # of digests drawn, one in a hundred a copy
             drawn = np.random.default_rng(0).bytes(16 * rows)
-            data.digests = [drawn[16 * (row - (row % 100 == 0)) :][:16] for row in range(rows)]
+            places = (16 * (row - (row % 100 == 99)) for row in range(rows))
+            data.digests = [drawn[place : place + 16] for place in places]
             data.images = None  # type: ignore[assignment]
             data.sample_table, data._read = lambda: samples, lambda listed: listed  # type: ignore[method-assign]
             memory, start, cpu = Memory(), time.perf_counter(), time.process_time()
