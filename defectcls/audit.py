@@ -8,7 +8,7 @@ from defectcls.training.command import run_verb
 
 def audit(config: dict[str, Any], folder: Path) -> int:
     """Write audit.csv, doubted.csv, audit.html, audit.json; 1 if copies or near-identical images straddle a split."""
-    from defectcls.settings import AuditSettings
+    from defectcls.training.settings import AuditSettings
 
     settings = AuditSettings(**config)
     from defectcls.arguments import as_typed
@@ -20,7 +20,7 @@ def audit(config: dict[str, Any], folder: Path) -> int:
     from defectcls.model.hardware import find_device
     from defectcls.model.head import FOLDS
     from defectcls.pages.audit import audit_page, summarise
-    from defectcls.pages.render import leave
+    from defectcls.pages.render import write_and_print
     from defectcls.tables import DEFECTIVE, SOUND
     from defectcls.training.build import deal
     from defectcls.training.inspection import find_doubted_labels
@@ -62,7 +62,7 @@ def audit(config: dict[str, Any], folder: Path) -> int:
     summary = summarise(settings.dataset.name, table, balance(samples), leaks, notes)
     table.to_csv(folder / "audit.csv", index=False)
     about = {"left_out": samples.attrs.get("left_out", {}), **provenance(settings.seed, config, device)}
-    leave(audit_page(summary, table, data.root, data.settings.depth), summary | about, folder / "audit.html")
+    write_and_print(audit_page(summary, table, data.root, data.settings.depth), summary | about, folder / "audit.html")
     return int(leaks > 0)
 
 

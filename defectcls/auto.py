@@ -10,7 +10,8 @@ from defectcls.training.command import run_verb
 
 def auto(config: dict[str, Any], folder: Path) -> float | None:
     """Search, then train what is kept in the run's own folder, and say in its report what was tried."""
-    from defectcls.settings import AutoSettings, TrainSettings
+    from defectcls.settings import TrainSettings
+    from defectcls.training.settings import AutoSettings
 
     settings = AutoSettings(**config)
     if settings.trainer.strategy != "auto":

@@ -19,7 +19,7 @@ def compare(config: dict[str, Any], folder: Path) -> None:
     names = short_names(files := [file.resolve() for file in files])
     from defectcls.evaluation.predictions import read_predictions
     from defectcls.pages.comparison import comparison_page
-    from defectcls.pages.render import leave
+    from defectcls.pages.render import write_and_print
 
     tables, counts = unseen({name: read_predictions(file) for name, file in zip(names, files, strict=True)})
     found = counts | compare_predictions(
@@ -27,7 +27,7 @@ def compare(config: dict[str, Any], folder: Path) -> None:
     )
     page = comparison_page(found)
     found |= {"runs": dict(zip(names, map(str, files), strict=True)), "verdict": page.said("verdict")}
-    leave(page, found, folder / "compare.html")
+    write_and_print(page, found, folder / "compare.html")
 
 
 def short_names(files: list[Path]) -> list[str]:

@@ -17,7 +17,8 @@ def crossval(config: dict[str, Any], folder: Path) -> None:
     The images are listed, read and compared once for all folds; a fold leaves its numbers and its checkpoints, and no
     page. A dashboard is told of the whole.
     """
-    from defectcls.settings import CrossvalSettings, TrainSettings
+    from defectcls.settings import TrainSettings
+    from defectcls.training.settings import CrossvalSettings
 
     settings = CrossvalSettings(**config)
     if settings.trainer.strategy != "auto":

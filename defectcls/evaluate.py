@@ -8,7 +8,7 @@ from defectcls.training.command import run_verb
 
 def evaluate(config: dict[str, Any], folder: Path) -> None:
     """Write metrics.json, predictions.csv, the pictures and the report."""
-    from defectcls.evaluation.evaluate import EvaluateSettings, evaluate_table
+    from defectcls.training.settings import EvaluateSettings
 
     settings = EvaluateSettings(**config)
     if settings.audited is not None:
@@ -20,6 +20,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> None:
     heat: dict[str, Any] = {}
     if settings.predictions is not None:
         from defectcls.data.splits import PARTS
+        from defectcls.evaluation.evaluate import evaluate_table
         from defectcls.evaluation.predictions import read_predictions
 
         table = settings.predictions
@@ -46,7 +47,7 @@ def _audited(settings: Any, folder: Path) -> None:
     from defectcls.deployment.predictor import load
     from defectcls.evaluation.audited import audit
     from defectcls.pages.audited import audited_page
-    from defectcls.pages.render import leave
+    from defectcls.pages.render import write_and_print
 
     predictor = load(settings.checkpoint, settings.device, settings.precision)
     of = predictor.classes, predictor.about["digest"]
@@ -55,7 +56,7 @@ def _audited(settings: Any, folder: Path) -> None:
     found, plan = audit(photos, predictor.decision.accept_below, settings.at_most, next(promised, None))
     found |= {"audited": settings.audited, "checkpoint": str(settings.checkpoint), "disputed": disputed}
     plan[["photo", "name", "score", "chance"]].to_csv(folder / "plan.csv", index=False)
-    leave(audited_page(found, folder / "plan.csv"), found, folder / "audited.html")
+    write_and_print(audited_page(found, folder / "plan.csv"), found, folder / "audited.html")
 
 
 if __name__ == "__main__":

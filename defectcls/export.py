@@ -19,10 +19,10 @@ def export(config: dict[str, Any], folder: Path) -> int:
     refuse_output(output, suffix, settings.overwrite)
     from defectcls.deployment.export import export_model
     from defectcls.pages.export import export_page
-    from defectcls.pages.render import leave
+    from defectcls.pages.render import write_and_print
 
     found = export_model(settings, output, folder)
-    leave(export_page(found), found, folder / "export.html")
+    write_and_print(export_page(found), found, folder / "export.html")
     return int(bool(found["refused"]))
 
 

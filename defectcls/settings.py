@@ -279,28 +279,6 @@ class TrainSettings(RecipeSettings, BatchSettings):
             raise ValueError("model.head=memory compares an image as it lies: model.test_views=1")
 
 
-class FindSettings(Settings):
-    wrong_labels: bool
-    folds: Several
-    c: Positive
-
-
-class AuditSettings(TrainSettings):
-    audit: FindSettings
-
-
-class CrossvalSettings(TrainSettings):
-    folds: Several
-    repeats: PositiveInt
-
-
-class AutoSettings(TrainSettings):
-    minutes: Positive
-    repeats: PositiveInt
-    candidates: Annotated[list[str], Field(min_length=1)]
-    evaluation: Literal["crossval"]
-
-
 class RaySettings(Settings):
     address: Annotated[str, Text] | None
     num_cpus: Positive

@@ -10,7 +10,7 @@ from defectcls.training.command import run_verb
 
 def tune(config: dict[str, Any], folder: Path) -> None:
     """Do trials until there are enough; then the best, an ordinary run, judges the photos that were set aside."""
-    from defectcls.training.tuning import Study, TuneSettings
+    from defectcls.training.settings import TuneSettings
 
     settings = TuneSettings(**config)
     if settings.trainer.strategy != "auto":
@@ -21,6 +21,7 @@ def tune(config: dict[str, Any], folder: Path) -> None:
     from defectcls.pages.render import print_page, write_page
     from defectcls.pages.study import study_page, study_pictures
     from defectcls.training.results import finished_metrics
+    from defectcls.training.tuning import Study
 
     study, metrics = Study(settings, folder), None
     try:

@@ -17,8 +17,8 @@ from defectcls.files import digest_of
 from defectcls.model.head import doubt_labels
 from defectcls.pages.audit import audit_page, summarise
 from defectcls.pages.render import render_html
-from defectcls.settings import AuditSettings
 from defectcls.training import inspection
+from defectcls.training.settings import AuditSettings
 from tests.conftest import Outcome, command, composed, sentence
 
 

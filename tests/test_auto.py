@@ -54,6 +54,7 @@ def searched(typed: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_the_out_of_fold_tables(searched: Path) -> None:
     found = numbers(searched)["auto"]
     assert [row["overrides"] for row in found["tried"]] == [DEFAULT, OTHERS[0], OTHERS[2]]

@@ -33,6 +33,7 @@ def numbers(folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_every_image_is_tested_once_a_repeat(validated: Path) -> None:
     pooled = table(validated)
     for _, rows in pooled.groupby("repeat"):

@@ -18,7 +18,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from scipy.stats import binomtest
 
 from defectcls.config import CONF_DIR
-from defectcls.settings import CrossvalSettings, TrainSettings
+from defectcls.settings import TrainSettings
+from defectcls.training.settings import CrossvalSettings
 from tests.conftest import CHECKOUT, composed
 
 EXPERIMENTS = CHECKOUT / "experiments"
@@ -184,6 +185,7 @@ def test_recall_of_a_new_defect_type_at_5_overkill(collect: ModuleType) -> None:
     assert collect.recalls(tied, "dent")["recall_at_5_overkill"] == 0
 
 
+@pytest.mark.slow
 def test_runs_are_collected(finished: Path, tmp_path: Path, collect: ModuleType) -> None:
     """A run in parts and again; of a cross-validation the whole, and not its folds."""
     metrics = json.loads((finished / "metrics.json").read_text(encoding="utf-8"))

@@ -46,6 +46,7 @@ def joined(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
         return joined_run(tmp_path_factory.mktemp("joined"), *tiny, *given)
 
 
+@pytest.mark.slow
 def test_it_knows_few_defects_and_says_how_it_weighs(joined: Path) -> None:
     metrics, rows = numbers(joined), read_predictions(joined / "predictions.csv")
     train, val = (rows.query("split == @part") for part in ("train", "val"))

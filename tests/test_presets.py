@@ -12,9 +12,9 @@ from defectcls.data.exchange import LabelsSettings
 from defectcls.data.synthetic import Synthetic
 from defectcls.deployment.gate import ExportSettings
 from defectcls.deployment.watching import PredictSettings
-from defectcls.evaluation.evaluate import EvaluateSettings
 from defectcls.settings import TrainSettings
-from defectcls.training.tuning import TuneSettings, distributions_of
+from defectcls.training.settings import EvaluateSettings, TuneSettings
+from defectcls.training.space import distributions_of
 from tests.conftest import command, composed
 
 VERBS = sorted(CONF_DIR.glob("*.yaml"))

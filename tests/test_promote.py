@@ -234,7 +234,7 @@ def test_power_lost_at_a_hundred_moments_leaves_a_whole_model_and_a_true_record(
         assert not took or took[-1]["digest"] == now
         seen |= {now, *(row["until"] is None for row in rows)}
         decisions._engine.dispose()
-    assert {*digests, True, False} <= seen
+    assert {*digests, True, False} <= seen  # some were cut off between the record and the file
 
 
 @pytest.mark.slow

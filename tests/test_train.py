@@ -167,13 +167,17 @@ def test_one_seed_is_one_result_and_another_seed_another(tiny: list[str], tmp_pa
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("preset", ["probe_then_full", "gradual"])
+@pytest.mark.parametrize(
+    "preset", [*(pytest.param(one, marks=pytest.mark.slow) for one in ("probe", "full")), "probe_then_full", "gradual"]
+)
 def test_preset_runs_its_stages_in_order(tiny: list[str], tmp_path: Path, preset: str) -> None:
-    arguments = (*tiny, f"finetune={preset}", "finetune.patience=null", "finetune.probe=true")
+    arguments = (*tiny, f"finetune={preset}", "finetune.patience=null")
+    if preset != "full":
+        arguments += ("finetune.probe=true",)
     metrics, asked = run(tmp_path, *arguments), composed(*arguments)["finetune"]
-    stages = [(name, stage["epochs"]) for name, stage in asked["stages"].items() if stage]
-    expected = [("probe", 1), *stages]
-    assert len(expected) == {"probe_then_full": 2, "gradual": 4}[preset]
+    expected = [("probe", 1)] if asked["probe"] else []
+    expected += [(name, stage["epochs"]) for name, stage in asked["stages"].items() if stage]
+    assert len(expected) == {"probe": 1, "full": 1, "probe_then_full": 2, "gradual": 4}[preset]
     assert [(stage["name"], stage["epochs"]) for stage in metrics["stages"]] == expected
     history = pd.read_csv(tmp_path / "metrics.csv")
     assert history["stage"].tolist() == [name for name, epochs in expected for _ in range(epochs)]

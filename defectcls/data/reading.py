@@ -26,9 +26,7 @@ from defectcls.settings import DatasetSettings, Frame
 
 Place = Literal["off", "ram", "disk", "device"]
 
-AT_ONCE = (
-    2**27
-)  # bytes of pixels and thumbnails that are decoded before they are stored, and that go to a device together
+AT_ONCE = 2**27  # bytes, of pixels and thumbnails, that are decoded before they are stored or go to a device
 VERSION = 10  # of what is kept and how it is computed; to be raised when `decode` comes to give other pixels
 
 RECORD = np.dtype(

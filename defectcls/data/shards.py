@@ -34,9 +34,9 @@ _LOCK = threading.Lock()  # what one thread lists, or reads of a row group, othe
 
 def file_of(path: str) -> str:
     """The file of a photo, or the archive that it is in; "" where there is neither."""
-    while path and not os.path.exists(path):  # noqa: PTH110  a path object costs more than the question
-        path = posixpath.dirname(path)
-    return path if os.path.isfile(path) else ""  # noqa: PTH113
+    while path and not os.path.isfile(path):  # noqa: PTH113  a path object costs more than the question
+        path = "" if os.path.isdir(path) else posixpath.dirname(path)  # noqa: PTH112
+    return path
 
 
 def read_member(path: str) -> bytes:

@@ -20,9 +20,10 @@ from defectcls.deployment.gate import ExportSettings
 from defectcls.deployment.predictor import Predictor, load
 from defectcls.errors import UserError
 from defectcls.evaluation.comparison import compare_predictions, unseen
+from defectcls.evaluation.metrics import defect_numbers
 from defectcls.evaluation.predictions import read_predictions
 from defectcls.files import copied_whole
-from defectcls.pages.comparison import AT_WORK, comparison_page, promotion_words
+from defectcls.pages.comparison import comparison_page, promotion_words
 from defectcls.pages.render import write_page
 from defectcls.settings import Settings, Text
 from defectcls.training.results import finished_run
@@ -30,7 +31,7 @@ from defectcls.training.results import finished_run
 log = logging.getLogger(__name__)
 
 HELD = ["recall", "overkill_rate", "auroc"]  # in what a new version may not be worse
-NEW = "the run"
+OLD, NEW = "the model at work", "the run"
 Words = Annotated[str, Text, Field(min_length=1)]
 
 
@@ -59,9 +60,7 @@ class Shelf:
         self.at_work = found = {file.stem: _digest_of(file) for file in folder.glob("*.onnx")}
         if settings.name is None and (len(found) > 1 or not (found or settings.run)):
             raise UserError(f"{folder} holds {', '.join(sorted(found)) or 'no model'}: give name=<model>")
-        self.name = (
-            settings.name or next(iter(found), None) or finished_run("run", settings.run or Path())[0]["dataset"]
-        )
+        self.name = settings.name or next(iter(found), "") or finished_run("run", settings.run or Path())[0]["dataset"]
         self.file, self.versions = folder / f"{self.name}.onnx", folder / self.name
         self.digest = found.get(self.name, "")
 
@@ -110,7 +109,10 @@ def candidate(run: Path, settings: PromoteSettings, shelf: Shelf, folder: Path) 
         except UserError as error:
             said, worse = str(error), True
         else:
-            said, worse = promotion_words(found, metrics)
+            behind = [one["metric"] for one in found["differences"] if one["better"] == OLD]
+            ranks = defect_numbers(metrics["test"])["intervals"].get("auroc")
+            guesses = ranks if ranks and ranks[0] <= 0.5 else None
+            said, worse = promotion_words(found, behind, guesses), bool(behind or guesses)
             (folder / "compare.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
             write_page(comparison_page(found), folder / "compare.html")
     if worse and not settings.anyway:
@@ -139,8 +141,8 @@ def _compared(rows: pd.DataFrame, root: Path, at_work: Predictor, shelf: Shelf) 
     new = rows[(rows["split"] == "test") & ~rows["photo"].isin(before["photo"])].drop_duplicates("photo")
     judged = at_work.predict([str(root / path) for path in new["path"]]).drop(columns="path").set_index(new.index)
     asked = new[["path", "photo", "label", "defective", "split"]].join(judged[judged.pop("error") == ""], how="inner")
-    tables, counts = unseen({NEW: rows, AT_WORK: pd.concat([before, asked], ignore_index=True)})
-    if tables[NEW].merge(tables[AT_WORK], on="path").empty:
+    tables, counts = unseen({NEW: rows, OLD: pd.concat([before, asked], ignore_index=True)})
+    if tables[NEW].merge(tables[OLD], on="path").empty:
         raise UserError("There is no photo that neither it nor the model at work has seen.")
     return counts | compare_predictions(tables, HELD)
 

@@ -1,56 +1,21 @@
 """From what a network or another tool says of some images to decided predictions and what metrics.json says of them."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import AwareDatetime
 
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import Decision, choose_decision, decide
 from defectcls.evaluation.intervals import metric_intervals, proportion_interval
 from defectcls.evaluation.metrics import compute_metrics, defect_numbers, records
 from defectcls.evaluation.predictions import classes_of_table, groups_of, verdicts
-from defectcls.settings import (
-    AugmentSettings,
-    DatasetSettings,
-    DecisionSettings,
-    Inside,
-    InspectSettings,
-    Text,
-    TrainedSettings,
-)
+from defectcls.settings import DecisionSettings
 from defectcls.tables import refuse
 
 BREAKDOWNS = ("category", "defect_type", "mask_size")
 WORST = 20  # values of each breakdown, at most
-
-
-class EvaluateSettings(TrainedSettings):
-    checkpoint: Path | None
-    predictions: Path | None
-    audited: Annotated[str, Text] | None
-    since: AwareDatetime
-    at_most: Inside
-    part: Literal["train", "val", "test", "all"] | None
-    augment: AugmentSettings
-    dataset: DatasetSettings | None
-    decision: DecisionSettings | None
-    update_checkpoint: bool
-    inspect: InspectSettings
-    seen: Literal["leave_out", "keep"]
-
-    def model_post_init(self, _: Any) -> None:
-        if (self.checkpoint is None) == (self.predictions is None):
-            raise ValueError("give checkpoint=<run folder> or predictions=<csv>, one of both")
-        if self.audited is not None and self.checkpoint is None:
-            raise ValueError(
-                "audited=<database or csv> needs checkpoint=<the .onnx file or run that accepted the photos>"
-            )
-        if self.update_checkpoint and (self.checkpoint is None or self.decision is None):
-            raise ValueError("update_checkpoint=true needs checkpoint=<run folder> and decision=<policy>")
 
 
 def evaluate(

@@ -4,11 +4,10 @@ from itertools import combinations
 from math import comb
 from typing import Any
 
-from defectcls.evaluation.metrics import METRICS, defect_numbers
+from defectcls.evaluation.intervals import Interval
+from defectcls.evaluation.metrics import METRICS
 from defectcls.pages.blocks import Page, Section, Table, Text
 from defectcls.pages.wording import difference, plural, shown, span
-
-AT_WORK = "the model at work"
 
 
 def comparison_page(found: dict[str, Any]) -> Page:
@@ -41,17 +40,14 @@ def comparison_page(found: dict[str, Any]) -> Page:
     return Page("Comparison", " · ".join(runs), blocks)
 
 
-def promotion_words(found: dict[str, Any], metrics: dict[str, Any]) -> tuple[str, bool]:
-    """What speaks for or against a run beside the model AT_WORK; and whether it is worse, or may be mere chance."""
-    worse = [METRICS[one["metric"]].name for one in found["differences"] if one["better"] == AT_WORK]
-    said = f"Worse beyond chance in {', '.join(worse)}. " if worse else ""
-    ranks = defect_numbers(metrics["test"])["intervals"].get("auroc")
-    if guesses := bool(ranks and ranks[0] <= 0.5):
-        said += f"Not surely better than chance: its AUROC is {span('auroc', ranks)}. "
+def promotion_words(found: dict[str, Any], worse: list[str], guesses: Interval | None) -> str:
+    """What speaks for or against a run beside the model at work: in which numbers it is worse, and its AUROC's interval
+    where that may be mere chance."""
+    said = f"Worse beyond chance in {', '.join(METRICS[name].name for name in worse)}. " if worse else ""
+    said += f"Not surely better than chance: its AUROC is {span('auroc', guesses)}. " if guesses else ""
     changed = f", of which it calls {found['relabelled']} otherwise" if found["relabelled"] else ""
     verdict = " ".join(_verdict([*found["left_out"]], found["differences"]))
-    said += f"On {found['images']} photos that neither had learned from{changed}: {verdict}"
-    return said, bool(worse) or guesses
+    return f"{said}On {found['images']} photos that neither had learned from{changed}: {verdict}"
 
 
 def _verdict(runs: list[str], differences: list[dict[str, Any]]) -> list[str]:

@@ -34,7 +34,7 @@ def write_page(page: Page, file: Path) -> None:
             unfinished.write_bytes(content)
 
 
-def leave(page: Page, numbers: dict[str, Any], file: Path) -> None:
+def write_and_print(page: Page, numbers: dict[str, Any], file: Path) -> None:
     """The page as a file, what it is of beside that as JSON, and what it says in the terminal."""
     file.with_suffix(".json").write_text(json.dumps(numbers, indent=2), encoding="utf-8")
     write_page(page, file)

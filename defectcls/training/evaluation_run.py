@@ -11,12 +11,12 @@ from defectcls.config import presets, shipped_dataset
 from defectcls.data.findings import find_seen
 from defectcls.errors import UserError
 from defectcls.evaluation.decision import MOST_PROBABLE, Decision, choose_decision
-from defectcls.evaluation.evaluate import EvaluateSettings
 from defectcls.model.checkpoint import Trained, load_trained
 from defectcls.model.classifier import Classifier
 from defectcls.settings import DatasetSettings
 from defectcls.training.build import build_data, build_trainer
 from defectcls.training.run import Run, keep_decision
+from defectcls.training.settings import EvaluateSettings
 
 log = logging.getLogger(__name__)
 

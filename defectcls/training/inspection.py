@@ -23,9 +23,10 @@ from defectcls.model.features import AS_IT_IS, View, extract_features
 from defectcls.model.head import doubt_labels
 from defectcls.model.heatmaps import METHODS, heat_maps
 from defectcls.pages.photos import worst_errors
-from defectcls.settings import AuditSettings, InspectSettings
+from defectcls.settings import InspectSettings
 from defectcls.training.build import build_classifier, build_features, with_compute
 from defectcls.training.run import Run
+from defectcls.training.settings import AuditSettings
 
 log = logging.getLogger(__name__)
 

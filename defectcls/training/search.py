@@ -21,10 +21,11 @@ from defectcls.evaluation.evaluate import evaluate
 from defectcls.evaluation.metrics import defect_numbers, records
 from defectcls.evaluation.predictions import read_predictions, write_predictions
 from defectcls.files import BEST
-from defectcls.settings import AutoSettings, TrainSettings
+from defectcls.settings import TrainSettings
 from defectcls.training.loggers import dashboard
 from defectcls.training.results import finished_metrics, write_results
 from defectcls.training.run import TrainingRun
+from defectcls.training.settings import AutoSettings
 
 log = logging.getLogger(__name__)
 

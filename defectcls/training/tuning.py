@@ -20,50 +20,32 @@ from contextlib import suppress
 from functools import partial
 from itertools import compress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import optuna
 import pandas as pd
 from optuna import samplers
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from pydantic import AfterValidator, Field, PositiveInt
 
 from defectcls.arguments import RUN_DIR, UNRECORDED, quoted
-from defectcls.config import compose, flat, job_overrides, plain, swept
+from defectcls.config import compose, flat, job_overrides, plain
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.shards import file_of
 from defectcls.errors import UserError, one_line
 from defectcls.evaluation.metrics import METRICS, records
 from defectcls.evaluation.sweeps import over_seeds
 from defectcls.files import digest_of
-from defectcls.settings import Positive, RaySettings, Text, TrainSettings, without_password
 from defectcls.training.jobs import PRUNED, Task, run_job
 from defectcls.training.results import objective_of, versions
 from defectcls.training.search import COST, try_once
+from defectcls.training.settings import TuneSettings
+from defectcls.training.space import OWN, distributions_of
 
 log = logging.getLogger(__name__)
 
 
-class TuneSettings(TrainSettings):
-    n_trials: PositiveInt
-    space: dict[str, Annotated[str, Text]]
-    sampler: Literal["tpe", "gp", "random", "grid"]
-    objectives: Annotated[list[Annotated[str, Field(pattern="^(val/.+|ms_per_photo)$")]], Field(min_length=1)]
-    prune: bool
-    finalists: PositiveInt
-    seeds: PositiveInt
-    study: Annotated[str, Text]
-    storage: Annotated[str, AfterValidator(without_password)] | None
-    lease_s: Positive
-    ray: RaySettings
-    workers: PositiveInt
-
-
-OWN = {*TuneSettings.model_fields, "search"} - {*TrainSettings.model_fields} | {"resume"}  # no keys of a trial
-IN_COMMON = (*OWN, "dataset", "target", "evaluation", "decision", "seed", "logger", "hydra", "imports", "objective")
 MAY_CHANGE = (  # while a study goes on, or from machine to machine
     *("n_trials", "finalists", "seeds", "storage", "study", "lease_s", "resume", "logger.", "trainer.", "inspect."),
     *("dataset.root", "dataset.cache", "ray.", "workers"),
@@ -90,31 +72,6 @@ def open_storage(address: str | None, folder: Path) -> Any:
     except Exception as error:  # of whichever driver
         known = "start it, or give postgresql://user@host/name, sqlite:///study.db or grpc://host:port"
         raise UserError(f"storage={address or journal} cannot be used ({one_line(error)}): {known}") from error
-
-
-def distributions_of(space: dict[str, str], discrete: bool) -> dict[str, Any]:
-    """What Optuna draws from: `interval(…)` of Hydra's grammar, or else the values of `choice(…)`, `a,b`, `range(…)`.
-
-    Raises:
-        UserError: nothing is left to choose, a key that all trials have in common, or a value that is none of these.
-    """
-    found: dict[str, Any] = {}
-    for key, value in space.items():
-        if re.split("[.@/]", key.lstrip("+"))[0] in IN_COMMON:
-            raise UserError(f"{key}={value} is not to be searched, as trials have it in common: give one value")
-        try:
-            sweep = swept(f"{key}={value}", not discrete)
-            if isinstance(sweep, list):
-                found[key] = CategoricalDistribution(sweep)
-            else:
-                kind: Any = IntDistribution if isinstance(sweep.start, int) else FloatDistribution
-                found[key] = kind(sweep.start, sweep.end, log="log" in sweep.tags)
-        except ValueError as error:
-            ways = "choice(a,b), range(1,9,2)" + ", interval(0,1), tag(log,interval(1e-5,1e-3))" * (not discrete)
-            raise UserError(f"space has {key}={value} ({one_line(error)}), and takes {ways}") from error
-    if not found:
-        raise UserError("there is nothing to search: add image_size=choice(224,448), or search=probe")
-    return found
 
 
 def epochs_of(folder: Path) -> pd.DataFrame:
@@ -288,10 +245,9 @@ class Study:
                 return False
             new = epochs_of(task.folder)[self._reported :]
             self._reported += len(new)
-            for epoch, value in zip(
-                new["epoch"], new.get(self.names[0], ()), strict=False
-            ):  # epochs know not every number
-                trial.report(value, int(epoch))
+            if self.names[0] in new:  # epochs know not every number
+                for epoch, value in zip(new["epoch"], new[self.names[0]], strict=True):
+                    trial.report(value, int(epoch))
             return len(new) > 0 and trial.should_prune()
         except Exception as error:  # of whichever driver: the job does not need it
             log.warning("trial %d cannot tell of itself: %s", task.number, one_line(error))

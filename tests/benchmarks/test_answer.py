@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from benchmarks import answer, waiting
-from defectcls.settings import CrossvalSettings, TrainSettings
+from defectcls.settings import TrainSettings
+from defectcls.training.settings import CrossvalSettings
 from tests.conftest import composed
 
 

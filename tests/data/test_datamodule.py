@@ -202,6 +202,7 @@ def test_an_image_that_changes_ends_the_epoch_with_its_name(tmp_path: Path, work
         list(data.test_dataloader())
 
 
+@pytest.mark.slow
 def test_near_twins_are_not_sought_among_unreadable_images(tmp_path: Path) -> None:
     photos(tmp_path, good=20, dent=20)
     (tmp_path / "good" / "005.png").write_bytes(b"what")

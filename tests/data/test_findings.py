@@ -70,6 +70,7 @@ def test_seen_photos_are_found_among_new_ones(
     assert not own_test
 
 
+@pytest.mark.slow
 def test_twins_of_a_seen_photo_that_is_here_too_are_told_by_their_pixels(
     trained: DefectDataModule, photos: list[tuple[str, Image.Image]], tmp_path: Path
 ) -> None:

@@ -217,6 +217,7 @@ def test_a_run_that_did_not_finish_takes_the_most_probable_class(
 # --- how unlike photos are what the model was measured on -------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_photos_that_it_learned_from_are_near_and_dark_ones_are_told(crossvalidated: Path, tmp_path: Path) -> None:
     predictor, rows = load(crossvalidated, "cpu"), judged(crossvalidated)
     photos = files(crossvalidated, rows)

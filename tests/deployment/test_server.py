@@ -204,6 +204,7 @@ def test_a_version_that_is_not_taken_is_told_and_the_old_one_answers(served: Cal
     assert here.client.post("/predict", content=grey(51)).json()["results"][0]["decision"] == "accept"
 
 
+@pytest.mark.slow
 def test_a_token_is_needed_for_all_but_health(served: Callable[..., Any]) -> None:
     here = served(token="sesame")
     paths = list(here.client.get("/openapi.json", params={"token": "sesame"}).json()["paths"])

@@ -186,6 +186,7 @@ def test_a_sink_that_is_away_holds_no_other_up(
 # --- MQTT -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_away_and_back_gets_every_decision_in_order(
     line: SmallLine, started: Callable[..., Connection], mosquitto: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -65,6 +65,7 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "IMPORTED_ONCE", [])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("light")
 def test_failed_job_is_recorded_with_its_sentence_and_tried_again(tmp_path: Path) -> None:
     config = {"runs": ["a", "b"], "metrics": ["recall"], "level": 0.95, "resamples": 100, "seed": 0}

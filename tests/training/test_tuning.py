@@ -20,7 +20,7 @@ from defectcls.config import compose
 from defectcls.errors import UserError
 from defectcls.training import tuning
 from defectcls.training.jobs import Task
-from defectcls.training.tuning import distributions_of
+from defectcls.training.space import distributions_of
 from tests.conftest import Outcome, command, sentence
 from tests.deployment.conftest import free_port, postgresql  # noqa: F401  a fixture
 from tests.deployment.line import wait_until
@@ -166,6 +166,7 @@ def test_grid_has_each_point_once_and_a_point_that_is_known_takes_its_numbers(be
     assert {entry.name for entry in Path("random/trials").iterdir()} == {*map(str, trials.index)}
 
 
+@pytest.mark.slow
 def test_front_of_two_objectives(begin: Callable[..., Outcome]) -> None:
     given = ("objectives=[val/auroc,ms_per_photo]", "n_trials=15", "sampler=gp")
     assert begin(*SPACE, *given).code == 0
@@ -268,6 +269,7 @@ def test_mistakes(begin: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
     assert said.startswith("storage=postgresql://nobody@127.0.0.1:") and "cannot be used (" in said
 
 
+@pytest.mark.slow
 def test_another_study_is_not_joined(
     begin: Callable[..., Outcome], tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
