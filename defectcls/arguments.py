@@ -15,7 +15,7 @@ SHORT = {"recall": ">=0.95", "precision": ">=0.95", "fpr": "<=0.05"}  # decision
 TEXTS = (  # keys whose values are text whatever Hydra's grammar makes of it; a leading ~ is somebody's home
     *("dataset.root", "dataset.table", "dataset.cache_dir", "dataset.split.hold_out_defect_type", "model.name"),
     *("model.weights", "logger.project", "logger.group", "resume", "checkpoint", "predictions", "input", "output"),
-    *("root", "host", "token", "folder", "database", "storage", "study", "ray.address", RUN_DIR, SWEEP_DIR),
+    *("root", "host", "token", "folder", "database", "storage", "study", "slurm", "ray.address", RUN_DIR, SWEEP_DIR),
 )
 NAMES = (  # lists
     *("dataset.sound", "dataset.categories", "dataset.labels", "dataset.verdicts", "labels", "runs", "logger.tags"),

@@ -1,9 +1,12 @@
-"""What this process would do, done by tasks of a Ray cluster, or of a Ray of this machine alone."""
+"""What this process would do, done by tasks of a Ray cluster, of a Ray of this machine alone, or by a job of Slurm."""
 
 import logging
 import os
+import shlex
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +14,8 @@ from typing import Any
 
 from defectcls.errors import UserError, one_line
 from defectcls.settings import RaySettings
+
+log = logging.getLogger(__name__)
 
 TAKEN_ALONG = ("DEFECTCLS_", "WANDB_", "PYTHONPATH", "HYDRA_FULL_ERROR")  # variables of the environment
 
@@ -50,6 +55,24 @@ def on_ray(function: Callable[..., Any], arguments: list[tuple[Any, ...]], setti
         begun = [task.remote(Path.cwd(), function, some) for some in arguments]
         ray.wait(begun, num_returns=len(begun))
         ray.get(begun)
+
+
+def on_slurm(module: str, words: list[str], options: str, logs: Path) -> None:
+    """Queue `python -m <module> <words>` with these options of sbatch, and wait until all of the job has ended somehow.
+
+    Raises:
+        UserError: Slurm does not take it.
+    """
+    log.info("a job of Slurm writes %s/slurm-*.log; where this command is stopped, it goes on", logs)
+    wrapped = f"--wrap={shlex.join([sys.executable, '-m', module, *words])}"
+    try:
+        command = ["sbatch", "--wait", f"--output={logs.absolute()}/slurm-%j.log", *shlex.split(options), wrapped]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        queued, said = done.stdout, done.stderr
+    except (OSError, ValueError) as error:
+        queued, said = "", str(error)
+    if not queued:
+        raise UserError(f"Slurm does not take the job ({' '.join(said.split())}): slurm={options} is typed")
 
 
 def _there(folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -15,7 +15,7 @@ def tune(config: dict[str, Any], folder: Path) -> None:
     settings = TuneSettings(**config)
     if settings.trainer.strategy != "auto":
         raise UserError("a trial trains on one device: leave trainer.strategy=auto")
-    from defectcls.cluster import on_ray
+    from defectcls.cluster import on_ray, on_slurm
     from defectcls.config import JOB, do_job, job_command
     from defectcls.files import locked, written_whole
     from defectcls.pages.render import print_page, write_page
@@ -25,7 +25,10 @@ def tune(config: dict[str, Any], folder: Path) -> None:
 
     study, metrics = Study(settings, folder), None
     try:
-        if settings.ray.address is None:
+        if settings.slurm:
+            again = [word for word in JOB[1:] if not word.startswith("resume=")]
+            on_slurm("defectcls.tune", [*again, "slurm=null"], settings.slurm, folder)
+        elif settings.ray.address is None:
             study.run()
         else:
             part = "tune", config, folder, JOB[1:], False, lambda *_: Study(settings, folder).run()
@@ -33,8 +36,11 @@ def tune(config: dict[str, Any], folder: Path) -> None:
         number = study.summary()["best"]
         best = study.task((number, 0), study.ranked()[0][number].params)
         with locked(best.folder / "job.lock", f"trial {number} is being done by another process"):
-            do_job(best.verb, best.config, best.folder, best.arguments, alone=False)
+            if not (settings.slurm or finished_metrics(best.folder)):
+                do_job(best.verb, best.config, best.folder, best.arguments, alone=False)
             metrics = finished_metrics(best.folder)
+        if metrics is None:
+            raise UserError(f"the job has ended before the study, see {folder}/slurm-*.log: resume={folder} goes on")
     finally:
         if ranked := study.ranked()[0]:
             summary = study.summary() | {"test": metrics and metrics["test"]}

@@ -129,6 +129,42 @@ def test_a_typo_is_told_before_a_job_is_queued(tiny: list[str], tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("cluster")
+def test_a_study_by_an_array(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tasks do its trials, each once, though one of them is cancelled; the best is judged."""
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
+    study = tmp_path / "study"
+    given = [*tiny, "finetune=full", "finetune.patience=null", "finetune.stages.full.epochs=10", "prune=false"]
+    given += ["optim.lr=1e-4,1e-3", "batch_size=8,16", "sampler=grid", "finalists=1", "seeds=2", "lease_s=5"]
+    given += [f"hydra.run.dir={study}", "slurm=--array=0-1 --cpus-per-task=1 --partition=all"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "defectcls.tune", *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as tune:
+        wait_until(
+            lambda: tune.poll() is not None or len([*study.glob("trials/*/0/checkpoints/last.ckpt")]) > 1, LIMIT_S
+        )
+        assert tune.poll() is None, tune.communicate()
+        queue = subprocess.run(["squeue", "-h", "-o", "%i"], capture_output=True, text=True, check=True).stdout.split()
+        subprocess.run(["scancel", queue[0]], check=True)
+        out, err = tune.communicate(timeout=LIMIT_S)
+    assert tune.returncode == 0, err
+    summary = json.loads((study / "study.json").read_text())
+    trials = pd.DataFrame(summary["trials"])
+    assert sorted(trials["repeat"]) == [0, 0, 0, 0, 1] and set(trials["state"]) == {"complete"}
+    points = trials[trials["repeat"] == 0]
+    assert {(float(lr), int(size)) for lr, size in zip(points["optim.lr"], points["batch_size"], strict=True)} == {
+        *((lr, size) for lr in (1e-4, 1e-3) for size in (8, 16))
+    }
+    tested = json.loads((study / f"trials/{summary['best']}/0/metrics.json").read_text())["test"]
+    assert summary["test"] == tested
+    assert "On photos that no trial saw:" in out
+    logs = "".join(file.read_text() for file in study.glob("slurm-*.log"))
+    assert "CANCELLED" in logs
+
+    refused = command("tune", *given[:-2], f"hydra.run.dir={tmp_path / 'refused'}", "slurm=--partition=none")
+    assert sentence(refused).startswith("Slurm does not take the job (sbatch: error: invalid partition specified: none")
+
+
+@pytest.mark.usefixtures("cluster")
 def test_processes_of_srun(tiny: list[str], tmp_path: Path) -> None:
     """Two tasks of a node measure what one process does."""
     arguments = (*tiny, "batch_size=8", "finetune=probe", "dataset.split.test=17")

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 TRUST = "trust=true"  # of the folder that `resume` names
 # Keys of Hydra's own, of functions, classes and modules, of databases, and presets that lie outside of conf/.
 CODE = re.compile(
-    r"[\s+~]*(-|hydra|imports|storage|ray)|.*_target_|.*verdicts[^=]*[=:]|[\w/+~]*(@[^=]*)?=.*(\.\./|\$)", re.DOTALL
+    r"[\s+~]*(-|hydra|imports|storage|ray|slurm)|.*_target_|.*verdicts[^=]*[=:]|[\w/+~]*(@[^=]*)?=.*(\.\./|\$)",
+    re.DOTALL,
 )
 REFUSED = ("config_path", "config_name", "experimental_rerun", "hydra_help", "info", "shell_completion")  # of Hydra's
 RESUMED = ("train", "crossval", "auto", "tune", "predict")  # verbs that go on where they stopped

@@ -57,6 +57,7 @@ class TuneSettings(TrainSettings):
     lease_s: Positive
     ray: RaySettings
     workers: PositiveInt
+    slurm: Annotated[str, Text] | None
 
 
 class EvaluateSettings(TrainedSettings):

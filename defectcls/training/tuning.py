@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 MAY_CHANGE = (  # while a study goes on, or from machine to machine
     *("n_trials", "finalists", "seeds", "storage", "study", "lease_s", "resume", "logger.", "trainer.", "inspect."),
-    *("dataset.root", "dataset.cache", "ray.", "workers"),
+    *("dataset.root", "dataset.cache", "ray.", "workers", "slurm"),
 )
 OVER = (optuna.exceptions.UpdateFinishedTrialError, ValueError)  # a trial that another process has told of, or taken up
 RUNNING, WAITING, COMPLETE, FAIL = TrialState.RUNNING, TrialState.WAITING, TrialState.COMPLETE, TrialState.FAIL

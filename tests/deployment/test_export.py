@@ -89,7 +89,8 @@ def test_a_graph_decides_as_the_table_does(classes: dict[str, bool], decision: D
     assert len(set(decided[known].tolist())) == (3 if decision == REVIEWED else 2)
 
 
-@pytest.mark.parametrize("classes", [pytest.param(TWO, marks=pytest.mark.slow), MANY], ids=len)
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [TWO, MANY], ids=len)
 def test_a_batch_at_once_is_what_its_images_are_alone(classes: dict[str, bool]) -> None:
     """The graph of a joined head takes whole batches, an image with the same bits in any batch goes piece by piece."""
     network = network_of(TINY, "joined", classes, (64, 96), levels=[0.5, 1], test_views=4)

@@ -265,6 +265,9 @@ def test_mistakes(begin: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
         said = sentence(begin(*SPACE, f"storage={address}"))
         assert said == "storage: a run keeps what is typed: leave the password to a file such as ~/.pgpass"
     assert not Path("study").exists()  # nor is it kept by Hydra
+    monkeypatch.setenv("PATH", "")
+    said = sentence(begin(*SPACE, "slurm=--array=0-1", folder="elsewhere"))
+    assert said.startswith("Slurm does not take the job (") and said.endswith("'sbatch'): slurm=--array=0-1 is typed")
     said = sentence(begin(*SPACE, f"storage=postgresql://nobody@127.0.0.1:{free_port()}/none"))
     assert said.startswith("storage=postgresql://nobody@127.0.0.1:") and "cannot be used (" in said
 
