@@ -49,7 +49,7 @@ bench: .venv/installed  ## half an hour of a CPU that does nothing else; needs D
 # Where a GPU is at hand, these two first: ten minutes each at most, no data, no weights.
 .PHONY: test-gpu
 test-gpu: .venv/installed  ## what a GPU may do otherwise, into runs/gpu/checks.csv
-	$(BIN)/pytest -m gpu tests/test_gpu.py
+	$(BIN)/pytest -m gpu tests/test_gpu.py tests/data/test_datamodule.py
 
 .PHONY: bench-gpu
 bench-gpu: .venv/installed  ## how fast a GPU trains and evaluates, against the bare step, into runs/gpu/speed.csv

@@ -58,7 +58,10 @@ def summarise(turns: pd.DataFrame) -> list[Line]:
         speeds[str(name)] = own["images"].fillna(1).astype(float) / own["seconds"]
         counted = own["images"].notna().all()
         line = spread(str(name), *((speeds[str(name)], "img/s") if counted else (own["seconds"], "s")))
-        lines.append(line | {"peak_mib": own["peak_mib"].max(), "computed": own.get("computed", [None])[0]})
+        line |= {"peak_mib": own["peak_mib"].max(), "computed": own.get("computed", [None])[0]}
+        if "gpu_peak_mib" in own and own["gpu_peak_mib"].notna().any():
+            line["gpu_peak_mib"] = own["gpu_peak_mib"].max()
+        lines.append(line)
         if "auroc" in own and own["auroc"].notna().all():
             lines.append(spread(str(name), own["auroc"], "test AUROC"))
     for one, other in RATIOS:

@@ -32,7 +32,8 @@ EXTRAS = {  # what `pip install defectcls` alone does not bring, by the extra th
     "dashboard": "wandb_workspaces",
 }
 LOST = re.compile("closed by peer|reset by peer|broken pipe|connection refused|gloo|NCCL", re.IGNORECASE)
-OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+INDETERMINATE = re.compile("(.+) does not have a deterministic implementation")
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|ALLOC_FAILED", re.IGNORECASE)
 
 
 class UserError(Exception):
@@ -109,9 +110,11 @@ def explain(error: BaseException, way_on: str = AGAIN) -> str | None:
         return extra and f"this needs {error.name}: pip install 'defectcls[{extra}]'"
     reason = (str(error) or type(error).__name__).partition("\n")[0]
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(reason)):
-        where = "the GPU's" if "CUDA" in reason or "MPS" in reason else "this machine's"
+        where = "the GPU's" if re.search("CUDA|CUBLAS|CUDNN|MPS", reason) else "this machine's"
         others = "end what else takes it, or lower batch_size or image_size"
         return f"{where} memory is full: {others} ({reason})"
+    if isinstance(error, RuntimeError) and (kernel := INDETERMINATE.match(reason)):
+        return f"trainer.deterministic=true has no kernel for {kernel[1]}: take =warn, or model.pool=fastcatavgmax"
     if isinstance(error, RuntimeError) and LOST.search(str(error)):
         return f"another process of this run has ended, and said why: {way_on} ({reason})"
     if type(error).__name__ in ("OperationalError", "StorageInternalError", "_InactiveRpcError"):  # of whichever driver

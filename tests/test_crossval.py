@@ -10,6 +10,7 @@ import pytest
 from sklearn import metrics as sk
 
 from defectcls.crossval import fold_config
+from defectcls.data.reading import Images
 from defectcls.evaluation.intervals import metric_intervals
 from tests.conftest import command, composed, leave_pictures_out, sentence
 
@@ -19,9 +20,13 @@ FOLDS = ("finetune=probe", "folds=3", "repeats=2")
 @pytest.fixture(scope="module")
 def validated(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("crossval")
+    read: list[Images] = []
     with pytest.MonkeyPatch.context() as patch:
         leave_pictures_out(patch)
+        into = Images.__init__
+        patch.setattr(Images, "__init__", lambda self, *given: read.append(self) or into(self, *given))
         assert command("crossval", *tiny, *FOLDS, "decision=f1", "seed=7", f"hydra.run.dir={folder}").code == 0
+    assert len(read) == 1  # for all folds: a GPU would have to hold their pixels side by side
     return folder
 
 

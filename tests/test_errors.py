@@ -132,6 +132,21 @@ def test_a_reader_that_goes_ends_it_quietly(tmp_path: Path, lines: int) -> None:
     assert begun.wait(60) == 141
 
 
+# --- what a GPU says --------------------------------------------------------------------------------------------------
+
+
+def test_what_a_gpu_cannot_is_a_sentence() -> None:
+    kernel = "adaptive_max_pool2d_backward_cuda"
+    refused = (
+        f"{kernel} does not have a deterministic implementation, but you set 'torch.use_deterministic_algorithms(T"
+    )
+    told = f"trainer.deterministic=true has no kernel for {kernel}: take =warn, or model.pool=fastcatavgmax"
+    assert explain(RuntimeError(refused)) == told
+    for full in ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"):
+        told = f"the GPU's memory is full: end what else takes it, or lower batch_size or image_size ({full})"
+        assert explain(RuntimeError(full)) == told
+
+
 # --- disks and folders ------------------------------------------------------------------------------------------------
 
 

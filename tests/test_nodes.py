@@ -93,17 +93,19 @@ def test_two_nodes_measure_what_one_process_does(
 
 
 @pytest.mark.slow
-def test_a_process_is_killed_and_the_run_goes_on(tiny: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_is_killed_and_the_run_goes_on(tiny: list[str], tmp_path: Path, killed: int) -> None:
     """The other ends with one sentence; the same command goes on where the run was."""
+    other = 1 - killed
     folder = tmp_path / "run"
     arguments = (*tiny, "batch_size=8", "finetune=full", "finetune.patience=null", "finetune.stages.full.epochs=6")
     with nodes("torchrun", folder, *arguments) as started:
         wait_until((folder / LAST).is_file, LIMIT_S)
-        started[1].send_signal(signal.SIGKILL)
-        assert started[0].wait(LIMIT_S) == 2, said(folder, 0)
-    told = said(folder, 0).splitlines()[-1]
+        started[killed].send_signal(signal.SIGKILL)
+        assert started[other].wait(LIMIT_S) == 2, said(folder, other)
+    told = said(folder, other).splitlines()[-1]
     assert told.startswith("error: another process of this run has ended, and said why: resume=")
-    assert "Traceback" not in said(folder, 0)
+    assert "Traceback" not in said(folder, other)
     done = len(pd.read_csv(folder / "metrics.csv"))
     assert 1 <= done < 6
     with nodes("torchrun", folder, *arguments) as started:
@@ -111,6 +113,9 @@ def test_a_process_is_killed_and_the_run_goes_on(tiny: list[str], tmp_path: Path
     history = pd.read_csv(folder / "metrics.csv")
     assert history["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
     assert pd.read_csv(folder / "predictions.csv")["path"].is_unique
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for part in ("train", "val", "test"):
+        assert metrics[part]["n"] == sum(map(sum, metrics[part]["confusion_matrix"]))
 
 
 @pytest.mark.slow

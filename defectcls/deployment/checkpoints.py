@@ -35,6 +35,8 @@ def load_checkpoint(checkpoint: Path, device: Device, precision: Precision | Non
 
     def judge(pixels: np.ndarray) -> pd.DataFrame:
         image = torch.from_numpy(pixels)
+        if trained.device.type == "cuda":  # once, for all who look at it
+            image = image.pin_memory().to(trained.device, non_blocking=True)
         with alone, torch.inference_mode():
             answers = network.answer(image, look) if network.likeness else [infer(image)]
         logits, *compared = (one.cpu().numpy() for one in answers)

@@ -164,7 +164,7 @@ class Backbone(nn.Module):
             with torch.inference_mode(), autocast(precision, device):
                 if device.type == "cuda" and image.device.type == "cpu":
                     image = image.pin_memory()  # what is pinned already is given back; else the host would wait
-                pixels = image.to(device, non_blocking=True)
+                pixels = image.to(device, non_blocking=device.type == "cuda")
                 found = in_pieces(lambda piece: self.seen(body, self.normalise(piece), with_map), pixels)
             return tuple(one.float() for one in found)
 

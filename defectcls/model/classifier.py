@@ -169,6 +169,8 @@ class Classifier(Network, L.LightningModule):
             switch_training(self.backbone, self.head, stage, self.finetune.batchnorm)
             self.stage = stage
             self._head_trains_on = self._features_now() if stage.settings.trainable == "head" else None
+            if self.stored_features is not None:  # whose network would lie on the device beside the one that trains
+                self.stored_features._look = None
         set_learning_rate(self.trainer.optimizers[0], self.optim, stage, step)
         if self.logger and step % LOG_EVERY == 0:  # not by `log`, which would make it a tensor
             self.logger.log_metrics({"lr": self.trainer.optimizers[0].param_groups[-1]["lr"]}, step)

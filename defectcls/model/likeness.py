@@ -50,20 +50,21 @@ class Likeness(nn.Module):
 
     def forward(self, image: torch.Tensor, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(batch, 3, height, width), float32 (batch, feature_count) -> (batch,) each; on a CPU alike in any batch."""
+        seen = appearance(image.to(features.device))
+        exact = torch.float32 if features.device.type == "mps" else torch.float64  # an Apple GPU has no other
 
         def compare(piece: torch.Tensor) -> tuple[torch.Tensor, ...]:
             squares = squared_distances((piece - self.centre) @ self.projection, self.bank)
             sides = [squares.masked_fill(others, torch.inf) for others in (self.defective, ~self.defective)]
             least, nearest = torch.stack(sides, 1).min(2)
-            distance = least.amin(1, keepdim=True).clamp_min(0).sqrt().double()
-            steps = torch.cat([self.distances.new_zeros(1), self.distances]).double()
+            distance = least.amin(1, keepdim=True).clamp_min(0).sqrt().to(exact)
+            steps = torch.cat([self.distances.new_zeros(1), self.distances]).to(exact)
             between = ((distance - steps[:-1]) / (steps[1:] - steps[:-1]).clamp_min(TINY)).clamp(0, 1).sum(1)
             beyond = (1 - steps[-1] / distance.clamp_min(TINY)).clamp_min(0)[:, 0]
             return (between + beyond) / len(steps), *torch.where(least.isfinite(), nearest, -1).unbind(1)
 
-        seen = appearance(image.to(features.device))
         with in_float32(features.device):
-            return *in_pieces(compare, torch.cat([features.float(), seen], 1)), *seen.double().unbind(1)
+            return *in_pieces(compare, torch.cat([features.float(), seen], 1)), *seen.to(exact).unbind(1)
 
 
 def appearance(image: torch.Tensor) -> torch.Tensor:

@@ -221,7 +221,8 @@ class Joined(nn.Module):
             for own_values, values in ((self.mean, mean), (self.deviation, deviation), (self.weight, weight)):
                 own_values[fold, : len(values)] = torch.from_numpy(values).float()  # an Apple GPU has no float64
             self.bias[fold] = bias
-        self.usual.fill_(distances[torch.from_numpy(~defective)].flatten(1).median(1).values.median())
+        cells = distances[torch.from_numpy(~defective)].flatten(1).sort(1).values  # median(1) may differ on a GPU
+        self.usual.fill_(cells[:, (cells.shape[1] - 1) // 2].median())
         return of_members(self.join(said[:, None], remembered[:, None]), own)
 
     def describe(self) -> dict[str, Any]:

@@ -143,10 +143,9 @@ def with_compute(settings: TrainSettings) -> TrainSettings:
     """The settings with `auto` in the precision replaced by what gains on the device that is there, `find_device`'s."""
     trainer = settings.trainer
     device = find_device(trainer.accelerator, trainer.precision)
-    if trainer.precision != "auto":
-        return settings
-    chosen = trainer.model_copy(update={"precision": native_precision(device)})
-    return settings.model_copy(update={"trainer": chosen})
+    precision = native_precision(device) if trainer.precision == "auto" else trainer.precision
+    tune(device, precision)
+    return settings.model_copy(update={"trainer": trainer.model_copy(update={"precision": precision})})
 
 
 def class_weights(settings: TrainSettings, data: DefectDataModule) -> list[float] | None:

@@ -69,7 +69,6 @@ def inspect(
     found: dict[str, Any] = {}
     heat: dict[str, np.ndarray] = {}
     dataset = run.data.settings
-    run.classifier.to(run.trainer.strategy.root_device)  # Lightning has left it on the CPU
     if settings.heat_maps:
         errors = worst_errors(predictions, run.data.classes)
         masked = predictions[predictions["defective"] & (predictions.get("mask", "") != "")]

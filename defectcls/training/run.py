@@ -84,7 +84,8 @@ class Run:
         return self.predicted[part]
 
     def _evaluated(self) -> pd.DataFrame:
-        """Predictions table of what was evaluated last."""
+        """Predictions table of what was evaluated last, after which Lightning has left the network on the CPU."""
+        self.classifier.to(self.trainer.strategy.root_device)
         index, logits = self.classifier.evaluated
         return predictions_table(self.samples.loc[index], probabilities_of(logits), self.data.classes)
 
@@ -251,8 +252,9 @@ class TrainingRun(Run):
             self._judge_out_of_fold(rows, folds, said)
         else:
             self.trainer.validate(classifier, datamodule=data, verbose=False)
+            validated = self._evaluated()
             if not finetune.stages:  # no other weights will be the best
-                self.predicted["val"] = self._evaluated()
+                self.predicted["val"] = validated
 
     def _judge_out_of_fold(self, rows: np.ndarray, folds: np.ndarray, said: np.ndarray) -> None:
         """Take what members say of images that they have not seen, (rows, classes), for the validation, and for the

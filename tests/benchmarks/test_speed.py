@@ -57,6 +57,9 @@ def test_ratios_are_taken_round_by_round() -> None:
     for key, line in found.items():
         assert (line["median"], line["low"], line["high"]) == pytest.approx(expected[key])
     assert found["training", "img/s"]["peak_mib"] == 610
+    assert "gpu_peak_mib" not in found["training", "img/s"]
+    on_a_gpu = summarise(TURNS.assign(gpu_peak_mib=np.arange(8)))
+    assert {line["what"]: line.get("gpu_peak_mib") for line in on_a_gpu}["training"] == 5
 
 
 def test_numbers_have_three_digits() -> None:

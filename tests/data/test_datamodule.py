@@ -210,7 +210,8 @@ def test_near_twins_are_not_sought_among_unreadable_images(tmp_path: Path) -> No
         ready(tmp_path, {"cache": "off"})
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize("cache_max_gb", [1, 1e-6])
 def test_on_a_gpu_images_are_kept_there(root: Path, cache_max_gb: float) -> None:
     """Through the file on the disk, and where that may not be."""
@@ -219,7 +220,8 @@ def test_on_a_gpu_images_are_kept_there(root: Path, cache_max_gb: float) -> None
     assert data.images.pixels.is_cuda
     assert len(list((root / f".cache_{cache_max_gb}").glob("pixels-*/*.rows"))) == (cache_max_gb == 1)
     for batch, expected in zip(data.train_dataloader(), plain.train_dataloader(), strict=True):
-        assert all(batch[name].is_cuda and torch.equal(batch[name].cpu(), expected[name]) for name in expected)
+        assert {name: batch[name].is_cuda for name in batch} == {"image": True, "target": True, "index": False}
+        assert all(torch.equal(batch[name].cpu(), expected[name]) for name in expected)
 
 
 def test_every_row_has_the_digest_of_its_content(root: Path) -> None:

@@ -13,9 +13,11 @@ from omegaconf import OmegaConf
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, f1_score, log_loss, precision_score, recall_score, roc_auc_score
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from defectcls.config import CONF_DIR
+from defectcls.data.batches import Batch
 from defectcls.errors import UserError
 from defectcls.evaluation.calibration import calibrated_loss
 from defectcls.model.checkpoint import load_network
@@ -278,6 +280,34 @@ def test_the_draws_of_a_step_depend_on_seed_and_step_alone(tmp_path: Path) -> No
 
     one, other = fitted(1), fitted(2)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("finetune", [stages(full={"epochs": 2}), stages(head={"epochs": 2, "trainable": "head"})])
+def test_after_the_first_a_step_of_an_epoch_reads_no_value_and_seeds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finetune: dict[str, Any]
+) -> None:
+    """A GPU would have to be waited for, and a graph of it could not be replayed."""
+
+    class Called(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called[-1].append(str(func))
+            return func(*args, **kwargs or {})
+
+    def watched(self: Classifier, batch: Batch, batch_idx: int) -> torch.Tensor:
+        called.append([])
+        with Called():
+            return step(self, batch, batch_idx)
+
+    called: list[list[str]] = []
+    seeds: list[int] = []
+    step, seed = Classifier.training_step, torch.manual_seed
+    model = classifier(finetune=finetune, augment={"brightness": 0.5, "rotation": 20})
+    monkeypatch.setattr(Classifier, "training_step", watched)
+    monkeypatch.setattr(torch, "manual_seed", lambda number: seeds.append(number) or seed(number))
+    trainer(tmp_path, max_epochs=2).fit(model, batches(), batches())
+    assert len(seeds) == 2
+    reads = ["aten._local_scalar_dense.default" in names for names in called]
+    assert reads == [True, False, False] * 2
 
 
 def test_every_step_draws_anew(tmp_path: Path) -> None:

@@ -1,24 +1,28 @@
 """What lies where, found without a GPU: tensors of two devices do not mix if they have no values."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
-import pandas as pd
+import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import Strategy
 from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from defectcls.data.batches import Batch
 from defectcls.errors import UserError
 from defectcls.model.classifier import Classifier
+from defectcls.model.likeness import Likeness, fit_likeness
 from defectcls.model.memory import Memory
-from defectcls.settings import InspectSettings, TrainSettings
-from defectcls.training import build
-from defectcls.training.inspection import inspect
-from tests.conftest import composed
+from defectcls.settings import TrainSettings
+from defectcls.training import build, inspection, run
+from tests.conftest import command, composed
 
 GPU = torch.device("cuda", 0)
 
@@ -50,6 +54,11 @@ def as_if_on_a_gpu(module: nn.Module) -> None:
 @pytest.mark.parametrize("folds", [None, [-1, 2]])
 def test_nothing_is_left_on_the_cpu(head: str, folds: list[int] | None) -> None:
     network = classifier(head)
+    photos, count = 7, network.backbone.feature_count
+    learned = [torch.rand(size, count + 5) for size in (photos, 9)]
+    remembered: dict[str, Any] = fit_likeness(*(one.numpy() for one in learned), np.zeros((9, photos), bool))
+    remembered["measured"] = {"photos": 9, "low": [0.0] * 7, "high": [1.0] * 7, "paths": [*"abcdefg"]}
+    network.likeness = Likeness(remembered | {"defective": torch.tensor([True] + 6 * [False])}, count)
     with FakeTensorMode():
         as_if_on_a_gpu(network)
         moved = network.transfer_batch_to_device(batch(), GPU, 0)
@@ -59,10 +68,12 @@ def test_nothing_is_left_on_the_cpu(head: str, folds: list[int] | None) -> None:
             assert loss.device == GPU
         network.eval()
         body = network.backbone
-        seen = body.seen(body.body, body.normalise(moved["image"]), with_map=True)
+        look = lambda image: body.seen(body.body, body.normalise(image), with_map=True)  # noqa: E731
+        seen = look(moved["image"])
         of_folds = None if folds is None else torch.tensor(folds)
         logits = network.judge([seen], of_folds)
         assert (logits.device, logits.dtype, logits.shape) == (GPU, torch.float32, (2, 2))
+        assert {one.device for one in network.answer(moved["image"], look)} == {GPU}
         if network.joined is not None:
             assert network.joined.unusual(network.joined.memory(seen[1]), of_folds).device == GPU
 
@@ -112,15 +123,67 @@ def test_what_the_first_process_has_solved_is_everybodys(monkeypatch: pytest.Mon
             assert torch.equal(other.state_dict()[name], value), name
 
 
-def test_what_looks_inside_a_run_computes_where_the_run_did() -> None:
-    """Lightning leaves a classifier on the CPU after each evaluation."""
-    asked: list[torch.device] = []
-    strategy = SimpleNamespace(root_device=GPU)
-    parts = {"classifier": SimpleNamespace(to=asked.append), "trainer": SimpleNamespace(strategy=strategy)}
-    run: Any = SimpleNamespace(**parts, data=SimpleNamespace(settings=None))
-    nothing = InspectSettings(heat_maps=False, robustness=False, images=1)
-    assert inspect(run, pd.DataFrame(), nothing) == ({}, {})
-    assert asked == [GPU]
+def test_after_each_evaluation_a_run_goes_on_where_it_computes(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning leaves the network on the CPU: an average of its weights would be kept there, heat maps computed there.
+
+    And what a frozen network was looked at by is let go of before all of it trains.
+    """
+    here, found = [True], dict[str, bool]()
+    teardown, to = Strategy.teardown, Classifier.to
+    monkeypatch.setattr(Strategy, "teardown", lambda self: here.clear() or teardown(self))
+    monkeypatch.setattr(Classifier, "to", lambda self, *given: here.append(True) or to(self, *given))
+
+    def watch(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def noted(*given: Any, **named: Any) -> Any:
+            if owner is not WeightAveraging or named.get("stage", given[-1]) == "fit":
+                found[name] = found.get(name, True) and bool(here)
+            return original(*given, **named)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    watch(WeightAveraging, "setup")
+    watch(run, "learn_likeness")
+    watch(inspection, "heat_maps")
+    held = []
+    step = Classifier.training_step
+    frozen = lambda self: held.append(self.stored_features._look)  # noqa: E731
+    monkeypatch.setattr(Classifier, "training_step", lambda self, *given: frozen(self) or step(self, *given))
+    given = ("finetune.probe=true", "finetune.stages.full.epochs=1", "callbacks=ema", "inspect.heat_maps=true")
+    assert command("train", *tiny, *given, f"hydra.run.dir={tmp_path / 'run'}").code == 0
+    assert found == {"setup": True, "learn_likeness": True, "heat_maps": True}
+    assert set(held) == {None}
+
+
+# Which torch refuses on a GPU where it is to be deterministic, of those that look at images.
+INDETERMINATE = {"median.dim", "kthvalue", "adaptive_max_pool2d_backward", "_adaptive_avg_pool2d_backward", "put_"}
+INDETERMINATE |= {"upsample_bilinear2d_backward", "grid_sampler_2d_backward", "reflection_pad2d_backward", "cumsum"}
+
+
+@pytest.mark.parametrize("head", ["linear", "joined"])
+def test_what_is_deterministic_on_a_cpu_can_be_so_on_a_gpu(head: str) -> None:
+    """With a pool that torch can compute so; where it cannot, it says so, and the user is told what to type."""
+
+    class Called(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.add(str(func).removeprefix("aten.").removesuffix(".default"))
+            return func(*args, **kwargs or {})
+
+    called: set[str] = set()
+    levels = ("model.levels=[0.5,0.75,1]", "model.pool=fastcatavgmax")
+    network, images = classifier(head, *levels), torch.randint(0, 256, (30, 3, 64, 64), dtype=torch.uint8)
+    with Called():
+        if head == "linear":
+            network.loss(network.train()(network.augment(images)), torch.arange(30) % 2).backward()
+        else:
+            assert network.joined is not None
+            maps = network.eval().backbone.inference(with_map=True)(images)[1]
+            network.joined.learn(lambda: [maps], None, np.arange(30) > 19, np.arange(30) % 5, 0)
+    assert {"linear": "convolution_backward", "joined": "sort"}[head] in called
+    assert not called & INDETERMINATE
 
 
 # --- arguments of Lightning's Trainer ---------------------------------------------------------------------------------

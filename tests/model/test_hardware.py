@@ -25,8 +25,11 @@ def test_what_is_fixed_is_taken_as_it_is(
     given: str, native: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "native_precision", lambda _: native)
-    settings = TrainSettings(**composed("dataset=synthetic", f"trainer.precision={given}"))
+    tuned: list[Any] = []
+    monkeypatch.setattr(build, "tune", lambda *given: tuned.append(given))
+    settings = TrainSettings(**composed("dataset=synthetic", "trainer=cpu", f"trainer.precision={given}"))
     assert build.with_compute(settings).trainer == settings.trainer.model_copy(update={"precision": expected})
+    assert tuned == [(CPU, expected)]  # before anything is computed, by whoever asks: an audit has no Trainer
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from defectcls.errors import UserError
 from defectcls.evaluation.drift import LOOKS, SEEN, Measured
@@ -48,6 +49,32 @@ def test_share_of_nearer_photos_and_the_nearest_of_both_kinds_by_hand() -> None:
 def test_a_kind_of_which_there_is_no_photo() -> None:
     likeness = Likeness(kept(np.array([0, 10], np.float32), [False, False], [1.0, 1.0]), 3)  # and a tie
     assert compared(likeness, [9, 0]) == [[pytest.approx(1 / 3), 0], [1, 0], [-1, -1]]
+
+
+def test_on_an_apple_gpu_nothing_is_computed_in_float64() -> None:
+    """Which has none; what it says is the same but for rounding."""
+
+    class Apple(torch.Tensor):
+        device = property(lambda self: torch.device("mps"))
+
+        def to(self, to: Any) -> torch.Tensor:
+            return self if isinstance(to, torch.device) else super().to(to)
+
+    class Single(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **kwargs or {})
+            assert getattr(made, "dtype", None) != torch.float64, func
+            return made
+
+    likeness, rows = (
+        Likeness(kept(np.array([0, 10, 30], np.float32), [False, True, False], [1.0, 2.0]), 3),
+        torch.eye(3),
+    )
+    image = torch.randint(0, 256, (3, 3, 8, 8), generator=torch.manual_seed(0), dtype=torch.uint8)
+    with Single():
+        found = likeness(image.as_subclass(Apple), rows.as_subclass(Apple))  # type: ignore[arg-type]
+    for one, expected in zip(found, likeness(image, rows), strict=True):
+        torch.testing.assert_close(one.as_subclass(torch.Tensor), expected, check_dtype=False)
 
 
 def test_a_photo_has_the_same_bits_in_any_batch() -> None:
