@@ -36,6 +36,8 @@ FINISHED = (  # what the run `finished` does beyond the tiny one
 BY_DEFAULT = ("finetune=probe", "evaluation=auto", "model.levels=[0.5,0.75,1]", "image_size=auto")
 FOLDED = ("augment=texture", "inspect.heat_maps=true", "inspect.robustness=true")
 CHECKOUT = Path(__file__).parents[1]
+# Ray sends nothing, leaves nothing at home, and does not stand behind all other tests.
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
 
 
 class Outcome(NamedTuple):
@@ -138,6 +140,19 @@ def leave_pictures_out(patch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     leave_pictures_out(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[Any]:
+    """One node of one CPU; others are added by a test."""
+    without = "there is no Ray here: pip install 'defectcls[ray]'"
+    cluster_utils = pytest.importorskip("ray.cluster_utils", reason=without)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in QUIET.items():
+            patch.setenv(name, value)
+        started = cluster_utils.Cluster(True, head_node_args={"num_cpus": 1})
+        yield started
+        started.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -1,20 +1,31 @@
 """Sweeps and studies by tasks of Ray, whose jobs are recorded as everywhere."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from tests.conftest import command, process, sentence
+from defectcls.files import LAST
+from tests.conftest import QUIET, command, process, sentence
 from tests.deployment.conftest import free_port
+from tests.deployment.line import wait_until
 from tests.test_slurm import FAILING
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="there is no Ray here: pip install 'defectcls[ray]'")
-# Nothing is sent, nothing left at home; and what Ray does does not stand behind all other tests.
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
 SHORT = ("finetune=full", "finetune.patience=null", "finetune.stages.full.epochs=1")
+EPOCHS, LIMIT_S = 40, 300
+LONG = (*SHORT[:-1], f"finetune.stages.full.epochs={EPOCHS}", "batch_size=8")
+SWEEP = ("-m", "seed=0,1,2", "hydra/launcher=ray", "hydra.launcher.address={address}", "hydra.sweep.dir={folder}")
+GRID = ("optim.lr=choice(1e-4,1e-3,1e-2)", "sampler=grid", "finalists=1", "seeds=1")
+STUDY = (*GRID, "prune=false", "lease_s=5", "ray.address={address}", "workers=2", "hydra.run.dir={folder}")
 
 
 def test_cluster_that_does_not_answer(tiny: list[str], tmp_path: Path) -> None:
@@ -44,7 +55,7 @@ def test_a_sweep_with_a_job_that_fails(tiny: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_study_by_two_tasks(tiny: list[str], tmp_path: Path) -> None:
-    given = (*tiny, *SHORT, "optim.lr=choice(1e-4,1e-3,1e-2)", "sampler=grid", "finalists=1", "seeds=1")
+    given = (*tiny, *SHORT, *GRID)
     place = ("ray.address=local", "workers=2", "hydra.run.dir=study")
     outcome = process("defectcls.tune", *given, *place, cwd=tmp_path, PYTHONPATH=str(Path.cwd()), **QUIET)
     assert outcome.code == 0, outcome.err
@@ -52,3 +63,60 @@ def test_a_study_by_two_tasks(tiny: list[str], tmp_path: Path) -> None:
     assert sorted(map(float, trials["optim.lr"])) == [1e-4, 1e-3, 1e-2]
     assert set(trials["state"]) == {"complete"}
     assert sorted(one.name for one in (tmp_path / "study/trials").iterdir()) == ["0", "1", "2"]
+
+
+def epochs(job: Path) -> list[int]:
+    """Those of which metrics.csv tells."""
+    file = job / "metrics.csv"
+    return pd.read_csv(file)["epoch"].tolist() if file.is_file() and file.stat().st_size else []
+
+
+def job_on(raylet: int) -> tuple[int, Path] | None:
+    """Which process of a node does which job: it holds the lock of the folder. None before there is a checkpoint."""
+    children = subprocess.run(["ps", "--ppid", f"{raylet}", "-o", "pid="], capture_output=True, text=True).stdout
+    for pid in children.split():
+        with suppress(OSError):  # a file is closed meanwhile
+            for lock in (file.readlink() for file in Path(f"/proc/{pid}/fd").iterdir()):
+                if lock.name == "job.lock" and (lock.parent / LAST).is_file():
+                    return int(pid), lock.parent
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("verb", "given"), [("train", SWEEP), ("tune", STUDY)])
+def test_a_process_and_then_its_node_are_killed(
+    ray_cluster: Any, tiny: list[str], tmp_path: Path, verb: str, given: tuple[str, ...]
+) -> None:
+    """Each of three jobs is finished once, and goes on after the epochs that it has."""
+    folder, finished, known = tmp_path / "all", dict[Path, int](), dict[Path, int]()
+    node = ray_cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
+    raylet = node.all_processes["raylet"][0].process.pid
+    place = [word.format(address=ray_cluster.address, folder=folder) for word in given]
+    command_line = [sys.executable, "-m", f"defectcls.{verb}", *tiny, *LONG, *place]
+
+    def ended() -> bool:
+        for file in folder.glob("**/job.json"):
+            if json.loads(file.read_text())["status"] == "finished":
+                finished.setdefault(file, file.stat().st_mtime_ns)
+        return begun.poll() is not None
+
+    def further() -> Any:
+        """The process of a job on the node that has made more epochs than when the last one there was killed."""
+        at = job_on(raylet)
+        assert not ended(), (tmp_path / "log").read_text()
+        return at if at is not None and known.get(at[1], 0) < len(epochs(at[1])) < EPOCHS else None
+
+    with (tmp_path / "log").open("w") as log, subprocess.Popen(command_line, stdout=log, stderr=log) as begun:
+        try:
+            pid, job = wait_until(further, LIMIT_S)
+            os.kill(pid, signal.SIGKILL)
+            known[job] = len(epochs(job))
+            wait_until(further, LIMIT_S)
+            ray_cluster.remove_node(node, allow_graceful=False)
+            wait_until(ended, LIMIT_S)
+        finally:
+            begun.kill()
+    assert begun.returncode == 0, (tmp_path / "log").read_text()
+    assert ended() and len(finished) == 3
+    assert {file: file.stat().st_mtime_ns for file in finished} == finished  # none was done again
+    assert [epochs(file.parent) for file in finished] == [[*range(1, EPOCHS + 1)]] * 3

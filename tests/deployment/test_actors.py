@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from defectcls.errors import UserError
 from tests.conftest import CHECKOUT, command, composed, sentence
 from tests.deployment.exported import write
 from tests.deployment.line import wait_until
-from tests.test_ray import QUIET
 
 pytest.importorskip("pyarrow", reason="there is no pyarrow here: pip install 'defectcls[ray]'")
 from defectcls.deployment.actors import Judge
@@ -56,20 +54,6 @@ def plain(model: Path, many: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return pd.read_csv(output, keep_default_na=False, na_values={"score": ""})
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """One node, with room for an actor; others are added by a test."""
-    cluster_utils = pytest.importorskip(
-        "ray.cluster_utils", reason="there is no Ray here: pip install 'defectcls[ray]'"
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in QUIET.items():
-            patch.setenv(name, value)
-        started = cluster_utils.Cluster(True, head_node_args={"num_cpus": 1})
-        yield started
-        started.shutdown()
-
-
 def start(cluster: Any, *arguments: str) -> subprocess.Popen[str]:
     given = [sys.executable, "-m", "defectcls.predict", *arguments, f"shard={SHARD}", "batch_size=2", "gallery=0"]
     environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
@@ -93,16 +77,16 @@ def assert_each_once(output: Path, plain: pd.DataFrame) -> None:
 
 
 @pytest.mark.slow
-def test_a_node_that_is_killed(cluster: Any, model: Path, many: Path, plain: pd.DataFrame, tmp_path: Path) -> None:
-    other = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
+def test_a_node_that_is_killed(ray_cluster: Any, model: Path, many: Path, plain: pd.DataFrame, tmp_path: Path) -> None:
+    other = ray_cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
     raylet = str(other.all_processes["raylet"][0].process.pid)
     of_other = lambda: subprocess.run(["ps", "--ppid", raylet, "-o", "args="], capture_output=True, text=True).stdout  # noqa: E731
-    with start(cluster, f"checkpoint={model}", f"input={many}", f"output={tmp_path / 'out'}") as begun:
+    with start(ray_cluster, f"checkpoint={model}", f"input={many}", f"output={tmp_path / 'out'}") as begun:
         try:
             wait_until(lambda: "Judge" in of_other() or begun.poll() is not None, LIMIT_S)
             before = len(files(tmp_path / "out"))
             wait_until(lambda: len(files(tmp_path / "out")) >= before + 8 or begun.poll() is not None, LIMIT_S)
-            cluster.remove_node(other, allow_graceful=False)
+            ray_cluster.remove_node(other, allow_graceful=False)
             done = len(files(tmp_path / "out"))
             told = begun.communicate(timeout=LIMIT_S)[1]
         finally:
@@ -114,10 +98,10 @@ def test_a_node_that_is_killed(cluster: Any, model: Path, many: Path, plain: pd.
 
 @pytest.mark.slow
 def test_a_command_that_is_killed_goes_on(
-    cluster: Any, model: Path, many: Path, plain: pd.DataFrame, tmp_path: Path
+    ray_cluster: Any, model: Path, many: Path, plain: pd.DataFrame, tmp_path: Path
 ) -> None:
     given = (f"checkpoint={model}", f"input={many}", f"output={tmp_path / 'out'}")
-    with start(cluster, *given) as begun:
+    with start(ray_cluster, *given) as begun:
         try:
             wait_until(lambda: len(files(tmp_path / "out")) >= 8 or begun.poll() is not None, LIMIT_S)
         finally:
@@ -126,13 +110,13 @@ def test_a_command_that_is_killed_goes_on(
     assert len(made) < MANY / SHARD
     (later := many / "0" / "00000-later.png").write_bytes((many / "0" / "00000.png").read_bytes())
     try:
-        with start(cluster, *given) as refused:
+        with start(ray_cluster, *given) as refused:
             told = refused.communicate(timeout=LIMIT_S)[1]
     finally:
         later.unlink()
     assert refused.returncode == 2
     assert "is of other photos, or of another model or shard: give another output" in told.splitlines()[-1]
-    with start(cluster, *given) as again:
+    with start(ray_cluster, *given) as again:
         told = again.communicate(timeout=LIMIT_S)[1]
     assert again.returncode == 1, told
     assert {file: file.stat().st_mtime_ns for file in made} == made
