@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pydoc
 import shlex
 import signal
 import socket
@@ -22,22 +23,32 @@ TAKEN_ALONG = ("DEFECTCLS_", "WANDB_", "PYTHONPATH", "HYDRA_FULL_ERROR")  # vari
 
 @contextmanager
 def connected(settings: RaySettings) -> Iterator[Any]:
-    """Ray, while the block lasts. A UserError where nothing answers, or that of a task, out of Ray's own around it."""
+    """Ray, while the block lasts. A UserError where none answers or a node has another version, or a task's own."""
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to its makers
     there = {"env_vars": {name: value for name, value in os.environ.items() if name.startswith(TAKEN_ALONG)}}
-    handler, (host, _, port) = signal.getsignal(signal.SIGTERM), str(settings.address).rpartition(":")
+    handler, (host, colon, port) = signal.getsignal(signal.SIGTERM), str(settings.address).rpartition(":")
     try:
-        if host and "//" not in host:  # Ray would try for ten minutes
-            socket.create_connection((host, int(port)), timeout=10).close()
+        if colon:  # Ray would try for ten minutes
+            socket.create_connection((host.removeprefix("ray://"), port), timeout=10).close()
         ray.init(settings.address, runtime_env=there, logging_level=logging.ERROR, include_dashboard=False)
     except Exception as error:  # it has one for each way in which nobody answers
-        known = "auto is the cluster that this machine is in (ray start), host:port another one, local a new one here"
-        raise UserError(f"no Ray answers at address={settings.address} ({one_line(error)}): {known}") from error
+        known = "auto is this machine's Ray (ray start), host:port another of the same Ray and Python, local a new one"
+        raise UserError(f"address={settings.address} cannot be used ({one_line(error)}): {known}") from error
     with suppress(ValueError):  # in a thread
         signal.signal(signal.SIGTERM, handler)  # in place of Ray's
     try:
+        wants = {"CPU": settings.num_cpus, "GPU": settings.num_gpus}
+        fit = [one for one in ray.nodes() if all(one["Resources"].get(kind, 0) >= wants[kind] for kind in wants)]
+        if not fit:  # to a cluster that grows one may come
+            log.warning("waiting for a node with num_cpus=%g and num_gpus=%g: Ray has none", *wants.values())
+        name, at = "defectcls.__version__", ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        ask = ray.remote(num_cpus=0)(pydoc.locate).options  # of Python's own, lest a node lack it
+        asked = [ask(scheduling_strategy=at(one["NodeID"], False)).remote(name) for one in fit]
+        found, here = zip(fit, ray.get(asked), strict=True), pydoc.locate(name)  # None where it cannot be imported
+        if others := {node["NodeManagerHostname"]: version for node, version in found if version != here}:
+            raise UserError(f"defectcls is {here} here, and on other nodes {others}: install the same there")
         yield ray
     except ray.exceptions.RayError as error:
         cause: Any = error
@@ -53,8 +64,7 @@ def on_ray(function: Callable[..., Any], arguments: list[tuple[Any, ...]], setti
     with connected(settings) as ray:
         task = ray.remote(**settings.model_dump(exclude={"address"}))(_there)
         begun = [task.remote(Path.cwd(), function, some) for some in arguments]
-        ray.wait(begun, num_returns=len(begun))
-        ray.get(begun)
+        ray.get(ray.wait(begun, num_returns=len(begun))[0])
 
 
 def on_slurm(module: str, words: list[str], options: str, logs: Path) -> None:

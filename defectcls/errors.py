@@ -119,6 +119,8 @@ def explain(error: BaseException, way_on: str = AGAIN) -> str | None:
         return f"another process of this run has ended, and said why: {way_on} ({reason})"
     if type(error).__name__ in ("OperationalError", "StorageInternalError", "_InactiveRpcError"):  # of whichever driver
         return f"the database cannot be used ({one_line(error)}): {way_on}"
+    if type(error).__module__ == "ray.exceptions" and "TaskError" not in type(error).__name__:  # whose bug is one
+        return f"Ray has lost a task ({one_line(error)}): {way_on}"
     # Pydantic's, which is not imported for its sake: --help has to be quick. One called Settings is W&B's own.
     wrong_value = type(error).__name__ == "ValidationError" and getattr(error, "title", "Settings") != "Settings"
     return _wrong_value(error) if wrong_value else None

@@ -23,6 +23,8 @@ def tune(config: dict[str, Any], folder: Path) -> None:
     from defectcls.training.results import finished_metrics
     from defectcls.training.tuning import Study
 
+    if settings.ray.address and not settings.slurm:
+        on_ray(do_job, [], settings.ray)  # lest a study be left that holds nothing where none answers
     study, metrics = Study(settings, folder), None
     try:
         if settings.slurm:

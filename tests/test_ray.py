@@ -3,23 +3,29 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from PIL import Image
 
+from defectcls import __version__
+from defectcls.cluster import connected, on_ray
+from defectcls.errors import UserError, explain
 from defectcls.files import LAST
+from defectcls.settings import RaySettings
 from tests.conftest import QUIET, command, process, sentence
 from tests.deployment.conftest import free_port
+from tests.deployment.exported import write
 from tests.deployment.line import wait_until
 from tests.test_slurm import FAILING
 
-pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="there is no Ray here: pip install 'defectcls[ray]'")
+ray = pytest.importorskip("ray", reason="there is no Ray here: pip install 'defectcls[ray]'")
 SHORT = ("finetune=full", "finetune.patience=null", "finetune.stages.full.epochs=1")
 EPOCHS, LIMIT_S = 40, 300
 LONG = (*SHORT[:-1], f"finetune.stages.full.epochs={EPOCHS}", "batch_size=8")
@@ -28,11 +34,68 @@ GRID = ("optim.lr=choice(1e-4,1e-3,1e-2)", "sampler=grid", "finalists=1", "seeds
 STUDY = (*GRID, "prune=false", "lease_s=5", "ray.address={address}", "workers=2", "hydra.run.dir={folder}")
 
 
-def test_cluster_that_does_not_answer(tiny: list[str], tmp_path: Path) -> None:
-    address = f"127.0.0.1:{free_port()}"
-    place = ("hydra/launcher=ray", f"hydra.launcher.address={address}", f"hydra.sweep.dir={tmp_path / 'sweep'}")
-    told = sentence(command("train", "-m", *tiny, "seed=0,1", *place))
-    assert told.startswith(f"no Ray answers at address={address} ([Errno 111] Connection refused): ")
+@pytest.mark.parametrize(
+    ("verb", "address", "reason"),
+    [
+        ("train", "127.0.0.1:{port}", "[Errno 111] Connection refused"),
+        ("predict", "ray://127.0.0.1:{port}", "[Errno 111] Connection refused"),
+        ("train", ":", "[Errno -2] Name or service not known"),
+        ("tune", "foo", "Invalid address format: foo"),
+    ],
+)
+def test_address_at_which_there_is_none(
+    tiny: list[str], tmp_path: Path, verb: str, address: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told in one sentence, and nothing is left."""
+    (photos := tmp_path / "photos").mkdir()
+    Image.new("L", (8, 8)).save(photos / "0.png")
+    model, address = write(tmp_path / "model.onnx"), address.format(port=free_port())
+    given = {
+        "train": (*tiny, "-m", "seed=0,1", "hydra/launcher=ray", f"hydra.launcher.address={address}"),
+        "tune": (*tiny, "optim.lr=choice(1e-4,1e-3)", f"ray.address={address}"),
+        "predict": (f"checkpoint={model}", f"input={photos}", "output=out", f"ray.address={address}"),
+    }
+    monkeypatch.chdir(tmp_path)
+    told = sentence(command(verb, *given[verb]))
+    assert told.startswith(f"address={address} cannot be used ({reason}): auto is this machine's Ray (ray start), ")
+    assert {one for one in tmp_path.rglob("*") if one.is_file()} == {model, photos / "0.png"}
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_task_that_is_lost_is_no_bug() -> None:
+    told = "Ray has lost a task (The worker died unexpectedly while executing this task. "
+    assert explain(ray.exceptions.WorkerCrashedError(), "resume=study goes on").startswith(told)
+    assert explain(ray.exceptions.RayTaskError("f", "Traceback …", ValueError()).as_instanceof_cause()) is None
+
+
+@pytest.mark.slow
+def test_nodes_of_other_versions(ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = RaySettings(address=ray_cluster.address, num_cpus=1, num_gpus=0)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # it goes along
+    for code, found in (("__version__ = '0.0.9'", "'0.0.9'"), ("raise ModuleNotFoundError(name=__name__)", "None")):
+        package = tmp_path / found / "defectcls.py"
+        package.parent.mkdir()
+        package.write_text(code)
+        other = ray_cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(package.parent)})
+        with pytest.raises(UserError) as told:
+            on_ray(print, [()], settings)
+        nodes = f"on other nodes {{'{socket.gethostname()}': {found}}}"
+        assert str(told.value) == f"defectcls is {__version__} here, and {nodes}: install the same there"
+        ray_cluster.remove_node(other)
+    on_ray(print, [()], settings)
+    monkeypatch.setattr("ray._private.utils.compute_version_info", lambda: ("1.0", "3.9.1"))
+    told = "Version mismatch: .* Ray: 1.0 Python: 3.9.1.*: .* another of the same Ray and Python, "
+    with pytest.raises(UserError, match=told):
+        on_ray(print, [()], settings)
+
+
+@pytest.mark.slow
+def test_what_is_waited_for_is_told(ray_cluster: Any, caplog: pytest.LogCaptureFixture) -> None:
+    for gpus in (0, 1):
+        with connected(RaySettings(address=ray_cluster.address, num_cpus=0.5, num_gpus=gpus)):
+            pass
+    assert caplog.messages == ["waiting for a node with num_cpus=0.5 and num_gpus=1: Ray has none"]
 
 
 @pytest.mark.slow

@@ -52,7 +52,6 @@ def write(predictor: Predictor, photos: Photos, settings: "PredictSettings", out
     """
     import ray.data
 
-    output.mkdir(parents=True, exist_ok=True)
     starts, kind = range(0, len(photos.names), settings.shard), f"{predictor.about['digest'][:8]}.parquet"
     files = {f"{start:09}.{kind}": photos.names[start : start + settings.shard] for start in starts}
 
@@ -69,6 +68,7 @@ def write(predictor: Predictor, photos: Photos, settings: "PredictSettings", out
         takes = settings.ray.model_dump(exclude={"address"}) | {"compute": pool, "fn_constructor_args": there}
         asked = [{"file": str((output / name).absolute()), "names": [*map(os.fsencode, files[name])]} for name in left]
         with connected(settings.ray):
+            output.mkdir(parents=True, exist_ok=True)
             made = ray.data.from_items(asked, override_num_blocks=len(left)).map_batches(Judge, batch_size=1, **takes)
             predictor.paged += sum(int(row["paged"]) for row in made.iter_rows())
         missing()  # lest an actor of a command that was killed has written with another listing meanwhile

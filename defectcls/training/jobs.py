@@ -158,8 +158,9 @@ def recorded_command(folder: Path) -> tuple[str, list[str]]:
 def close_sweep(folder: Path, verb: str, arguments: list[str]) -> int:
     """Write and show the table of a sweep. Its exit status: 2 where all jobs failed, 1 where some did, else theirs."""
     jobs = read_jobs(folder)
-    if not jobs:  # the command could not be composed
-        if {entry.name for entry in folder.iterdir()} <= {SWEEP.name, "sweep.lock"}:
+    if not jobs:  # the command could not be composed, or no cluster answers
+        kept = (file.name for file in folder.rglob("*") if file.is_file() and file.parent.name != ".hydra")
+        if {*kept} <= {SWEEP.name, "sweep.lock", f"{verb}.log"}:
             shutil.rmtree(folder)
         return 0
     from defectcls.evaluation.sweeps import summarise_sweep
