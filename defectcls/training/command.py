@@ -208,7 +208,8 @@ def _sweep(hydra: Any, verb: str, overrides: list[str], begun: list[Path]) -> in
             do = functools.partial(_sweep_job, verb, tasks.append if by_ray else run_job)
             hydra.multirun(verb, do, [*overrides, here])
             if by_ray:
-                from defectcls.cluster import RaySettings, on_ray
+                from defectcls.cluster import on_ray
+                from defectcls.settings import RaySettings
 
                 on_ray(run_job, [(task,) for task in tasks], RaySettings(**plain(composed.launcher)))
         except Exception as error:
