@@ -37,7 +37,7 @@ def predict(config: dict[str, Any], folder: Path) -> int:
 
     output = settings.output or folder / "predictions.csv"
     if (by_ray := settings.ray.address) is None:
-        refuse_output(output, ".csv", settings.overwrite or settings.watch)
+        refuse_output(output, ".csv", settings.overwrite or settings.watch or bool(settings.resume))
     photos = Photos(Path(settings.input), [], {}) if settings.watch else list_inputs(settings.input, settings.root)
     checkpoint_file(settings.checkpoint)  # told before torch is imported
     from defectcls.deployment.predictor import load
@@ -113,6 +113,8 @@ def _write(predictor: "Predictor", photos: "Photos", settings: "PredictSettings"
 
     part, done = output.with_name(f"{output.name}.{predictor.about['digest'][:8]}.part"), 0
     anew = f"{part} is of other photos or of another version: type the command, without resume"
+    if settings.resume and output.is_file() and not (part.is_file() or settings.overwrite):
+        output.rename(part)  # killed after its last photo
     if settings.resume and part.is_file():
         mend_table(part, predictor.columns, anew)
         for rows in pd.read_csv(part, usecols=["path"], dtype=str, keep_default_na=False, chunksize=AT_ONCE):

@@ -244,6 +244,17 @@ def test_a_predict_that_was_stopped_goes_on(finished: Path, photos: Path, tmp_pa
         assert sentence(command("predict", f"resume={folder}")) == told
 
 
+def test_a_predict_that_was_killed_before_its_page_goes_on(finished: Path, photos: Path, tmp_path: Path) -> None:
+    assert predict(finished, photos, tmp_path / "whole", "gallery=4").code == 1
+    table, page = (tmp_path / "whole/predictions.csv").read_bytes(), tmp_path / "whole/gallery.html"
+    page.unlink()
+    outcome = command("predict", f"resume={tmp_path / 'whole'}")
+    assert outcome.code == 1
+    assert "has 12 of 12 photos: going on after them" in outcome.err
+    assert (tmp_path / "whole/predictions.csv").read_bytes() == table
+    assert page.read_text().count("<figure ") == 4
+
+
 def test_a_long_table_is_looked_at_in_parts(
     finished: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

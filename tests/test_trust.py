@@ -200,7 +200,7 @@ def test_what_may_run_code_is_trusted_or_refused(tmp_path: Path, override: str) 
             f"{resume} would repeat {override}, which may run code, or open what you did not "
             "name: add trust=true if you trust the folder"
         )
-        repeated, sweeps = resumed([resume, "trust=true"])
+        repeated, sweeps = resumed("train", [resume, "trust=true"])
         assert sweeps == (kind == "sweep")
         assert sorted(set(repeated) & set(recorded)) == sorted(recorded)
 
@@ -209,7 +209,7 @@ def test_a_run_that_names_no_code_needs_no_trust(tmp_path: Path) -> None:
     (tmp_path / ".hydra").mkdir()
     recorded = ["dataset=folder", "dataset.root=../photos", "dataset.sound=[good]", "model=timm", "+model.x=-1"]
     (tmp_path / ".hydra/hydra.yaml").write_text(record(recorded))
-    assert resumed([f"resume={tmp_path}", "seed=2"])[0][:5] == recorded
+    assert resumed("train", [f"resume={tmp_path}", "seed=2"])[0][:5] == recorded
 
 
 # --- classes that a checkpoint names ----------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ class Archive(DefectDataModule):
         left_out, columns = Counter[str](), [name for name in COLUMNS if name not in ("path", "mask")]
         archives = images_in(self.root, "", left_out, suffixes=ARCHIVES)
         if not archives:
-            raise UserError(f"{self.root} holds no .tar or .parquet file: dataset=folder takes photos in folders")
+            what = "(none that is compressed, as .tar.gz): dataset=folder takes photos in folders"
+            raise UserError(f"{self.root} holds no .tar or .parquet file {what}")
         listed = [list_archive(self.root / name, columns, left_out) for name in archives]
         listed = [rows.assign(path=f"{name}/" + rows["path"]) for name, rows in zip(archives, listed, strict=True)]
         rows = checked(pd.concat(listed).fillna("").astype(str), self.root, COLUMNS)

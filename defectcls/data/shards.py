@@ -111,10 +111,15 @@ def _list_tar(path: Path, columns: Sequence[str], left_out: Counter[str]) -> tup
             if member.isreg() and not member.sparse and suffix in IMAGE_SUFFIXES:
                 photos.append({"path": name, "key": key})
                 places.append((member.offset_data, member.size))
-            elif columns and name[len(key) :] in LABELS:
+            elif name[len(key) :] in LABELS:
+                if not columns:
+                    continue
                 file.seek(member.offset_data)
                 content = file.read(min(member.size, LABEL_BYTES))
-                given = {"label": content.decode().strip()} if suffix == ".cls" else dict(json.loads(content))
+                try:
+                    given = {"label": content.decode().strip()} if suffix == ".cls" else dict(json.loads(content))
+                except ValueError as error:
+                    raise ValueError(f"its member {name}: {error}") from error
                 lower = {one.casefold(): cell for one, cell in given.items() if cell is not None}
                 new = {column: str(lower[column]) for column in columns if column in lower}
                 if (known := said.setdefault(key, new)) | new != new | known:

@@ -1,5 +1,6 @@
 """The page of a study: its trials, the best first, what they depend on, and what the best says of new photos."""
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -77,7 +78,8 @@ def study_pictures(trials: Iterable[FrozenTrial], ways: Any, names: list[str]) -
         pictures["red: no other betters it in both"] = lambda: drawing.plot_pareto_front(both, target_names=names)
     drawn = []
     for place, (words, draw) in enumerate(pictures.items()):
-        with plt.rc_context({"savefig.bbox": "tight"}), suppress(ValueError, RuntimeError):  # of too few, all alike
+        with plt.rc_context({"savefig.bbox": "tight"}), suppress(ValueError, RuntimeError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of too few, all alike
             (figure := draw().figure).set_size_inches(7.2, 3.2)
             for axes in figure.axes:
                 axes.set(facecolor="white", title="")

@@ -195,7 +195,7 @@ def unlike_words(window: dict[str, Any] | None) -> str:
     said = f"{window['beyond']:,} of {plural(window['photos'], 'photo')} ({low} to {high}) are more unlike"
     said += f" what it knows than 99 % of those it was measured on{mostly}"
     if not window["since"]:
-        return f"{said}; chance alone brings so many in {chance} of cases."
+        return f"{said}; chance alone brings so many in {chance} of cases." if window["beyond"] else f"{said}."
     return f"From {window['since']} on photos do not look like those that the promise was made for: {said}."
 
 

@@ -148,7 +148,9 @@ def _perform(verb: str, typed: list[str], begun: list[Path], alone: bool) -> int
     options = parser.parse_intermixed_args(typed)
     if any(getattr(options, name) for name in REFUSED):
         raise UserError("there are --help, --cfg, --resolve, --package, --multirun, and --config-dir=<your presets>")
-    overrides, sweeps = resumed(options.overrides)
+    if verb == "tune" and options.multirun:
+        raise UserError("tune searches what has several values, without -m")
+    overrides, sweeps = resumed(verb, options.overrides)
     if verb in TRAINING and options.help:
         overrides.append("dataset=synthetic")  # a dataset is required; the help shows the keys of this one
     sweeps = (sweeps or options.multirun) and not options.help
@@ -239,7 +241,7 @@ def _sweep_job(verb: str, do: Callable[[Task], Any], config: DictConfig) -> floa
     return float("nan") if done is None or done["objective"] is None else done["objective"]
 
 
-def resumed(typed: list[str]) -> tuple[list[str], bool]:
+def resumed(verb: str, typed: list[str]) -> tuple[list[str], bool]:
     """The overrides, and whether they are of a sweep: `resume=<folder>` stands for what began it; what is typed wins.
 
     Raises:
@@ -250,7 +252,9 @@ def resumed(typed: list[str]) -> tuple[list[str], bool]:
     if not folders or folders[-1] in ("", "null"):
         return rest, False
     folder = Path(folders[-1]).expanduser()
-    _, recorded = recorded_command(folder)
+    began, recorded = recorded_command(folder)
+    if began != verb:
+        raise UserError(f"{folder} is of {began}: {as_typed(f'python -m defectcls.{began} resume={folder}')} goes on")
     sweeps = (folder / SWEEP).is_file()
     if TRUST not in typed and (code := next(filter(CODE.match, recorded), None)):
         what = f"{code}, which may run code, or open what you did not name"

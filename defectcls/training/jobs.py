@@ -89,7 +89,12 @@ def run_job(task: Task, watch: Callable[[], bool] | None = None) -> dict[str, An
         context: Any = multiprocessing.get_context("forkserver")  # Any: typeshed's lacks Process
         context.set_forkserver_preload(IMPORTED_ONCE)
         process = context.Process(target=_work, args=(task, dict(os.environ)))
+        # A script that calls this is not run again by the process; a Ctrl-C of all reaches it once it can tell of it.
+        main, sys.modules["__main__"] = sys.modules["__main__"], sys.modules[__name__]
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         process.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        sys.modules["__main__"] = main
         try:
             while watch is not None and process.exitcode is None:
                 process.join(WATCH_S)
@@ -121,6 +126,7 @@ def _work(task: Task, variables: dict[str, str]) -> None:
     logging.config.dictConfig(task.logs)
     with stoppable() as stopped:
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             task.record(FINISHED, objective=do_job(task.verb, task.config, task.folder, task.arguments, act=task.act))
         except (Exception, Stopped) as error:
             if stopped:

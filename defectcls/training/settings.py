@@ -48,7 +48,7 @@ class TuneSettings(TrainSettings):
     n_trials: PositiveInt
     space: dict[str, Annotated[str, Text]]
     sampler: Literal["tpe", "gp", "random", "grid"]
-    objectives: Annotated[list[Annotated[str, Field(pattern="^(val/.+|ms_per_photo)$")]], Field(min_length=1)]
+    objectives: Annotated[list[str], Field(min_length=1)]
     prune: bool
     finalists: PositiveInt
     seeds: PositiveInt

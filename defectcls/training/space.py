@@ -26,6 +26,8 @@ def distributions_of(space: dict[str, str], discrete: bool) -> dict[str, Any]:
             raise UserError(f"{key}={value} is not to be searched, as trials have it in common: give one value")
         try:
             sweep = swept(f"{key}={value}", not discrete)
+            if others := {*getattr(sweep, "tags", ())} - {"log"}:
+                raise ValueError(f"tag {', '.join(others)} means nothing")
             if isinstance(sweep, list):
                 found[key] = CategoricalDistribution(sweep)
             else:

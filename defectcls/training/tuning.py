@@ -10,6 +10,7 @@ keeps its first number, and so its folder, which knows how far it came.
 """
 
 import io
+import json
 import logging
 import math
 import re
@@ -33,12 +34,12 @@ from defectcls.arguments import RUN_DIR, UNRECORDED, quoted
 from defectcls.config import compose, flat, job_overrides, plain
 from defectcls.data.datamodule import DefectDataModule
 from defectcls.data.shards import file_of
-from defectcls.errors import UserError, one_line
+from defectcls.errors import UserError, did_you_mean, one_line
 from defectcls.evaluation.metrics import METRICS, records
 from defectcls.evaluation.sweeps import over_seeds
 from defectcls.files import digest_of
 from defectcls.training.jobs import PRUNED, Task, run_job
-from defectcls.training.results import objective_of, versions
+from defectcls.training.results import versions
 from defectcls.training.search import COST, try_once
 from defectcls.training.settings import TuneSettings
 from defectcls.training.space import OWN, distributions_of
@@ -58,10 +59,19 @@ Place = tuple[int, int]  # the number of a trial, and which repeat
 
 def open_storage(address: str | None, folder: Path) -> Any:
     """The journal in the folder, or what answers at the address; a UserError where nothing does, or it is damaged."""
+    journal, known = folder / "study.log", "hydra.run.dir=<new folder> begins anew"
     try:
         if address is None:
-            journal = str(folder / "study.log")  # whose lock needs no symbolic links, as some network drives have none
-            return optuna.storages.JournalStorage(JournalFileBackend(journal, JournalFileOpenLock(journal)))
+            lock = JournalFileOpenLock(str(journal))  # which needs no symbolic links, as some network drives have none
+            backend = JournalFileBackend(str(journal), lock)
+            lock.acquire()
+            try:
+                with journal.open("rb+") as file:  # the last line of which a full disk or a cut has left torn
+                    file.truncate(sum(len(line) for line in file if line.endswith(b"\n") and json.loads(line)))
+            finally:
+                lock.release()
+            return optuna.storages.JournalStorage(backend)
+        known = "start it, or give postgresql://user@host/name, sqlite:///study.db or grpc://host:port"
         if address.startswith("grpc://"):
             host, _, port = address.removeprefix("grpc://").partition(":")
             proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port))
@@ -70,7 +80,6 @@ def open_storage(address: str | None, folder: Path) -> Any:
         driver = re.sub("^postgresql:", "postgresql+psycopg:", address)
         return optuna.storages.RDBStorage(driver, engine_kwargs={"pool_pre_ping": True})
     except Exception as error:  # of whichever driver
-        known = "start it, or give postgresql://user@host/name, sqlite:///study.db or grpc://host:port"
         raise UserError(f"storage={address or journal} cannot be used ({one_line(error)}): {known}") from error
 
 
@@ -99,8 +108,11 @@ class Study:
         self.space, self.wanted = distributions_of(space, settings.sampler == "grid"), settings.n_trials
         if settings.sampler == "grid":
             self.wanted = min(self.wanted, math.prod(len(one.choices) for one in self.space.values()))
-        for name in {*self.names} - {COST}:
-            objective_of({}, name)  # a typo is told now
+        for name in {*self.names} - {COST}:  # a typo is told now
+            part, _, number = name.partition("/")
+            if part != "val" or number not in METRICS:
+                near = did_you_mean(number, METRICS) or f", such as val/auroc; names are {', '.join(METRICS)}"
+                raise UserError(f"objectives={name} is neither {COST} nor val/<name of a number>{near}")
         self.less = [name == COST or METRICS[name.removeprefix("val/")].less_is_better for name in self.names]
         self.ways: Any = ["minimize" if less else "maximize" for less in self.less]
         data, split = DefectDataModule.from_settings(settings), settings.dataset.split
@@ -114,13 +126,18 @@ class Study:
         first = {key: one.choices[0] if hasattr(one, "choices") else one.low for key, one in self.space.items()}
         self.task((0, 0), first)  # an unknown key is told now
         photos["bytes"] = [Path(file_of(f"{data.root}/{path}")).stat().st_size for path in photos["path"]]
-        about = {"version": versions().get("defectcls"), "photos": digest_of(photos.to_csv(index=False).encode()).hex()}
+        about = {
+            "version": versions().get("defectcls"),
+            "photos": f"{len(photos)}, of digest {digest_of(photos.to_csv(index=False).encode()).hex()[:8]}",
+        }
         now = flat(settings.model_dump(mode="json") | {"space": space} | about)
         now = {key: value for key, value in now.items() if not key.startswith(MAY_CHANGE)}
         known: Any = {"storage": open_storage(settings.storage, folder), "study_name": settings.study}
         self.study = optuna.create_study(**known, directions=self.ways, load_if_exists=True)
         self.study.stop = lambda: None  # type: ignore[method-assign]  # a grid would call it: here, who asks counts
         if (then := self.study.user_attrs.get("begun")) is None:
+            if (folder / "trials").exists():
+                raise UserError(f"{folder}/trials is of a study that is not in its storage: hydra.run.dir=<new folder>")
             self.study.set_user_attr("begun", then := now)
         for key in (key for key in then | now if then.get(key) != now.get(key)):
             other = "hydra.run.dir=<new folder>" if settings.storage is None else "study=<new name>"

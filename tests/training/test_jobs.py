@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from defectcls.training import command as commands
 from defectcls.training import jobs
 from defectcls.training.jobs import Task, close_sweep, read_jobs, recorded_command, run_job
 from tests.conftest import Outcome, command, process, sentence
+from tests.deployment.line import wait_until
 
 BREAKING = """
 import os, signal, sys
@@ -80,6 +82,21 @@ def test_finished_job_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(jobs.multiprocessing, "get_context", lambda *_: pytest.fail("a process is started"))
     job(tmp_path, 4, "finished")
     assert run_job(task(tmp_path / "4", "train", {}))["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_a_ctrl_c_while_a_job_starts_is_one_sentence(tiny: list[str], tmp_path: Path) -> None:
+    """A terminal sends it to all processes of a command."""
+    given = ["-m", *tiny, "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    sweep = subprocess.Popen(
+        [sys.executable, "-m", "defectcls.train", *given], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_until((tmp_path / "sweep/0/job.json").is_file, 120)
+    os.killpg(sweep.pid, signal.SIGINT)
+    said = sweep.communicate(timeout=120)[1]
+    assert sweep.returncode == 130
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("stopped by SIGINT: resume=")
 
 
 # --- the folder of a sweep --------------------------------------------------------------------------------------------

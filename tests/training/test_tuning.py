@@ -1,6 +1,7 @@
 """A study: what it draws from, which trials are the best, and that each is done once whoever dies."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -112,6 +113,7 @@ def test_space_of_hydras_grammar() -> None:
         ({"optim.lr": "0.1"}, False, "space has optim.lr=0.1 ("),
         ({"optim.lr": "interval(0.1,0.01)"}, False, "space has optim.lr=interval(0.1,0.01) ("),
         ({"optim.lr": "tag(log,interval(0,1))"}, False, "space has optim.lr=tag(log,interval(0,1)) ("),
+        ({"optim.lr": "tag(lg,interval(0.1,1))"}, False, "(tag lg means nothing), and takes "),
         ({"image_size": "choice()"}, False, "empty choice is not legal"),
         ({"optim.lr": "interval(0,1)"}, True, ", and takes choice(a,b), range(1,9,2)"),
     ],
@@ -258,7 +260,10 @@ def test_mistakes(begin: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
     with monkeypatch.context() as patch:
         patch.setattr(tuning, "compose", compose)
         assert "did you mean 'lr'" in sentence(begin("optim.lrr=0.1,0.2"))
-    assert sentence(begin(*SPACE, "objectives=[test/auroc]")).startswith("objectives=test/auroc: ")
+    for name, told in (("test/auroc", ", such as val/auroc;"), ("val/recal", ", did you mean 'recall'?")):
+        said = sentence(begin(*SPACE, f"objectives=[{name}]"))
+        assert said.startswith(f"objectives={name} is neither ms_per_photo nor val/<name of a number>{told}")
+    assert sentence(begin("-m", *SPACE)) == "tune searches what has several values, without -m"
     assert "trainer.strategy=auto" in sentence(begin(*SPACE, "trainer.strategy=ddp"))
     assert "leave dataset.split.folds=5" in sentence(begin(*SPACE, "dataset.split.folds=null"))
     for address in ("postgresql://me:secret@host/db", "postgresql://me@host/db?password=secret"):
@@ -293,6 +298,19 @@ def test_another_study_is_not_joined(
     assert "begun with photos: " in sentence(begin(*SPACE, "dataset.root=others"))
     Path("study/study.log").write_text("{\n" * 3)
     assert "/study/study.log cannot be used (" in sentence(begin(*SPACE))
+    Path("study/study.log").unlink()
+    assert "study/trials is of a study that is not in its storage: " in sentence(begin(*SPACE))
+
+
+def test_a_journal_that_a_full_disk_has_torn(begin: Callable[..., Outcome]) -> None:
+    """The last line, of which a part is there, was never told; all others stand."""
+    assert begin(*SPACE, "n_trials=3").code == 0
+    before, journal = found()[1], Path("study/study.log")
+    with journal.open("ab") as file:
+        file.write(journal.read_bytes().splitlines()[-1][:20])
+    assert begin(*SPACE, "n_trials=4").code == 0
+    assert len(found()[1]) == 4
+    pd.testing.assert_frame_equal(found()[1].loc[before.index], before)
 
 
 # --- real jobs --------------------------------------------------------------------------------------------------------
@@ -303,6 +321,17 @@ def started(folder: Path, *given: str) -> subprocess.Popen[bytes]:
     log = (folder.parent / "log").open("ab")
     whole = [sys.executable, "-m", "defectcls.tune", *given, f"hydra.run.dir={folder}"]
     return subprocess.Popen(whole, cwd=folder.parent, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+
+@pytest.mark.slow
+def test_a_script_is_not_run_again_by_its_trials(tiny: list[str], tmp_path: Path) -> None:
+    given = (*tiny, "optim.lr=1e-4,1e-3", "sampler=grid", "finalists=1", "seeds=1", "hydra.run.dir=study")
+    script = "import defectcls\nprint('begun')\nprint(defectcls.run('tune', *{}).metrics['drawn'])\n"
+    (tmp_path / "script.py").write_text(script.format(given))
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+    told = subprocess.check_output([sys.executable, "script.py"], cwd=tmp_path, text=True, env=environment)
+    assert told.splitlines()[0] == "begun" and told.splitlines()[-1] == "2"
+    assert told.count("begun") == 1
 
 
 @pytest.mark.slow
