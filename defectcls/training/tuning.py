@@ -108,10 +108,9 @@ class Study:
         self.space, self.wanted = distributions_of(space, settings.sampler == "grid"), settings.n_trials
         if settings.sampler == "grid":
             self.wanted = min(self.wanted, math.prod(len(one.choices) for one in self.space.values()))
-        for name in {*self.names} - {COST}:  # a typo is told now
-            part, _, number = name.partition("/")
-            if part != "val" or number not in METRICS:
-                near = did_you_mean(number, METRICS) or f", such as val/auroc; names are {', '.join(METRICS)}"
+        for name in {*self.names} - {COST}:
+            if name not in (known := [f"val/{number}" for number in METRICS]):
+                near = did_you_mean(name, known) or f", such as val/auroc; names are {', '.join(METRICS)}"
                 raise UserError(f"objectives={name} is neither {COST} nor val/<name of a number>{near}")
         self.less = [name == COST or METRICS[name.removeprefix("val/")].less_is_better for name in self.names]
         self.ways: Any = ["minimize" if less else "maximize" for less in self.less]

@@ -278,7 +278,7 @@ def test_archives_are_input_as_folders_are(everywhere: dict[str, Path], tmp_path
     names = samples_of(tars)["path"].tolist()
     assert list_inputs(str(tars), None) == Photos(tars, names, {})
     one = [name.removeprefix("deep/") for name in names if name.startswith("deep/0")]
-    assert list_inputs(f"{tars}/deep/0.tar", None) == Photos(tars / "deep", one, {".json": 9})
+    assert list_inputs(f"{tars}/deep/0.tar", None) == Photos(tars / "deep", one, {})
     rows = [f"{tables}/{shard}.parquet/{row:08d}" for shard in range(2) for row in range(9)]
     assert list_inputs(f"{tables}/*.parquet", None) == Photos(Path(), rows, {})
     assert list_inputs(f"{tables}/1.parquet", None) == Photos(

@@ -260,7 +260,7 @@ def test_mistakes(begin: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
     with monkeypatch.context() as patch:
         patch.setattr(tuning, "compose", compose)
         assert "did you mean 'lr'" in sentence(begin("optim.lrr=0.1,0.2"))
-    for name, told in (("test/auroc", ", such as val/auroc;"), ("val/recal", ", did you mean 'recall'?")):
+    for name, told in (("test/auroc", ", did you mean 'val/auroc'?"), ("x", ", such as val/auroc;")):
         said = sentence(begin(*SPACE, f"objectives=[{name}]"))
         assert said.startswith(f"objectives={name} is neither ms_per_photo nor val/<name of a number>{told}")
     assert sentence(begin("-m", *SPACE)) == "tune searches what has several values, without -m"
