@@ -1,6 +1,7 @@
 """What a run leaves in its folder, and what another person needs to repeat it."""
 
 import contextlib
+import io
 import json
 import os
 import platform
@@ -33,6 +34,14 @@ def finished_metrics(folder: Path, part: str = "test") -> dict[str, Any] | None:
     """
     file, remedy = folder / "metrics.json", "delete it and resume the run, which measures it again"
     return read_json(file, remedy, ("dataset", "model", "seed", "class_names", part)) if file.is_file() else None
+
+
+def epochs_of(folder: Path) -> pd.DataFrame:
+    """What a job has told of its epochs, without the probe; nothing while it is being written."""
+    file = folder / "metrics.csv"
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    rows = pd.read_csv(io.StringIO(text)) if text.endswith("\n") else pd.DataFrame({"epoch": []})
+    return rows[rows["epoch"] > 0]
 
 
 def objective_of(metrics: dict[str, Any], objective: str | None) -> float | None:

@@ -9,7 +9,6 @@ failed, without an error, and a copy waits for whoever is next. A point that is 
 keeps its first number, and so its folder, which knows how far it came.
 """
 
-import io
 import json
 import logging
 import math
@@ -39,7 +38,7 @@ from defectcls.evaluation.metrics import METRICS, records
 from defectcls.evaluation.sweeps import over_seeds
 from defectcls.files import digest_of
 from defectcls.training.jobs import PRUNED, Task, run_job
-from defectcls.training.results import versions
+from defectcls.training.results import epochs_of, versions
 from defectcls.training.search import COST, try_once
 from defectcls.training.settings import TuneSettings
 from defectcls.training.space import OWN, distributions_of
@@ -83,14 +82,6 @@ def open_storage(address: str | None, folder: Path) -> Any:
         raise UserError(f"storage={address or journal} cannot be used ({one_line(error)}): {known}") from error
 
 
-def epochs_of(folder: Path) -> pd.DataFrame:
-    """What a job has told of its epochs, without the probe; nothing while it is being written."""
-    file = folder / "metrics.csv"
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    rows = pd.read_csv(io.StringIO(text)) if text.endswith("\n") else pd.DataFrame({"epoch": []})
-    return rows[rows["epoch"] > 0]
-
-
 class Study:
     """What one process does for a study, and knows of it.
 
@@ -109,8 +100,8 @@ class Study:
         if settings.sampler == "grid":
             self.wanted = min(self.wanted, math.prod(len(one.choices) for one in self.space.values()))
         for name in {*self.names} - {COST}:
-            if name not in (known := [f"val/{number}" for number in METRICS]):
-                near = did_you_mean(name, known) or f", such as val/auroc; names are {', '.join(METRICS)}"
+            if name not in (every := [f"val/{number}" for number in METRICS]):
+                near = did_you_mean(name, every) or f", such as val/auroc; names are {', '.join(METRICS)}"
                 raise UserError(f"objectives={name} is neither {COST} nor val/<name of a number>{near}")
         self.less = [name == COST or METRICS[name.removeprefix("val/")].less_is_better for name in self.names]
         self.ways: Any = ["minimize" if less else "maximize" for less in self.less]
