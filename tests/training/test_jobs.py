@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -21,7 +20,6 @@ from defectcls.training import command as commands
 from defectcls.training import jobs
 from defectcls.training.jobs import Task, close_sweep, read_jobs, recorded_command, run_job
 from tests.conftest import Outcome, command, process, sentence
-from tests.deployment.line import wait_until
 
 BREAKING = """
 import os, signal, sys
@@ -85,18 +83,18 @@ def test_finished_job_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-def test_a_ctrl_c_while_a_job_starts_is_one_sentence(tiny: list[str], tmp_path: Path) -> None:
-    """A terminal sends it to all processes of a command."""
-    given = ["-m", *tiny, "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    sweep = subprocess.Popen(
-        [sys.executable, "-m", "defectcls.train", *given], stderr=subprocess.PIPE, text=True, start_new_session=True
+def test_a_ctrl_c_while_a_job_starts_leaves_no_traceback(tmp_path: Path) -> None:
+    """A terminal sends it to all processes of a command; here it comes while the log of the job is opened."""
+    (tmp_path / "early.py").write_text(
+        "import logging, signal\ndef handler():\n    signal.raise_signal(2)\n    return logging.NullHandler()\n"
     )
-    wait_until((tmp_path / "sweep/0/job.json").is_file, 120)
-    os.killpg(sweep.pid, signal.SIGINT)
-    said = sweep.communicate(timeout=120)[1]
-    assert sweep.returncode == 130
-    assert "Traceback" not in said
-    assert said.splitlines()[-1].startswith("stopped by SIGINT: resume=")
+    logs = {"version": 1, "handlers": {"early": {"()": "early.handler"}}, "root": {"handlers": ["early"]}}
+    done = f"jobs.run_job(jobs.Task('compare', 0, Path(), [], {{}}, [], {logs}))"
+    script = f"from pathlib import Path\nfrom defectcls.training import jobs\nprint({done}['error'])\n"
+    (tmp_path / "script.py").write_text(script)
+    outcome = process("script", cwd=tmp_path, PYTHONPATH=f"{tmp_path}:{Path.cwd()}")
+    assert outcome.out == "its process ended with 130\n"
+    assert "Traceback" not in outcome.err
 
 
 # --- the folder of a sweep --------------------------------------------------------------------------------------------
