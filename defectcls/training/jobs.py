@@ -23,6 +23,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -91,6 +92,7 @@ def run_job(task: Task, watch: Callable[[], bool] | None = None) -> dict[str, An
         process = context.Process(target=_work, args=(task, dict(os.environ)))
         # A script that calls this is not run again by the process; a Ctrl-C of all reaches it once it can tell of it.
         main, sys.modules["__main__"] = sys.modules["__main__"], sys.modules[__name__]
+        resource_tracker.ensure_running()  # which unblocks it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         process.start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
