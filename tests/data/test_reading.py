@@ -210,7 +210,9 @@ def test_unreadable_files_are_told_at_every_run(root: Path, reads: list[str]) ->
 
 def test_a_file_that_is_written_to_all_the_time_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, ticks = reading.read_file, iter(range(1000))
-    monkeypatch.setattr(reading, "read_file", lambda path: plain(path) + bytes([next(ticks) % 256] * path.endswith("05.bmp")))
+    monkeypatch.setattr(
+        reading, "read_file", lambda path: plain(path) + bytes([next(ticks) % 256] * path.endswith("05.bmp"))
+    )
     images = read(root, cache="off")
     with pytest.raises(UserError, match=r"05.bmp has changed since the start of this run: start anew"):
         images[np.array([1, 5])]
