@@ -80,11 +80,17 @@ def study_pictures(trials: Iterable[FrozenTrial], ways: Any, names: list[str]) -
     for place, (words, draw) in enumerate(pictures.items()):
         with plt.rc_context({"savefig.bbox": "tight"}), suppress(ValueError, RuntimeError), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of too few, all alike
-            (figure := draw().figure).set_size_inches(7.2, 3.2)
+            (figure := draw().figure).set_size_inches(8.4, 3.6)
             for axes in figure.axes:
                 axes.set(facecolor="white", title="")
                 axes.set_title("", loc="left")
-            figure.axes[0].set_title(words, fontsize=10)
+                axes.tick_params(labelsize=7)
+                plt.setp(
+                    axes.get_yticklabels(), bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+                )
+                if axes.get_xlabel() == "Trial":  # whose numbers it does not know
+                    axes.set_xlabel("finished trials, one after another")
+            figure.axes[0].set_title(words, fontsize=10, pad=14)
             drawn.append(Picture(png(figure), f"study_{place}", words))
         plt.close("all")
     return drawn
