@@ -64,7 +64,8 @@ def read_member(path: str) -> bytes:
 
 def photos_in(root: Path, files: Sequence[str], left_out: Counter[str]) -> list[str]:
     """The files, relative to `root`, and in place of each archive the photos in it."""
-    listed = {name: list_archive(root / name, (), left_out)["path"] for name in files if is_archive(root / name)}
+    archives = (name for name in files if posixpath.splitext(name)[1].lower() in ARCHIVES)
+    listed = {name: list_archive(root / name, (), left_out)["path"] for name in archives}
     return [one for name in files for one in (f"{name}/" + listed[name] if name in listed else [name])]
 
 

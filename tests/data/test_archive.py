@@ -289,6 +289,10 @@ def test_archives_are_input_as_folders_are(everywhere: dict[str, Path], tmp_path
     tar(tmp_path / "mixed/a.tar", {"1.jpg": b"x"})
     (tmp_path / "mixed/2.jpg").touch()
     assert list_inputs(f"{tmp_path}/mixed", None) == Photos(tmp_path / "mixed", ["2.jpg"], {".tar": 1})
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut/a.parquet").write_bytes((tables / "1.parquet").read_bytes()[:-9])
+    with pytest.raises(UserError, match="^cannot read the archive .*a.parquet: "):
+        list_inputs(f"{tmp_path}/cut", None)
 
 
 def test_a_table_may_name_photos_in_archives(everywhere: dict[str, Path], tmp_path: Path) -> None:
