@@ -34,6 +34,7 @@ def connected(settings: RaySettings) -> Iterator[Any]:
             socket.create_connection((host.removeprefix("ray://"), port), timeout=10).close()
         ray.init(settings.address, runtime_env=there, logging_level=logging.ERROR, include_dashboard=False)
     except Exception as error:  # it has one for each way in which nobody answers
+        ray.shutdown()  # of what it has begun
         known = "auto is this machine's Ray (ray start), host:port another of the same Ray and Python, local a new one"
         raise UserError(f"address={settings.address} cannot be used ({one_line(error)}): {known}") from error
     with suppress(ValueError):  # in a thread
