@@ -37,7 +37,7 @@ def predict(config: dict[str, Any], folder: Path) -> int:
 
     output = settings.output or folder / "predictions.csv"
     if (by_ray := settings.ray.address) is None:
-        refuse_output(output, ".csv", settings.overwrite or settings.watch or bool(settings.resume))
+        refuse_output(output, ".csv", settings.overwrite or settings.watch)
     photos = Photos(Path(settings.input), [], {}) if settings.watch else list_inputs(settings.input, settings.root)
     checkpoint_file(settings.checkpoint)  # told before torch is imported
     from defectcls.deployment.predictor import load
@@ -53,15 +53,16 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     write: Any = watch if settings.watch else _write
     if by_ray:
         from defectcls.deployment.actors import write
+    written = output.with_name(f"{output.name}.{predictor.about['digest'][:8]}.part") if write is _write else output
     start = time.perf_counter()
-    before = write(predictor, photos, settings, output)
+    before = write(predictor, photos, settings, written)
     seconds = time.perf_counter() - start
     counts = Counter[str]()  # of all times that it was watched
-    for rows in read_output(output, settings.watch):
+    for rows in read_output(written, settings.watch):
         counts.update(rows["decision"])  # "" of what could not be read
     read, lost, best, drift = counts.total() - counts[""], pd.DataFrame(), pd.DataFrame(), []
     window = predictor.drift(read)
-    for rows in read_output(output, settings.watch):
+    for rows in read_output(written, settings.watch):
         known = rows[rows["error"] == ""]
         drift += window.windows(known)
         lost = pd.concat([lost, rows[rows["error"] != ""]])[:100]  # the table has all
@@ -98,12 +99,13 @@ def predict(config: dict[str, Any], folder: Path) -> int:
     file = folder / "gallery.html" if settings.gallery else None
     if file:
         write_page(page, file)
+    written.replace(output)  # whoever is killed before goes on
     print_page(page, file)
     return int(counts[""] > 0)
 
 
-def _write(predictor: "Predictor", photos: "Photos", settings: "PredictSettings", output: Path) -> int:
-    """Batch by batch, so that memory is bounded; how many rows `<output>.<model>.part` had, which a kill leaves."""
+def _write(predictor: "Predictor", photos: "Photos", settings: "PredictSettings", part: Path) -> int:
+    """Batch by batch, so that memory is bounded; how many rows the part had, which a kill leaves."""
     import pandas as pd
     from tqdm import tqdm
 
@@ -111,10 +113,7 @@ def _write(predictor: "Predictor", photos: "Photos", settings: "PredictSettings"
     from defectcls.deployment.watching import AT_ONCE, append, mend_table
     from defectcls.errors import UserError
 
-    part, done = output.with_name(f"{output.name}.{predictor.about['digest'][:8]}.part"), 0
-    anew = f"{part} is of other photos or of another version: type the command, without resume"
-    if settings.resume and output.is_file() and not (part.is_file() or settings.overwrite):
-        output.rename(part)  # killed after its last photo
+    done, anew = 0, f"{part} is of other photos or of another version: type the command, without resume"
     if settings.resume and part.is_file():
         mend_table(part, predictor.columns, anew)
         for rows in pd.read_csv(part, usecols=["path"], dtype=str, keep_default_na=False, chunksize=AT_ONCE):
@@ -130,7 +129,6 @@ def _write(predictor: "Predictor", photos: "Photos", settings: "PredictSettings"
         for rows in predictor.stream(paths, settings.batch_size):
             append(rows.assign(path=list(itertools.islice(names, len(rows)))), part)
             progress.update(len(rows))
-    part.replace(output)
     return done
 
 

@@ -244,15 +244,24 @@ def test_a_predict_that_was_stopped_goes_on(finished: Path, photos: Path, tmp_pa
         assert sentence(command("predict", f"resume={folder}")) == told
 
 
-def test_a_predict_that_was_killed_before_its_page_goes_on(finished: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_predict_that_was_killed_before_its_page_goes_on(
+    finished: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert predict(finished, photos, tmp_path / "whole", "gallery=4").code == 1
-    table, page = (tmp_path / "whole/predictions.csv").read_bytes(), tmp_path / "whole/gallery.html"
-    page.unlink()
-    outcome = command("predict", f"resume={tmp_path / 'whole'}")
+    table, folder = (tmp_path / "whole/predictions.csv").read_bytes(), tmp_path / "cut"
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr("defectcls.pages.gallery.gallery_page", lambda *_: 1 / 0)
+        predict(finished, photos, folder, "gallery=4")
+    (folder / "predictions.csv").write_text("of another command")
+    assert sentence(command("predict", f"resume={folder}")).startswith(f"output={folder}/predictions.csv exists: ")
+    assert (folder / "predictions.csv").read_text() == "of another command"
+    (folder / "predictions.csv").unlink()
+    outcome = command("predict", f"resume={folder}")
     assert outcome.code == 1
     assert "has 12 of 12 photos: going on after them" in outcome.err
-    assert (tmp_path / "whole/predictions.csv").read_bytes() == table
-    assert page.read_text().count("<figure ") == 4
+    assert (folder / "predictions.csv").read_bytes() == table
+    assert (folder / "gallery.html").read_text().count("<figure ") == 4
+    assert not [*folder.glob("*.part")]
 
 
 def test_a_long_table_is_looked_at_in_parts(

@@ -23,7 +23,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -90,13 +90,17 @@ def run_job(task: Task, watch: Callable[[], bool] | None = None) -> dict[str, An
         context: Any = multiprocessing.get_context("forkserver")  # Any: typeshed's lacks Process
         context.set_forkserver_preload(IMPORTED_ONCE)
         process = context.Process(target=_work, args=(task, dict(os.environ)))
-        # A script that calls this is not run again by the process; a Ctrl-C of all reaches it once it can tell of it.
+        resource_tracker.ensure_running()  # which unblocks signals
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # for what is forked, until it can tell of a Ctrl-C
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         main, sys.modules["__main__"] = sys.modules["__main__"], sys.modules[__name__]
-        resource_tracker.ensure_running()  # which unblocks it
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        process.start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        sys.modules["__main__"] = main
+        try:
+            process.start()  # which else would run a script that calls this again
+        finally:
+            sys.modules["__main__"] = main
         try:
             while watch is not None and process.exitcode is None:
                 process.join(WATCH_S)
